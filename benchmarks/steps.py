@@ -1,0 +1,239 @@
+"""steps.py - where the milliseconds of a cold start go, in the server and in the launcher.
+
+The core is measured as it is, from outside: its functions are wrapped for the time of a run, and
+the line of Python that the launcher is started with is replaced by one that first wraps the verbs.
+The launcher, PID 1 and the kernel's process walk through one plan, each a fork of the one before,
+so their time stamps collect in one list, and come back as one record of the report pipe just before
+the kernel is executed. CLOCK_MONOTONIC is the same in all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from benchmarks import common, start
+from sandbox_provisioner import launch, provisioner, spawn
+from sandbox_provisioner.handle import LocalHandle
+
+# (where, which function, what is done when it returns), in the order of a start.
+_STAMPED: tuple[tuple[Any, str, str], ...] = (
+    (provisioner.SandboxProvisioner, "pre_launch", "options and command"),
+    (launch.LocalLauncher, "sweep", "sweep of what is left over"),
+    (spawn.LauncherProcess, "__init__", "launcher spawned"),
+    (launch.LocalLauncher, "survey", "survey of the host"),
+    (launch._Start, "make_record", "record folder"),
+    (launch, "compile_plan", "plan"),
+    (launch._Start, "create_cgroup", "control groups"),
+)
+_AFTER: tuple[tuple[Any, str, str], ...] = (
+    (spawn.LauncherProcess, "perform", "kernel executed (server has heard)"),
+    (launch.LocalLauncher, "start", "record written"),
+    (LocalHandle, "sealed", "sockets bound and sealed"),
+    (provisioner.SandboxProvisioner, "post_launch", "start_kernel about to return"),
+)
+_KIND = "benchmark"
+_BOOT = """
+import time
+stamps = [b"interpreter"+b" %d" % time.monotonic_ns()]
+def stamp(name):
+    stamps.append(b"%s %d" % (name.encode(), time.monotonic_ns()))
+import sys
+sys.path.append(sys.argv[1])
+from sandbox_provisioner.inside import enter, steps
+stamp("import")
+read_all = enter._read_all
+def read(fd):
+    stamp("word")
+    return read_all(fd)
+enter._read_all = read
+def wrap(name, verb):
+    def timed(box, *words):
+        if name == "execute":
+            stamp("(end)")
+            box.report("benchmark", b";".join(stamps).decode())
+        begin = time.monotonic_ns()
+        verb(box, *words)
+        stamps.append(b"%s %d %d" % (name.encode(), time.monotonic_ns(), begin))
+    return timed
+for name in list(steps.VERBS):
+    steps.VERBS[name] = wrap(name, steps.VERBS[name])
+steps.system_call_filter = wrap("system-call-filter", steps.system_call_filter)
+fork_kernel = enter.fork_kernel
+enter.fork_kernel = lambda box: wrap("fork-kernel", fork_kernel)(box)
+enter.main(sys.argv[2:])
+"""
+
+
+@dataclass(slots=True)
+class Start:
+    """The time stamps of one start, in ns: (name, when) in the order in which they came."""
+
+    stamps: list[tuple[str, int]] = field(default_factory=list)
+    inside: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def stamp(self, name: str) -> None:
+        self.stamps.append((name, time.monotonic_ns()))
+
+    def read(self, text: str) -> None:
+        """Take what the launcher wrote: "NAME END" or "NAME END BEGIN", separated by ";"."""
+        for entry in text.split(";"):
+            name, *numbers = entry.split()
+            end = int(numbers[0])
+            self.inside.append((name, int(numbers[1]) if len(numbers) == 2 else end, end))
+
+
+# -- wrapping
+
+
+def stamping(function: Callable[..., Any], name: str, found: Start) -> Callable[..., Any]:
+    """*function*, coroutine or not, with a time stamp when it returns."""
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def later(*args: Any, **kwargs: Any) -> Any:
+            result = await function(*args, **kwargs)
+            found.stamp(name)
+            return result
+
+        return later
+
+    @functools.wraps(function)
+    def now(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        found.stamp(name)
+        return result
+
+    return now
+
+
+@contextlib.contextmanager
+def watched(found: Start) -> Iterator[None]:
+    """The core's functions wrapped, and the launcher's first line replaced."""
+    with contextlib.ExitStack() as stack:
+        for where, name, label in (*_STAMPED, *_AFTER):
+            wrapped = stamping(getattr(where, name), label, found)
+            stack.enter_context(mock.patch.object(where, name, wrapped))
+        stack.enter_context(mock.patch.object(spawn, "BOOT", _BOOT))
+        stack.enter_context(mock.patch.object(spawn.Report, "add", _reader(found)))
+        yield
+
+
+def _reader(found: Start) -> Callable[[Any, bytes], None]:
+    """The report pipe's reader, which also takes what `_BOOT` sends."""
+    add = spawn.Report.add
+
+    def read(report: Any, line: bytes) -> None:
+        kind, *words = line.split(b"\0")
+        if kind == _KIND.encode():
+            found.read(words[0].decode())
+        else:
+            if kind == b"pid":
+                found.stamp("PID 1 made (server has heard)")
+            add(report, line)
+
+    return read
+
+
+# -- one start
+
+
+def measure(found: start.Place, specs: Any, variant: start.Variant) -> Start:
+    """Start a kernel, wait for its first reply, end it."""
+    taken = Start()
+    manager = start.new_manager(variant, found, specs)
+    with watched(taken):
+        taken.stamp("call")
+        start.start_quietly(manager, found)
+        client = manager.client()
+        client.start_channels()
+        try:
+            taken.stamp("client connected")
+            start.await_reply(client)
+            taken.stamp("kernel_info_reply")
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=False)
+    return taken
+
+
+# -- from stamps to rows
+
+
+def intervals(stamps: Sequence[tuple[str, int]]) -> dict[str, float]:
+    """The milliseconds from each stamp to the next, under the name of the later one."""
+    pairs = itertools.pairwise(stamps)
+    return {name: (when - before) / 1e6 for (_, before), (name, when) in pairs}
+
+
+def inside_intervals(taken: Start) -> dict[str, float]:
+    """What the launcher, PID 1 and the kernel's process did, by verb, in ms; a verb that came
+    several times is summed under "VERB *".
+
+    The interpreter's start runs from the moment before `spawn`, whose own return comes later.
+    """
+    marks = {name: end for name, _, end in taken.inside}
+    spawned = dict(taken.stamps)["sweep of what is left over"]
+    rows = {
+        "interpreter starts": (marks["interpreter"] - spawned) / 1e6,
+        "imports": (marks["import"] - marks["interpreter"]) / 1e6,
+        "waits for the plan": (marks["word"] - marks["import"]) / 1e6,
+    }
+    apart = {"interpreter", "import", "word", "(end)"}
+    steps = [entry for entry in taken.inside if entry[0] not in apart]
+    rows |= _by_verb(steps)
+    known = sum(rows.values())
+    rows["decoding, calls, forks"] = (marks["(end)"] - spawned) / 1e6 - known
+    return rows
+
+
+def _by_verb(steps: Sequence[tuple[str, int, int]]) -> dict[str, float]:
+    counts: dict[str, int] = {}
+    sums: dict[str, float] = {}
+    for name, begin, end in steps:
+        counts[name] = counts.get(name, 0) + 1
+        sums[name] = sums.get(name, 0.0) + (end - begin) / 1e6
+    return {f"{name} x{counts[name]}": value for name, value in sums.items()}
+
+
+def rows_of(samples: Sequence[dict[str, float]], head: str) -> list[list[str]]:
+    """A row a name in the order of the first sample, with its share of the whole."""
+    whole = statistics.median(sum(sample.values()) for sample in samples)
+    rows = [[head, "ms", "(10th-90th)", "share"]]
+    for name in samples[0]:
+        found = common.spread([sample[name] for sample in samples if name in sample])
+        assert found
+        middle, _, rest = common.format_spread(found, 2).partition(" ")
+        rows.append([name, middle, rest, f"{100 * found.median / whole:.0f} %"])
+    return [*rows, ["whole", f"{whole:.2f}", "", ""]]
+
+
+def main(rounds: int, json_path: str | None) -> None:
+    """Measure, print, and save the stamps if *json_path* says where."""
+    facts = common.machine()
+    variant = start.Variant("sandbox", config={"mem_limit": "1G", "network": "none"})
+    with start.place() as found:
+        specs = start.write_kernels(found, [variant])
+        taken = []
+        for number in range(rounds + 1):
+            taken.append(measure(found, specs, variant))
+            print(f"\rround {number} of {rounds}", end="", file=sys.stderr, flush=True)
+    del taken[0]
+    print(file=sys.stderr)
+    print(common.format_machine(facts))
+    print(f"rounds:   {rounds}; medians\n")
+    outer = [intervals(one.stamps) for one in taken]
+    print(common.format_table(rows_of(outer, "until ... (server)")), end="\n\n")
+    inner = [inside_intervals(one) for one in taken]
+    print(common.format_table(rows_of(inner, "launcher, PID 1, kernel up to execve")))
+    if json_path:
+        common.save_json(json_path, {"machine": facts, "rounds": rounds, "starts": taken})

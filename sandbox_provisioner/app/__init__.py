@@ -1,0 +1,92 @@
+"""app/ - a command of its own: `jupyter sandbox …`, one file a subcommand, and the way out of all.
+
+::
+
+    install   gives an installed kernel a sandboxed twin        twins.py
+    doctor    what works here for this user, by trying it       ../doctor.py (the checks, pure)
+    explain   the steps of a start with their reasons, not run
+    run       any command in the box                            terminal.py
+    list      what runs now                                     running.py
+    gc        removes what killed servers left                  running.py
+    demo      one notebook on a plain and on a sandboxed kernel
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tornado.web import HTTPError
+from traitlets import TraitError
+
+from sandbox_provisioner.app.command import SandboxCommand, UsageError
+from sandbox_provisioner.errors import SandboxError
+
+__all__ = ["SandboxApp", "main"]
+
+_HERE = "sandbox_provisioner.app"
+
+
+_SUBCOMMANDS = {
+    "install": (f"{_HERE}.install.InstallApp", "Give a kernel a sandboxed twin."),
+    "doctor": (f"{_HERE}.doctor.DoctorApp", "Tell what works here, and what mends the rest."),
+    "explain": (f"{_HERE}.explain.ExplainApp", "Show the steps of a kernel's start."),
+    "run": (f"{_HERE}.run.RunApp", "Run any command in a sandbox."),
+    "list": (f"{_HERE}.running.ListApp", "Show the sandboxes that run."),
+    "gc": (f"{_HERE}.running.CollectApp", "Remove what killed servers left."),
+    "demo": (f"{_HERE}.demo.DemoApp", "Compare a plain and a sandboxed kernel."),
+}
+
+
+class SandboxApp(SandboxCommand):
+    """`jupyter sandbox`: knows its subcommands, and shows them when none is asked for."""
+
+    name = "jupyter sandbox"
+    usage = "jupyter sandbox COMMAND [options]"
+    description = (
+        "Jupyter kernels in Linux namespaces of their own, under memory, CPU and process caps."
+    )
+    examples = """
+    jupyter sandbox demo               # what a sandbox keeps from a notebook, side by side
+    jupyter sandbox doctor             # does it work here, and what would mend it
+    jupyter sandbox install            # then choose "Python 3 (ipykernel) (sandboxed)"
+    jupyter sandbox explain python3-sandbox
+    jupyter sandbox run -- bash        # a look around from inside
+    jupyter sandbox list --watch
+    """
+    subcommands = _SUBCOMMANDS
+
+    def start(self) -> None:
+        """Called for every command line: hands over to the subcommand."""
+        if self.subapp is not None:
+            self.subapp.start()
+            return
+        unknown = f"there is no command {self.extra_args[0]!r}" if self.extra_args else "no command"
+        raise UsageError(f"{unknown}; the commands are: {', '.join(self.subcommands)}")
+
+
+def main() -> None:
+    """Called by `jupyter-sandbox`: exits with 0, 1 (it failed), 2 (wrong usage) or, for `run`, with
+    the status of the command."""
+    try:
+        SandboxApp.launch_instance()
+    except UsageError as error:
+        _leave(2, f"{error}. See: {error.usage} --help")
+    except TraitError as error:
+        _leave(2, str(error))
+    except SandboxError as error:
+        _leave(1, str(error))
+    except HTTPError as error:
+        _leave(1, str(getattr(error, "error", error)))
+    except KeyboardInterrupt:
+        _leave(130)
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(141)
+
+
+def _leave(status: int, text: str = "") -> None:
+    if text:
+        print(f"jupyter sandbox: {text}", file=sys.stderr)
+    raise SystemExit(status)

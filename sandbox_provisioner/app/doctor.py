@@ -1,0 +1,192 @@
+"""app/doctor.py - a command of its own: `jupyter sandbox doctor` finds out what works here."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from traitlets import Bool
+
+from sandbox_provisioner import doctor
+from sandbox_provisioner.app.command import (
+    COMMON_FLAGS,
+    PROVISIONER,
+    SandboxCommand,
+    lend,
+    provisioner_name_of,
+    silent_log,
+    working_directory,
+)
+from sandbox_provisioner.app.leftovers import left_groups, left_sandboxes
+from sandbox_provisioner.errors import LaunchError, SandboxError
+from sandbox_provisioner.host import HostFacts, WorkdirFacts
+from sandbox_provisioner.id_range import find_id_range
+from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.provisioner import SandboxProvisioner
+from sandbox_provisioner.spawn import Stdio
+from sandbox_provisioner.spec import Covers, SandboxSpec
+from sandbox_provisioner.surroundings import Surroundings
+from sandbox_provisioner.unboxed import inner_command
+
+_SYSCTLS = (
+    "kernel.seccomp.actions_avail",
+    "kernel.core_pattern",
+)
+_TRIAL_SECONDS = 30
+
+
+_FLAGS = {
+    **COMMON_FLAGS,
+    "json": ({"DoctorApp": {"json_output": True}}, "Print a list of checks as JSON."),
+}
+
+
+class DoctorApp(SandboxCommand):
+    """Looks, tries, tells; changes nothing."""
+
+    usage = "jupyter sandbox doctor [--json]"
+    description = (
+        "Tell what of a sandbox works for you on this machine, what you lose where something "
+        "does not, and the command that mends it. It really starts a sandbox, and exits with 1 if "
+        "that fails."
+    )
+    examples = """
+    jupyter sandbox doctor
+    sudo -u alice jupyter sandbox doctor      # for the user who runs the server
+    jupyter sandbox doctor --json | jq '.[] | select(.state == "lack")'
+    """
+    json_output = Bool(False, help="Print a list of checks as JSON.").tag(config=True)
+    flags = _FLAGS
+
+    def start(self) -> None:
+        """Called once by `main`."""
+        self.refuse_words()
+        findings = self._find()
+        checks = doctor.examine(findings)
+        if self.json_output:
+            print(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
+        else:
+            print(doctor.describe(checks))
+        if isinstance(findings.trial, SandboxError):
+            raise SystemExit(1)
+
+    def _find(self) -> doctor.Findings:
+        host = HostFacts.probe()
+        provisioner = self.provisioner()
+        runtime = _answer(provisioner.launcher.runtime)
+        usable = not isinstance(runtime, SandboxError)
+        return doctor.Findings(
+            host=host,
+            workdir=_answer(lambda: WorkdirFacts.probe(working_directory(), host, Covers())),
+            sysctls=dict(_sysctls()),
+            surroundings=Surroundings.probe(),
+            id_range=_answer(lambda: find_id_range(host.uid)),
+            runtime=str(runtime) if usable else runtime,
+            runtime_free_bytes=shutil.disk_usage(runtime).free if usable else 0,
+            entry_point=_entry_point(),
+            server=_other_jupyter(),
+            kernels=tuple(self._kernels()),
+            left_sandboxes=left_sandboxes(runtime) if usable else (),
+            left_groups=left_groups(runtime) if usable else (),
+            **_trials(provisioner, host),
+        )
+
+    def _kernels(self) -> Iterator[doctor.Kernel]:
+        for name, found in sorted(self.kernels().get_all_specs().items()):
+            spec = found["spec"]
+            yield doctor.Kernel(
+                name=name,
+                sandboxed=provisioner_name_of(spec["metadata"]) == PROVISIONER,
+                guarded=inner_command(spec["argv"]) != spec["argv"],
+            )
+
+
+def _answer(question: Any) -> Any:
+    """Its value, or the SandboxError that it raised."""
+    try:
+        return question()
+    except SandboxError as error:
+        return error
+
+
+def _sysctls() -> Iterator[tuple[str, str]]:
+    for name in _SYSCTLS:
+        path = Path("/proc/sys", *name.split("."))
+        try:
+            yield name, path.read_text().strip()
+        except OSError:
+            continue
+
+
+def _entry_point() -> str:
+    group = KernelProvisionerFactory.GROUP_NAME
+    return next((f"{e.name} = {e.value}" for e in entry_points(group=group, name=PROVISIONER)), "")
+
+
+def _other_jupyter() -> str:
+    """`jupyter` of the PATH if it is not of our environment."""
+    path = shutil.which("jupyter")
+    ours = os.path.join(sys.prefix, "bin", "jupyter")
+    if path is None or not os.path.exists(ours) or os.path.samefile(path, ours):
+        return ""
+    return path
+
+
+def _trials(provisioner: SandboxProvisioner, host: HostFacts) -> dict[str, Any]:
+    """With the options in force, and, if that fails and caps lack here, without these."""
+    trial = _answer(lambda: try_sandbox(provisioner, host))
+    if not isinstance(trial, SandboxError) or not host.cgroups.missing:
+        return {"trial": trial}
+    provisioner.on_missing = dict.fromkeys(host.cgroups.missing, "warn")
+    provisioner.log = silent_log()
+    return {"trial": trial, "uncapped_trial": _answer(lambda: try_sandbox(provisioner, host))}
+
+
+def try_sandbox(provisioner: SandboxProvisioner, host: HostFacts) -> float:
+    """Start and end our Python in a sandbox; the milliseconds. Raises why it cannot be done."""
+    with tempfile.TemporaryDirectory(prefix="jupyter-sandbox-doctor-") as folder:
+        lend(Path(folder), host)
+        provisioner.workdir = folder
+        spec = provisioner.spec_for(folder)
+        started = time.monotonic()
+        asyncio.run(_try(provisioner.launcher, spec, folder))
+        return 1e3 * (time.monotonic() - started)
+
+
+async def _try(launcher: LocalLauncher, spec: SandboxSpec, folder: str) -> None:
+    request = LaunchRequest(
+        sandbox_id=uuid.uuid4().hex[:12],
+        spec=spec,
+        argv=(sys.executable, "-c", "pass"),
+        environment=os.environ,
+        cwd=folder,
+    )
+    handle = await launcher.start(request, Labels(name="doctor"), Stdio())
+    try:
+        async with asyncio.timeout(_TRIAL_SECONDS):
+            story = await handle.wait()
+    except TimeoutError:
+        story = None
+    finally:
+        await handle.close()
+    if story is None or story.code != 0:
+        raise LaunchError(
+            attempt=f"run {sys.executable} in a sandbox",
+            answer=f"it ended with status {story.code}" if story else "it did not end",
+            remedy=(story and story.reason) or "See what it wrote.",
+            step="run",
+            stderr_tail=story.stderr_tail if story else "",
+        )

@@ -1,0 +1,144 @@
+"""app/explain.py - a command of its own: `jupyter sandbox explain` shows a start, not run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpec
+from traitlets import Unicode
+from traitlets.config import Config
+
+from sandbox_provisioner.app.command import (
+    COMMON_ALIASES,
+    OPTION_ALIASES,
+    OPTIONS,
+    PROVISIONER,
+    SandboxCommand,
+    find_kernel,
+    provisioner_name_of,
+    stanza_of,
+    working_directory,
+)
+from sandbox_provisioner.app.tables import table
+from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.host import HostFacts, relative
+from sandbox_provisioner.landlock import losses
+from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.provisioner import SandboxProvisioner, places
+from sandbox_provisioner.spec import Confinement
+from sandbox_provisioner.unboxed import inner_command
+
+_CONNECTION_FILE = "kernel-example.json"
+_SHOWN_WIDTH = 60
+
+
+_ALIASES = {"cwd": "ExplainApp.cwd", **OPTION_ALIASES, **COMMON_ALIASES}
+
+
+class ExplainApp(SandboxCommand):
+    """Compiles the plan that a start would perform, and prints it."""
+
+    usage = "jupyter sandbox explain KERNEL [--cwd DIR] [options]"
+    description = (
+        "Show, step by step and with the reasons, what starting a sandboxed kernel would do, and "
+        "which options are in force and where each comes from. Nothing is started. Options on "
+        "this command line stand in for those of a configuration file, so that one can try them; "
+        'with workdir = "root", DIR is taken for the server\'s root directory.'
+    )
+    examples = """
+    jupyter sandbox explain python3-sandbox
+    jupyter sandbox explain python3-sandbox --cwd /srv/course/alice
+    jupyter sandbox explain python3-sandbox --volume /data:/data | grep -A1 /data
+    jupyter sandbox explain python3-sandbox --config /etc/jupyter/jupyter_lab_config.py
+    """
+    cwd = Unicode("", help="The directory that the notebook is in. Default: this one.").tag(
+        config=True
+    )
+    aliases = _ALIASES
+
+    def start(self) -> None:
+        """Called once by `main`."""
+        if len(self.extra_args) != 1:
+            raise self.wrong("write the name of one kernel")
+        name = self.extra_args[0]
+        kernel = find_kernel(self.kernels(), name)
+        if provisioner_name_of(kernel.metadata) != PROVISIONER:
+            raise SpecError(
+                attempt=f"explain the sandbox of the kernel {name!r}",
+                answer="it does not run in one",
+                remedy=f"Make a twin that does: jupyter sandbox install --kernel {name}",
+            )
+        cwd = os.path.abspath(self.cwd or working_directory())
+        provisioner = self.provisioner(kernel)
+        options = tuple(self._options(provisioner))
+        if provisioner.workdir == "root":
+            provisioner.workdir = cwd
+        plan = provisioner.launcher.explain(request_for(provisioner, kernel, cwd))
+        print(f"{kernel.display_name} ({kernel.resource_dir}), started in {cwd}\n")
+        print(table([("option", "value", "from"), *options], widest=(20, _SHOWN_WIDTH, 60)))
+        if provisioner.confinement == Confinement.LANDLOCK:
+            lost = "\n".join(f"  - {text}" for text in losses(HostFacts.probe()))
+            print(f'\nconfinement = "landlock" is weaker than namespaces:\n{lost}')
+        print(f"\n{plan.describe()}")
+
+    def _options(self, provisioner: SandboxProvisioner) -> Iterator[tuple[str, str, str]]:
+        """Every option with its value and origin; kernel.json wins over configuration."""
+        stanza = stanza_of(provisioner.kernel_spec.metadata).get("config", {})
+        on_command_line = self.cli_config.get(OPTIONS, Config())
+        configured = self.config.get(OPTIONS, Config())
+        files = ", ".join(self.loaded_config_files) or "configuration"
+        for name in sorted(own_options()):
+            origin = "default"
+            if name in stanza:
+                origin = "kernel.json"
+            elif name in on_command_line:
+                origin = "this command line"
+            elif name in configured:
+                origin = files
+            yield name, _shown(getattr(provisioner, name)), origin
+
+
+def own_options() -> set[str]:
+    """The options that are ours, and not jupyter_client's for every provisioner."""
+    return {
+        name
+        for name, trait in SandboxProvisioner.class_traits(config=True).items()
+        if trait.this_class is SandboxProvisioner
+    }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        text = ", ".join(map(str, value))
+    elif isinstance(value, Mapping):
+        text = ", ".join(f"{key}={choice}" for key, choice in value.items())
+    else:
+        text = str(value)
+    return text if len(text) <= 2 * _SHOWN_WIDTH else f"{text[: 2 * _SHOWN_WIDTH - 4]} ..."
+
+
+def request_for(provisioner: SandboxProvisioner, kernel: KernelSpec, cwd: str) -> LaunchRequest:
+    """What a server would ask a launcher for, with an example's connection file."""
+    spec = provisioner.spec_for(cwd)
+    where = places(spec.confinement, f"{provisioner.launcher.runtime()}/example")[0]
+    words = {
+        "connection_file": f"{where}/{_CONNECTION_FILE}",
+        "resource_dir": kernel.resource_dir,
+        "prefix": sys.prefix,
+    }
+    argv = inner_command(kernel.argv)
+    for place, path in words.items():
+        argv = [word.replace(f"{{{place}}}", path) for word in argv]
+    return LaunchRequest(
+        sandbox_id="example",
+        spec=spec,
+        argv=tuple(argv),
+        environment={**os.environ, **kernel.env},
+        env_keep=tuple(provisioner.env_keep),
+        cwd=cwd if relative(cwd, spec.workdir) is not None else spec.workdir,
+        connection_file=(_CONNECTION_FILE, ""),
+        survive_server=provisioner.survive_server,
+    )

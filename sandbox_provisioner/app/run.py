@@ -1,0 +1,152 @@
+"""app/run.py - a command of its own: `jupyter sandbox run` starts any command in a kernel's box."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import uuid
+from dataclasses import replace
+
+from traitlets import Unicode
+
+from sandbox_provisioner.app.command import (
+    COMMON_ALIASES,
+    OPTION_ALIASES,
+    SandboxCommand,
+    find_kernel,
+    working_directory,
+)
+from sandbox_provisioner.app.terminal import relayed
+from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.handle import ExitStory, LocalHandle
+from sandbox_provisioner.host import relative
+from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.provisioner import SandboxProvisioner, user_name
+from sandbox_provisioner.spawn import Stdio
+
+_RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+_ALIASES = {"kernel": "RunApp.kernel", **OPTION_ALIASES, **COMMON_ALIASES}
+
+
+class RunApp(SandboxCommand):
+    """Starts one command, waits, and ends as it did."""
+
+    usage = "jupyter sandbox run [options] -- COMMAND [ARGUMENT ...]"
+    description = (
+        "Run any command in the same box that a kernel would get: a shell to look around in, "
+        "tests, the few lines of a bug report. The work directory is the one you are in, and "
+        "writable. Without options it is the box of c.SandboxProvisioner; with --kernel that of an "
+        "installed sandboxed kernel, whose kernel.json then wins over other options.\n\n"
+        "On a terminal the command has one of its own; otherwise your stdin, stdout and stderr. "
+        "Its exit status is passed on (128+N for signal N); 1 is also that of a start that "
+        "failed, and 2 that of options that cannot be meant."
+    )
+    examples = """
+    jupyter sandbox run -- bash
+    jupyter sandbox run --mem-limit 512M --cpu-limit 0.5 -- python grade.py < answers.json
+    jupyter sandbox run --volume /data:/data:ro --env-keep 'MY_*' -- make test
+    jupyter sandbox run --workdir /srv/scratch -- sh -c 'id; ls -la; cat /proc/self/mounts'
+    jupyter sandbox run --kernel python3-sandbox -- bash
+    """
+    kernel = Unicode("", help="Use the options of this installed sandboxed kernel.").tag(
+        config=True
+    )
+    aliases = _ALIASES
+
+    def start(self) -> None:
+        """Called once by `main`; leaves with the command's exit status."""
+        position = self.argv.index("--") if "--" in self.argv else len(self.argv)
+        command = self.argv[position + 1 :]
+        if not command or len(self.extra_args) != len(command):
+            raise self.wrong("write the command, all of it, behind --")
+        kernel = find_kernel(self.kernels(), self.kernel) if self.kernel else None
+        provisioner = self.provisioner(kernel)
+        request = _request(provisioner, command)
+        try:
+            story = asyncio.run(run_in_box(provisioner.launcher, request))
+        except LaunchError as error:
+            raise _for_a_command(error, command[0]) from None
+        if story.reason:
+            print(f"jupyter sandbox: {story.reason}", file=sys.stderr)
+        raise SystemExit(_status(story))
+
+
+def _request(provisioner: SandboxProvisioner, command: list[str]) -> LaunchRequest:
+    cwd = working_directory()
+    spec = provisioner.spec_for(cwd)
+    return LaunchRequest(
+        sandbox_id=uuid.uuid4().hex[:12],
+        spec=spec,
+        argv=tuple(command),
+        environment=os.environ,
+        env_keep=tuple(provisioner.env_keep),
+        cwd=cwd if relative(cwd, spec.workdir) is not None else spec.workdir,
+        pump=False,
+    )
+
+
+async def run_in_box(launcher: LocalLauncher, request: LaunchRequest) -> ExitStory:
+    """Run *request* with our stdio, and with a terminal of its own where ours is one.
+
+    Raises a SandboxError where it cannot be started; the box is gone when this returns.
+    """
+    labels = Labels(name=os.path.basename(request.argv[0]), user=user_name())
+    with relayed() as terminal:
+        request = replace(request, terminal=terminal is not None)
+        signals = _Signals()
+        handle = await launcher.start(request, labels, terminal.stdio if terminal else Stdio(None))
+        try:
+            signals.relay_to(handle)
+            if terminal:
+                terminal.start()
+            story = await handle.wait()
+            if terminal:
+                await terminal.drain()
+            return story
+        finally:
+            await handle.close()
+
+
+class _Signals:
+    """Relays the signals that we get; those that come during the start are delivered after it."""
+
+    def __init__(self) -> None:
+        self._handle: LocalHandle | None = None
+        self._early: list[int] = []
+        for number in _RELAYED:
+            asyncio.get_running_loop().add_signal_handler(number, self._take, number)
+
+    def relay_to(self, handle: LocalHandle) -> None:
+        self._handle = handle
+        for number in self._early:
+            handle.signal(number)
+
+    def _take(self, number: int) -> None:
+        if self._handle:
+            self._handle.signal(number)
+        else:
+            self._early.append(number)
+
+
+def _for_a_command(error: LaunchError, program: str) -> LaunchError:
+    """*error* without advice about a kernel.json, where there is none."""
+    if error.step != "find-kernel" or error.stderr_tail:
+        return error
+    return LaunchError(
+        attempt=f"run {program!r}",
+        answer=error.answer.removeprefix(f"[{error.step}] "),
+        remedy="A path has to be absolute, or as seen from here; a name has to be on the PATH.",
+        step=error.step,
+    )
+
+
+def _status(story: ExitStory) -> int:
+    """As shells have it: 128+N for whoever signal N ended."""
+    if story.code is None:
+        return 128 + signal.SIGKILL
+    return story.code if story.code >= 0 else 128 - story.code

@@ -1,0 +1,119 @@
+"""cgroup - in the launching process: a sandbox's control groups, from the survey to the removal.
+
+::
+
+    facts = survey()                                      what may we do here
+    tree = open_tree(facts, name, limits, spec.may_lack, warn)    which controllers; nothing made
+    tree.join_files                                       for the launcher's plan
+    tree.create(limits, pid)                              groups and caps, all or nothing
+    tree.usage() · freeze() · thaw() · kill() · pids()    while it runs
+    await tree.remove()                                   when it is over
+
+v1, v2 and v2 by systemd differ only in `v1.py`, `v2.py` and `systemd.py`; everyone else sees
+`CgroupTree`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+
+from sandbox_provisioner.cgroup.files import PARENT
+from sandbox_provisioner.cgroup.survey import CgroupFacts, survey
+from sandbox_provisioner.cgroup.systemd import SystemdTree, scope_names
+from sandbox_provisioner.cgroup.tree import (
+    CgroupTree,
+    NullTree,
+    Tree,
+    Usage,
+    describe_cap,
+    facilities_asked,
+)
+from sandbox_provisioner.cgroup.v1 import V1Tree
+from sandbox_provisioner.cgroup.v2 import V2Tree
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.spec import Limits
+
+__all__ = [
+    "CgroupFacts",
+    "CgroupTree",
+    "NullTree",
+    "Usage",
+    "leftover_names",
+    "open_existing",
+    "open_tree",
+    "remove_leftovers",
+    "survey",
+]
+
+
+def _driver(facts: CgroupFacts) -> type[Tree]:
+    if facts.manager:
+        return SystemdTree
+    return {1: V1Tree, 2: V2Tree}[facts.version]
+
+
+def open_tree(
+    facts: CgroupFacts,
+    name: str,
+    limits: Limits,
+    may_lack: Callable[[str], bool],
+    warn: Callable[[str], None],
+) -> CgroupTree:
+    """The tree for sandbox *name*, not made yet; `launch` calls it when it compiles a plan.
+
+    A cap that cannot be enforced here is dropped with a call of *warn* if ``may_lack(facility)``
+    (`SandboxSpec.may_lack`), and raises HostError otherwise.
+    """
+    waived = [facility for facility in facilities_asked(limits) if facility in facts.missing]
+    for facility in waived:
+        wish = describe_cap(facility, limits)
+        reason = facts.missing[facility]
+        if not may_lack(facility):
+            raise HostError(
+                attempt=f"{wish} for sandbox {name}",
+                answer=reason,
+                remedy=facts.remedy(facility),
+            )
+        warn(f"Sandbox {name} runs without a wish of its options ({wish}), because {reason}.")
+    if facts.version == 0:
+        return NullTree(facts, name)
+    return _driver(facts)(facts, name, limits, waived)
+
+
+def open_existing(facts: CgroupFacts, name: str) -> CgroupTree:
+    """The tree that somebody else made, whatever caps it has; for a sandbox that was only found."""
+    if facts.version == 0:
+        return NullTree(facts, name)
+    every_cap = Limits(memory_bytes=1 << 30, cpu_cores=1, cpuset=frozenset({0}), pids=1 << 10)
+    return _driver(facts)(facts, name, every_cap)
+
+
+def leftover_names(facts: CgroupFacts) -> list[str]:
+    """The names of all trees that exist now, those of running sandboxes too; for `gc` and doctor.
+
+    Which of them is left over is for the caller to know.
+    """
+    names: set[str] = set()
+    for base in set(facts.bases.values()):
+        if facts.manager:
+            names.update(scope_names(base))
+            continue
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            names.update(entry.name for entry in os.scandir(f"{base}/{PARENT}") if entry.is_dir())
+    return sorted(names)
+
+
+def remove_leftovers(facts: CgroupFacts, name: str, *, timeout_seconds: float = 5.0) -> None:
+    """End what still runs in tree *name* and remove it, whatever controllers it was made with.
+
+    For `gc`, after a server died. Blocks at most *timeout_seconds*; raises HostError if processes
+    are left then. Nothing to do is fine.
+    """
+    if facts.version == 0:
+        return
+    every_cap = Limits(memory_bytes=1 << 30, cpu_cores=1, cpuset=frozenset({0}), pids=1 << 10)
+    tree = _driver(facts)(facts, name, every_cap)
+    tree.kill()
+    tree.remove_blocking(timeout_seconds)

@@ -1,0 +1,373 @@
+"""cgroup/survey.py - any process, reads only: which cgroups we may make here, and what lacks.
+
+Linux has two forms of control groups (cgroups(7)). In *v1* each controller has a hierarchy of its
+own, or shares one with others (cpu,cpuacct). In *v2* there is one, and a controller works in a
+group only if every ancestor hands it down in cgroup.subtree_control. A hybrid machine mounts both,
+and a controller serves only one of them.
+
+Where systemd runs, v2's hierarchy is its own. It delegates parts of it: to a service with
+``Delegate=yes``, in which we make groups ourselves, and to the manager of each user who is logged
+in, whom we ask for one (`systemd.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from sandbox_provisioner.spec import WAIVABLE_FACILITIES as FACILITIES
+
+# cpuacct only counts; the freezer stops and, on v1, makes killing safe from forks. On v2 these two
+# need no controller, and "freezer" stands for what every group there can do.
+V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids", "freezer")
+
+_DROP_IN = (
+    "Let systemd delegate the controllers to its users' managers: "
+    "sudo mkdir -p /etc/systemd/system/user@.service.d && "
+    "printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | "
+    "sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl daemon-reload   "
+    "# then end all sessions of this user (or restart the machine) and log in again"
+)
+_DELEGATE = (
+    "Start the server where it is delegated cgroups: in a login session of systemd; "
+    "in a service with Delegate=yes and DelegateSubgroup=server; or in a container that has its "
+    "own, writable cgroup namespace"
+)
+# What helps where a manager of systemd is to make our groups and cannot be reached.
+MANAGER_REMEDIES = {
+    "user": "Log in anew, so that a manager of your own runs (not with su or sudo -u; on Debian "
+    "and Ubuntu the package dbus-user-session is needed), and see: systemctl --user status",
+    "system": "See: systemctl status dbus.socket",
+}
+_UNIT = re.compile(r"\.(service|scope|slice|mount|swap|socket)$")
+_SLICES = {"user": "app.slice", "system": "system.slice"}
+_LEAF = (
+    "Move the processes of {group} to a group of their own, as containers do at their start: "
+    "mkdir {group}/init, write each number in cgroup.procs to init/cgroup.procs; "
+    "or start the server as a service with Delegate=yes and DelegateSubgroup=server"
+)
+_KERNEL = (
+    "See /proc/cgroups and the kernel's command line (cgroup_disable=, cgroup_no_v1=): "
+    "the controller '{facility}' has to be built in and enabled; "
+    "in a container, the engine that started it has to delegate it"
+)
+_MOUNT = "Mount the controllers: sudo mount -t cgroup2 none /sys/fs/cgroup, or start systemd"
+_OWN_V1 = (
+    "Let an administrator make a cgroup for you in each hierarchy (cgcreate -a USER), "
+    "or run the server as root"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CgroupFacts:
+    """What this process may do with cgroups, as `host.HostFacts` holds it and `open_tree` uses it.
+
+    *version* is 1 or 2, and 0 where no group can be made. *bases* leads from a controller to the
+    directory below which its groups go; on v2 it is the same for all, and "freezer" is always
+    there. *manager* is "user" or "system" where that manager of systemd has to make them, and the
+    bases are then the directory of a slice. *missing* leads from a facility of `Limits` (memory,
+    cpu, cpuset, pids) to the reason why it cannot be enforced here.
+    """
+
+    version: int
+    bases: Mapping[str, str]
+    missing: Mapping[str, str]
+    manager: str = ""
+    remedies: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def remedy(self, facility: str) -> str:
+        """What a person can do so that *facility* works; for the errors of `open_tree`, doctor."""
+        fallback = {0: _MOUNT, 1: _OWN_V1}.get(self.version, _DELEGATE)
+        return f"{self.remedies.get(facility, fallback)}."
+
+
+def bus_path(manager: str, run: str = "/run") -> str:
+    """The socket of the bus on which systemd's *manager*, "user" or "system", answers."""
+    return (
+        f"{run}/user/{os.geteuid()}/bus" if manager == "user" else f"{run}/dbus/system_bus_socket"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    root: str
+    point: str
+    kind: str
+    options: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """Facts about one form of cgroups, and how many facilities its controllers are here for."""
+
+    facts: CgroupFacts
+    present: int
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return len(FACILITIES) - len(self.facts.missing), self.present
+
+
+def survey(*, proc: str = "/proc", pid: str = "self", run: str = "/run") -> CgroupFacts:
+    """Look at the mounts and the own groups of process *pid*; called by `host.HostFacts.probe`.
+
+    Where there are several ways, the one that can enforce more counts. *run* is where systemd keeps
+    its sockets. Raises OSError only if *proc* is no proc(5) file system.
+    """
+    mounts = list(_cgroup_mounts(f"{proc}/{pid}/mountinfo"))
+    own = _own_groups(f"{proc}/{pid}/cgroup")
+    # max() takes the first of equals, so v2 where both do the same.
+    forms = [*_survey_v2(mounts, own, run), _survey_v1(mounts, own)]
+    return max(forms, key=lambda form: form.rank).facts
+
+
+def _cgroup_mounts(path: str) -> Iterator[_Mount]:
+    """The cgroup mounts in a mountinfo file, whose fields proc(5) explains."""
+    with Path(path).open(encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            root, point = before.split()[3:5]
+            kind, _, options = after.split()[:3]
+            if kind in {"cgroup", "cgroup2"}:
+                yield _Mount(_unescape(root), _unescape(point), kind, frozenset(options.split(",")))
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _own_groups(path: str) -> dict[str, str]:
+    """Controller -> own group, from /proc/PID/cgroup; that of v2 has the empty name."""
+    groups = {}
+    with Path(path).open(encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            _, controllers, group = line.rstrip("\n").split(":", 2)
+            groups.update(dict.fromkeys(controllers.split(","), group))
+    return groups
+
+
+def _directory(mount: _Mount, group: str) -> str | None:
+    """Where *mount* shows *group*; None if it shows another part of the hierarchy.
+
+    A container without a cgroup namespace has only its own group mounted, and mountinfo's root
+    tells which. Inside a cgroup namespace "/.." is what lies above it (cgroup_namespaces(7)).
+    """
+    if "/.." in mount.root or "/.." in group:
+        return None
+    root = mount.root.rstrip("/")
+    if f"{group}/".startswith(f"{root}/"):
+        return f"{mount.point}{group[len(root) :]}".rstrip("/")
+    return None
+
+
+def _is_writable(directory: str) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
+def _not_writable(directory: str) -> str:
+    return f"{directory} is not writable for uid {os.getuid()}"
+
+
+# --- v1
+
+
+def _survey_v1(mounts: Collection[_Mount], own: Mapping[str, str]) -> _Survey:
+    bases: dict[str, str] = {}
+    lacks: dict[str, str] = {}
+    remedies: dict[str, str] = {}
+    for controller in V1_CONTROLLERS:
+        fitting = [m for m in mounts if m.kind == "cgroup" and controller in m.options]
+        base = next((d for m in fitting if (d := _directory(m, own.get(controller, "/")))), None)
+        if not fitting:
+            lacks[controller] = f"controller '{controller}' is not mounted"
+            remedies[controller] = _KERNEL.format(facility=controller)
+        elif base is None:
+            lacks[controller] = f"no mount shows our own group in the hierarchy of '{controller}'"
+        elif not _is_writable(base):
+            lacks[controller] = _not_writable(base)
+        else:
+            bases[controller] = base
+    present = sum(facility not in remedies for facility in FACILITIES)
+    return _Survey(_facts(1 if bases else 0, bases, lacks, remedies, _OWN_V1), present)
+
+
+def _facts(
+    version: int,
+    bases: Mapping[str, str],
+    lacks: Mapping[str, str],
+    remedies: Mapping[str, str],
+    remedy: str,
+    manager: str = "",
+) -> CgroupFacts:
+    missing = {facility: lacks[facility] for facility in FACILITIES if facility in lacks}
+    return CgroupFacts(
+        version=version,
+        bases=MappingProxyType(dict(bases)),
+        missing=MappingProxyType(missing),
+        manager=manager,
+        remedies=MappingProxyType({name: remedies.get(name, remedy) for name in missing}),
+    )
+
+
+# --- v2
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A v2 group below which we may make ours, and the controllers that ours would get."""
+
+    directory: str
+    controllers: frozenset[str]
+    delegated: bool
+
+    @property
+    def enforces(self) -> int:
+        return len(self.controllers.intersection(FACILITIES))
+
+
+def _survey_v2(mounts: Collection[_Mount], own: Mapping[str, str], run: str) -> Iterator[_Survey]:
+    """Every way that there is on v2, the best first of those that can do the same."""
+    group = own.get("", "/")
+    for mount in mounts:
+        if mount.kind == "cgroup2" and (directory := _directory(mount, group)):
+            candidates = list(_candidates(mount.point, directory))
+            delegated = [found for found in candidates if found.delegated]
+            if delegated:
+                yield _survey_direct(mount.point, directory, delegated, run)
+            if os.path.isdir(f"{run}/systemd/system"):
+                yield from _survey_systemd(mount.point, run)
+            yield _survey_direct(mount.point, directory, candidates, run)
+            return
+    reason = "no cgroup file system is mounted"
+    if any(mount.kind == "cgroup2" for mount in mounts):
+        reason = "no mount of cgroup v2 shows our own group"
+    yield _Survey(_facts(0, {}, dict.fromkeys(FACILITIES, reason), {}, _MOUNT), 0)
+
+
+def _survey_systemd(point: str, run: str) -> Iterator[_Survey]:
+    """What the manager of systemd that makes our scopes could enforce, if there is one."""
+    manager, directory = "system", point
+    if uid := os.geteuid():
+        manager, directory = "user", f"{point}/user.slice/user-{uid}.slice/user@{uid}.service"
+    if not os.access(bus_path(manager, run), os.W_OK) or not os.path.isdir(directory):
+        return
+    offered = _words(f"{point}/cgroup.controllers")
+    controllers = _words(f"{directory}/cgroup.controllers")
+    lacks: dict[str, str] = {}
+    remedies: dict[str, str] = {}
+    for facility in sorted(set(FACILITIES) - controllers):
+        lacks[facility] = f"controller '{facility}' is not delegated to {directory}"
+        remedies[facility] = _DROP_IN
+        if facility not in offered:
+            lacks[facility], remedies[facility] = _not_offered(facility)
+    bases = dict.fromkeys(sorted(controllers | {"freezer"}), f"{directory}/{_SLICES[manager]}")
+    facts = _facts(2, bases, lacks, remedies, _DROP_IN, manager)
+    yield _Survey(facts, len(offered.intersection(FACILITIES)))
+
+
+def _not_offered(facility: str) -> tuple[str, str]:
+    return f"cgroup v2 offers no controller '{facility}' here", _KERNEL.format(facility=facility)
+
+
+def _survey_direct(point: str, own: str, candidates: Collection[_Candidate], run: str) -> _Survey:
+    offered = _words(f"{point}/cgroup.controllers")
+    best = max(candidates, key=lambda found: found.enforces, default=None)
+    controllers = best.controllers if best else frozenset()
+    lacks: dict[str, str] = {}
+    remedies: dict[str, str] = {}
+    for facility in sorted(set(FACILITIES) - controllers):
+        lacks[facility], remedies[facility] = _why_missing(
+            facility, offered, best.directory if best else own, writable=best is not None, run=run
+        )
+    bases = dict.fromkeys(sorted(controllers | {"freezer"}), best.directory) if best else {}
+    present = len(offered.intersection(FACILITIES))
+    return _Survey(_facts(2 if best else 0, bases, lacks, remedies, _DELEGATE), present)
+
+
+def _candidates(point: str, own: str) -> Iterator[_Candidate]:
+    """The writable groups between our own and the mount's root, the nearest first.
+
+    Who may write everywhere keeps out of systemd's groups ("single writer",
+    https://systemd.io/CGROUP_DELEGATION) and takes one that it has delegated, or the root.
+    """
+    chain = [directory for directory in _upwards(own, point) if _is_writable(directory)]
+    delegated = {directory for directory in chain if _is_delegated(directory, own)}
+    if point in chain:
+        chain = [d for d in chain if d == point or d in delegated]
+    for directory in chain:
+        yield _Candidate(directory, _controllers_below(directory), directory in delegated)
+
+
+def _upwards(directory: str, top: str) -> Iterator[str]:
+    while directory != top:
+        yield directory
+        directory = os.path.dirname(directory)
+    yield top
+
+
+def _is_delegated(directory: str, own: str) -> bool:
+    """Whether systemd delegated *directory* (systemd.resource-control(5), Delegate=) to a service.
+
+    What it delegates to a user's manager has that one for its only writer. A user's manager of
+    systemd 252 leaves no mark; but a group of no unit's name can only be made by whom it was
+    delegated to, and when our own is one below the unit's, so that is we.
+    """
+    if re.fullmatch(r"user@\d+\.service", os.path.basename(directory)):
+        return False
+    below = own.removeprefix(f"{directory}/").partition("/")[0]
+    if _UNIT.search(directory) and own != directory and not _UNIT.search(below):
+        return True
+    for mark in ("user.delegate", "trusted.delegate"):
+        try:
+            if os.getxattr(directory, mark) == b"1":
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _controllers_below(directory: str) -> frozenset[str]:
+    """The controllers that a group made in *directory* has, or has once we enable them.
+
+    A group with processes of its own cannot enable any; only the true root can, and it is the one
+    without cgroup.type (admin-guide/cgroup-v2.rst, "No Internal Process Constraint").
+    """
+    enabled = _words(f"{directory}/cgroup.subtree_control")
+    is_root = not os.path.exists(f"{directory}/cgroup.type")
+    may_enable = os.access(f"{directory}/cgroup.subtree_control", os.W_OK)
+    if may_enable and (is_root or not _words(f"{directory}/cgroup.procs")):
+        return enabled | _words(f"{directory}/cgroup.controllers")
+    return enabled
+
+
+def _why_missing(
+    facility: str, offered: Collection[str], directory: str, *, writable: bool, run: str
+) -> tuple[str, str]:
+    """Reason and remedy for a controller that groups in *directory* would not have."""
+    if facility not in offered:
+        return _not_offered(facility)
+    if not writable and os.path.isdir(f"{run}/systemd/system"):
+        # A manager that can be reached would have been asked.
+        manager = "user" if os.geteuid() else "system"
+        reason = f"systemd's {manager} manager does not answer on {bus_path(manager, run)}"
+        return f"{_not_writable(directory)}, and {reason}", MANAGER_REMEDIES[manager]
+    if not writable:
+        return _not_writable(directory), _DELEGATE
+    if facility in _words(f"{directory}/cgroup.controllers"):
+        reason = (
+            f"{directory} has processes of its own, "
+            f"so that the kernel lets it hand down no controller"
+        )
+        return reason, _LEAF.format(group=directory)
+    return f"controller '{facility}' is not delegated to {directory}", _DROP_IN
+
+
+def _words(path: str) -> frozenset[str]:
+    try:
+        return frozenset(Path(path).read_text(encoding="ascii").split())
+    except OSError:
+        return frozenset()

@@ -1,0 +1,291 @@
+"""handle.py - in the launching process: a running sandbox; the only object with methods that wait.
+
+Waiting is on a pidfd, never by polling, and on whichever event loop calls: jupyter_client's
+blocking managers bring a new loop with every call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import IO, Protocol
+
+from sandbox_provisioner.cgroup import CgroupTree, Usage
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.inside.init import COVER_LOST, FIRST_RELAYED, INTERRUPTED, MEMORY_WORD
+from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
+from sandbox_provisioner.spec import Confinement, format_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitStory:
+    """How a kernel ended, as data.
+
+    *code* is its exit status, or the negative number of the signal that ended it, or None if
+    nobody could learn it. *cover_lost*: it was ended because somebody outside had replaced a file
+    that it must not reach. *interrupted*: it ended by itself, just after the interrupt near its
+    memory cap. *reason* is a sentence for the person at the notebook where the sandbox ended it, ""
+    otherwise. *stderr_tail* is the last that it wrote to stderr.
+    """
+
+    code: int | None
+    signal: int = 0
+    oom_killed: bool = False
+    limit_bytes: int | None = None
+    peak_bytes: int | None = None
+    cpu_seconds: float | None = None
+    pids_limit_hits: int = 0
+    cover_lost: bool = False
+    interrupted: bool = False
+    reason: str = ""
+    stderr_tail: str = ""
+
+
+class SandboxHandle(Protocol):
+    """A running sandbox, wherever it runs. Only the local form knows pids and cgroups."""
+
+    def poll(self) -> ExitStory | None:
+        """How it ended, or None while it runs; does not block."""
+        ...
+
+    async def wait(self) -> ExitStory:
+        """Wait until it has ended."""
+        ...
+
+    def signal(self, number: int) -> None:
+        """Send *number* to the kernel and its process group; nothing if it has ended."""
+        ...
+
+    def kill(self) -> None:
+        """End everything inside at once; nothing if it has ended."""
+        ...
+
+    def usage(self) -> Usage:
+        """What it uses now."""
+        ...
+
+    async def close(self) -> None:
+        """Kill what is left, reap, and remove every trace. More than once is fine."""
+        ...
+
+
+class LocalHandle:
+    """A sandbox on this machine: PID 1 by its pidfd, its groups, its folder.
+
+    *pipes* are our ends of what the caller asked to be pipes; a kernel that still wrote to a closed
+    one would be told of it, so they stay open as long as it lives.
+    """
+
+    def __init__(
+        self,
+        *,
+        pidfd: int,
+        tree: CgroupTree,
+        folder: RecordFolder,
+        record: Record,
+        control: int,
+        pipes: Sequence[IO[bytes]] = (),
+    ) -> None:
+        self.record = record
+        self.folder = folder
+        self._pidfd = pidfd
+        self._tree = tree
+        self._control = control
+        self._pipes = pipes
+        self._story: ExitStory | None = None
+        self._closed = False
+        self._killed_by_us = False
+        self._last_usage = Usage()
+
+    @property
+    def pid(self) -> int:
+        """The host's pid of PID 1; for people, not for signals."""
+        return self.record.init_pid
+
+    def poll(self) -> ExitStory | None:
+        if self._story is None and (self._closed or _is_readable(self._pidfd)):
+            self._story = self._tell()
+        return self._story
+
+    async def wait(self) -> ExitStory:
+        if self.poll() is None:
+            await readable(self._pidfd)
+        story = self.poll()
+        assert story is not None
+        return story
+
+    def signal(self, number: int) -> None:
+        if number == signal.SIGKILL:
+            self.kill()
+        elif number and self.poll() is None:
+            self._send(FIRST_RELAYED + number - 1)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self._killed_by_us = True
+            self._send(self.record.end_signal)
+            with contextlib.suppress(HostError):
+                self._tree.thaw()  # on v1 a frozen process dies only then
+
+    def _send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def freeze(self) -> None:
+        """Stop every process of it."""
+        self._tree.freeze()
+
+    def thaw(self) -> None:
+        """Let every process of it go on."""
+        self._tree.thaw()
+
+    def usage(self) -> Usage:
+        if not self._closed:
+            self._last_usage = self._tree.usage()
+        return self._last_usage
+
+    async def sealed(self) -> str:
+        """Wait for PID 1's word that all sockets listen: "sealed", another text is an error.
+
+        "" if it ended before.
+        """
+        await readable(self._control)
+        try:
+            return os.read(self._control, 4096).decode()
+        except OSError:
+            return ""
+
+    def notices(self) -> list[str]:
+        """What PID 1 has told since it said "sealed", as sentences for a log; does not block."""
+        told = []
+        while self._control >= 0 and not self._closed and _is_readable(self._control):
+            try:
+                word, _, number = os.read(self._control, 4096).decode().partition(" ")
+            except OSError:
+                break
+            if word != MEMORY_WORD:
+                break  # its end
+            told.append(_interrupted(int(number), self.record))
+        return told
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self.kill()
+        await self.wait()
+        self.usage()
+        self._closed = True
+        if self.record.confinement == Confinement.LANDLOCK:
+            self._tree.kill()  # an init that somebody killed from outside has ended nobody else
+        await self._tree.remove()
+        remove_stand_ins(self.folder.path.parent, self._reread())
+        self.folder.remove()
+        for fd in (self._pidfd, self._control):
+            if fd >= 0:
+                os.close(fd)
+        for pipe in self._pipes:
+            pipe.close()
+
+    def _reread(self) -> Record:
+        """The record as it is now: another sandbox may have left us stand-ins to remove."""
+        with contextlib.suppress(OSError, ValueError):
+            return self.folder.read()
+        return self.record
+
+    def _tell(self) -> ExitStory:
+        _reap(self._pidfd)
+        usage = self.usage()
+        head, _, tail = self.folder.read_exit_file().partition(b"\n")
+        words = head.split()
+        code, number = (int(words[0]), int(words[1])) if len(words) >= 2 else (None, 0)
+        oom_killed = bool(usage.oom_kills) and not self._killed_by_us
+        if code is None and (oom_killed or self._killed_by_us):
+            number = signal.SIGKILL
+        story = ExitStory(
+            code=-number if number else code,
+            signal=number,
+            oom_killed=oom_killed and number == signal.SIGKILL,
+            limit_bytes=usage.memory_limit_bytes,
+            peak_bytes=usage.memory_peak_bytes,
+            cpu_seconds=usage.cpu_seconds,
+            pids_limit_hits=usage.pids_limit_hits or 0,
+            cover_lost=words[2:] == [COVER_LOST],
+            interrupted=words[2:] == [INTERRUPTED] and not oom_killed,
+            stderr_tail=tail.decode(errors="replace"),
+        )
+        return with_reason(story, self.record)
+
+
+def with_reason(story: ExitStory, record: Record) -> ExitStory:
+    """*story* with its sentence for the person at the notebook, if the sandbox ended the kernel."""
+    name = f"Kernel {short_id(record)}"
+    if story.cover_lost:
+        reason = (
+            f"{name} was ended: a program outside has replaced or removed a file in its work "
+            "directory that it must not reach, such as ~/.bashrc, and it could have written to the "
+            "new one. Start it again, or work in a directory below the home directory."
+        )
+    elif story.oom_killed and story.limit_bytes is not None:
+        peak = f" (peak {format_bytes(story.peak_bytes)})" if story.peak_bytes else ""
+        reason = (
+            f"{name} was killed: it reached its memory limit of {format_bytes(story.limit_bytes)}"
+            f"{peak}. Raise mem_limit, or work on less data at once."
+        )
+    elif story.interrupted:
+        limit = format_bytes(record.memory_limit_bytes or 0)
+        reason = (
+            f"{name} ended when it was interrupted close to its memory limit of {limit}. Raise "
+            "mem_limit, or set mem_interrupt to 0 for a kernel that ends at every interrupt."
+        )
+    else:
+        return story
+    return replace(story, reason=reason)
+
+
+def _interrupted(used_bytes: int, record: Record) -> str:
+    limit = format_bytes(record.memory_limit_bytes or 0)
+    return (
+        f"Kernel {short_id(record)} was interrupted: it uses {format_bytes(used_bytes)} of its "
+        f"memory limit of {limit}."
+    )
+
+
+def short_id(record: Record) -> str:
+    """The id of a kernel as people see it in lists and sentences."""
+    return (record.kernel_id or record.sandbox_id)[:8]
+
+
+def _is_readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+async def readable(fd: int) -> None:
+    """Wait on the running event loop until *fd* can be read, or has ended."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    # A duplicate: two coroutines may wait for the same descriptor, a loop has one reader for each.
+    own = os.dup(fd)
+
+    def wake() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    loop.add_reader(own, wake)
+    try:
+        await done
+    finally:
+        loop.remove_reader(own)
+        os.close(own)
+
+
+def _reap(pidfd: int) -> None:
+    """waitid(2): PID 1 is our child if we started it; one that we only found is somebody else's."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)

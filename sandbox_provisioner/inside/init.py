@@ -1,0 +1,359 @@
+"""inside/init.py - PID 1 of the sandbox: reaps, relays signals, passes output on, tells the end.
+
+PID 1 gets only the signals that it asks for (pid_namespaces(7)): a kernel in its place would ignore
+SIGTERM, and would keep its orphans as zombies. Signals for the kernel come from outside as
+real-time signals, over a pidfd of this very process, so that no stranger can be hit::
+
+    server ──pidfd: SIGRTMIN + N - 1──▶ PID 1 ──kill(-kernel, N)──▶ kernel and its group
+    PID 1  ──control: "sealed"──▶ server      all sockets listen, their directory is read-only
+    server ──control: end of file──▶ PID 1    the server is gone: so are we
+    PID 1  ──control: "memory USED"──▶ server     the kernel was interrupted before its cap
+    PID 1  ──exit file: "CODE SIGNAL [WHY]\\n" and the last of stderr
+
+When PID 1 ends, the Linux kernel ends every process of the namespace. Under the confinement
+"landlock" there is no PID namespace: we are an ordinary process outside of the kernel's Landlock
+domain, which therefore cannot signal or trace us, and before we end we end everybody (`family.py`).
+Who wants the end of such a sandbox sends us the relayed SIGKILL; our own death would leave others.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal without its enums
+import os
+import select
+import stat
+import time
+
+from sandbox_provisioner.inside import family, memory
+from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside.steps import Box
+
+CAP_DAC_READ_SEARCH = 2
+CAP_KILL = 5
+COVER_LOST = b"cover-lost"  # the word for it in the exit file
+FAILED = 125  # the exit status of whoever could not do its part
+INTERRUPTED = b"interrupted"  # as well: it ended just after the interrupt near its memory cap
+MEMORY_WORD = "memory"  # and the number of bytes: on the control socket
+_SIGINT = 2
+_SIGCHLD = 17
+FIRST_RELAYED = 34  # glibc's SIGRTMIN: 32 and 33 are its own
+_RELAYED = {FIRST_RELAYED + number - 1: number for number in range(1, 32)}
+# What an administrator's kill(1) sends; for the kernel as well.
+_RELAYED |= {1: 1, 2: 2, 15: 15}
+_LISTENED = (_SIGCHLD, *_RELAYED)
+_TAIL_BYTES = 8192
+_LISTEN_SOON_MS = 1
+_FALLEN_MS = 100
+_ENDED_OF_IT_SECONDS = 1.0
+_CHUNK = 4096  # PIPE_BUF: what a pipe that polls as writable takes without blocking
+
+
+def block_signals() -> None:
+    """Before the fork, so that no signal is lost between it and `run`."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _LISTENED)
+
+
+def unblock_signals() -> None:
+    """In the kernel's process."""
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _LISTENED)
+
+
+class _Pump:
+    """Passes one of the kernel's outputs on to ours, and remembers its end."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self.read_fd = read_fd
+        self.write_fd = write_fd
+        self.waiting = b""
+        self.tail = b""
+
+    def fill(self) -> bool:
+        """Read once; False at the end."""
+        self.waiting = os.read(self.read_fd, _CHUNK)
+        self.tail = (self.tail + self.waiting)[-_TAIL_BYTES:]
+        return bool(self.waiting)
+
+    def drain(self) -> None:
+        """Write once. A reader that has gone loses what comes, the kernel must not stop for it."""
+        try:
+            self.waiting = self.waiting[os.write(self.write_fd, self.waiting) :]
+        except OSError:
+            self.waiting = b""
+
+
+class _Init:
+    def __init__(self, box: Box, kernel_pid: int) -> None:
+        self.box = box
+        self.kernel_pid = kernel_pid
+        self.pumps = []
+        for number, (read_end, write_end) in enumerate(box.pumps, 1):
+            os.close(write_end)
+            self.pumps.append(_Pump(read_end, number))
+        # Kept apart: a pump leaves the list at its end of file, which may come before the death.
+        self.stderr = self.pumps[-1] if self.pumps else None
+        for name in box.kept_of_kernel:
+            self.keep(f"/proc/{kernel_pid}/{name}")
+        self.signals = kernel.signal_fd(_LISTENED)
+        self.poll = select.poll()
+        # Where the mounts are the host's nothing is covered, and what changes is not ours.
+        self.mounts = Mounts() if box.namespaces else None
+        self.memory: memory.Memory | None = None  # until the kernel listens
+        self.interrupted_until = 0.0
+        self.seal = Seal(box) if box.seal_names else None
+
+    def keep(self, path: str) -> None:
+        """See `steps.keep_paths`; nothing if the kernel has ended already."""
+        try:
+            self.box.kept.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+        except OSError:
+            return
+
+    def watch(self) -> None:
+        """Register what to wait for: a pump either reads or writes, never blocks in between."""
+        self.poll.register(self.signals, select.POLLIN)
+        if self.mounts:
+            self.poll.register(self.mounts.fd, select.POLLPRI)
+        if self.box.control_fd >= 0:
+            self.poll.register(self.box.control_fd, select.POLLIN)
+        if self.seal:
+            self.poll.register(self.seal.events, select.POLLIN)
+        if self.memory:
+            self.poll.register(self.memory.fd, self.memory.mask)
+        for pump in self.pumps:
+            if pump.waiting:
+                self.poll.register(pump.write_fd, select.POLLOUT)
+            else:
+                self.poll.register(pump.read_fd, select.POLLIN)
+
+    def patience(self) -> int | None:
+        """How many milliseconds without an event: what tells no event has to be looked at."""
+        if self.seal and self.seal.bound():
+            return _LISTEN_SOON_MS
+        return _FALLEN_MS if self.memory and self.memory.raised else None
+
+    def loop(self) -> None:
+        while True:
+            self.watch()
+            ready = dict(self.poll.poll(self.patience()))
+            # Output first: what the kernel wrote before it died belongs to its tail.
+            for pump in list(self.pumps):
+                self.serve_pump(pump, ready)
+            if self.box.control_fd in ready:
+                self.serve_control()
+            if self.seal and self.seal.ready(ready):
+                self.end_start()
+            if self.mounts and self.mounts.fd in ready and self.mounts.lost():
+                self.end(FAILED, COVER_LOST)
+            if self.memory and (self.memory.fd in ready or self.memory.raised):
+                self.serve_memory(self.memory)
+            if self.signals in ready:
+                self.serve_signal()
+
+    def serve_pump(self, pump: _Pump, ready: dict[int, int]) -> None:
+        if pump.write_fd in ready and pump.waiting:
+            pump.drain()
+            if not pump.waiting:
+                self.poll.unregister(pump.write_fd)
+        elif pump.read_fd in ready:
+            self.poll.unregister(pump.read_fd)
+            if not pump.fill():
+                os.close(pump.read_fd)
+                self.pumps.remove(pump)
+
+    def serve_signal(self) -> None:
+        number = int.from_bytes(os.read(self.signals, 128)[:4], "little")
+        if number == _SIGCHLD:
+            self.reap()
+        else:
+            self.relay(_RELAYED[number])
+
+    def serve_memory(self, watched: memory.Memory) -> None:
+        """Tell first: the cell that the interrupt ends is the one to show it."""
+        used = watched.look()
+        if not used or not memory.hears(self.kernel_pid, _SIGINT):
+            return
+        memory.say(self.kernel_pid, f"\n{watched.sentence(used)}\n")
+        self.relay(_SIGINT)
+        self.interrupted_until = time.monotonic() + _ENDED_OF_IT_SECONDS
+        self.tell(f"{MEMORY_WORD} {used}")
+
+    def tell(self, text: str) -> None:
+        """Tell the server, if it listens; nobody may have to wait for one that does not."""
+        try:
+            os.write(self.box.control_fd, text.encode())
+        except OSError:
+            return
+
+    def relay(self, number: int) -> None:
+        try:
+            os.kill(-self.kernel_pid, number)
+        except ProcessLookupError:
+            os.kill(self.kernel_pid, number)  # it has not made its session yet
+
+    def reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.kernel_pid:
+                of_it = time.monotonic() < self.interrupted_until
+                self.end(os.waitstatus_to_exitcode(status), INTERRUPTED if of_it else b"")
+
+    def end(self, code: int, why: bytes = b"") -> None:
+        for pump in self.pumps:
+            self.last_words(pump)
+        tail = self.stderr.tail if self.stderr else b""
+        signal = -code if code < 0 else 0
+        if not self.box.namespaces:
+            family.end_all()
+        os.write(self.box.exit_fd, b"%d %d %s\n" % (max(code, 0), signal, why) + tail)
+        os._exit(code if code >= 0 else 128 + signal)
+
+    def last_words(self, pump: _Pump) -> None:
+        """Pass on what is still in the pipe, as far as our reader takes it at once."""
+        writable = select.poll()
+        writable.register(pump.write_fd, select.POLLOUT)
+        os.set_blocking(pump.read_fd, False)
+        while True:
+            while pump.waiting and writable.poll(0):
+                pump.drain()
+            try:
+                if not pump.fill():
+                    return
+            except BlockingIOError:
+                return
+
+    def serve_control(self) -> None:
+        if os.read(self.box.control_fd, 64):
+            return
+        if not self.box.survives_server:
+            if not self.box.namespaces:
+                family.end_all()
+            os._exit(0)
+        self.poll.unregister(self.box.control_fd)
+        os.close(self.box.control_fd)
+        self.box.control_fd = -1
+
+    def end_start(self) -> None:
+        """Everything is bound: close the directory, give up CAP_SYS_ADMIN, tell the server."""
+        assert self.seal
+        self.poll.unregister(self.seal.events)
+        try:
+            self.seal.close()
+            if self.box.namespaces:
+                kernel.set_capabilities(CAP_KILL)
+            answer = "sealed"
+        except OSError as error:
+            answer = str(error)
+        self.seal = None
+        os.write(self.box.control_fd, answer.encode())
+        os.set_blocking(self.box.control_fd, False)
+        if self.box.memory:
+            self.box.memory.arm()
+            self.memory = self.box.memory
+
+
+class Mounts:
+    """Notices that a mount of ours has gone; nobody inside could have done that.
+
+    Somebody outside who renames a file over one that we cover, or removes it, takes our mount on it
+    away (rename(2), unlink(2)), and the kernel would see the new one. proc_pid_mountinfo(5): the
+    file polls as POLLPRI when a mount is made or taken away.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self.expected = self.count()
+
+    def count(self) -> int:
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        lines = 0
+        while chunk := os.read(self.fd, 1 << 16):
+            lines += chunk.count(b"\n")
+        return lines
+
+    def lost(self) -> bool:
+        return self.count() < self.expected
+
+
+class Seal:
+    """Makes the socket directory read-only once the kernel listens on all of its sockets.
+
+    Without a mount of our own it stays as it is; the rules of Landlock then let the kernel make
+    sockets in it and nothing else, no link to a socket of somebody else's.
+    """
+
+    def __init__(self, box: Box) -> None:
+        self.directory = box.seal_fd
+        self.path = box.seal_path
+        self.names = box.seal_names
+        self.uid = box.kernel_uid
+        self.is_mount = box.namespaces
+        self.events = kernel.watch_directory(self.directory)
+
+    def bound(self) -> bool:
+        """Whether each name is a socket of the kernel's user, and no link to somebody else's."""
+        for name in self.names:
+            try:
+                status = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
+            except FileNotFoundError:
+                return False
+            if not stat.S_ISSOCK(status.st_mode) or status.st_uid != self.uid:
+                return False
+        return True
+
+    def ready(self, ready: dict[int, int]) -> bool:
+        if self.events in ready:
+            os.read(self.events, 4096)
+        return self.bound() and self.listening()
+
+    def listening(self) -> bool:
+        """bind(2) makes the file; listen(2) comes just after it, and tells nobody.
+
+        /proc/net/unix (unix(7)): "Num: RefCount Protocol Flags Type St Inode Path"; the flag 10000
+        is that of a listening socket. A client that connects before it waits 100 ms to try again.
+        """
+        # By the whole path: where the network namespace is shared, other kernels stand here too.
+        waiting = {os.fsencode(f"{self.path}/{name}") for name in self.names}
+        with open("/proc/net/unix", "rb", buffering=0) as table:
+            for line in table.readall().splitlines():
+                words = line.split()
+                if len(words) == 8 and words[3] == b"00010000":
+                    waiting.discard(words[7])
+        return not waiting
+
+    def close(self) -> None:
+        if self.is_mount:
+            kernel.mount_setattr(self.directory, add=kernel.MOUNT_RDONLY, recursive=False)
+        os.close(self.directory)
+        os.close(self.events)
+
+
+def run(box: Box, kernel_pid: int) -> None:
+    """Be PID 1 until the kernel or the server ends; does not return.
+
+    CAP_KILL stays, to signal the kernel, which has another user id; until the seal also what it
+    takes to look into the kernel's directory of sockets and to make its mount read-only. With files
+    we can do what the kernel's user can, and no more.
+    """
+    try:
+        if box.namespaces:
+            kernel.drop_bounding_set()
+            if box.files_as:
+                kernel.set_filesystem_ids(*box.files_as)
+                kernel.set_dumpable(dumpable=False)  # credentials(7): a change may reset it
+            until_sealed = (CAP_DAC_READ_SEARCH, kernel.CAP_SYS_ADMIN) if box.seal_names else ()
+            kernel.set_capabilities(CAP_KILL, *until_sealed)
+        else:
+            kernel.set_capabilities()
+        kernel.set_no_new_privileges()
+        _Init(box, kernel_pid).loop()
+    except BaseException as error:
+        os.write(box.exit_fd, f"{FAILED} 0\nThe sandbox's init failed: {error!r}".encode())
+        if not box.namespaces:
+            family.end_all()
+    finally:
+        os._exit(FAILED)

@@ -1,0 +1,417 @@
+"""inside/kernel_calls.py - runs in the launcher: the only file with ctypes, one function a call.
+
+May import: os, ctypes.  May raise: CallFailed, whose text names every operand that the kernel was
+told.  Constants are those of the Linux UAPI headers; the numbers of the calls that the C library
+does not wrap are the same on every architecture since Linux 5.1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.setfsuid.argtypes = _libc.setfsgid.argtypes = [ctypes.c_uint]
+
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
+_NR_FSOPEN = 430
+_NR_FSCONFIG = 431
+_NR_FSMOUNT = 432
+_NR_OPENAT2 = 437
+_NR_CLOSE_RANGE = 436
+_NR_MOUNT_SETATTR = 442
+_NR_LANDLOCK_CREATE_RULESET = 444
+_NR_LANDLOCK_ADD_RULE = 445
+_NR_LANDLOCK_RESTRICT_SELF = 446
+_BY_MACHINE = {
+    # machine: (clone, pivot_root, keyctl)
+    "x86_64": (56, 155, 250),
+    "aarch64": (220, 41, 219),
+}
+_MACHINE = os.uname().machine
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+_CLONE_PARENT = 0x00008000
+_SIGCHLD = 17
+
+AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 1
+_OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH = 0x04
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_MNT_DETACH = 2
+
+MOUNT_RDONLY = 0x01
+MOUNT_NOSUID = 0x02
+MOUNT_NODEV = 0x04
+MOUNT_NOEXEC = 0x08
+MOUNT_IDMAP = 0x00100000
+MS_PRIVATE = 1 << 18
+MS_REC = 1 << 14
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_SECCOMP = 22
+_PR_CAPBSET_DROP = 24
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION_3 = 0x20080522
+CAP_SYS_ADMIN = 21
+
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_RULE_PATH_BENEATH = 1
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_SIOCSIFFLAGS = 0x8914
+_TIOCSCTTY = 0x540E
+_IFF_UP_RUNNING = 0x41
+
+
+class CallFailed(OSError):
+    """A system call failed; the text is "call(operand=value) failed: ENAME (what it means)"."""
+
+    def __init__(self, call: str, number: int, **operands: object) -> None:
+        told = ", ".join(f"{name}={value!r}" for name, value in operands.items())
+        name = errno.errorcode.get(number, str(number))
+        self.text = f"{call}({told}) failed: {name} ({os.strerror(number)})"
+        super().__init__(number, self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Attributes(ctypes.Structure):
+    """struct mount_attr of mount_setattr(2)."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+class _Ruleset(ctypes.Structure):
+    """struct landlock_ruleset_attr of landlock_create_ruleset(2)."""
+
+    _fields_ = (
+        ("handled_access_fs", ctypes.c_uint64),
+        ("handled_access_net", ctypes.c_uint64),
+        ("scoped", ctypes.c_uint64),
+    )
+
+
+class _PathBeneath(ctypes.Structure):
+    """struct landlock_path_beneath_attr of landlock_add_rule(2)."""
+
+    _pack_ = 1
+    _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+class _FilterProgram(ctypes.Structure):
+    """struct sock_fprog of seccomp(2)."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def _check(result: int, call: str, **operands: object) -> int:
+    if result < 0:
+        raise CallFailed(call, ctypes.get_errno(), **operands)
+    return result
+
+
+def _syscall(number: int, *args: object) -> int:
+    return int(_libc.syscall(ctypes.c_long(number), *args))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(flags), "unshare", flags=hex(flags))
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2)."""
+    _check(_libc.setns(fd, kind), "setns", fd=fd, kind=hex(kind))
+
+
+def fork_as_sibling() -> int:
+    """clone(2) with CLONE_PARENT: like fork, but the child is a child of *our* parent.
+
+    So the server is the parent of PID 1, and this process may end. Only for a process with one
+    thread: none of Python's after-fork hooks run, and none is needed.
+    """
+    number = _BY_MACHINE[_MACHINE][0]
+    pid = _syscall(number, ctypes.c_ulong(_CLONE_PARENT | _SIGCHLD), None, None, None, None)
+    return _check(pid, "clone", flags="CLONE_PARENT|SIGCHLD")
+
+
+def open_tree(path: str, *, dir_fd: int = AT_FDCWD) -> int:
+    """open_tree(2): a detached recursive clone of the mounts at *path* ("" is *dir_fd* itself)."""
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE | (0 if path else _AT_EMPTY_PATH)
+    result = _syscall(_NR_OPEN_TREE, dir_fd, os.fsencode(path), ctypes.c_uint(flags))
+    return _check(result, "open_tree", path=path, dir_fd=dir_fd)
+
+
+def move_mount(mount_fd: int, target_fd: int) -> None:
+    """move_mount(2), both sides by descriptor: no path is resolved a second time."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    result = _syscall(_NR_MOVE_MOUNT, mount_fd, b"", target_fd, b"", ctypes.c_uint(flags))
+    _check(result, "move_mount", mount_fd=mount_fd, target_fd=target_fd)
+
+
+def mount_setattr(
+    mount_fd: int,
+    path: str = "",
+    *,
+    add: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
+    recursive: bool = True,
+) -> None:
+    """mount_setattr(2): add attributes, set propagation, or map ids by a user namespace."""
+    flags = (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
+    attributes = _Attributes(add, 0, propagation, userns_fd)
+    result = _syscall(
+        _NR_MOUNT_SETATTR,
+        mount_fd,
+        os.fsencode(path),
+        ctypes.c_uint(flags),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    _check(result, "mount_setattr", path=path, add=hex(add), propagation=hex(propagation))
+
+
+def new_mount(filesystem: str, options: dict[str, str | None], attributes: int) -> int:
+    """fsopen(2), fsconfig(2), fsmount(2): a detached mount; an option of None is a flag."""
+    context = _check(
+        _syscall(_NR_FSOPEN, filesystem.encode(), ctypes.c_uint(1)), "fsopen", name=filesystem
+    )
+    try:
+        for key, value in options.items():
+            _fsconfig(context, filesystem, key, value)
+        result = _syscall(_NR_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        _check(result, "fsconfig", name=filesystem, command="create")
+        result = _syscall(_NR_FSMOUNT, context, ctypes.c_uint(1), ctypes.c_uint(attributes))
+        return _check(result, "fsmount", name=filesystem, attributes=hex(attributes))
+    finally:
+        os.close(context)
+
+
+def _fsconfig(context: int, filesystem: str, key: str, value: str | None) -> None:
+    command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+    text = None if value is None else value.encode()
+    result = _syscall(_NR_FSCONFIG, context, command, key.encode(), text, 0)
+    _check(result, "fsconfig", name=filesystem, key=key, value=value)
+
+
+def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """openat2(2): open *path* below *dir_fd* under the RESOLVE_* restrictions."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    result = _syscall(
+        _NR_OPENAT2,
+        dir_fd,
+        os.fsencode(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    return _check(result, "openat2", path=path, flags=hex(flags), resolve=hex(resolve))
+
+
+def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2)."""
+    number = _BY_MACHINE[_MACHINE][1]
+    _check(_syscall(number, os.fsencode(new), os.fsencode(old)), "pivot_root", new=new, old=old)
+
+
+def detach(path: str) -> None:
+    """umount2(2) with MNT_DETACH."""
+    _check(_libc.umount2(os.fsencode(path), _MNT_DETACH), "umount2", path=path, flags="MNT_DETACH")
+
+
+def make_mounts_private() -> None:
+    """mount(2) with MS_REC|MS_PRIVATE on "/": nothing that follows reaches another namespace."""
+    result = _libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None)
+    _check(result, "mount", target="/", flags="MS_REC|MS_PRIVATE")
+
+
+def set_hostname(name: str) -> None:
+    """sethostname(2)."""
+    text = name.encode()
+    _check(_libc.sethostname(text, ctypes.c_size_t(len(text))), "sethostname", name=name)
+
+
+def loopback_up() -> None:
+    """netdevice(7), SIOCSIFFLAGS on lo: the only interface of a new network namespace is down."""
+    inet, datagram = 2, 2
+    fd = _check(_libc.socket(inet, datagram | os.O_CLOEXEC, 0), "socket", family="AF_INET")
+    try:
+        # struct ifreq: 16 bytes of name, then a short with the flags, 40 bytes in all.
+        request = ctypes.create_string_buffer(b"lo".ljust(16, b"\0"), 40)
+        ctypes.c_short.from_buffer(request, 16).value = _IFF_UP_RUNNING
+        result = _libc.ioctl(fd, ctypes.c_ulong(_SIOCSIFFLAGS), request)
+        _check(result, "ioctl", request="SIOCSIFFLAGS", interface="lo")
+    finally:
+        os.close(fd)
+
+
+def take_terminal(fd: int) -> None:
+    """ioctl_tty(2), TIOCSCTTY: the session's first process gets the terminal that it has open."""
+    result = _libc.ioctl(fd, ctypes.c_ulong(_TIOCSCTTY), ctypes.c_ulong(0))
+    _check(result, "ioctl", request="TIOCSCTTY", fd=fd)
+
+
+def join_new_session_keyring() -> None:
+    """keyctl(2), KEYCTL_JOIN_SESSION_KEYRING: a keyring of our own, in place of the server's.
+
+    A kernel that was built without keyrings answers ENOSYS: then there is none to share.
+    """
+    number = _BY_MACHINE[_MACHINE][2]
+    if _syscall(number, ctypes.c_int(_KEYCTL_JOIN_SESSION_KEYRING), None) < 0:
+        code = ctypes.get_errno()
+        if code != errno.ENOSYS:
+            raise CallFailed("keyctl", code, command="KEYCTL_JOIN_SESSION_KEYRING")
+
+
+def set_filesystem_ids(uid: int, gid: int) -> None:
+    """setfsgid(2), setfsuid(2): whose files we make. They answer nothing; a second call asks."""
+    for call, identity in ((_libc.setfsgid, gid), (_libc.setfsuid, uid)):
+        call(identity)
+        if call(ctypes.c_uint(-1).value) != identity:
+            raise CallFailed("setfsuid/setfsgid", errno.EPERM, id=identity)
+
+
+def drop_bounding_set() -> None:
+    """prctl(2), PR_CAPBSET_DROP for every capability that this kernel knows (EINVAL ends it)."""
+    for capability in range(64):
+        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            code = ctypes.get_errno()
+            if code == errno.EINVAL and capability:
+                return
+            raise CallFailed("prctl", code, option="PR_CAPBSET_DROP", capability=capability)
+
+
+def set_capabilities(*kept: int) -> None:
+    """capset(2): permitted and effective become *kept*; inheritable (and so ambient) empty."""
+    low = high = 0
+    for capability in kept:
+        low |= (1 << capability) & 0xFFFFFFFF
+        high |= (1 << capability) >> 32
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    _check(_libc.capset(header, sets), "capset", kept=kept)
+
+
+def set_dumpable(*, dumpable: bool) -> None:
+    """prctl(2), PR_SET_DUMPABLE: whether processes of the same user may ptrace us or read /proc."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0), "prctl", option="PR_SET_DUMPABLE")
+
+
+def set_no_new_privileges() -> None:
+    """prctl(2), PR_SET_NO_NEW_PRIVS: no exec gives more rights from here on."""
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl", option="PR_SET_NO_NEW_PRIVS")
+
+
+def die_with_parent() -> None:
+    """prctl(2), PR_SET_PDEATHSIG: SIGKILL when the process that forked us ends."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl", option="PR_SET_PDEATHSIG")
+
+
+def adopt_orphans() -> None:
+    """prctl(2), PR_SET_CHILD_SUBREAPER: descendants whose parent ends become our children."""
+    result = _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _check(result, "prctl", option="PR_SET_CHILD_SUBREAPER")
+
+
+def landlock_version() -> int:
+    """landlock_create_ruleset(2): the version of the ABI, 0 where there is no Landlock."""
+    flags = ctypes.c_uint(_LANDLOCK_CREATE_RULESET_VERSION)
+    return max(0, _syscall(_NR_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), flags))
+
+
+def landlock_create_ruleset(files: int, network: int, scoped: int) -> int:
+    """landlock_create_ruleset(2): a descriptor of the rules for what it shall handle.
+
+    An older kernel knows a shorter structure, and takes a longer one if the rest is zero.
+    """
+    wanted = _Ruleset(files, network, scoped)
+    size = ctypes.c_size_t(ctypes.sizeof(wanted))
+    result = _syscall(_NR_LANDLOCK_CREATE_RULESET, ctypes.byref(wanted), size, ctypes.c_uint(0))
+    told = {"files": hex(files), "network": hex(network), "scoped": hex(scoped)}
+    return _check(result, "landlock_create_ruleset", **told)
+
+
+def landlock_allow(ruleset_fd: int, path: str, path_fd: int, access: int) -> None:
+    """landlock_add_rule(2): allow *access* to what *path_fd* is, and to what lies beneath it."""
+    rule = _PathBeneath(access, path_fd)
+    kind = ctypes.c_int(_LANDLOCK_RULE_PATH_BENEATH)
+    number = _NR_LANDLOCK_ADD_RULE
+    result = _syscall(number, ruleset_fd, kind, ctypes.byref(rule), ctypes.c_uint(0))
+    _check(result, "landlock_add_rule", path=path, access=hex(access))
+
+
+def landlock_restrict_self(ruleset_fd: int) -> None:
+    """landlock_restrict_self(2): from here on, for us and all that we start."""
+    result = _syscall(_NR_LANDLOCK_RESTRICT_SELF, ruleset_fd, ctypes.c_uint(0))
+    _check(result, "landlock_restrict_self", ruleset_fd=ruleset_fd)
+
+
+def load_filter(program: bytes) -> None:
+    """prctl(2), PR_SET_SECCOMP: install the packed classic BPF *program* (8 bytes a statement)."""
+    description = _FilterProgram(len(program) // 8, program)
+    result = _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(description), 0, 0)
+    _check(result, "prctl", option="PR_SET_SECCOMP", statements=len(program) // 8)
+
+
+def close_on_exec_from(first: int) -> None:
+    """close_range(2) with CLOSE_RANGE_CLOEXEC: no descriptor from *first* on outlives the exec."""
+    result = _syscall(
+        _NR_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(4)
+    )
+    _check(result, "close_range", first=first, flags="CLOEXEC")
+
+
+def signal_fd(numbers: tuple[int, ...]) -> int:
+    """signalfd(2) for *numbers*, which the caller has blocked; each read is 128 bytes."""
+    mask = ctypes.c_uint64(sum(1 << (number - 1) for number in numbers))
+    # The C library's sigset_t is larger than the kernel's 64 bits; the rest stays zero.
+    padded = ctypes.create_string_buffer(bytes(mask), 128)
+    return _check(_libc.signalfd(-1, padded, os.O_CLOEXEC), "signalfd", numbers=numbers)
+
+
+def watch_directory(dir_fd: int) -> int:
+    """inotify(7): a descriptor that polls as readable when an entry of the directory is made."""
+    in_create = 0x100
+    fd = _check(_libc.inotify_init1(os.O_CLOEXEC), "inotify_init1")
+    path = f"/proc/self/fd/{dir_fd}"
+    result = _libc.inotify_add_watch(fd, path.encode(), ctypes.c_uint32(in_create))
+    _check(result, "inotify_add_watch", path=path)
+    return fd

@@ -1,0 +1,225 @@
+"""inside/memory.py - PID 1 of the sandbox: notices that the kernel comes close to its memory cap.
+
+The files are opened by the launcher, while the host's cgroup tree can still be reached; the rest
+happens in PID 1, which waits for an event and then looks at what is really used::
+
+    v1   thresholds of memory.usage_in_bytes, and memory.pressure_level   ──▶ an eventfd
+    v2   memory.high at the level, which counts in memory.events          ──▶ POLLPRI
+
+Both count the page cache, which gives way before anybody is killed, so neither is an answer by
+itself: *used* below is what does not give way. What the kernel documents of it stands in
+admin-guide/cgroup-v1/memory.rst (9, 11) and admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import time
+
+TYPE_CHECKING = False  # as typing has it, without its import
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Kernel memory on v1 is counted as a whole, caches of file names included: so much is not cache.
+_KERNEL_PART = 32
+# Between two interrupts without a fall below the share; it also bounds their number.
+_SMALLEST_STEP = 64
+_BETWEEN_SECONDS = 0.1
+
+
+class Level:
+    """From which use on the next interrupt is due; *share* and *cap* are bytes.
+
+    One interrupt at the share. If the use goes on growing, that cell has not heard it, or another
+    one runs: again when half of what was left is gone, but not while the first one is still being
+    heard (a call in C has to return, a traceback to be shown). Below the share it begins anew.
+    """
+
+    def __init__(self, share: int, cap: int) -> None:
+        self.share = share
+        self.cap = cap
+        self.next = share
+        self._not_before = 0.0
+
+    @property
+    def raised(self) -> bool:
+        """Whether there was an interrupt, and no fall below the share since."""
+        return self.next != self.share
+
+    def reached(self, used: int, now: float) -> bool:
+        """Whether *used* calls for an interrupt *now*; the level is then the next one."""
+        if used < self.share:
+            self.next, self._not_before = self.share, now
+        if used < self.next or now < self._not_before:
+            return False
+        self._not_before = now + _BETWEEN_SECONDS
+        self.next = used + max((self.cap - used) // 2, self.cap // _SMALLEST_STEP)
+        return True
+
+
+def thresholds(level: Level) -> list[int]:
+    """Where v1 shall tell of a crossing: at the share and, as some of the usage is cache, above.
+
+    Ever further apart, since setting one up costs an RCU grace period (some 10 ms).
+    """
+    found, step = [level.share], level.cap // 100
+    while level.share + step < level.cap:
+        found.append(level.share + step)
+        step *= 2
+    return found
+
+
+class _V1:
+    mask = select.POLLIN
+
+    def __init__(self, group: str) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.control = os.open(f"{group}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
+        self.usage = _open(f"{group}/memory.usage_in_bytes")
+        self.pressure = _open(f"{group}/memory.pressure_level")
+        self.stat = _open(f"{group}/memory.stat")
+
+    def arm(self, level: Level) -> None:
+        """Crossing a threshold tells where there is no cache, and reclaim where there is."""
+        os.write(self.control, b"%d %d low" % (self.fd, self.pressure))
+        for at in thresholds(level):
+            os.write(self.control, b"%d %d %d" % (self.fd, self.usage, at))
+        os.close(self.control)
+
+    def clear(self) -> None:
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return
+
+    def used(self, cap: int) -> int:
+        return used_v1(_keyed(self.stat), int(os.pread(self.usage, 64, 0)), cap)
+
+    def follow(self, level: Level) -> None:
+        """The thresholds stay where they are."""
+
+
+class _V2:
+    mask = select.POLLPRI
+
+    def __init__(self, group: str) -> None:
+        self.fd = _open(f"{group}/memory.events")
+        self.high = os.open(f"{group}/memory.high", os.O_WRONLY | os.O_CLOEXEC)
+        self.stat = _open(f"{group}/memory.stat")
+
+    def arm(self, level: Level) -> None:
+        self.clear()
+        self.follow(level)
+
+    def clear(self) -> None:
+        """Reading the file is what arms its next event."""
+        os.pread(self.fd, 4096, 0)
+
+    def used(self, cap: int) -> int:
+        return min(used_v2(_keyed(self.stat)), cap)
+
+    def follow(self, level: Level) -> None:
+        """Above memory.high the allocator is slowed down, which gives an interrupt its time; once
+        it has been sent nobody shall stay slow, so the mark goes up with the level."""
+        os.pwrite(self.high, b"%d" % level.next if level.next < level.cap else b"max", 0)
+
+
+class Memory:
+    """Watches one group; *version* is that of its cgroups, *sentence* has "{}" for the use."""
+
+    def __init__(self, version: int, group: str, level: Level, sentence: str) -> None:
+        self._events: _V1 | _V2 = _V1(group) if version == 1 else _V2(group)
+        self._level = level
+        self._sentence = sentence
+
+    @property
+    def fd(self) -> int:
+        """What to poll for `mask`."""
+        return self._events.fd
+
+    @property
+    def mask(self) -> int:
+        """The event of it."""
+        return self._events.mask
+
+    @property
+    def raised(self) -> bool:
+        """Whether to look again soon: no event tells that the use has fallen."""
+        return self._level.raised
+
+    def arm(self) -> None:
+        """Ask for the events. On v1 it takes some 10 ms a threshold."""
+        self._events.arm(self._level)
+
+    def look(self) -> int:
+        """The bytes in use if an interrupt is due now, else 0."""
+        self._events.clear()
+        before, used = self._level.next, self._events.used(self._level.cap)
+        due = self._level.reached(used, time.monotonic())
+        if self._level.next != before:
+            self._events.follow(self._level)
+        return used if due else 0
+
+    def sentence(self, used: int) -> str:
+        """For the person at the notebook."""
+        return self._sentence.replace("{}", f"{used >> 20} MiB")
+
+
+def used_v1(told: Mapping[bytes, int], usage: int, cap: int) -> int:
+    """What reclaim cannot get back, in bytes, from memory.stat and memory.usage_in_bytes."""
+    processes = told[b"total_rss"] + told.get(b"total_shmem", 0)
+    kernel = max(usage - told[b"total_rss"] - told[b"total_cache"], 0)
+    return processes + min(kernel, cap // _KERNEL_PART)
+
+
+def used_v2(told: Mapping[bytes, int]) -> int:
+    """The same from v2's memory.stat, which tells caches of the Linux kernel's own apart."""
+    kernel = told.get(b"kernel", 0) - told.get(b"slab_reclaimable", 0)  # "kernel": Linux 5.18
+    return told[b"anon"] + told[b"shmem"] + max(kernel, 0)
+
+
+def _keyed(fd: int) -> dict[bytes, int]:
+    pairs = (line.split() for line in os.pread(fd, 1 << 14, 0).splitlines())
+    return {key: int(value) for key, value in pairs}
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def hears(pid: int, number: int) -> bool:
+    """Whether process *pid* has a handler for signal *number* now: one without it would end.
+
+    proc_pid_status(5): SigCgt is a mask of signals that are caught. A kernel between two cells may
+    ignore its interrupts; then there is nothing to interrupt.
+    """
+    with open(f"/proc/{pid}/status", "rb", buffering=0) as status:
+        _, _, rest = status.readall().partition(b"\nSigCgt:")
+    return bool(int(rest.split(None, 1)[0], 16) >> (number - 1) & 1)
+
+
+def say(pid: int, text: str) -> None:
+    """Write *text* to what process *pid* has as its standard error now, if that is a pipe.
+
+    Language kernels put a pipe of their own there, and show what comes out of it at the cell that
+    runs. It is opened with the rights of the kernel's user, which are ours (`init.run`), and never
+    waits: a descriptor 2 that is something else is the kernel's own choice.
+    """
+    flags = os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        found = os.open(f"/proc/{pid}/fd/2", os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if stat.S_ISFIFO(os.fstat(found).st_mode):
+            pipe = os.open(f"/proc/self/fd/{found}", os.O_WRONLY | flags)
+            try:
+                os.write(pipe, text.encode())
+            finally:
+                os.close(pipe)
+    except OSError:
+        pass
+    finally:
+        os.close(found)

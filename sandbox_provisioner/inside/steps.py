@@ -1,0 +1,707 @@
+"""inside/steps.py - runs in the launcher: verb -> function, one short function a step.
+
+May import: os, resource, stat, kernel_calls, memory.  May raise: OSError (with every operand in its
+text).
+Must not log, lock, sleep or decide: what to do, in which order and why stands in the plan
+(`plan.py`).
+
+Three processes walk through one plan, each from where the one before forked it::
+
+    launcher   joins the cgroups, takes the mounts, makes the namespaces     fork_init    ends
+    PID 1      builds the root, pivots, pins, covers                         fork_kernel  init.py
+    kernel     drops everything it could hold on to                          execute      execve
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+
+from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside.memory import Level, Memory
+
+TYPE_CHECKING = False  # as typing has it, without its import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NAMESPACES = {
+    "mount": kernel.CLONE_NEWNS,
+    "pid": kernel.CLONE_NEWPID,
+    "network": kernel.CLONE_NEWNET,
+    "ipc": kernel.CLONE_NEWIPC,
+    "uts": kernel.CLONE_NEWUTS,
+    "cgroup": kernel.CLONE_NEWCGROUP,
+}
+_ATTRIBUTES = {
+    "readonly": kernel.MOUNT_RDONLY,
+    "nosuid": kernel.MOUNT_NOSUID,
+    "nodev": kernel.MOUNT_NODEV,
+    "noexec": kernel.MOUNT_NOEXEC,
+}
+# linux/landlock.h, LANDLOCK_ACCESS_FS_*: how many bits versions 1 to 5 of the ABI know.
+_LANDLOCK_RIGHTS = (13, 14, 15, 15, 16)
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_DIR, _REMOVE_FILE = (1 << n for n in range(6))
+_MAKE_CHAR, _MAKE_SOCK, _MAKE_BLOCK = 1 << 6, 1 << 9, 1 << 11
+_TRUNCATE, _IOCTL_DEV = 1 << 14, 1 << 15
+_LANDLOCK_TCP = 0b11  # bind and connect
+_LANDLOCK_SCOPES = 0b11  # abstract unix sockets, signals
+_LANDLOCK_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+_LANDLOCK_KINDS = {
+    "read": _READ_FILE | _READ_DIR,
+    "run": _READ_FILE | _READ_DIR | _EXECUTE,
+    "change": (1 << 16) - 1 & ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV),
+    "use": _READ_FILE | _WRITE_FILE | _IOCTL_DEV,
+    "bind": _READ_FILE | _WRITE_FILE | _READ_DIR | _MAKE_SOCK | _REMOVE_FILE,
+}
+# Targets are looked up below a descriptor and never through a symbolic link: what an earlier kernel
+# left in a work directory cannot lead a mount elsewhere.
+_STRAIGHT = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
+_LOOK = os.O_PATH | os.O_NOFOLLOW
+
+
+class Box:
+    """What the steps hand on to one another: descriptors, and who the kernel will be."""
+
+    def __init__(self, report_fd: int, control_fd: int) -> None:
+        self.report_fd = report_fd
+        self.control_fd = control_fd
+        self.exit_fd = -1
+        self.user_namespaces: dict[str, int] = {}
+        self.taken: dict[str, int] = {}
+        self.root_fd = -1
+        self.kernel_uid = -1
+        self.namespaces = True
+        self.init_pid = 0
+        self.kept: list[int] = []
+        self.kept_of_kernel: list[str] = []
+        self.rules_fd = -1
+        self.rules = 0
+        self.memory: Memory | None = None
+        self.files_as: tuple[int, int] | None = None
+        self.seal_fd = -1
+        self.seal_path = ""
+        self.seal_names: tuple[str, ...] = ()
+        self.pumps: list[tuple[int, int]] = []
+        self.environment: dict[bytes, bytes] = {}
+        self.survives_server = False
+        self.pinned: set[str] = set()
+
+    def report(self, *words: str) -> None:
+        """Tell the server one record: words that end in NUL, and a newline."""
+        os.write(self.report_fd, b"".join(os.fsencode(word) + b"\0" for word in words) + b"\n")
+
+
+def exit_file(box: Box, path: str) -> None:
+    """Open the file for init while its folder can still be reached."""
+    box.exit_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def join_cgroup(_box: Box, *files: str) -> None:
+    """cgroups(7): writing 0 to cgroup.procs moves the writer."""
+    for path in files:
+        _write(path, "0")
+
+
+def watch_memory(
+    box: Box, version: str, group: str, share: str, cap: str, uid: str, gid: str, sentence: str
+) -> None:
+    """Open what tells of *group*'s memory while it can be reached; init interrupts the kernel of
+    *uid* and *gid* at *share* bytes of *cap*, and shows it *sentence*."""
+    box.memory = Memory(int(version), group, Level(int(share), int(cap)), sentence)
+    box.files_as = int(uid), int(gid)
+
+
+def make_user_namespace(box: Box, name: str, uid_map: str, gid_map: str) -> None:
+    """Make a user namespace that lives as long as our descriptor of it.
+
+    user_namespaces(7): the maps are written from outside of it, by one who has CAP_SETUID there. A
+    child makes the namespace and waits, so that we stay who we are.
+    """
+
+    def write_maps(pid: int) -> None:
+        _write(f"/proc/{pid}/uid_map", uid_map)
+        _write(f"/proc/{pid}/gid_map", gid_map)
+
+    box.user_namespaces[name] = _made_user_namespace(name, write_maps)
+
+
+def _made_user_namespace(name: str, write_maps: Callable[[int], None]) -> int:
+    """A descriptor of a new user namespace; *write_maps* gets the pid of a process in it."""
+    asked, told = os.pipe()
+    done, finish = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _hold_user_namespace(told, finish, done)
+    os.close(told)
+    os.close(done)
+    try:
+        number = (os.read(asked, 1) or b"\1")[0]
+        if number:
+            raise kernel.CallFailed("unshare", number, flags="CLONE_NEWUSER", namespace=name)
+        write_maps(pid)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(asked)
+        os.close(finish)
+        os.waitpid(pid, 0)
+
+
+def _hold_user_namespace(told: int, finish: int, done: int) -> None:
+    os.close(finish)
+    try:
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        os.write(told, b"\0")
+        os.read(done, 1)
+    except OSError as error:
+        os.write(told, bytes([error.errno or errno.EPERM]))
+    finally:
+        os._exit(0)
+
+
+def take(box: Box, target: str, path: str, *attributes: str) -> None:
+    """Clone the mounts at *path*, detached, with *attributes*, for `attach` at *target* later."""
+    source = kernel.open_tree(path)
+    box.taken[target] = source
+    added = 0
+    for word in attributes:
+        if word.startswith("idmap="):
+            namespace = box.user_namespaces[word.removeprefix("idmap=")]
+            kernel.mount_setattr(
+                source, add=kernel.MOUNT_IDMAP, userns_fd=namespace, recursive=False
+            )
+        else:
+            added |= _ATTRIBUTES[word]
+    kernel.mount_setattr(source, add=added, propagation=kernel.MS_PRIVATE)
+
+
+def enter_user_namespace(box: Box, name: str) -> None:
+    """Become uid 0 of the namespace *name*, which is nobody outside."""
+    kernel.setns(box.user_namespaces[name], kernel.CLONE_NEWUSER)
+    for fd in box.user_namespaces.values():
+        os.close(fd)
+    box.user_namespaces.clear()
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def unshare_user_namespace(_box: Box, uid_map: str, gid_map: str) -> None:
+    """user_namespaces(7): without privileges one maps oneself, after giving up setgroups(2)."""
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", uid_map)
+    _write("/proc/self/gid_map", gid_map)
+
+
+def map_user_namespace(
+    _box: Box, uid_helper: str, gid_helper: str, uid_map: str, gid_map: str
+) -> None:
+    """newuidmap(1), newgidmap(1): set-uid helpers map more than oneself, as subuid(5) allows.
+
+    They run outside of the namespace, where their rights count. We stay who we are inside of it, in
+    the same groups: what we may open there is what we may open here.
+    """
+
+    def run_helpers(pid: int) -> None:
+        _run_helper(uid_helper, str(pid), *uid_map.split())
+        _run_helper(gid_helper, str(pid), *gid_map.split())
+
+    fd = _made_user_namespace("range", run_helpers)
+    kernel.setns(fd, kernel.CLONE_NEWUSER)
+    os.close(fd)
+
+
+def _run_helper(path: str, *words: str) -> None:
+    """Run it with nothing of our environment; what it says becomes the error's text."""
+    name = os.path.basename(path)
+    said, theirs = os.pipe()
+    outputs = [(os.POSIX_SPAWN_DUP2, theirs, number) for number in (1, 2)]
+    try:
+        pid = os.posix_spawn(path, [name, *words], {}, file_actions=outputs)
+    finally:
+        os.close(theirs)
+    text = b""
+    while chunk := os.read(said, 1 << 12):
+        text += chunk
+    os.close(said)
+    if os.waitpid(pid, 0)[1]:
+        told = os.fsdecode(text.strip())
+        raise kernel.CallFailed(name, errno.EPERM, words=" ".join(words), said=told)
+
+
+def unshare(_box: Box, *names: str) -> None:
+    """All other namespaces in one call."""
+    flags = 0
+    for name in names:
+        flags |= _NAMESPACES[name]
+    kernel.unshare(flags)
+
+
+def fork_init(box: Box) -> None:
+    """Go on as PID 1 of the new PID namespace, a child of the server; the launcher ends here."""
+    pid = kernel.fork_as_sibling()
+    if pid:
+        box.report("pid", str(pid))
+        os._exit(0)
+    box.init_pid = os.getpid()
+
+
+def new_session(_box: Box) -> None:
+    """No controlling terminal, no process group and no keyring of the server."""
+    kernel.set_dumpable(dumpable=False)
+    os.setsid()
+    kernel.join_new_session_keyring()
+
+
+def new_root(box: Box, staging: str, size: str) -> None:
+    """An empty tmpfs that will be the root; built over *staging*, in our own mount namespace."""
+    kernel.make_mounts_private()
+    root = kernel.new_mount("tmpfs", {"mode": "0755", "size": size}, kernel.MOUNT_NODEV)
+    over = os.open(staging, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    kernel.move_mount(root, over)
+    os.close(over)
+    box.root_fd = root
+    os.umask(0o022)
+    os.fchdir(root)
+
+
+def symlink(box: Box, path: str, text: str) -> None:
+    """A symbolic link of the new root."""
+    os.close(_walk(box, os.path.dirname(path)))
+    os.symlink(text, path.lstrip("/"))
+
+
+def file(box: Box, path: str, text: str) -> None:
+    """A file of the new root, readable by all."""
+    os.close(_walk(box, os.path.dirname(path)))
+    fd = os.open(path.lstrip("/"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    os.write(fd, os.fsencode(text))
+    os.close(fd)
+
+
+def private_file(box: Box, path: str, uid: str, gid: str, text: str) -> None:
+    """A file for the kernel's eyes only, in a directory of its own, which it may write to."""
+    folder = os.path.dirname(path)
+    os.close(_walk(box, folder))
+    file(box, path, text)
+    os.chmod(path.lstrip("/"), 0o600)
+    for name in (path, folder):
+        os.chown(name.lstrip("/"), int(uid), int(gid))
+
+
+def attach(box: Box, target: str) -> None:
+    """Put what was taken for *target* there; the target is made where it does not exist."""
+    mount_fd = box.taken.pop(target)
+    _attach(box, mount_fd, target)
+    os.close(mount_fd)
+
+
+def _attach(box: Box, mount_fd: int, target: str) -> None:
+    is_directory = stat.S_ISDIR(os.fstat(mount_fd).st_mode)
+    fd = _walk(box, target, is_directory=is_directory)
+    kernel.move_mount(mount_fd, fd)
+    os.close(fd)
+
+
+def mount(box: Box, filesystem: str, target: str, options: str, *attributes: str) -> None:
+    """A fresh file system at *target*; *options* are "key=value,flag"."""
+    parsed: dict[str, str | None] = {}
+    for option in filter(None, options.split(",")):
+        key, equals, value = option.partition("=")
+        parsed[key] = value if equals else None
+    added = 0
+    for word in attributes:
+        added |= _ATTRIBUTES[word]
+    mount_fd = kernel.new_mount(filesystem, parsed, added)
+    _attach(box, mount_fd, target)
+    os.close(mount_fd)
+
+
+def scratch(box: Box, uid: str, gid: str, room: str, *targets: str) -> None:
+    """One tmpfs, and so one cap, for every place that the kernel may write to.
+
+    *room* are the tmpfs's options. Each target is "MODE:PATH". The tmpfs stays reachable at
+    /.scratch for `cover`, until `pivot`.
+    """
+    mount(box, "tmpfs", "/.scratch", f"mode=0755,{room}", "nosuid", "nodev")
+    for number, word in enumerate(("0700:stand-ins", *targets)):
+        mode, _, target = word.partition(":")
+        inside = f".scratch/{number if number else target}"
+        os.mkdir(inside)
+        os.chmod(inside, int(mode, 8))
+        os.chown(inside, int(uid), int(gid))
+        if number:
+            mount_fd = kernel.open_tree(inside)
+            _attach(box, mount_fd, target)
+            os.close(mount_fd)
+
+
+def mask(box: Box, *paths: str) -> None:
+    """Hide files of /proc behind /dev/null and directories behind an empty read-only tmpfs."""
+    for path in paths:
+        fd = _look(box.root_fd, path.lstrip("/"))
+        if fd < 0:
+            continue  # what this kernel does not have needs no mask
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            cover_fd = kernel.new_mount("tmpfs", {"size": "0"}, kernel.MOUNT_RDONLY)
+        else:
+            cover_fd = kernel.open_tree("dev/null")
+        kernel.move_mount(cover_fd, fd)
+        os.close(cover_fd)
+        os.close(fd)
+
+
+def freeze_paths(box: Box, *paths: str) -> None:
+    """Make parts of /proc read-only by binding each onto itself."""
+    for path in paths:
+        fd = _look(box.root_fd, path.lstrip("/"))
+        if fd < 0:
+            continue
+        _rebind(fd, kernel.MOUNT_RDONLY)
+        os.close(fd)
+
+
+def protect(box: Box, workdir: str, *paths: str) -> None:
+    """Make what exists at *paths*, relative to *workdir*, read-only, and pin the way to it."""
+    for path in paths:
+        parent = _pin(box, workdir, os.path.dirname(path))
+        if parent < 0:
+            continue
+        found = _look(parent, os.path.basename(path))
+        if found >= 0:
+            _rebind(found, kernel.MOUNT_RDONLY | kernel.MOUNT_NOSUID | kernel.MOUNT_NODEV)
+            os.close(found)
+        os.close(parent)
+
+
+def cover(box: Box, workdir: str, uid: str, gid: str, kind: str, note: str, *paths: str) -> None:
+    """Put private empty stand-ins over *paths* of the work directory, *kind* "directory" or "file".
+
+    What does not exist is made first (and reported, for the server to remove at the end): a kernel
+    could otherwise make it, and the host would run or trust it later. *note* is the text of files
+    that are made so. Directories on the way are bound onto themselves, since a mount point cannot
+    be renamed away, but its parent could be.
+    """
+    kernel.set_filesystem_ids(int(uid), int(gid))
+    try:
+        for path in paths:
+            _cover(box, workdir, path, kind, note)
+    finally:
+        kernel.set_filesystem_ids(os.geteuid(), os.getegid())
+
+
+def _cover(box: Box, workdir: str, path: str, kind: str, note: str) -> None:
+    parent = _pin(box, workdir, os.path.dirname(path), create=True)
+    if parent < 0:
+        return
+    name = os.path.basename(path)
+    try:
+        found = _look(parent, name)
+        if found < 0 and _make(box, parent, os.path.join(workdir, path), kind, note):
+            found = _look(parent, name)
+        if found >= 0:
+            _hide(found)
+    finally:
+        os.close(parent)
+
+
+def _hide(found: int) -> None:
+    """Mount an empty stand-in over *found*; over a symbolic link a file, which hides the link."""
+    path = f".scratch/stand-ins/{len(os.listdir('.scratch/stand-ins'))}"
+    if stat.S_ISDIR(os.fstat(found).st_mode):
+        os.mkdir(path, 0o700)
+    else:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    stand_in = kernel.open_tree(path)
+    kernel.move_mount(stand_in, found)
+    os.close(stand_in)
+    os.close(found)
+
+
+def _make(box: Box, parent: int, path: str, kind: str, note: str) -> bool:
+    """Make the missing *path*; False where nobody can, since the file system is read-only."""
+    name = os.path.basename(path)
+    try:
+        if kind == "directory":
+            os.mkdir(name, 0o700, dir_fd=parent)
+        else:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o600, dir_fd=parent)
+            os.write(fd, os.fsencode(note))
+            os.close(fd)
+    except FileExistsError:
+        return True  # another kernel in the same work directory was quicker
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            return False
+        raise
+    box.report("made", kind, path)
+    return True
+
+
+def _pin(box: Box, workdir: str, path: str, *, create: bool = False) -> int:
+    """A descriptor of the directory *path* below *workdir*, every part of it a mount point.
+
+    -1 where there is none: it does not exist (and may not be made), or is no directory. A symbolic
+    link on the way is hidden, since the kernel could replace it by a directory of its own.
+    """
+    fd = kernel.openat2(box.root_fd, workdir.lstrip("/"), _LOOK, _STRAIGHT)
+    walked = workdir
+    for name in filter(None, path.split("/")):
+        walked = os.path.join(walked, name)
+        found = _look(fd, name)
+        if found < 0 and create and _make(box, fd, walked, "directory", ""):
+            found = _look(fd, name)
+        if found >= 0 and not stat.S_ISDIR(os.fstat(found).st_mode):
+            if stat.S_ISLNK(os.fstat(found).st_mode):
+                _hide(found)
+            found = -1
+        if found >= 0 and walked not in box.pinned:
+            _rebind(found, 0)
+            os.close(found)
+            found = _look(fd, name)
+            box.pinned.add(walked)
+        os.close(fd)
+        if found < 0:
+            return -1
+        fd = found
+    return fd
+
+
+def _look(parent: int, name: str) -> int:
+    """An O_PATH descriptor of *name* in *parent*, a link itself if it is one; -1 if not there."""
+    try:
+        return kernel.openat2(parent, name, _LOOK, _STRAIGHT)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return -1
+        raise
+
+
+def _rebind(fd: int, attributes: int) -> None:
+    """Bind the tree at *fd* onto itself with *attributes* added."""
+    clone = kernel.open_tree("", dir_fd=fd)
+    kernel.mount_setattr(clone, add=attributes, propagation=kernel.MS_PRIVATE)
+    kernel.move_mount(clone, fd)
+    os.close(clone)
+
+
+def _walk(box: Box, path: str, *, is_directory: bool = True) -> int:
+    """An O_PATH descriptor of *path* in the new root; what is missing of it is made."""
+    fd = os.dup(box.root_fd)
+    names = [name for name in path.split("/") if name]
+    for position, name in enumerate(names, 1):
+        found = _look(fd, name)
+        if found < 0:
+            if position < len(names) or is_directory:
+                os.mkdir(name, 0o755, dir_fd=fd)
+            else:
+                os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=fd))
+            found = _look(fd, name)
+        os.close(fd)
+        fd = found
+    return fd
+
+
+def seal_after(box: Box, path: str, uid: str, *names: str) -> None:
+    """Once the kernel of user *uid* listens on all sockets *names*, init makes *path* read-only."""
+    box.kernel_uid = int(uid)
+    box.seal_names = names
+    box.seal_path = path
+    if box.namespaces:
+        box.seal_fd = kernel.openat2(
+            box.root_fd, path.lstrip("/"), os.O_RDONLY | os.O_DIRECTORY, _STRAIGHT
+        )
+    else:
+        box.seal_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def pivot(box: Box) -> None:
+    """pivot_root(2): the new root becomes "/", the host's is let go of, and "/" read-only."""
+    os.fchdir(box.root_fd)
+    kernel.pivot_root(".", ".")
+    kernel.detach(".")
+    os.chdir("/")
+    kernel.detach("/.scratch")
+    os.rmdir("/.scratch")
+    kernel.mount_setattr(
+        box.root_fd, add=kernel.MOUNT_RDONLY | kernel.MOUNT_NOSUID, recursive=False
+    )
+    os.close(box.root_fd)
+
+
+def hostname(_box: Box, name: str) -> None:
+    """The name in the UTS namespace of our own."""
+    kernel.set_hostname(name)
+
+
+def loopback_up(_box: Box) -> None:
+    """Without it, a debugger inside hangs the kernel for good: debugpy connects to 127.0.0.1."""
+    kernel.loopback_up()
+
+
+def oom_score(_box: Box, score: str) -> None:
+    """proc(5), oom_score_adj: where the whole machine runs out, a kernel goes before its server."""
+    _write("/proc/self/oom_score_adj", score)
+
+
+def survive_server(box: Box) -> None:
+    """Do not end with the server (jupyter_client's "independent" kernels)."""
+    box.survives_server = True
+
+
+def stdio(box: Box, kind: str) -> None:
+    """ "pump": init reads what the kernel writes and passes it on, so that the kernel holds no
+    descriptor of the server's log or terminal. "inherit": the caller's own, as `run` wants it."""
+    if kind == "pump":
+        box.pumps = [os.pipe(), os.pipe()]
+
+
+def terminal(_box: Box) -> None:
+    """Make the terminal among the inherited descriptors ours, so that a shell has job control."""
+    kernel.take_terminal(next(fd for fd in (0, 1, 2) if os.isatty(fd)))
+
+
+def become(_box: Box, uid: str, gid: str) -> None:
+    """Give up every right for good: no capability, no way to gain one, an ordinary user."""
+    kernel.drop_bounding_set()
+    os.setresgid(int(gid), int(gid), int(gid))
+    os.setresuid(int(uid), int(uid), int(uid))
+    kernel.set_capabilities()
+    kernel.set_no_new_privileges()
+
+
+def share_namespaces(box: Box) -> None:
+    """The rest of the plan happens among the host's processes and files; init looks after what a
+    namespace would have: that everything ends with it."""
+    box.namespaces = False
+
+
+def private_folder(_box: Box, *paths: str) -> None:
+    """Directories of our own, each in one that is there."""
+    for path in paths:
+        os.mkdir(path, 0o700)
+
+
+def own_file(_box: Box, path: str, text: str) -> None:
+    """A file of the kernel's own, where there is no root of our own to put it into."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.write(fd, os.fsencode(text))
+    os.close(fd)
+
+
+def end_with_init(box: Box) -> None:
+    """SIGKILL when init ends. If it has ended already, nobody is going to tell us."""
+    kernel.die_with_parent()
+    if os.getppid() != box.init_pid:
+        os._exit(1)
+
+
+def renounce(_box: Box) -> None:
+    """An ordinary user's part of `become`: no capability that a service manager may have given, and
+    no way to gain one (which also makes the bounding set mean nothing)."""
+    kernel.set_capabilities()
+    kernel.set_no_new_privileges()
+
+
+def keep_paths(box: Box, *paths: str) -> None:
+    """Let init hold open what the rules will name.
+
+    A rule belongs to an inode in memory. Where the Linux kernel forgets one, as it does with /proc
+    and some overlays when memory is short, the next look at the path makes another without a rule.
+    """
+    for path in paths:
+        if path.startswith("/proc/self/"):
+            box.kept_of_kernel.append(path.removeprefix("/proc/self/"))
+        else:
+            box.kept.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+
+
+def landlock_rules(box: Box, version: str) -> None:
+    """Begin a set of rules: all that *version* of Landlock's ABI can forbid is forbidden."""
+    known = int(version)
+    box.rules = (1 << _LANDLOCK_RIGHTS[min(known, len(_LANDLOCK_RIGHTS)) - 1]) - 1
+    network = _LANDLOCK_TCP if known >= 4 else 0
+    scoped = _LANDLOCK_SCOPES if known >= 6 else 0
+    box.rules_fd = kernel.landlock_create_ruleset(box.rules, network, scoped)
+
+
+def landlock_allow(box: Box, kind: str, *paths: str) -> None:
+    """What may be done with each of *paths*, and with what lies beneath it."""
+    for path in paths:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            access = _LANDLOCK_KINDS[kind] & box.rules
+            if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                access &= _LANDLOCK_OF_FILES
+            kernel.landlock_allow(box.rules_fd, path, fd, access)
+        finally:
+            os.close(fd)
+
+
+def landlock_restrict(box: Box) -> None:
+    """From here on the rules hold."""
+    kernel.landlock_restrict_self(box.rules_fd)
+
+
+def resource_limit(_box: Box, name: str, value: str) -> None:
+    """setrlimit(2), soft and hard."""
+    number = getattr(resource, f"RLIMIT_{name.upper()}")
+    resource.setrlimit(number, (int(value), int(value)))
+
+
+def environment(box: Box, *pairs: str) -> None:
+    """The kernel's whole environment, as NAME=VALUE; nothing of the launcher's is in it."""
+    for pair in pairs:
+        name, _, value = os.fsencode(pair).partition(b"=")
+        box.environment[name] = value
+
+
+def chdir(_box: Box, path: str) -> None:
+    """The directory in which the kernel starts."""
+    os.chdir(path)
+
+
+def system_call_filter(_box: Box, program: bytes) -> None:
+    """seccomp(2). The last but one step: from here on only what the filter lets through."""
+    kernel.load_filter(program)
+
+
+def execute(box: Box, *argv: str) -> None:
+    """execve(2). The report pipe closes with it: the server reads the end of file as success."""
+    kernel.close_on_exec_from(3)
+    os.execve(argv[0], argv, box.environment)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        raise kernel.CallFailed("write", error.errno or 0, file=path, text=text) from None
+    finally:
+        os.close(fd)
+
+
+# The steps that only a plan without namespaces has.
+_OF_LANDLOCK = (
+    share_namespaces, private_folder, own_file, keep_paths, end_with_init, renounce,
+    landlock_rules, landlock_allow, landlock_restrict,
+)  # fmt: skip
+LANDLOCK_VERBS = frozenset(verb.__name__.replace("_", "-") for verb in _OF_LANDLOCK)
+
+
+def _names() -> dict[str, Callable[..., None]]:
+    verbs = (
+        *_OF_LANDLOCK, exit_file, join_cgroup, watch_memory, oom_score, make_user_namespace, take,
+        enter_user_namespace, unshare_user_namespace, map_user_namespace, unshare, fork_init,
+        new_session, new_root, symlink, file, private_file, attach, mount, scratch, mask,
+        freeze_paths, cover, protect, seal_after, pivot, hostname, loopback_up, survive_server,
+        stdio, terminal, become, resource_limit, environment, chdir, system_call_filter, execute,
+    )  # fmt: skip
+    return {verb.__name__.replace("_", "-"): verb for verb in verbs}
+
+
+VERBS = _names()

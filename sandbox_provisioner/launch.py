@@ -1,0 +1,348 @@
+"""launch.py - in the launching process: `LocalLauncher` starts sandboxes on this machine.
+
+::
+
+    spawn the launcher      spawn.py: its interpreter starts while we go on
+    survey                  host.py, kernel_files.py: facts, read only
+    make the record         records.py: the folder, a range of ids
+    create the cgroups      cgroup/
+    compile the plan        plan.py
+    perform                 inside/, in the launcher
+    LocalHandle             or an error, and everything made so far is undone
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from sandbox_provisioner import cgroup
+from sandbox_provisioner.cgroup import CgroupTree
+from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
+from sandbox_provisioner.handle import LocalHandle, SandboxHandle
+from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
+from sandbox_provisioner.id_range import IdRange, find_id_range
+from sandbox_provisioner.kernel_files import find_kernel_files
+from sandbox_provisioner.landlock import compile_landlock_plan
+from sandbox_provisioner.landlock import obstacle as landlock_obstacle
+from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
+from sandbox_provisioner.records import (
+    FIRST_ID,
+    Record,
+    RecordFolder,
+    remove_stand_ins,
+    runtime_directory,
+    sweep,
+)
+from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Stdio
+from sandbox_provisioner.spec import Confinement, SandboxSpec, UserIds
+from sandbox_provisioner.surroundings import (
+    Cause,
+    Surroundings,
+    cause_of,
+    masked_proc_cause,
+    mount_cause,
+)
+
+
+def planned_stand_ins(workdir: WorkdirFacts) -> tuple[tuple[str, str], ...]:
+    """(kind, path) of what the covers of *workdir* will have to make, outermost first.
+
+    It stands in the record before it is done: if the server is killed meanwhile, `sweep` finds it.
+    """
+    wanted = {path: "file" for path in (*workdir.files, *workdir.server_files)}
+    wanted |= {path: "directory" for path in workdir.directories}
+    for path in tuple(wanted):
+        while path := os.path.dirname(path):
+            wanted[path] = "directory"
+    full = ((kind, os.path.join(workdir.source, path)) for path, kind in sorted(wanted.items()))
+    return tuple((kind, path) for kind, path in full if not os.path.lexists(path))
+
+
+# Steps of a start that happen here and not in the launcher; a fault injection may name them too.
+SERVER_STEPS = ("spawn-launcher", "make-record", "create-cgroup", "write-record")
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What `list` shows of a sandbox besides its use: whose it is and what runs in it."""
+
+    kernel_id: str = ""
+    name: str = ""
+    user: str = ""
+
+
+def compile_for(request: LaunchRequest, site: Site) -> Plan:
+    """The plan of the confinement that *request* names; never another one in its place."""
+    if request.spec.confinement is Confinement.LANDLOCK:
+        return compile_landlock_plan(request, site)
+    return compile_plan(request, site)
+
+
+class Launcher(Protocol):
+    """Whoever can start a sandbox: on this machine, through a broker, or from a warm process."""
+
+    async def start(self, request: LaunchRequest, labels: Labels) -> SandboxHandle:
+        """Start *request*; raises a SandboxError, and then nothing is left of it."""
+        ...
+
+
+class LocalLauncher:
+    """Starts sandboxes on this machine, as this user. One can start any number, one after another
+    or at once."""
+
+    def __init__(self, *, runtime_dir: str = "", warn: Warn = lambda _: None) -> None:
+        self._runtime_dir = runtime_dir
+        self._warn = warn
+
+    def runtime(self) -> Path:
+        """Where the records of our sandboxes are."""
+        return runtime_directory(self._runtime_dir)
+
+    def sweep(self) -> list[str]:
+        """Remove what killed servers left; the ids of what is gone."""
+        return sweep(self.runtime())
+
+    def survey(self, request: LaunchRequest) -> tuple[Site, CgroupTree]:
+        """Find out all that `compile_plan` needs; starts and changes nothing (but asks a Python
+        that is not ours for its paths)."""
+        facts = HostFacts.probe()
+        spec = request.spec
+        shared = spec.confinement is Confinement.LANDLOCK
+        obstacle = landlock_obstacle(facts) if shared else facts.obstacle
+        if obstacle:
+            raise obstacle
+        tree = cgroup.open_tree(
+            facts.cgroups, request.sandbox_id, spec.limits, spec.may_lack, self._warn
+        )
+        files = find_kernel_files(request.argv, request.environment, facts, request.extra_files)
+        for path in files.too_broad:
+            self._warn(
+                f"{path} is on the kernel's path, but would show it more than that: left out"
+            )
+        site = Site(
+            facts=facts,
+            workdir=WorkdirFacts.probe(spec.workdir, facts, spec.covers),
+            files=files,
+            volumes=tuple(VolumeFacts.probe(volume, facts) for volume in spec.volumes),
+            join_files=tree.join_files,
+            id_range=_id_range(spec, facts),
+            user_tasks=count_tasks(facts.uid) if shared else 0,
+            memory_group=tree.memory_group,
+            server_environment=dict(os.environ),
+        )
+        return site, tree
+
+    def explain(self, request: LaunchRequest) -> Plan:
+        """The plan that `start` would perform; nothing is run."""
+        site, _ = self.survey(request)
+        sockets = str(RecordFolder(self.runtime() / request.sandbox_id).sockets)
+        return compile_for(request, replace(site, first_id=FIRST_ID, sockets=sockets))
+
+    async def start(
+        self, request: LaunchRequest, labels: Labels | None = None, stdio: Stdio | None = None
+    ) -> LocalHandle:
+        """Start *request* and return when its program has been executed.
+
+        Raises SpecError, HostError or LaunchError; then everything made so far is undone.
+        """
+        runtime = self.runtime()
+        _fail_here("spawn-launcher")
+        start = _Start(request, LauncherProcess(stdio or Stdio()), runtime, labels or Labels())
+        try:
+            return await start.run(*self.survey(request))
+        except BaseException:
+            await start.undo()
+            raise
+
+
+def _id_range(spec: SandboxSpec, facts: HostFacts) -> IdRange | None:
+    wished = spec.user_ids is UserIds.RANGE and not facts.privileged
+    return find_id_range(facts.uid) if wished else None
+
+
+def _fail_here(step: str) -> None:
+    if os.environ.get(FAIL_AT) == step:
+        raise LaunchError(
+            attempt="start the sandbox",
+            answer=f"made to fail by {FAIL_AT}",
+            remedy=f"Unset {FAIL_AT}.",
+            step=step,
+        )
+
+
+class _Start:
+    """One start, step by step, with what has to be undone if a later step fails."""
+
+    def __init__(
+        self, request: LaunchRequest, process: LauncherProcess, runtime: Path, labels: Labels
+    ) -> None:
+        self.request = request
+        self.process = process
+        self.runtime = runtime
+        self.labels = labels
+        self.tree: CgroupTree | None = None
+        self.folder: RecordFolder | None = None
+        self.record = Record(sandbox_id=request.sandbox_id)
+
+    async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
+        site, folder = self.make_record(site)
+        plan = compile_for(self.request, site)
+        self.create_cgroup(tree)
+        self.process.end_signal = self.record.end_signal
+        await self.process.perform(plan, site.join_files)
+        self.check(plan, site)
+        self.write_record(folder)
+        pidfd, control = self.process.hand_over()
+        return LocalHandle(
+            pidfd=pidfd,
+            tree=tree,
+            folder=folder,
+            record=self.record,
+            control=control,
+            pipes=self.process.pipes,
+        )
+
+    def make_record(self, site: Site) -> tuple[Site, RecordFolder]:
+        """Make the folder with the record, and tell the site what stands in them."""
+        _fail_here("make-record")
+        limits, facts = self.request.spec.limits, site.facts
+        record = Record(
+            sandbox_id=self.request.sandbox_id,
+            kernel_id=self.labels.kernel_id,
+            name=self.labels.name,
+            user=self.labels.user,
+            started=time.time(),
+            survives_server=self.request.survive_server,
+            cgroup_version=facts.cgroups.version,
+            cgroup_manager=facts.cgroups.manager,
+            cgroup_bases=dict(facts.cgroups.bases),
+            memory_limit_bytes=limits.memory_bytes,
+            cpu_cores=limits.cpu_cores,
+            workdir=site.workdir.source,
+            confinement=self.request.spec.confinement.value,
+            made=planned_stand_ins(site.workdir),
+        )
+        self.folder, self.record = RecordFolder.create(self.runtime, record, ids=facts.privileged)
+        site = replace(
+            site,
+            first_id=self.record.first_id,
+            sockets=str(self.folder.sockets),
+            exit_file=str(self.folder.exit_file),
+        )
+        if facts.privileged:
+            # The directory belongs to the kernel's user; only they (and we) look into it.
+            os.chown(self.folder.sockets, site.outside_uid, site.outside_gid)
+        return site, self.folder
+
+    def create_cgroup(self, tree: CgroupTree) -> None:
+        _fail_here("create-cgroup")
+        tree.create(self.request.spec.limits, self.process.pid)
+        self.tree = tree
+
+    def check(self, plan: Plan, site: Site) -> None:
+        """Raise what the report tells of, if the kernel does not run."""
+        report = self.process.report
+        if report.failure:
+            verb, number, text = report.failure
+            step = next((step for step in plan.steps if step.verb == verb), Step(verb))
+            raise failure_of(step, number, text, site)
+        if self.process.pidfd < 0:
+            raise LaunchError(
+                attempt="start the sandbox",
+                answer=f"its launcher ended with status {self.process.status} and no word",
+                remedy="A cap may be too small for it; raise mem_limit or pids_limit.",
+                step="spawn-launcher",
+            )
+
+    def write_record(self, folder: RecordFolder) -> None:
+        _fail_here("write-record")
+        report = self.process.report
+        running = replace(
+            self.record,
+            init_pid=report.init_pid,
+            init_start=self.process.init_start,
+            made=tuple(report.made),
+        )
+        self.record = folder.finish(running, planned=self.record.made)
+
+    async def undo(self) -> None:
+        """Leave nothing behind, in the reverse order of making."""
+        await self.process.end()
+        if self.tree:
+            self.tree.kill()
+            await self.tree.remove()
+        made = tuple(self.process.report.made)
+        remove_stand_ins(self.runtime, replace(self.record, made=made))
+        if self.folder:
+            self.folder.remove()
+
+
+_REMEDIES: Mapping[str, str] = {
+    "execute": "Correct argv in its kernel.json, or install what is missing.",
+    "chdir": "Start the notebook in a directory that its user may enter.",
+    "join-cgroup": "See: jupyter sandbox doctor",
+    "cover": "Make the work directory writable for its owner, or choose another one with workdir.",
+    "watch-memory": "Set mem_interrupt = 0 to do without.",
+    "take": "Make the path readable, or correct the option that names it.",
+}
+_NAMESPACE_VERBS = (
+    "make-user-namespace", "unshare-user-namespace", "map-user-namespace", "unshare", "fork-init",
+)  # fmt: skip
+_MOUNT_VERBS = ("take", "new-root", "attach", "mount", "scratch", "mask", "freeze-paths", "pivot")
+_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSPC, errno.ENOSYS, errno.EINVAL}
+
+
+def failure_of(step: Step, number: int, text: str, site: Site) -> SandboxError:
+    """The error for a failed step of the launcher: its own words, and what to do about it."""
+    cause = _cause_of(step.verb, number, text, site.facts) if number in _REFUSALS else None
+    if cause:
+        return HostError(
+            attempt="make namespaces for a sandbox",
+            answer=f"[{step.verb}] {text}: {cause.found}",
+            remedy=cause.sentence,
+        )
+    if step.verb == "execute" and number in {errno.EACCES, errno.ENOENT}:
+        installation = os.path.dirname(os.path.dirname(site.files.program))
+        return LaunchError(
+            attempt=f"run {site.files.program} in the sandbox",
+            answer=text,
+            remedy="It, its interpreter or its libraries are missing inside or are not readable "
+            f"for others: try chmod -R o+rX on {installation}.",
+            step=step.verb,
+        )
+    return LaunchError(
+        attempt="start the sandbox",
+        answer=text,
+        remedy=_REMEDIES.get(step.verb, "See: jupyter sandbox doctor"),
+        step=step.verb,
+    )
+
+
+def _cause_of(verb: str, number: int, text: str, facts: HostFacts) -> Cause | None:
+    """Who of this machine forbade a step, None if it was not of those that somebody forbids."""
+    if verb == "map-user-namespace" and text.startswith("new"):
+        return Cause(
+            "its rules are those of subuid(5)",
+            "See that /etc/subuid and /etc/subgid give this user ids that exist here (compare "
+            '/proc/self/uid_map), or set user_ids to "single".',
+        )
+    if number == errno.EINVAL and not text.startswith("unshare("):
+        return None
+    if verb in _NAMESPACE_VERBS:
+        return cause_of(number, text, Surroundings.probe(), privileged=facts.privileged)
+    # What is taken is the server's to read: EACCES means a closed path there.
+    forbids = {errno.EPERM} if verb == "take" else {errno.EPERM, errno.EACCES}
+    if verb not in _MOUNT_VERBS or number not in forbids:
+        return None
+    around = Surroundings.probe()
+    if text.startswith("fsmount(name='proc'"):
+        return masked_proc_cause(around)
+    return mount_cause(around, privileged=facts.privileged)

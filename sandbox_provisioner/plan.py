@@ -1,0 +1,483 @@
+"""plan.py - pure: from wishes and facts to the one list of steps, in its true order.
+
+`compile_plan` decides everything; `inside/` only does. A plan can be printed (`describe`), compared
+and replayed. It never crosses the broker's socket: a client that can send steps is root.
+
+The order below is the theory of operation. Two things force most of it: id-mapped mounts can only
+be made by somebody who is privileged *outside*, so a root server takes all mounts before it enters
+the user namespace; and an ordinary user may take mounts only *inside* one, so it is the other way
+round.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, relative
+from sandbox_provisioner.id_range import ATTEMPT as RANGE_ATTEMPT
+from sandbox_provisioner.id_range import IdRange, id_map
+from sandbox_provisioner.inside.seccomp import compile_filter, describe
+from sandbox_provisioner.kernel_files import KernelFiles
+from sandbox_provisioner.spec import STAND_IN_NOTE, SandboxSpec, UserIds, format_bytes
+from sandbox_provisioner.variables import kernel_environment
+
+HOME = "/home/jovyan"
+SOCKETS = "/run/kernel"
+CONNECTIONS = "/run/jupyter"
+SOCKET_NAMES = tuple(f"s-{port}" for port in range(1, 6))
+KERNEL_ID = 1000
+_SKELETON_BYTES = 4 << 20
+_STAGING = "/proc"
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore",
+    "/proc/keys", "/proc/key-users", "/proc/kmsg", "/proc/kpagecount", "/proc/kpageflags",
+    "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo",
+    "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo",
+    "/proc/sys/fs/binfmt_misc", "/proc/sys/kernel/core_pattern",
+)  # fmt: skip
+_FROZEN = (
+    "/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/mtrr", "/proc/pressure",
+    "/proc/sys",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: a verb of `inside/steps.py`, its words, and the reason for it."""
+
+    verb: str
+    words: tuple[str | bytes, ...] = ()
+    why: str = ""
+
+    def describe(self) -> str:
+        """The step for people: long words are cut, the environment's values are left out."""
+        if self.verb == "environment":
+            shown = [str(word).partition("=")[0] for word in self.words]
+        elif self.verb in {"private-file", "own-file"}:
+            shown = [*map(str, self.words[:-1]), "(text)"]
+        elif self.verb == "system-call-filter":
+            policy = describe(shared="shared" in self.words)
+            shown = [f"({len(self.words[0]) // 8} statements: {policy})"]
+        else:
+            shown = [_short(str(word)) for word in self.words]
+        return " ".join([self.verb, *shown])
+
+
+def _short(word: str) -> str:
+    word = word.replace("\n", "\\n")
+    return f"{word[:57]}..." if len(word) > 60 else word
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps of one start, in order."""
+
+    steps: tuple[Step, ...]
+
+    def describe(self) -> str:
+        """For `explain`: a numbered line a step, with its reason below it."""
+        lines = []
+        for number, step in enumerate(self.steps, 1):
+            lines.append(f"{number:3}. {step.describe()}")
+            if step.why:
+                lines.append(f"       {step.why}")
+        return "\n".join(lines)
+
+    def encode(self) -> bytes:
+        """For `inside.enter.decode`: per step a count and "#", then "LENGTH:BYTES" a word."""
+        parts = []
+        for step in self.steps:
+            words = [step.verb, *step.words]
+            parts.append(b"%d#" % len(words))
+            for word in words:
+                text = word if isinstance(word, bytes) else os.fsencode(word)
+                parts.append(b"%d:%s" % (len(text), text))
+        return b"".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRequest:
+    """One start: what to run in which box. *cwd* lies in the work directory.
+
+    *connection_file* is the name and the text of the file that a Jupyter kernel reads; it shows in
+    /run/jupyter. The kernel binds its sockets in /run/kernel, which init seals once it listens on
+    all of them. *environment* is what the caller wishes; `variables.py` tells what becomes of it,
+    and *env_keep* what more of the server's own is handed on. *survive_server* is jupyter_client's
+    "independent". *pump* makes init pass stdout and stderr on; without it they are the caller's,
+    and with *terminal* the one among them controls the command's session.
+    """
+
+    sandbox_id: str
+    spec: SandboxSpec
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    cwd: str
+    env_keep: tuple[str, ...] = ()
+    connection_file: tuple[str, str] | None = None
+    survive_server: bool = False
+    pump: bool = True
+    terminal: bool = False
+    extra_files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a request is going to run: all that was found out on the host for it.
+
+    *first_id* is the first of the host's ids that a root server gives to this sandbox; *sockets*
+    the host's directory that shows inside as /run/kernel, *exit_file* where init tells the end.
+    *id_range* is what an ordinary user's sandbox maps all ids but the user's own to; None: nothing.
+    *user_tasks* is how many processes and threads the user has, where a cap is to count from there.
+    """
+
+    facts: HostFacts
+    workdir: WorkdirFacts
+    files: KernelFiles
+    volumes: tuple[VolumeFacts, ...] = ()
+    join_files: tuple[str, ...] = ()
+    memory_group: tuple[int, str] | None = None
+    first_id: int = 0
+    id_range: IdRange | None = None
+    sockets: str = ""
+    exit_file: str = ""
+    user_tasks: int = 0
+    server_environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def uid(self) -> int:
+        """The kernel's user id inside: never 0, also where a container's root starts it."""
+        return KERNEL_ID if self.facts.privileged else self.facts.uid or KERNEL_ID
+
+    @property
+    def gid(self) -> int:
+        """The kernel's group id inside: never 0, which some platforms give to every user."""
+        return KERNEL_ID if self.facts.privileged else self.facts.gid or KERNEL_ID
+
+    @property
+    def outside_uid(self) -> int:
+        """The kernel's user id as the host sees it."""
+        if not self.facts.privileged:
+            return self.facts.uid
+        return self.first_id + KERNEL_ID if self.workdir.idmappable else self.workdir.owner_uid
+
+    @property
+    def outside_gid(self) -> int:
+        """The kernel's group id as the host sees it."""
+        if not self.facts.privileged:
+            return self.facts.gid
+        return self.first_id + KERNEL_ID if self.workdir.idmappable else self.workdir.owner_gid
+
+    @property
+    def home(self) -> str:
+        """HOME inside: the work directory if it is the server's own home, as users expect there."""
+        is_own = os.path.realpath(self.facts.home) == self.workdir.source
+        return self.workdir.path if is_own else HOME
+
+
+def compile_plan(request: LaunchRequest, site: Site) -> Plan:
+    """The steps for *request* at *site*. Raises HostError if this host cannot do it as asked."""
+    if site.facts.obstacle:
+        raise site.facts.obstacle
+    _check_ids(site)
+    _check_volumes(site)
+    steps = (
+        Step("exit-file", (site.exit_file,), "where init will write how the kernel ended"),
+        Step("join-cgroup", site.join_files, "memory, CPU and processes are charged from here on"),
+        *_watch_steps(request, site),
+        Step("oom-score", ("300",), "if the machine runs out, kernels go before their server"),
+        *_namespace_and_mount_steps(request, site),
+        Step("fork-init", (), "a PID namespace begins with a child; that one is PID 1"),
+        Step("new-session", (), "no terminal, process group or keyring of the server"),
+        *_root_steps(request, site),
+        *_workdir_steps(request, site),
+        *_late_attach_steps(request, site),
+        *_socket_steps(request, site),
+        Step("pivot", (), "the new root becomes /; of the host's nothing stays reachable"),
+        Step("hostname", (request.spec.hostname,)),
+        Step("loopback-up", (), "debugpy and forked output use 127.0.0.1, and hang without it"),
+        *((Step("survive-server", (), "asked for by the caller"),) * request.survive_server),
+        Step("stdio", ("pump" if request.pump else "inherit",)),
+        Step("fork-kernel", (), "PID 1 stays behind as init; the rest is done by the kernel"),
+        *_kernel_steps(request, site),
+    )
+    return Plan(tuple(step for step in steps if step.verb != "join-cgroup" or step.words))
+
+
+def _watch_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    """A command that is no Jupyter kernel has no cell to interrupt: it would end."""
+    limits = request.spec.limits
+    share, cap = limits.interrupt_share, limits.memory_bytes
+    if share is None or cap is None or site.memory_group is None or not request.connection_file:
+        return
+    version, group = site.memory_group
+    words = (str(version), group, str(round(cap * share)), str(cap), str(site.uid), str(site.gid))
+    why = f"at {share:g} of the cap init interrupts the kernel, before Linux would end it"
+    yield Step("watch-memory", (*words, _interrupted(cap)), why)
+
+
+def _interrupted(cap: int) -> str:
+    """What the person at the notebook reads then, with "{}" for what the kernel uses."""
+    return (
+        f"The kernel was interrupted: it uses {{}} of its memory limit of {format_bytes(cap)}. "
+        "Your variables are still there; delete what you do not need, or raise mem_limit."
+    )
+
+
+def _check_ids(site: Site) -> None:
+    workdir = site.workdir
+    if site.facts.privileged and not workdir.idmappable and workdir.owner_uid == 0:
+        raise HostError(
+            attempt=f"show {workdir.path} to a kernel that is not root",
+            answer=f"it belongs to root, and Linux {'.'.join(map(str, site.facts.kernel))} cannot "
+            f"map the ids of a mount of {workdir.filesystem}",
+            remedy=f"Give it to an ordinary user (chown), or work on a file system such as ext4, "
+            f"xfs or btrfs, so that the files in {workdir.path} can keep their owner.",
+        )
+
+
+def _check_volumes(site: Site) -> None:
+    for facts in site.volumes:
+        if relative(facts.volume.target, site.workdir.path) is not None:
+            raise SpecError(
+                attempt=f"show the volume {facts.volume.source} at {facts.volume.target}",
+                answer="the target lies in the work directory, where it would have to be made",
+                remedy="Choose a target such as /data, and make a link to it.",
+            )
+
+
+# -- namespaces, and the mounts that are taken from the host
+
+
+def _namespace_and_mount_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    new = Step(
+        "unshare",
+        ("mount", "pid", "network", "ipc", "uts", "cgroup"),
+        "everything below is private; the network is a loopback and nothing else",
+    )
+    takes = tuple(_take_steps(request, site))
+    if not site.facts.privileged:
+        yield _own_user_namespace(request, site)
+        yield new
+        yield from takes
+        return
+    why = "uid 0 inside is nobody outside: the server's root maps to an id range of its own"
+    maps = (
+        id_map(KERNEL_ID, site.outside_uid, site.first_id),
+        id_map(KERNEL_ID, site.outside_gid, site.first_id),
+    )
+    yield Step("make-user-namespace", ("sandbox", *maps), why)
+    why = "for an id-mapped mount: who owns it outside appears as the kernel's user"
+    owned: list[tuple[str, WorkdirFacts | VolumeFacts]]
+    owned = [("workdir", site.workdir)] if site.workdir.idmappable else []
+    mapped = [(f"volume-{n}", facts) for n, facts in enumerate(site.volumes) if facts.idmappable]
+    for name, facts in (*owned, *mapped):
+        owner = (
+            f"{facts.owner_uid} {site.outside_uid} 1",
+            f"{facts.owner_gid} {site.outside_gid} 1",
+        )
+        yield Step("make-user-namespace", (name, *owner), why)
+    yield from takes
+    yield Step("enter-user-namespace", ("sandbox",), "from here on nobody on the host")
+    yield new
+
+
+def _own_user_namespace(request: LaunchRequest, site: Site) -> Step:
+    """An ordinary user's: the kernel's id outside is theirs, whatever its number inside."""
+    facts, ids = site.facts, site.id_range
+    if request.spec.user_ids is UserIds.SINGLE:
+        why = "an ordinary user has rights over mounts only in a user namespace"
+        maps = f"{site.uid} {facts.uid} 1", f"{site.gid} {facts.gid} 1"
+        return Step("unshare-user-namespace", maps, why)
+    if ids is None:
+        raise HostError(
+            attempt=RANGE_ATTEMPT,
+            answer="nobody has looked for one",
+            remedy='Set user_ids to "single".',
+        )
+    why = "the user's own id, and for every other one of /etc/subuid's; mapped by set-uid helpers"
+    maps = ids.maps(facts.uid, facts.gid, site.uid, site.gid)
+    return Step("map-user-namespace", (ids.newuidmap, ids.newgidmap, *maps), why)
+
+
+def _take_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    program = ("readonly", "nosuid", "nodev")
+    for path in site.facts.system_directories:
+        yield Step("take", (path, path, *program), "the system's programs, read-only")
+    for entry in site.facts.etc_entries:
+        yield Step("take", (f"/etc/{entry}", f"/etc/{entry}", *program))
+    for name in _DEVICES:
+        yield Step("take", (f"/dev/{name}", f"/dev/{name}", "nosuid", "noexec"))
+    mapped = ("idmap=workdir",) if site.facts.privileged and site.workdir.idmappable else ()
+    yield Step(
+        "take",
+        (site.workdir.path, site.workdir.source, *mapped, "nosuid", "nodev"),
+        "the work directory, writable; its files keep their owner",
+    )
+    for path in _environment_paths(site):
+        yield Step("take", (path, os.path.realpath(path), *program), "the kernel's environment")
+    for number, facts in enumerate(site.volumes):
+        how = program if facts.volume.readonly else ("nosuid", "nodev")
+        if site.facts.privileged and facts.idmappable:
+            how = (f"idmap=volume-{number}", *how)
+        yield Step("take", (facts.volume.target, facts.source, *how), "asked for by volumes")
+    if request.connection_file:
+        attributes = ("nosuid", "nodev", "noexec")
+        yield Step("take", (SOCKETS, site.sockets, *attributes), "the kernel's own sockets")
+
+
+def _environment_paths(site: Site) -> tuple[str, ...]:
+    """What of the environment has to be taken apart from the work directory.
+
+    What lies in the work directory shows there; but where a cover hides it, it is needed again.
+    """
+    return tuple(path for path in site.files.readonly if _visible_at(path, site) != path)
+
+
+def _visible_at(path: str, site: Site) -> str:
+    inside = relative(os.path.realpath(path), site.workdir.source)
+    if inside is None or path != f"{site.workdir.path}/{inside}".rstrip("/"):
+        return ""
+    hidden = any(relative(inside, covered) is not None for covered in site.workdir.directories)
+    return "" if hidden else path
+
+
+# -- the new root
+
+
+def _root_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    limits = request.spec.limits
+    yield Step("new-root", (_STAGING, str(_SKELETON_BYTES)), "an empty tmpfs; only what follows")
+    for link, text in site.facts.root_links.items():
+        yield Step("symlink", (link, text))
+    for path in sorted(site.facts.system_directories):
+        yield Step("attach", (path,))
+    for path, text in _etc_files(request, site).items():
+        yield Step("file", (path, text))
+    for entry in site.facts.etc_entries:
+        yield Step("attach", (f"/etc/{entry}",))
+    for name in _DEVICES:
+        yield Step("attach", (f"/dev/{name}",))
+    for link, text in (
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+        ("/dev/ptmx", "pts/ptmx"),
+    ):
+        yield Step("symlink", (link, text))
+    yield Step(
+        "mount",
+        ("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620", "nosuid", "noexec"),
+        "terminals of its own",
+    )
+    yield Step(
+        "mount",
+        ("tmpfs", "/dev/shm", f"mode=1777,{_room(limits.shm_bytes)}", "nosuid", "nodev"),
+        f"shared memory, {format_bytes(limits.shm_bytes)} at the most",
+    )
+    yield Step("mount", ("proc", "/proc", "", "nosuid", "nodev", "noexec"), "only our processes")
+    yield Step("mask", _MASKED, "what tells of the host, or acts on it")
+    yield Step("freeze-paths", _FROZEN, "settings of the kernel may be read, not changed")
+    yield Step(
+        "scratch",
+        (
+            *(str(site.uid), str(site.gid), _room(limits.tmp_bytes)),
+            *("1777:/tmp", f"0755:{HOME}", "0755:/run", "1777:/var/tmp"),
+        ),
+        f"every other writable place, {format_bytes(limits.tmp_bytes)} in all",
+    )
+
+
+def _room(size_bytes: int) -> str:
+    """The options of a tmpfs(5): an empty file takes no page of its size, but a page's worth of
+    the Linux kernel's memory."""
+    return f"size={size_bytes},nr_inodes={size_bytes // 4096 + 64}"
+
+
+def _etc_files(request: LaunchRequest, site: Site) -> dict[str, str]:
+    uid, gid, host = site.uid, site.gid, request.spec.hostname
+    return {
+        "/etc/passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\n"
+        f"jovyan:x:{uid}:{gid}:Notebook user:{site.home}:/bin/bash\n"
+        "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+        "/etc/group": f"root:x:0:\njovyan:x:{gid}:\ntty:x:5:\nnogroup:x:65534:\n",
+        "/etc/hosts": f"127.0.0.1 localhost {host}\n::1 localhost ip6-localhost\n",
+        "/etc/hostname": f"{host}\n",
+        "/etc/resolv.conf": "# This sandbox has no network.\n",
+        "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    }
+
+
+# -- the work directory and what is kept out of it
+
+
+def _workdir_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    path = site.workdir.path
+    yield Step("attach", (path,), "at the same path as outside")
+    owner = (path, str(site.uid), str(site.gid))
+    if site.workdir.directories:
+        why = "private and empty: secrets, and what the host would run or trust later"
+        yield Step("cover", (*owner, "directory", "", *site.workdir.directories), why)
+    if site.workdir.files:
+        yield Step("cover", (*owner, "file", "", *site.workdir.files), "the same for files")
+    if site.workdir.server_files:
+        why = "the next Jupyter program started here would run these"
+        yield Step("cover", (*owner, "file", STAND_IN_NOTE, *site.workdir.server_files), why)
+    frozen = site.workdir.frozen
+    kept = (relative(os.path.realpath(p), site.workdir.source) for p in site.files.readonly)
+    inside = tuple(p for p in kept if p and _visible_at(f"{path}/{p}", site))
+    if frozen or inside:
+        why = "the host runs these too: they may be read, not changed"
+        yield Step("protect", (path, *frozen, *inside), why)
+
+
+def _late_attach_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    targets = {*_environment_paths(site), *(facts.volume.target for facts in site.volumes)}
+    for target in sorted(targets):
+        yield Step("attach", (target,))
+
+
+def _socket_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    if request.connection_file:
+        name, text = request.connection_file
+        owner = (str(site.uid), str(site.gid))
+        yield Step("attach", (SOCKETS,))
+        yield Step("private-file", (f"{CONNECTIONS}/{name}", *owner, text), "its keys are its own")
+        why = "then nothing can swap a socket for a link to somebody else's"
+        yield Step("seal-after", (SOCKETS, str(site.uid), *SOCKET_NAMES), why)
+
+
+# -- the last steps, in the process that becomes the kernel
+
+
+def _kernel_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    if request.terminal:
+        yield Step("terminal", (), "a shell inside has job control, and Ctrl-C goes to its jobs")
+    # core(5): a limit of 1 is too small for a file, and turns a pipe handler off where 0 does not.
+    yield Step("resource-limit", ("core", "1"), "a core dump would carry secrets to the host")
+    yield Step("resource-limit", ("nice", "0"))
+    yield Step("resource-limit", ("rtprio", "0"), "no real-time priority")
+    yield Step(
+        "become",
+        (str(site.uid), str(site.gid)),
+        "no capability, no way to gain one, an ordinary user",
+    )
+    variables = kernel_environment(
+        request.environment,
+        site.server_environment,
+        kept=request.env_keep,
+        limits=request.spec.limits,
+        home=site.home,
+        hostname=request.spec.hostname,
+        user_base=site.files.user_base,
+    )
+    pairs = tuple(f"{name}={value}" for name, value in sorted(variables.items()))
+    yield Step("environment", pairs, "this, and nothing of the server's")
+    yield Step("chdir", (request.cwd,))
+    program = compile_filter(site.facts.machine)
+    yield Step("system-call-filter", (program,), "an allow-list of what the kernel may ask Linux")
+    yield Step("execute", (site.files.program, *request.argv[1:]))

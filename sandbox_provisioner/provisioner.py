@@ -1,0 +1,624 @@
+"""provisioner.py - in the server: jupyter_client's contract on one side, our types on the other.
+
+The only file with traits of a kernel. It translates options into a `SandboxSpec`, hands a
+`LaunchRequest` to a launcher, and answers jupyter_client about the `LocalHandle` that comes back.
+
+The contract has traps, each of which a test in tests/kernels holds: `cleanup` comes twice, or alone
+with the kernel still there; `kill` never sees restart=True; nobody cleans up after a failed launch;
+a signal comes after death; an unknown key of kernel.json's config is only a warning upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pwd
+import signal
+import stat
+import subprocess
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import zmq
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from tornado.web import HTTPError
+from traitlets import Bool, Dict, Enum, Float, Integer, List, Unicode, Union
+
+from sandbox_provisioner.cgroup import open_existing
+from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError
+from sandbox_provisioner.handle import ExitStory, LocalHandle
+from sandbox_provisioner.host import relative
+from sandbox_provisioner.landlock import private
+from sandbox_provisioner.last_words import LastWords
+from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, LaunchRequest
+from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts, open_init
+from sandbox_provisioner.spawn import Stdio
+from sandbox_provisioner.spec import (
+    Confinement,
+    Covers,
+    Limits,
+    Network,
+    OnMissing,
+    SandboxSpec,
+    UserIds,
+    Volume,
+    parse_bytes,
+    parse_cpuset,
+)
+from sandbox_provisioner.unboxed import inner_command
+
+_POLL_SECONDS = 1.0
+_PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+
+
+class StartRefused(HTTPError):
+    """How a SandboxError reaches a person: JupyterLab's dialog shows *log_message* only of an
+    HTTPError, and only the reason and message of this form."""
+
+    def __init__(self, error: SandboxError) -> None:
+        super().__init__(500, str(error), reason="Kernel could not be started")
+        self.error = error
+
+    def __str__(self) -> str:
+        return str(self.error)
+
+
+class ProgramNotFound(StartRefused, FileNotFoundError):
+    """The same where the kernel's program is missing: callers of jupyter_client look for this."""
+
+
+class SandboxProvisioner(LocalProvisioner):
+    """Starts a kernel in Linux namespaces of its own, under memory, CPU and process caps.
+
+    jupyter_client makes one for each kernel and keeps it over restarts. Options come from the
+    kernel.json's ``metadata.kernel_provisioner.config``, which wins, or from
+    ``c.SandboxProvisioner`` in a configuration file.
+    """
+
+    mem_limit = Union(
+        [Integer(), Unicode()],
+        allow_none=True,
+        default_value=None,
+        help='The most memory a kernel may use, as in JupyterHub: "512M", "1G", or bytes.',
+    ).tag(config=True)
+    mem_interrupt = Float(
+        0.92,
+        allow_none=True,
+        help="The share of mem_limit at which the kernel is interrupted, so that the cell ends and "
+        "the variables stay; 0.5 to 0.99, 0 or None: never.",
+    ).tag(config=True)
+    cpu_limit = Float(
+        None, allow_none=True, help="The most CPU time, in cores: 0.5 is half of one core."
+    ).tag(config=True)
+    cpu_guarantee = Float(
+        None, allow_none=True, help="The share of CPU time, in cores, while the machine is busy."
+    ).tag(config=True)
+    cpuset = Unicode("", help='The CPUs that the kernel may run on, such as "0-3,6".').tag(
+        config=True
+    )
+    pids_limit = Integer(
+        512, allow_none=True, help="The most processes and threads. None: no cap."
+    ).tag(config=True)
+    shm_limit = Union(
+        [Integer(), Unicode()], default_value="64M", help="The size of /dev/shm."
+    ).tag(config=True)
+    tmp_limit = Union(
+        [Integer(), Unicode()],
+        default_value="1G",
+        help="The size of /tmp, /run and the private home directory together; it is memory, and "
+        "counts towards mem_limit.",
+    ).tag(config=True)
+    confinement = Enum(
+        [choice.value for choice in Confinement],
+        default_value=Confinement.NAMESPACES.value,
+        help='"namespaces", or, where there are none to be had, "landlock", which is weaker: see '
+        'SECURITY.md. The kernel\'s display name has to say "landlock" then.',
+    ).tag(config=True)
+    network = Enum(
+        [mode.value for mode in Network],
+        default_value=Network.NONE.value,
+        help='"none": a loopback interface of its own, and nothing else.',
+    ).tag(config=True)
+    user_ids = Enum(
+        [choice.value for choice in UserIds],
+        default_value=UserIds.SINGLE.value,
+        help="What an ordinary user's kernels have for user ids: \"single\" is the user's own, "
+        '"range" maps all others to those that /etc/subuid gives the user, with newuidmap. '
+        "Kernels of a root server always have a range.",
+    ).tag(config=True)
+    workdir = Unicode(
+        "notebook",
+        help='What the kernel may write to: "notebook" is the directory it starts in (that of the '
+        'notebook), "root" the server\'s root directory, anything else an absolute path.',
+    ).tag(config=True)
+    volumes = List(
+        Unicode(), help='More host paths, "SOURCE:TARGET[:ro|rw]"; read-only without rw.'
+    ).tag(config=True)
+    env_keep = List(
+        Unicode(), help="Names or patterns of the server's environment variables to hand on."
+    ).tag(config=True)
+    covered_directories = List(
+        Unicode(),
+        default_value=list(Covers().home_directories),
+        help="Directories of a home directory that a kernel working there gets empty ones for.",
+    ).tag(config=True)
+    covered_files = List(
+        Unicode(),
+        default_value=list(Covers().home_files),
+        help="Files of a home directory that a kernel working there gets empty ones for.",
+    ).tag(config=True)
+    on_missing = Dict(
+        value_trait=Enum([choice.value for choice in OnMissing]),
+        help="What to do where a cap cannot be enforced here, by facility (memory, cpu, cpuset, "
+        'pids): "refuse", which is the default, or "warn".',
+    ).tag(config=True)
+    start_timeout = Float(
+        60.0, help="How many seconds a kernel may take until its sockets are there."
+    ).tag(config=True)
+    runtime_dir = Unicode(
+        "", help="Where sockets and records are kept; short, and the user's own. Default: /run."
+    ).tag(config=True)
+    survive_server = Bool(
+        False, help="Let kernels live on when the server ends (as with independent=True)."
+    ).tag(config=True)
+
+    handle: LocalHandle | None = None
+    story: ExitStory | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.sandbox_id = uuid.uuid4().hex[:12]
+        self._links: list[Path] = []
+        self._tap: LastWords | None = None
+        self._ending = False
+
+    # -- what is asked for
+
+    def _refuse_unknown_keys(self) -> None:
+        """kernel.json's config is passed on as keywords, of which traitlets only warns."""
+        stanza = self.kernel_spec.metadata.get("kernel_provisioner", {}) if self.kernel_spec else {}
+        known = set(self.trait_names(config=True))
+        for key in stanza.get("config", {}):
+            if key not in known:
+                raise SpecError(
+                    attempt=f"read the option {key!r} of kernel.json",
+                    answer="there is no such option",
+                    remedy=f"The options are: {', '.join(sorted(known))}.",
+                )
+        section = self.config.get("SandboxProvisioner", {})
+        for key in section:
+            if key not in known:
+                raise SpecError(
+                    attempt=f"read the option c.SandboxProvisioner.{key}",
+                    answer="there is no such option",
+                    remedy=f"The options are: {', '.join(sorted(known))}.",
+                )
+
+    def _refuse_silent_weakness(self) -> None:
+        """Whoever chooses a kernel reads its display name, and nothing else, before it runs."""
+        name = self.kernel_spec.display_name
+        if self.confinement == Confinement.LANDLOCK and "landlock" not in name.lower():
+            raise SpecError(
+                attempt=f'start {name!r} with confinement = "landlock"',
+                answer="its display name does not tell that it is weaker than a sandbox made of "
+                "namespaces",
+                remedy="Make a twin that does: jupyter sandbox install --confinement landlock",
+            )
+
+    def spec_for(self, cwd: str) -> SandboxSpec:
+        """The options as a `SandboxSpec`, for a kernel that starts in *cwd*; raises SpecError."""
+        memory = None if self.mem_limit is None else parse_bytes("mem_limit", self.mem_limit)
+        limits = Limits(
+            memory_bytes=memory,
+            interrupt_share=self._interrupt_share(),
+            cpu_cores=self.cpu_limit,
+            cpu_guarantee_cores=self.cpu_guarantee,
+            cpuset=parse_cpuset(self.cpuset) if self.cpuset else None,
+            pids=self.pids_limit,
+            shm_bytes=parse_bytes("shm_limit", self.shm_limit),
+            tmp_bytes=parse_bytes("tmp_limit", self.tmp_limit),
+        )
+        return SandboxSpec(
+            workdir=self._workdir(cwd),
+            limits=limits,
+            confinement=Confinement(self.confinement),
+            network=Network(self.network),
+            user_ids=UserIds(self.user_ids),
+            volumes=tuple(Volume.parse(text) for text in self.volumes),
+            covers=Covers(
+                home_directories=tuple(self.covered_directories),
+                home_files=tuple(self.covered_files),
+            ),
+            on_missing={name: OnMissing(choice) for name, choice in self.on_missing.items()},
+        )
+
+    def _interrupt_share(self) -> float | None:
+        """A kernel that wants interrupts as messages may end of a signal: none for that one."""
+        by_message = self.kernel_spec is not None and self.kernel_spec.interrupt_mode == "message"
+        return None if by_message else self.mem_interrupt or None
+
+    def _workdir(self, cwd: str) -> str:
+        if self.workdir == "notebook":
+            return cwd
+        if self.workdir != "root":
+            return self.workdir
+        manager = getattr(self.parent, "parent", None)
+        root = getattr(manager, "root_dir", "")
+        if not root:
+            raise SpecError(
+                attempt='use workdir = "root"',
+                answer="whoever starts this kernel has no root directory",
+                remedy='Use "notebook", or write the path of the directory.',
+            )
+        return os.path.abspath(os.path.expanduser(root))
+
+    @property
+    def launcher(self) -> LocalLauncher:
+        """Who starts our sandboxes."""
+        return LocalLauncher(runtime_dir=self.runtime_dir, warn=self.log.warning)
+
+    # -- start
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Called by the manager before every start and restart: options, transport, command."""
+        try:
+            self._refuse_unknown_keys()
+            kwargs["cwd"] = os.path.abspath(kwargs.get("cwd") or os.getcwd())
+            self.spec_for(kwargs["cwd"])
+            self._refuse_silent_weakness()
+            if self.parent:
+                self._choose_transport(self.parent)
+            kwargs = await super().pre_launch(**kwargs)
+            kwargs["cmd"] = inner_command(kwargs["cmd"])
+            return kwargs
+        except SandboxError as error:
+            raise await self._refuse(error) from error
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        """Called by the manager after `pre_launch`: returns when the kernel's sockets are there."""
+        try:
+            self.story = None
+            self._ending = False
+            self.handle = await self._start(cmd, kwargs)
+            await self._await_sockets(self.handle)
+            self._link_sockets()
+        except SandboxError as error:
+            raise await self._refuse(error) from error
+        except BaseException:
+            await self._close()
+            raise
+        self.pid = self.pgid = self.handle.pid
+        return self.connection_info
+
+    async def post_launch(self, **kwargs: Any) -> None:
+        """Called by the manager when the kernel runs: from now on we listen for its last cell."""
+        await super().post_launch(**kwargs)
+        if self.parent:
+            self._tap = LastWords(self.parent)
+
+    def _choose_transport(self, manager: Any) -> None:
+        """Unix sockets in a directory of this kernel's own; an ip that the caller chose for ipc
+        stays, and gets links to them."""
+        if manager.transport == "tcp":
+            _refuse_explicit_tcp(manager)
+        elif manager.trait_has_value("ip"):
+            return
+        manager.transport = "ipc"
+        manager.cache_ports = False
+        manager.ip = f"{self.launcher.runtime()}/{self.sandbox_id}/sockets/s"
+        for number, name in enumerate(_PORTS, 1):
+            setattr(manager, name, number)
+
+    async def _start(self, cmd: list[str], kwargs: dict[str, Any]) -> LocalHandle:
+        launcher = self.launcher
+        await asyncio.to_thread(launcher.sweep)
+        request = self._request(cmd, kwargs)
+        labels = Labels(
+            kernel_id=self.kernel_id or "",
+            name=self.kernel_spec.display_name,
+            user=os.environ.get("JUPYTERHUB_USER") or user_name(),
+        )
+        # None would be the server's own stdin, perhaps the terminal of whoever started it.
+        stdin = kwargs.get("stdin")
+        stdin = subprocess.DEVNULL if stdin is None else stdin
+        stdio = Stdio(stdin, kwargs.get("stdout"), kwargs.get("stderr"))
+        return await launcher.start(request, labels, stdio)
+
+    def _request(self, cmd: list[str], kwargs: dict[str, Any]) -> LaunchRequest:
+        cwd = kwargs["cwd"]
+        spec = self.spec_for(cwd)
+        outside = getattr(self.parent, "connection_file", "") if self.parent else ""
+        name = os.path.basename(outside)
+        if outside:
+            # format_kernel_cmd writes its real path; it may be a relative one or lie behind a link.
+            inside = f"{self._places()[1]}/{name}"
+            paths = (os.path.realpath(outside), os.path.abspath(outside), outside)
+            cmd = [_replaced(word, paths, inside) for word in cmd]
+        return LaunchRequest(
+            sandbox_id=self.sandbox_id,
+            spec=spec,
+            argv=tuple(cmd),
+            environment=kwargs.get("env", os.environ),
+            env_keep=tuple(self.env_keep),
+            cwd=cwd if relative(cwd, spec.workdir) is not None else spec.workdir,
+            connection_file=(name, self._inside_connection()) if outside else None,
+            survive_server=self.survive_server or bool(kwargs.get("independent")),
+            extra_files=self._resources(cmd),
+        )
+
+    def _resources(self, cmd: list[str]) -> tuple[str, ...]:
+        """The kernelspec's own folder, if its argv names it ({resource_dir})."""
+        folder = self.kernel_spec.resource_dir
+        return (folder,) if folder and any(folder in word for word in cmd) else ()
+
+    def _places(self) -> tuple[str, str]:
+        """Where the kernel sees its sockets, and where its connection file."""
+        return places(Confinement(self.confinement), f"{self.launcher.runtime()}/{self.sandbox_id}")
+
+    def _inside_connection(self) -> str:
+        """The connection file as the kernel shall read it: same keys, the sockets' inside path."""
+        assert self.parent
+        info = json.loads(Path(self.parent.connection_file).read_text())
+        info |= {"transport": "ipc", "ip": f"{self._places()[0]}/s"}
+        info |= {name: number for number, name in enumerate(_PORTS, 1)}
+        return json.dumps(info, indent=2)
+
+    async def _await_sockets(self, handle: LocalHandle) -> None:
+        if not self.parent:
+            return
+        attempt = f"start the kernel {self.kernel_spec.display_name!r}"
+        try:
+            async with asyncio.timeout(self.start_timeout):
+                answer = await handle.sealed()
+        except TimeoutError:
+            handle.kill()
+            tail = (await handle.wait()).stderr_tail
+            raise LaunchError(
+                attempt=attempt,
+                answer=f"it did not bind its sockets within {self.start_timeout:g} s",
+                remedy="It has to speak transport=ipc; raise start_timeout if it is only slow.",
+                step="wait-for-kernel",
+                stderr_tail=tail,
+            ) from None
+        if answer == "sealed" and self._sockets_are_right(handle):
+            return
+        if answer:
+            handle.kill()
+        story = await handle.wait()
+        raise LaunchError(
+            attempt=attempt,
+            answer=answer or _ending(story),
+            remedy=story.reason or "Correct what it complains of.",
+            step="wait-for-kernel",
+            stderr_tail=story.stderr_tail,
+        )
+
+    def _sockets_are_right(self, handle: LocalHandle) -> bool:
+        """Init has looked at this from inside; here it is the server's own word."""
+        return all(
+            stat.S_ISSOCK(os.lstat(handle.folder.sockets / name).st_mode) for name in SOCKET_NAMES
+        )
+
+    def _link_sockets(self) -> None:
+        """Where the caller chose the ip: a symbolic link a socket, which connect(2) follows."""
+        assert self.handle
+        if not self.parent or self.parent.ip == f"{self.handle.folder.sockets}/s":
+            return
+        for name, socket_name in zip(_PORTS, SOCKET_NAMES, strict=True):
+            link = Path(f"{self.parent.ip}-{getattr(self.parent, name)}")
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.handle.folder.sockets / socket_name)
+            self._links.append(link)
+
+    async def _refuse(self, error: SandboxError) -> StartRefused:
+        """Undo the start: nobody calls `cleanup` after a failed one."""
+        self.log.error("%s", error)
+        await self._close()
+        if self.parent:
+            self.parent.cleanup_connection_file()
+            self.parent.cleanup_ipc_files()
+        if isinstance(error, LaunchError) and error.step == "find-kernel":
+            return ProgramNotFound(error)
+        return StartRefused(error)
+
+    # -- while it runs
+
+    @property
+    def has_process(self) -> bool:
+        """From launch until `wait` has seen the end."""
+        return self.handle is not None
+
+    async def poll(self) -> int | None:
+        """Called by the restarter every 3 s: None while it runs, else its exit status."""
+        if self.handle is None:
+            return _status(self.story) if self.story else 0
+        if self._ending:
+            # The manager asks whether a shutdown is done, and sleeps 100 ms before it asks again:
+            # answer when it is.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.handle.wait(), _POLL_SECONDS)
+        story = self.handle.poll()
+        self._hear(self.handle)
+        if story is None:
+            if self._tap:
+                self._tap.drain()
+            return None
+        await self._tell(story)
+        return _status(story)
+
+    async def wait(self) -> int | None:
+        """Called after a shutdown or kill: the end of the kernel, and of everything it started."""
+        if self.handle is None:
+            return _status(self.story) if self.story else 0
+        await self._tell(await self.handle.wait())
+        await self._close()
+        assert self.story
+        return _status(self.story)
+
+    async def send_signal(self, signum: int) -> None:
+        """Called to interrupt, and before every shutdown, also when the kernel has died."""
+        if self.handle is not None:
+            self.handle.signal(signum)
+
+    async def kill(self, restart: bool = False) -> None:
+        """Called when it did not end by itself: everything inside ends at once."""
+        await self.send_signal(signal.SIGKILL)
+
+    async def terminate(self, restart: bool = False) -> None:
+        """Called at half of the shutdown's patience."""
+        await self.send_signal(signal.SIGTERM)
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """Called when the kernel has been asked to end."""
+        self._ending = True
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Called last, but twice by nbclient, or alone while the kernel is still there."""
+        await self._close()
+
+    async def _close(self) -> None:
+        handle, self.handle = self.handle, None
+        tap, self._tap = self._tap, None
+        if tap:
+            tap.close()
+        for link in self._links:
+            link.unlink(missing_ok=True)
+        self._links.clear()
+        if handle:
+            self._hear(handle)
+            await handle.close()
+            self.story = handle.poll()
+
+    def _hear(self, handle: LocalHandle) -> None:
+        for sentence in handle.notices():
+            self.log.warning("%s", sentence)
+
+    async def _tell(self, story: ExitStory) -> None:
+        """Once for each end: to the log, and, if a cap ended it, under the cell that ran."""
+        if self.story is story:
+            return
+        self.story = story
+        if not story.reason or (story.interrupted and self._ending):
+            return
+        self.log.warning("%s", story.reason)
+        if self._tap:
+            try:
+                await asyncio.to_thread(self._tap.speak, story.reason)
+            except (OSError, zmq.ZMQError) as error:
+                # A sentence that cannot be shown must not hide the death; the log has it.
+                self.log.warning("Could not say so at the notebook: %s", error)
+
+    def resolve_path(self, path: str) -> str | None:
+        """Where the server finds the kernel's *path*: only the work directory is shared."""
+        if self.handle is None:
+            return None
+        workdir = self.handle.record.workdir
+        absolute = os.path.normpath(os.path.join(workdir, path))
+        # A symbolic link that the kernel made must not tell what there is on the host.
+        inside = relative(os.path.realpath(absolute), workdir) is not None
+        return absolute if inside and os.path.exists(absolute) else None
+
+    # -- for another process
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        """What a second process needs to find this kernel; as JSON can hold it."""
+        info = await super().get_provisioner_info()
+        connection = dict(info.get("connection_info", {}))
+        if isinstance(connection.get("key"), bytes):
+            connection["key"] = connection["key"].decode()
+        info["connection_info"] = connection
+        info["sandbox"] = {
+            "id": self.sandbox_id,
+            "runtime_dir": str(self.launcher.runtime()),
+            "init_pid": self.handle.record.init_pid if self.handle else 0,
+            "init_start": self.handle.record.init_start if self.handle else 0,
+        }
+        return info
+
+    async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
+        """Take over the kernel that `get_provisioner_info` told of; LaunchError if it has ended."""
+        info = dict(provisioner_info)
+        connection = dict(info["connection_info"])
+        if isinstance(connection.get("key"), str):
+            connection["key"] = connection["key"].encode()
+        await super().load_provisioner_info(info | {"connection_info": connection})
+        self.sandbox_id = info["sandbox"]["id"]
+        self.handle = _find(info["sandbox"])
+
+
+def places(confinement: Confinement, folder: str) -> tuple[str, str]:
+    """The directories of sockets and of the connection file as the kernel sees them, whose record
+    lies in *folder*."""
+    if confinement is Confinement.LANDLOCK:
+        return f"{folder}/sockets", private(folder, "jupyter")
+    return SOCKETS, CONNECTIONS
+
+
+def _find(sandbox: Mapping[str, Any]) -> LocalHandle:
+    folder = RecordFolder(Path(sandbox["runtime_dir"]) / sandbox["id"])
+    try:
+        record: Record | None = folder.read()
+    except (OSError, ValueError):
+        record = None
+    same = record and (record.init_pid, record.init_start) == (
+        sandbox["init_pid"],
+        sandbox["init_start"],
+    )
+    pidfd = open_init(record) if record and same else None
+    if record is None or pidfd is None:
+        raise LaunchError(
+            attempt=f"find the sandbox {sandbox['id']}",
+            answer=f"it has ended; process {sandbox['init_pid']} is gone or somebody else's",
+            remedy="Start a new kernel.",
+            step="load-provisioner-info",
+        )
+    tree = open_existing(cgroup_facts(record), record.sandbox_id)
+    return LocalHandle(pidfd=pidfd, tree=tree, folder=folder, record=record, control=-1)
+
+
+def _refuse_explicit_tcp(manager: Any) -> None:
+    """tcp is only jupyter_client's default, unless somebody asked for it."""
+    sections = [cls.__name__ for cls in type(manager).__mro__]
+    asked = any(
+        manager.config[name].get("transport") for name in sections if name in manager.config
+    )
+    if asked or any(getattr(manager, name) for name in _PORTS):
+        raise SpecError(
+            attempt="connect the kernel over tcp, as transport or a port asks for",
+            answer="a sandbox has a network of its own, and listens on unix sockets only",
+            remedy='Remove the option transport (or set c.KernelManager.transport = "ipc") and '
+            "the options for ports.",
+        )
+
+
+def _replaced(word: str, old: tuple[str, ...], new: str) -> str:
+    """*word* with the first of *old* that it contains: what is put in may contain a later one."""
+    found = next((text for text in old if text in word), None)
+    return word.replace(found, new) if found else word
+
+
+def _status(story: ExitStory) -> int:
+    """poll's int: a kernel that nobody could ask was killed."""
+    return story.code if story.code is not None else -signal.SIGKILL
+
+
+def _ending(story: ExitStory) -> str:
+    if story.signal:
+        return f"it was ended by signal {story.signal} before it bound its sockets"
+    if story.code is None:
+        return "it was killed, with its init, before it bound its sockets"
+    return f"it ended with status {story.code} before it bound its sockets"
+
+
+def user_name() -> str:
+    """Our user as people see it in lists: the name, or the number where there is none."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

@@ -1,0 +1,439 @@
+"""records.py - any process outside: a folder for each sandbox, and what a dead server left.
+
+::
+
+    <runtime directory>/
+      lock                      held while a record is made or swept away
+      <sandbox id>/
+        record.json             who, where, which limits: `Record`
+        owner                   locked by the server for as long as it lives
+        exit                    written by PID 1 when the kernel ends
+        sockets/                the kernel's own: shows inside as /run/kernel
+        private/                its home, /tmp and connection file, where it shares our mounts
+
+The Linux kernel lets go of a dead process's locks, so "is its server still there" needs no pids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import signal
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sandbox_provisioner import cgroup
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.host import relative
+from sandbox_provisioner.inside.init import FIRST_RELAYED
+from sandbox_provisioner.spec import STAND_IN_NOTE, Confinement
+
+# systemd's table of ids (UIDS-GIDS) leaves 0x70000000-0x7FFDFFFF unused.
+FIRST_ID, LAST_ID = 0x70000000, 0x7FFDFFFF
+_IDS = 1 << 16
+# sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
+LONGEST_SOCKET_PATH = 107
+# It is held for a few reads and writes of small files.
+_LOCK_SECONDS = 10
+_LOCK_AGAIN_SECONDS = 0.005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What somebody who did not start a sandbox needs to find, show, stop or clean it up.
+
+    *made* are (kind, path) of stand-ins' mount points that did not exist before; while a sandbox
+    starts, those that its plan would make.
+    *init_start* is the start time of PID 1 in clock ticks (proc(5)), which makes a pid unique.
+    """
+
+    sandbox_id: str
+    kernel_id: str = ""
+    name: str = ""
+    user: str = ""
+    started: float = 0.0
+    init_pid: int = 0
+    init_start: int = 0
+    survives_server: bool = False
+    cgroup_version: int = 0
+    cgroup_manager: str = ""
+    cgroup_bases: Mapping[str, str] = field(default_factory=dict)
+    memory_limit_bytes: int | None = None
+    cpu_cores: float | None = None
+    first_id: int = 0
+    workdir: str = ""
+    made: tuple[tuple[str, str], ...] = ()
+    confinement: str = "namespaces"
+
+    @property
+    def end_signal(self) -> int:
+        """What ends all of it, sent to its init: where that is PID 1 of a namespace its death does,
+        otherwise it has to end the others first."""
+        shared = self.confinement == Confinement.LANDLOCK
+        return FIRST_RELAYED + signal.SIGKILL - 1 if shared else signal.SIGKILL
+
+
+def runtime_directory(configured: str = "") -> Path:
+    """Where the records live: *configured*, or the place that systemd gives to this user.
+
+    Short, since the paths of sockets are limited; made with mode 0700 if it is missing.
+    """
+    path = Path(configured) if configured else _default_directory()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise _cannot_keep(path, error.strerror or str(error)) from None
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise _cannot_keep(path, "others than this user can write to it")
+    return path
+
+
+def _default_directory() -> Path:
+    if os.geteuid() == 0:
+        return Path("/run/sandbox-provisioner")
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    if given and os.access(given, os.W_OK):
+        return Path(given, "sandbox-provisioner")
+    # Below a place that the covers of a home directory always hide.
+    return Path.home() / ".local/share/jupyter/sandboxes"
+
+
+def _cannot_keep(path: Path, answer: str) -> HostError:
+    return HostError(
+        attempt=f"keep the sockets of kernels in {path}",
+        answer=answer,
+        remedy="Set runtime_dir to a short path on a writable file system with free space.",
+    )
+
+
+class RecordFolder:
+    """The folder of one sandbox, made by the server that starts it and removed by `remove`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._owner = -1
+
+    @property
+    def sockets(self) -> Path:
+        """The directory that the kernel sees as /run/kernel."""
+        return self.path / "sockets"
+
+    @classmethod
+    def create(cls, runtime: Path, record: Record, *, ids: bool) -> tuple[RecordFolder, Record]:
+        """Make the folder and lock it; with *ids* also pick a free range of ids for the record."""
+        folder = cls(runtime / record.sandbox_id)
+        socket_path = str(folder.sockets / "s-5")
+        if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH:
+            raise HostError(
+                attempt=f"bind the kernel's sockets at {socket_path}",
+                answer=f"a socket's path may have {LONGEST_SOCKET_PATH} bytes",
+                remedy="Set runtime_dir to a shorter path, such as /run/sandbox-provisioner.",
+            )
+        try:
+            with _locked(runtime):
+                if ids:
+                    record = replace(record, first_id=_free_range(runtime))
+                folder.path.mkdir(mode=0o700)
+                folder._owner = _lock(folder.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB)
+                folder.sockets.mkdir(mode=0o700)
+                folder.write(record)
+        except OSError as error:
+            if not isinstance(error, FileExistsError):  # then it is another sandbox's
+                folder.remove()
+            raise _cannot_keep(folder.path, error.strerror or str(error)) from None
+        return folder, record
+
+    def write(self, record: Record) -> None:
+        """Save *record*, whole or not at all."""
+        text = json.dumps(asdict(record), indent=1)
+        new = self.path / "record.json.new"
+        new.write_text(text)
+        new.replace(self.path / "record.json")
+
+    def finish(self, record: Record, planned: Iterable[tuple[str, str]]) -> Record:
+        """Save *record* of a sandbox that runs now: what it has really made in place of what was
+        *planned*, and what others have left to it meanwhile."""
+        with _locked(self.path.parent):
+            left = set(self.read().made) - set(planned)
+            record = replace(record, made=(*sorted(left), *record.made))
+            self.write(record)
+        return record
+
+    def read(self) -> Record:
+        """Load the record; OSError or ValueError where it is not (yet) there whole."""
+        found: dict[str, Any] = json.loads((self.path / "record.json").read_text())
+        found["made"] = tuple((kind, path) for kind, path in found["made"])
+        return Record(**found)
+
+    @property
+    def exit_file(self) -> Path:
+        """Where PID 1 writes down how the kernel ended."""
+        return self.path / "exit"
+
+    def read_exit_file(self) -> bytes:
+        """What PID 1 wrote, b"" if it did not live to."""
+        try:
+            return self.exit_file.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def is_orphan(self) -> bool:
+        """Whether no server holds it (any more); then it is ours until `remove`."""
+        try:
+            self._owner = _lock(self.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except FileNotFoundError:
+            return True
+        return True
+
+    def release(self) -> None:
+        """Let go of the lock and leave the folder, for a sandbox that outlives its server."""
+        if self._owner >= 0:
+            _unlock(self._owner)
+            self._owner = -1
+
+    def remove(self) -> None:
+        """Remove the folder; more than once is fine."""
+        _open_up(self.path / "private")
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.release()
+
+
+def _open_up(folder: Path) -> None:
+    """Make directories removable that a kernel has left so that not even their owner can look in.
+
+    os.fwalk follows no symbolic link, and everybody who could make one has ended.
+    """
+    if not folder.is_dir():
+        return
+    folder.chmod(0o700)
+    for _, names, _, fd in os.fwalk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                if not stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                    os.chmod(name, 0o700, dir_fd=fd)
+
+
+def remove_stand_ins(runtime: Path, record: Record) -> None:
+    """Remove the mount points that *record*'s sandbox made in its work directory.
+
+    Not while another sandbox works in the same tree: rmdir(2) of a directory that is a mount point
+    in another namespace takes the mount away there, and what it covered would be open.
+    """
+    if not record.made:
+        return
+    with _locked(runtime):
+        others = [o for _, o in all_records(runtime) if o.sandbox_id != record.sandbox_id]
+        if any(_same_tree(record.workdir, other.workdir) for other in others):
+            _bequeath(runtime, record)
+            return
+        for kind, path in reversed(record.made):
+            with contextlib.suppress(OSError):
+                _remove_empty(kind, path, record.workdir)
+
+
+def _bequeath(runtime: Path, record: Record) -> None:
+    """Let another living sandbox of the same tree remove them at its own end."""
+    for folder, other in all_records(runtime):
+        is_other = other.sandbox_id != record.sandbox_id
+        if is_other and _same_tree(record.workdir, other.workdir):
+            folder.write(replace(other, made=(*record.made, *other.made)))
+            return
+
+
+def _same_tree(one: str, other: str) -> bool:
+    return relative(one, other) is not None or relative(other, one) is not None
+
+
+def _remove_empty(kind: str, path: str, workdir: str) -> None:
+    """rmdir or unlink *path* if it is as empty as it was made; no symbolic link is followed."""
+    names = Path(path).relative_to(workdir).parts
+    fd = os.open(workdir, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for name in names[:-1]:
+            below = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        if kind == "directory":
+            os.rmdir(names[-1], dir_fd=fd)
+        elif _is_untouched(names[-1], fd):
+            os.unlink(names[-1], dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _is_untouched(name: str, dir_fd: int) -> bool:
+    """Whether the file still holds what we put into it, so that nothing of anybody's is lost."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    with open(fd, "rb") as file:
+        regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        return regular and file.read(4096) in {b"", STAND_IN_NOTE.encode()}
+
+
+def all_records(runtime: Path) -> list[tuple[RecordFolder, Record]]:
+    """Every sandbox with a record, oldest first."""
+    found = []
+    for path in runtime.iterdir() if runtime.is_dir() else ():
+        folder = RecordFolder(path)
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            found.append((folder, folder.read()))
+    return sorted(found, key=lambda pair: pair[1].started)
+
+
+def start_time(pid: int) -> int:
+    """Field 22 of /proc/PID/stat (proc(5)); 0 where there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def open_init(record: Record) -> int | None:
+    """A pidfd of the record's PID 1, or None if it has ended: never of a stranger.
+
+    The pidfd is opened first and compared then, so that a pid that is given away in between
+    cannot deceive us.
+    """
+    if not record.init_pid:
+        return None
+    try:
+        pidfd = os.pidfd_open(record.init_pid)
+    except ProcessLookupError:
+        return None
+    # Who has ended but was not waited for still has a pid: a pidfd is then readable.
+    has_ended = bool(select.select([pidfd], [], [], 0)[0])
+    if has_ended or start_time(record.init_pid) != record.init_start:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def sweep(runtime: Path) -> list[str]:
+    """Remove what servers left that were killed; the ids of the sandboxes that are gone now.
+
+    Safe at any time: what a living server owns is locked, and sandboxes that were asked to outlive
+    their server are left alone while they live.
+    """
+    gone = []
+    for folder, record in all_records(runtime):
+        if not folder.is_orphan():
+            continue
+        pidfd = open_init(record)
+        if pidfd is not None and record.survives_server:
+            os.close(pidfd)
+            folder.release()
+            continue
+        if pidfd is not None:
+            _end(pidfd, record.end_signal)
+        cgroup.remove_leftovers(cgroup_facts(record), record.sandbox_id)
+        folder.path.joinpath("record.json").unlink(missing_ok=True)
+        remove_stand_ins(runtime, record)
+        folder.remove()
+        gone.append(record.sandbox_id)
+    _sweep_unwritten(runtime)
+    return gone
+
+
+def _sweep_unwritten(runtime: Path) -> None:
+    """Remove the folders whose server was killed before it had written a record into them."""
+    with _locked(runtime):
+        for path in runtime.iterdir():
+            folder = RecordFolder(path)
+            if path.is_dir() and not (path / "record.json").exists() and folder.is_orphan():
+                folder.remove()
+
+
+def cgroup_facts(record: Record) -> cgroup.CgroupFacts:
+    """Where the record's groups are: its server may have lived in another cgroup than we do."""
+    return cgroup.CgroupFacts(
+        version=record.cgroup_version,
+        bases=record.cgroup_bases,
+        missing={},
+        manager=record.cgroup_manager,
+    )
+
+
+def _end(pidfd: int, number: int) -> None:
+    """End PID 1 by *number*, by force if need be, and wait until it and all inside are gone."""
+    for attempt in (number, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, attempt)
+        if select.select([pidfd], [], [], 5)[0]:
+            break
+    os.close(pidfd)
+
+
+def _free_range(runtime: Path) -> int:
+    taken = {record.first_id for _, record in all_records(runtime)}
+    for first in range(FIRST_ID, LAST_ID - _IDS, _IDS):
+        if first not in taken:
+            return first
+    raise HostError(
+        attempt="find free user ids for a sandbox",
+        answer=f"all {len(taken)} ranges are taken",
+        remedy="End some kernels, or run: jupyter sandbox gc",
+    )
+
+
+def _lock(path: Path, operation: int) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, operation)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def _locked(runtime: Path) -> Iterator[None]:
+    fd = _lock_soon(runtime / "lock")
+    try:
+        yield
+    finally:
+        _unlock(fd)
+
+
+def _lock_soon(path: Path) -> int:
+    """Lock *path*; HostError if somebody holds it for longer than any of us ever needs to."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise HostError(
+                    attempt=f"lock {path}",
+                    answer=f"another process has held it for {_LOCK_SECONDS} s",
+                    remedy="See /proc/locks for who it is; end it if it hangs.",
+                ) from None
+        time.sleep(_LOCK_AGAIN_SECONDS)  # flock(2) has no timeout, and no event to wait for
+
+
+def _unlock(fd: int) -> None:
+    """flock(2): closing is not enough, since a child that somebody forked meanwhile (a thread with
+    multiprocessing) has the same open file, and would hold the lock for as long as it lives."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+def age_seconds(record: Record) -> float:
+    """How long the sandbox has been running, by the wall clock."""
+    return max(0.0, time.time() - record.started)
+
+
+__all__: Sequence[str] = (
+    "Record", "RecordFolder", "age_seconds", "all_records", "open_init", "remove_stand_ins",
+    "runtime_directory", "start_time", "sweep",
+)  # fmt: skip

@@ -1,0 +1,310 @@
+"""spec.py - pure: what a sandbox shall be, parsed once from what a person wrote.
+
+Every type is frozen, validates itself and has its units in its names. `SandboxSpec` holds wishes;
+what this machine can do is `host.HostFacts`; `plan.compile_plan` brings the two together.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from types import MappingProxyType
+
+from sandbox_provisioner.errors import SpecError
+
+# JupyterHub's ByteSpecification: a number with one of these suffixes, powers of 1024.
+_BYTE_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_BYTES = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMGT]?)", re.ASCII)
+
+# The launcher and PID 1 are charged to the cap as well; below this no kernel could start.
+SMALLEST_MEMORY_BYTES = 32 << 20
+SMALLEST_PIDS = 8
+
+
+def parse_bytes(name: str, value: int | float | str) -> int:
+    """A size in bytes from an int or from JupyterHub's notation ("512M", "1G", "1.5G").
+
+    Raises SpecError, which names the option *name* and the notation.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1 << 63:
+        return int(value)
+    match = _BYTES.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise SpecError(
+            attempt=f"read {name}",
+            answer=f"{value!r} is not a size",
+            remedy='Write a number of bytes, or a number with K, M, G or T, such as "512M".',
+        )
+    return int(float(match["number"]) * _BYTE_SUFFIXES[match["suffix"]])
+
+
+def format_bytes(count: int) -> str:
+    """A size for people: 536870912 -> '512 MiB'."""
+    for suffix, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= factor:
+            return f"{count / factor:.4g} {suffix}"
+    return f"{count} bytes"
+
+
+def parse_cpuset(value: str) -> frozenset[int]:
+    """The CPUs of a list in the format of cpuset(7): "0-3,6" -> {0, 1, 2, 3, 6}."""
+    cpus: set[int] = set()
+    for part in value.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise _bad_cpuset(value)
+        span = range(int(first), int(last if dash else first) + 1)
+        if not span or span.stop > 1 << 16:
+            raise _bad_cpuset(value)
+        cpus.update(span)
+    return frozenset(cpus)
+
+
+def _bad_cpuset(value: str) -> SpecError:
+    return SpecError(
+        attempt="read cpuset",
+        answer=f"{value!r} is not a list of CPUs",
+        remedy='Write numbers and ranges from low to high, such as "0-3,6".',
+    )
+
+
+def format_cpuset(cpus: frozenset[int]) -> str:
+    """The inverse of `parse_cpuset`, without ranges: {0, 1, 6} -> "0,1,6"."""
+    return ",".join(str(cpu) for cpu in sorted(cpus))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The caps of one sandbox. None means no cap.
+
+    *memory_bytes* includes the sandbox's tmpfs and shared memory, and no swap comes on top.
+    *cpu_cores* is bandwidth (1.5 is 150 % of one core); *cpu_guarantee_cores* is a share that
+    counts only while the machine is busy. *pids* counts threads too. At *interrupt_share* of
+    *memory_bytes* the kernel gets an interrupt; None means that it does not.
+    """
+
+    memory_bytes: int | None = None
+    cpu_cores: float | None = None
+    cpu_guarantee_cores: float | None = None
+    cpuset: frozenset[int] | None = None
+    pids: int | None = None
+    interrupt_share: float | None = None
+    shm_bytes: int = 64 << 20
+    tmp_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        _at_least("mem_limit", self.memory_bytes, SMALLEST_MEMORY_BYTES, "Use at least 32M.")
+        _at_least("cpu_limit", self.cpu_cores, 0.01, "Use at least 0.01 (cores).")
+        _at_least("cpu_guarantee", self.cpu_guarantee_cores, 0.01, "Use at least 0.01 (cores).")
+        _at_least("pids_limit", self.pids, SMALLEST_PIDS, f"Use at least {SMALLEST_PIDS}.")
+        _at_least("shm_limit", self.shm_bytes, 4096, 'Use at least one page, "4K".')
+        _at_least("tmp_limit", self.tmp_bytes, 4096, 'Use at least one page, "4K".')
+        if self.cpuset is not None and not self.cpuset:
+            raise _bad_cpuset("")
+        if self.interrupt_share is not None and not 0.5 <= self.interrupt_share <= 0.99:
+            raise SpecError(
+                attempt="set mem_interrupt",
+                answer=f"{self.interrupt_share:g} is not a share of mem_limit that makes sense",
+                remedy="Use 0.5 to 0.99, or 0 to turn it off.",
+            )
+
+    @property
+    def cpu_count(self) -> int | None:
+        """How many threads at once make sense under the caps; None without a cap."""
+        counts = []
+        if self.cpu_cores is not None:
+            counts.append(max(1, -(-self.cpu_cores // 1)))
+        if self.cpuset is not None:
+            counts.append(len(self.cpuset))
+        return int(min(counts)) if counts else None
+
+
+def _at_least(name: str, value: float | None, smallest: float, remedy: str) -> None:
+    if value is not None and not value >= smallest:
+        raise SpecError(attempt=f"set {name}", answer=f"{value} is too small", remedy=remedy)
+
+
+# What belongs to the system inside; a volume there would replace it.
+_SYSTEM = {"", "bin", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A host path that the sandbox gets besides its work directory ("SRC:DST[:ro|rw]")."""
+
+    source: str
+    target: str
+    readonly: bool = True
+
+    def __post_init__(self) -> None:
+        for role, path in (("source", self.source), ("target", self.target)):
+            check_path(f"the {role} of volume {self.source}:{self.target}", path)
+        top = self.target.split("/")[1]
+        if top in _SYSTEM or self.source.split("/")[1] in {"", "proc", "sys", "dev"}:
+            raise SpecError(
+                attempt=f"use volume {self.source}:{self.target}",
+                answer="it would show or hide a part of the system",
+                remedy="Choose a target such as /data, and a directory of files as the source.",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Volume:
+        """Read "SRC:DST", "SRC:DST:ro" or "SRC:DST:rw"; read-only unless it says rw."""
+        words = text.split(":")
+        if len(words) not in {2, 3} or (len(words) == 3 and words[2] not in {"ro", "rw"}):
+            raise SpecError(
+                attempt="read volumes",
+                answer=f"{text!r} is not a volume",
+                remedy='Write "SOURCE:TARGET:ro" or "SOURCE:TARGET:rw", both absolute paths.',
+            )
+        return cls(source=words[0], target=words[1], readonly=words[2:] != ["rw"])
+
+
+def check_path(what: str, path: str) -> None:
+    """Refuse a path that is not absolute and plain: relative, with "..", a NUL or a newline."""
+    if not path.startswith("/"):
+        answer = f"{path!r} is a relative path"
+    elif os.path.normpath(path) != path.rstrip("/") and path != "/":
+        answer = f"{path!r} is not a plain path"
+    elif re.search(r"[\0\n]", path):
+        answer = f"{path!r} contains a NUL or a newline"
+    else:
+        return
+    raise SpecError(
+        attempt=f"use {what}",
+        answer=answer,
+        remedy='Write an absolute path without "." and ".." in it.',
+    )
+
+
+class Network(StrEnum):
+    """Which network a sandbox has: NONE is a loopback interface of its own and nothing else."""
+
+    NONE = "none"
+
+
+class UserIds(StrEnum):
+    """Which ids an ordinary user's sandbox has: SINGLE is the user's own and nothing else, RANGE
+    maps every other one to the ids that subuid(5) gives the user."""
+
+    SINGLE = "single"
+    RANGE = "range"
+
+
+class Confinement(StrEnum):
+    """What holds a kernel. LANDLOCK is for places that have no namespaces, and is weaker: see
+    `landlock.py`. It is chosen by name, never fallen back to."""
+
+    NAMESPACES = "namespaces"
+    LANDLOCK = "landlock"
+
+
+class OnMissing(StrEnum):
+    """What to do where this machine cannot enforce a facility."""
+
+    REFUSE = "refuse"
+    WARN = "warn"
+
+
+# The facilities whose absence an administrator may accept, by the name of `on_missing`'s keys.
+# Namespaces, the root file system and the system call filter are not among them.
+WAIVABLE_FACILITIES = ("memory", "cpu", "cpuset", "pids")
+
+
+# The text of files that are made in a directory in which Jupyter runs, for whoever finds them.
+STAND_IN_NOTE = (
+    "# Placed by sandbox-provisioner while a sandboxed kernel runs in this directory, so that\n"
+    "# code in the kernel cannot plant a file here that Jupyter would run. Removed when it ends.\n"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Covers:
+    """What of a work directory the sandbox must not reach, since the host would run or trust it.
+
+    *home_directories* and *home_files* are relative to a home directory (they hold secrets, or the
+    next login, shell or Jupyter server reads them), and so are *home_frozen* (programs that the
+    host runs: kept, but read-only); *server_files* to the directory that a Jupyter
+    program runs in, which is on its configuration path; *frozen* to the work directory itself:
+    kept readable, but read-only, and left alone where they do not exist.
+    """
+
+    home_directories: tuple[str, ...] = (
+        ".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".config", ".cache", ".jupyter",
+        ".ipython", ".local/bin", ".local/lib", ".local/share/jupyter", ".local/share/keyrings",
+        ".local/share/applications", ".local/share/systemd", ".emacs.d", ".vim",
+        ".vscode-server", ".mozilla", ".password-store",
+    )  # fmt: skip
+    home_files: tuple[str, ...] = (
+        ".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".bash_aliases",
+        ".bash_history", ".profile", ".zshrc", ".zshenv", ".zprofile", ".zlogin", ".kshrc",
+        ".cshrc", ".tcshrc", ".login", ".xprofile", ".xsession", ".xinitrc", ".pam_environment",
+        ".inputrc", ".netrc", ".pgpass", ".gitconfig", ".git-credentials", ".npmrc", ".pypirc",
+        ".condarc", ".Rprofile", ".Renviron", ".vimrc", ".emacs", ".python_history",
+        ".bash_completion", ".xsessionrc", ".zlogout", ".tmux.conf", ".screenrc", ".lessfilter",
+        ".mailcap", ".gdbinit", ".pdbrc", ".psqlrc", ".hgrc", ".wgetrc", ".curlrc", ".Xauthority",
+        ".ICEauthority", ".my.cnf", ".pythonrc", ".pythonrc.py",
+    )  # fmt: skip
+    home_frozen: tuple[str, ...] = (
+        ".cargo", ".rustup", ".nvm", ".pyenv", ".rbenv", ".sdkman", ".deno", ".bun", ".conda",
+        ".oh-my-zsh", ".nix-profile", "bin",
+    )  # fmt: skip
+    server_files: tuple[str, ...] = tuple(
+        f"{name}.{suffix}"
+        for name in (
+            "jupyter_config",
+            "jupyter_server_config",
+            "jupyter_lab_config",
+            "jupyter_notebook_config",
+            "jupyter_nbconvert_config",
+        )
+        for suffix in ("py", "json")
+    )
+    repository_directories: tuple[str, ...] = (".git/hooks",)
+    frozen: tuple[str, ...] = (".git/config", ".git/modules", ".gitmodules")
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            for path in getattr(self, field_.name):
+                parts = path.split("/")
+                if os.path.normpath(path) != path or parts[0] in {"", ".", ".."}:
+                    raise SpecError(
+                        attempt=f"cover {path!r}",
+                        answer="it is not a plain relative path",
+                        remedy='Write it as seen from the home directory, such as ".ssh".',
+                    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """Everything that is wished of one sandbox; serialisable, and the same for every launcher.
+
+    *workdir* is bound writable at the same path, minus what *covers* tells.
+    """
+
+    workdir: str
+    covers: Covers = field(default_factory=Covers)
+    limits: Limits = field(default_factory=Limits)
+    confinement: Confinement = Confinement.NAMESPACES
+    network: Network = Network.NONE
+    user_ids: UserIds = UserIds.SINGLE
+    volumes: tuple[Volume, ...] = ()
+    hostname: str = "sandbox"
+    on_missing: Mapping[str, OnMissing] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        check_path("the work directory", self.workdir)
+        unknown = sorted(set(self.on_missing) - set(WAIVABLE_FACILITIES))
+        if unknown:
+            raise SpecError(
+                attempt="read on_missing",
+                answer=f"{unknown[0]!r} is not a facility that can be waived",
+                remedy=f"Its keys are: {', '.join(WAIVABLE_FACILITIES)}.",
+            )
+
+    def may_lack(self, facility: str) -> bool:
+        """Whether the administrator accepts a start without *facility*."""
+        return self.on_missing.get(facility) is OnMissing.WARN

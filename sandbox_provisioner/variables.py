@@ -1,0 +1,87 @@
+"""variables.py - pure: the environment of a kernel, from an allow-list and from its caps.
+
+A server's environment holds tokens and keys (JUPYTERHUB_API_TOKEN, AWS_*, SSH_AUTH_SOCK), and
+front ends hand all of it on to the kernel. What a caller set *for this kernel*, and what its
+kernel.json sets, is kept; what was merely inherited has to be on the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from sandbox_provisioner.spec import Limits
+
+# What programs need to find their files and to speak the user's language.
+INHERITED = (
+    "LANG", "LANGUAGE", "LC_*", "TZ", "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR*",
+    "PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONUTF8", "PYTHONIOENCODING",
+    "PYTHONWARNINGS", "PYTHONUNBUFFERED", "PYTHONNOUSERSITE", "PYDEVD_*", "VIRTUAL_ENV",
+    "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "R_HOME", "R_LIBS*", "JULIA_*", "JAVA_HOME", "MPLBACKEND",
+    "OMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "NUMBA_*", "VECLIB_*", "POLARS_MAX_THREADS",
+    "JPY_SESSION_NAME",
+)  # fmt: skip
+# Set from the sandbox itself, never from outside.
+_OWN = ("HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*", "JPY_PARENT_PID")
+_THREAD_COUNTS = (
+    "PYTHON_CPU_COUNT", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "VECLIB_MAXIMUM_THREADS", "POLARS_MAX_THREADS",
+)  # fmt: skip
+
+
+def kernel_environment(
+    wanted: Mapping[str, str],
+    server: Mapping[str, str],
+    *,
+    kept: Iterable[str],
+    limits: Limits,
+    home: str,
+    hostname: str,
+    user_base: str = "",
+) -> dict[str, str]:
+    """What the kernel gets of *wanted*, the environment that the caller asked for.
+
+    *server* is the server's own environment; *kept* are more names or patterns (``env_keep``).
+    """
+    patterns = (*INHERITED, *kept)
+    environment = {
+        name: value
+        for name, value in wanted.items()
+        if not _matches(name, _OWN)
+        and (server.get(name) != value or _matches(name, patterns))
+        and "\0" not in value
+    }
+    explicit = {name for name in environment if server.get(name) != environment[name]}
+    for name, value in _from_caps(limits).items():
+        if name not in explicit:
+            environment[name] = value
+    if user_base:
+        environment["PYTHONUSERBASE"] = user_base
+    environment.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
+    environment |= {
+        "HOME": home,
+        "USER": "jovyan",
+        "LOGNAME": "jovyan",
+        "SHELL": "/bin/bash",
+        "HOSTNAME": hostname,
+        # ipykernel's parent is PID 1 of its namespace: a value of 1 says so and keeps it from
+        # watching for the death of a pid that means nothing here.
+        "JPY_PARENT_PID": "1",
+    }
+    return environment
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _from_caps(limits: Limits) -> dict[str, str]:
+    """JupyterHub's names for the caps, and how many threads are worth starting under them."""
+    variables = {}
+    if limits.memory_bytes is not None:
+        variables["MEM_LIMIT"] = str(limits.memory_bytes)
+    if limits.cpu_cores is not None:
+        variables["CPU_LIMIT"] = f"{limits.cpu_cores:g}"
+    if limits.cpu_count is not None:
+        variables |= dict.fromkeys(_THREAD_COUNTS, str(limits.cpu_count))
+    return variables

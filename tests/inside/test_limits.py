@@ -1,0 +1,179 @@
+"""Attempted escapes: by using more than one's share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sandbox_provisioner.spec import Limits
+
+pytestmark = pytest.mark.requires("userns")
+
+MIB = 1 << 20
+
+
+def fill_memory():
+    kept = []
+    while True:
+        kept.append(bytearray(b"x" * (8 << 20)))
+
+
+def add(one, other):
+    return one + other
+
+
+@pytest.mark.requires("cgroup-memory")
+def test_more_memory_than_allowed_ends_this_sandbox_and_says_so(sandbox, new_folder):
+    with sandbox(limits=Limits(memory_bytes=96 * MIB)) as box, sandbox() as other:
+        box.send(fill_memory)
+        story = box.wait()
+        assert story.oom_killed
+        assert story.signal == 9
+        assert story.limit_bytes == 96 * MIB
+        assert story.peak_bytes is not None
+        assert 64 * MIB < story.peak_bytes <= 96 * MIB
+        assert "reached its memory limit of 96 MiB" in story.reason
+        assert "mem_limit" in story.reason
+        assert other.call(add, 1, 1) == 2
+        assert other.handle.poll() is None
+
+
+@pytest.mark.requires("cgroup-memory")
+def test_a_child_that_takes_too_much_memory_does_not_go_unnoticed(sandbox):
+    def in_a_child():
+        import os
+
+        child = os.fork()
+        if child == 0:
+            fill_memory()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    with sandbox(limits=Limits(memory_bytes=96 * MIB)) as box:
+        try:
+            assert box.call(in_a_child, using=(fill_memory,)) == -9
+        except EOFError:  # v2 ends them all at once
+            assert box.wait().oom_killed
+        assert box.handle.usage().oom_kills >= 1
+
+
+@pytest.mark.requires("cgroup-memory")
+@pytest.mark.parametrize("place", ["/tmp", "/dev/shm"])
+def test_files_in_memory_are_charged_to_the_sandbox(sandbox, place):
+    def write(place):
+        with open(f"{place}/file", "wb", buffering=0) as file:
+            for _ in range(1024):
+                file.write(bytes(1 << 20))
+
+    limits = Limits(memory_bytes=96 * MIB, shm_bytes=1 << 30, tmp_bytes=1 << 30)
+    with sandbox(limits=limits) as box:
+        box.send(write, place)
+        assert box.wait().oom_killed
+
+
+@pytest.mark.requires("cgroup-memory")
+def test_many_empty_files_are_charged_to_the_sandbox(sandbox):
+    def write():
+        import os
+
+        try:
+            for number in range(1 << 20):
+                os.close(os.open(f"/tmp/{number}", os.O_CREAT))
+        except OSError as error:
+            return error.strerror
+
+    with sandbox(limits=Limits(memory_bytes=48 * MIB, tmp_bytes=1 << 30)) as box:
+        box.send(write)
+        try:
+            assert box.receive() == "No space left on device"
+        except EOFError:
+            assert box.wait().oom_killed
+
+
+@pytest.mark.requires("cgroup-memory")
+def test_a_smaller_sandbox_than_a_python_needs_says_what_it_died_of(sandbox):
+    argv = [sys.executable, "-c", "kept = b'x' * (64 << 20); print('alive')"]
+    with sandbox(argv, limits=Limits(memory_bytes=32 * MIB)) as box:
+        story = box.wait()
+        assert box.readline() == b""
+        assert story.oom_killed
+        assert "32 MiB" in story.reason
+
+
+@pytest.mark.requires("cgroup-pids")
+def test_a_fork_bomb_meets_its_cap_and_ends_with_the_sandbox(sandbox):
+    def bomb():
+        import os
+        import signal
+
+        count = 0
+        try:
+            while count < 1 << 12:
+                if os.fork() == 0:
+                    while True:
+                        signal.pause()
+                count += 1
+        except OSError as error:
+            return count, error.errno
+        return count, 0
+
+    with sandbox(limits=Limits(pids=40)) as box:
+        count, number = box.call(bomb)
+        assert (count < 40, number) == (True, 11)
+        assert box.handle.usage().pids_limit_hits >= 1
+        begin = time.monotonic()
+        box.close()
+        assert time.monotonic() - begin < 2
+
+
+@pytest.mark.requires("cgroup-pids")
+def test_threads_count_as_processes(sandbox):
+    def start_threads():
+        import threading
+
+        stop = threading.Event()
+        threads = []
+        try:
+            for _ in range(1 << 12):
+                thread = threading.Thread(target=stop.wait)
+                thread.start()
+                threads.append(thread)
+        except RuntimeError as error:
+            return len(threads), str(error)
+        finally:
+            stop.set()
+
+    with sandbox(limits=Limits(pids=40)) as box:
+        count, answer = box.call(start_threads)
+        assert count < 40
+        assert "can't start new thread" in answer
+
+
+@pytest.mark.requires("cgroup-cpu")
+def test_threads_that_spin_get_no_more_time_than_allowed(sandbox):
+    def spin(seconds):
+        import os
+        import time
+
+        for _ in range(3):
+            if os.fork() == 0:
+                while True:
+                    pass
+        begin = time.monotonic()
+        while time.monotonic() - begin < seconds:
+            pass
+
+    with sandbox(limits=Limits(cpu_cores=0.25)) as box:
+        # The answer too is made by one who has a quarter of a quarter: time it from outside.
+        begin, before = time.monotonic(), box.handle.usage().cpu_seconds
+        box.call(spin, 2)
+        lasted, used = time.monotonic() - begin, box.handle.usage().cpu_seconds - before
+    assert used / lasted < 0.25 * 1.3
+
+
+def test_a_flood_of_output_is_not_kept(sandbox):
+    argv = [sys.executable, "-c", "import os\nfor _ in range(4000): os.write(2, b'x' * 4096)"]
+    with sandbox(argv, pump=True, stderr=subprocess.DEVNULL) as box:
+        assert len(box.wait().stderr_tail) <= 8192

@@ -1,0 +1,313 @@
+"""A start goes well or says what failed, whose fault it is, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import boxes
+import pytest
+from facilities import missing
+
+from sandbox_provisioner.errors import HostError, LaunchError, SandboxError, SpecError
+from sandbox_provisioner.inside import steps
+from sandbox_provisioner.launch import SERVER_STEPS, LocalLauncher
+from sandbox_provisioner.spawn import FAIL_AT, Stdio
+from sandbox_provisioner.spec import Limits, Volume
+
+pytestmark = pytest.mark.requires("userns")
+
+MIB = 1 << 20
+VERBS = sorted({*steps.VERBS, "fork-kernel"} - {"terminal"} - steps.LANDLOCK_VERBS)
+
+
+def add(one, other):
+    return one + other
+
+
+@pytest.fixture
+def everything(workdir, new_folder, monkeypatch):
+    """The options of a start whose plan has nearly every step."""
+    monkeypatch.setenv("HOME", str(workdir))
+    monkeypatch.chdir(workdir)
+    (workdir / ".git").mkdir()
+    (workdir / ".git/config").touch()
+    return {
+        "limits": Limits() if missing("cgroup-pids") else Limits(pids=64),
+        "volumes": (Volume(source=str(new_folder()), target="/data"),),
+        "connection_file": ("kernel.json", "{}"),
+        "survive_server": True,
+        "pump": True,
+    }
+
+
+@pytest.mark.parametrize("step", VERBS)
+def test_a_failing_step_is_named_and_leaves_nothing(
+    sandbox, everything, monkeypatch, step, workdir, runtime_dir
+):
+    if not any(one.verb == step for one in sandbox.explain(**everything).steps):
+        pytest.skip(f"a start by this user on this host has no step {step}")
+    before = sorted(workdir.rglob("*"))
+    monkeypatch.setenv(FAIL_AT, step)
+    with pytest.raises(LaunchError, match=rf"\[{step}\].*made to fail") as caught:
+        with sandbox(**everything):
+            pass
+    assert caught.value.step == step
+    assert sorted(workdir.rglob("*")) == before
+    assert os.listdir(runtime_dir) == ["lock"]
+
+
+@pytest.mark.parametrize("step", SERVER_STEPS)
+def test_a_failing_step_of_the_server_is_named_and_leaves_nothing(
+    sandbox, everything, monkeypatch, step, workdir, runtime_dir
+):
+    before = sorted(workdir.rglob("*"))
+    monkeypatch.setenv(FAIL_AT, step)
+    with pytest.raises(LaunchError, match=rf"\[{step}\].*made to fail") as caught:
+        with sandbox(**everything):
+            pass
+    assert caught.value.step == step
+    assert sorted(workdir.rglob("*")) == before
+    assert set(os.listdir(runtime_dir)) <= {"lock"}
+
+
+def test_a_start_that_is_cancelled_leaves_nothing(launcher, workdir, runtime_dir):
+    async def start_and_cancel():
+        task = asyncio.ensure_future(launcher.start(boxes.request_for(workdir)))
+        # One turn of the loop: the launcher is spawned, and its report is waited for.
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(start_and_cancel())
+    assert os.listdir(runtime_dir) == ["lock"]
+
+
+# -- programs and directories
+
+
+def test_a_program_that_does_not_exist_is_the_kernel_jsons_fault(sandbox):
+    with pytest.raises(LaunchError, match="no such program") as caught:
+        with sandbox(["/no/such/program"]):
+            pass
+    assert caught.value.step == "find-kernel"
+
+
+def test_a_program_that_cannot_be_executed_is_told_from_a_missing_one(sandbox, workdir):
+    (workdir / "program").write_text("#!/bin/sh\n")
+    with pytest.raises(LaunchError, match="it is not executable"):
+        with sandbox([str(workdir / "program")]):
+            pass
+
+
+@pytest.mark.requires("root")
+def test_a_program_that_only_root_may_read_says_so(sandbox, new_folder):
+    program = new_folder() / "bin" / "program"
+    program.parent.mkdir(mode=0o700)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    with pytest.raises(LaunchError, match=r"not readable.*chmod -R o\+rX") as caught:
+        with sandbox([str(program)]):
+            pass
+    assert caught.value.step == "execute"
+
+
+def test_a_script_whose_interpreter_is_missing_says_so(sandbox, workdir):
+    script = workdir / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    with pytest.raises(LaunchError, match="interpreter") as caught:
+        with sandbox([str(script)]):
+            pass
+    assert caught.value.step == "execute"
+
+
+def test_a_starting_directory_that_does_not_exist_is_named(sandbox, workdir):
+    missing_folder = str(workdir / "missing")
+    with pytest.raises(LaunchError, match=missing_folder) as caught:
+        with sandbox(cwd=missing_folder):
+            pass
+    assert caught.value.step == "chdir"
+
+
+def test_a_volume_that_does_not_exist_is_named(sandbox):
+    with pytest.raises(SpecError, match="/no/such/volume"):
+        with sandbox(volumes=(Volume(source="/no/such/volume", target="/data"),)):
+            pass
+
+
+SYSTEM = (
+    "/",
+    "/home",
+    "/etc",
+    "/usr/share",
+    "/proc",
+    "/tmp",
+    "/var",
+    "/run",
+    "/dev/shm",
+    "/root/..",
+)
+
+
+@pytest.mark.parametrize("path", SYSTEM)
+def test_a_directory_of_the_system_is_no_work_directory(sandbox, path):
+    with pytest.raises(SpecError, match="work directory"):
+        with sandbox(workdir=path):
+            pass
+
+
+@pytest.mark.parametrize(
+    "path", ["relative", "./here", "/tmp/../etc", "/tmp//x", "/a\nb", "/a\0b", ""]
+)
+def test_a_path_that_is_not_plain_is_no_work_directory(path):
+    with pytest.raises(SpecError, match="work directory"):
+        boxes.request_for(path)
+
+
+def test_a_work_directory_that_is_a_file_or_missing_is_refused(sandbox, workdir):
+    (workdir / "file").touch()
+    for name in ("file", "missing"):
+        with pytest.raises(SpecError, match=name), sandbox(workdir=workdir / name):
+            pass
+
+
+@pytest.mark.parametrize("path", ["/etc", "/", "/usr"])
+def test_a_link_to_a_directory_of_the_system_is_no_work_directory(sandbox, workdir, path):
+    (workdir / "link").symlink_to(path)
+    with pytest.raises(SpecError, match="work directory"), sandbox(workdir=workdir / "link"):
+        pass
+
+
+def test_a_work_directory_behind_a_link_shows_at_the_path_that_was_asked_for(
+    run_inside, workdir, new_folder
+):
+    def look():
+        import os
+
+        open("made", "w").close()
+        return os.getcwd()
+
+    real = workdir / "real"
+    real.mkdir()
+    link = new_folder() / "link"
+    link.symlink_to(real)
+    assert run_inside(look, workdir=link) == str(link)
+    assert (real / "made").exists()
+
+
+# -- the runtime directory
+
+
+def test_a_runtime_directory_too_long_for_sockets_is_refused(workdir, new_folder):
+    launcher = LocalLauncher(runtime_dir=str(new_folder() / ("x" * 80)))
+    with pytest.raises(HostError, match=r"107 bytes.*runtime_dir"):
+        boxes.start(launcher, boxes.request_for(workdir))
+
+
+def test_a_runtime_directory_that_others_may_write_to_is_refused(workdir, new_folder):
+    folder = new_folder()
+    folder.chmod(0o777)
+    with pytest.raises(HostError, match="others than this user"):
+        boxes.start(LocalLauncher(runtime_dir=str(folder)), boxes.request_for(workdir))
+
+
+FULL = """
+import os, sys
+import subprocess
+from pathlib import Path
+import boxes
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.launch import LocalLauncher
+runtime, workdir, what = sys.argv[1:]
+options = "size=16k,mode=0700" if what == "blocks" else "nr_inodes=3,mode=0700"
+subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", runtime], check=True)
+if what == "blocks":
+    try:
+        Path(runtime, "filler").write_bytes(bytes(1 << 20))
+    except OSError:
+        pass
+try:
+    boxes.start(LocalLauncher(runtime_dir=runtime), boxes.request_for(workdir))
+except HostError as error:
+    print(error)
+print(sorted(os.listdir(runtime)))
+"""
+
+
+@pytest.mark.requires("root", "unshare")
+@pytest.mark.parametrize("what", ["blocks", "inodes"])
+def test_a_full_runtime_directory_says_so_and_gets_no_fuller(new_folder, what):
+    words = [str(new_folder()), str(new_folder()), what]
+    done = subprocess.run(
+        ["unshare", "--mount", sys.executable, "-c", FULL, *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert "No space left on device" in done.stdout, done.stderr
+    left = done.stdout.splitlines()[-1]
+    assert left == ("['filler', 'lock']" if what == "blocks" else "['lock']")
+
+
+# -- caps
+
+
+def test_a_cap_too_small_for_a_start_is_refused_before_it():
+    for wish in ({"memory_bytes": MIB}, {"pids": 1}, {"cpu_cores": 0}, {"tmp_bytes": 0}):
+        with pytest.raises(SpecError, match="too small"):
+            Limits(**wish)
+
+
+@pytest.mark.requires("cgroup-memory")
+def test_the_smallest_memory_is_enough_for_the_launcher(sandbox):
+    with sandbox(["/bin/cat"], limits=Limits(memory_bytes=32 * MIB)) as box:
+        box.write(b"alive\n")
+        assert box.readline() == b"alive\n"
+
+
+@pytest.mark.requires("cgroup-pids")
+def test_the_fewest_processes_are_enough_for_the_launcher(sandbox):
+    with sandbox(["/bin/cat"], limits=Limits(pids=8)) as box:
+        box.write(b"alive\n")
+        assert box.readline() == b"alive\n"
+
+
+# -- many
+
+
+def test_thirty_starts_at_once_all_go_well(launcher, new_folder, runtime_dir):
+    async def start_all():
+        requests = [boxes.request_for(new_folder(), ["/bin/cat"]) for _ in range(30)]
+        stdio = Stdio(subprocess.DEVNULL, subprocess.DEVNULL, None)
+        handles = await asyncio.gather(*(launcher.start(r, stdio=stdio) for r in requests))
+        stories = await asyncio.gather(*(handle.wait() for handle in handles))
+        firsts = [handle.record.first_id for handle in handles]
+        await asyncio.gather(*(handle.close() for handle in handles))
+        return stories, firsts
+
+    stories, firsts = asyncio.run(start_all())
+    assert [story.code for story in stories] == [0] * 30
+    if not missing("root"):
+        assert len(set(firsts)) == 30
+    assert os.listdir(runtime_dir) == ["lock"]
+
+
+def test_starts_one_after_another_use_the_same_ids_again(sandbox):
+    firsts = set()
+    for _ in range(3):
+        with sandbox() as box:
+            firsts.add(box.handle.record.first_id)
+    assert len(firsts) == 1
+
+
+def test_every_error_tells_the_attempt_the_answer_and_the_remedy(sandbox):
+    with pytest.raises(SandboxError) as caught, sandbox(["/no/such/program"]):
+        pass
+    error = caught.value
+    assert str(error).startswith(f"Could not {error.attempt}: {error.answer}. ")
+    assert error.remedy in str(error)

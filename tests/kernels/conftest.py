@@ -1,0 +1,132 @@
+"""conftest.py - in the test process: kernelspecs of a test's own, and kernels started from them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+from sandbox_provisioner.provisioner import SandboxProvisioner
+from sandbox_provisioner.unboxed import guarded_command
+
+PATIENCE = 60
+Spec = Callable[..., str]
+
+
+@pytest.fixture
+def kernelspec(
+    workdir: Path, runtime_dir: Path, new_folder: Callable[[], Path], monkeypatch: Any
+) -> Spec:
+    """``kernelspec(name, argv, **options)`` writes a sandboxed kernelspec; its name is answered.
+
+    The current directory is the test's work directory.
+    """
+    data = new_folder()
+    monkeypatch.setenv("JUPYTER_PATH", str(data))
+    monkeypatch.chdir(workdir)
+    for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(variable, str(new_folder()))
+
+    def write(name: str = "boxed", argv: list[str] | None = None, **options: Any) -> str:
+        program = argv or [
+            sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
+        ]  # fmt: skip
+        config = {"runtime_dir": str(runtime_dir), **options}
+        folder = data / "kernels" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        stanza = {"provisioner_name": "sandbox-provisioner", "config": config}
+        text = {
+            "argv": guarded_command(program, sys.executable),
+            "display_name": name,
+            "language": "python",
+            "metadata": {"kernel_provisioner": stanza, "supported_encryption": ["curve"]},
+        }
+        (folder / "kernel.json").write_text(json.dumps(text))
+        return name
+
+    return write
+
+
+class Kernel:
+    """A started kernel and a client of it."""
+
+    def __init__(self, manager: Any) -> None:
+        self.manager = manager
+        self.client = manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=PATIENCE)
+
+    @property
+    def provisioner(self) -> SandboxProvisioner:
+        """Ours."""
+        provisioner = self.manager.provisioner
+        assert isinstance(provisioner, SandboxProvisioner)
+        return provisioner
+
+    def run(self, code: str, **options: Any) -> str:
+        """What *code* printed or answered, with the text of an error."""
+        found: list[str] = []
+
+        def note(message: dict[str, Any]) -> None:
+            content = message["content"]
+            found.append(content.get("text") or content.get("data", {}).get("text/plain") or "")
+            if message["msg_type"] == "error":
+                found.append(f"{content['ename']}: {content['evalue']}")
+
+        self.client.execute_interactive(code, output_hook=note, timeout=PATIENCE, **options)
+        return "".join(found)
+
+    def start(self, code: str) -> str:
+        """Start *code* and return when it runs: the id of the request.
+
+        The cell tells so by a FIFO in the work directory: a loop in C would not let the thread run
+        that sends messages.
+        """
+        fifo = Path(f"it-runs-{uuid.uuid4().hex}")
+        os.mkfifo(fifo)
+        request: str = self.client.execute(f"open('{fifo}', 'w').close()\n{code}")
+        fifo.read_text()
+        fifo.unlink()
+        return request
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool], request: str) -> dict[str, Any]:
+        """The first iopub message of *request* that is *wanted*."""
+        while True:
+            message: dict[str, Any] = self.client.get_iopub_msg(timeout=PATIENCE)
+            if message["parent_header"].get("msg_id") == request and wanted(message):
+                return message
+
+    def shutdown(self) -> None:
+        """End it as a person would."""
+        self.client.stop_channels()
+        self.manager.shutdown_kernel()
+
+
+@pytest.fixture
+def kernel(kernelspec: Spec) -> Callable[..., contextlib.AbstractContextManager[Kernel]]:
+    """``with kernel(mem_limit="256M") as k: k.run("1 + 1")``."""
+
+    @contextlib.contextmanager
+    def start(
+        manager: Any = None, start_options: dict[str, Any] | None = None, **options: Any
+    ) -> Iterator[Kernel]:
+        manager = manager or KernelManager(kernel_name=kernelspec(**options))
+        manager.start_kernel(**(start_options or {}))
+        started = None
+        try:
+            started = Kernel(manager)
+            yield started
+        finally:
+            if started:
+                started.client.stop_channels()
+            manager.shutdown_kernel(now=True)
+
+    return start

@@ -1,0 +1,372 @@
+"""test_app_for_real.py - in the test process: `jupyter sandbox` in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+from leaks import Watch
+
+from sandbox_provisioner.records import all_records
+
+pytestmark = pytest.mark.requires("userns", "cgroup-memory", "cgroup-pids")
+
+APP = (sys.executable, "-m", "sandbox_provisioner.app")
+PATIENCE_SECONDS = 60
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., "contextlib.AbstractContextManager[subprocess.Popen[bytes]]"]
+
+
+@pytest.fixture
+def environment(new_folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """No configuration or kernels but the test's own."""
+    folder = new_folder()
+    for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
+        monkeypatch.setenv(f"JUPYTER_{name}", str(folder / name.lower()))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder / "prefix" / "share" / "jupyter"))
+    monkeypatch.setenv("PREFIX", str(folder / "prefix"))
+    monkeypatch.setenv("TERM", "dumb")
+    return dict(os.environ)
+
+
+@pytest.fixture
+def jupyter_sandbox(environment: dict[str, str], runtime_dir: Path, workdir: Path) -> Run:
+    """``jupyter_sandbox("run", "--", "id")``: the command, ended."""
+
+    def run(name: str, *words: str, input: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*APP, name, f"--runtime-dir={runtime_dir}", *words],
+            cwd=workdir,
+            env={**environment, "PWD": str(workdir)},
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def running(environment: dict[str, str], runtime_dir: Path, workdir: Path, watch: Watch) -> Start:
+    """``with running("cat") as process``: `jupyter sandbox run`; the command says "ready"."""
+
+    @contextlib.contextmanager
+    def start(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+        words = [*APP, "run", f"--runtime-dir={runtime_dir}", "--mem-limit=128M", "--", *command]
+        process = subprocess.Popen(
+            words, cwd=workdir, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdin and process.stdout
+        with process.stdin, process.stdout:
+            assert process.stdout.readline() == b"ready\n"
+            for _, record in all_records(runtime_dir):
+                watch.expect_gone(record, runtime_dir)
+            yield process
+            if process.poll() is None:
+                process.terminate()
+            process.wait(PATIENCE_SECONDS)
+
+    return start
+
+
+WAIT = ("sh", "-c", "echo ready; read line")
+
+
+# -- run
+
+
+def test_run_passes_stdin_stdout_stderr_and_the_status_on(jupyter_sandbox: Run) -> None:
+    ended = jupyter_sandbox("run", "--", "sh", "-c", "cat; echo oops >&2; exit 7", input="hello")
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("hello", "oops\n", 7)
+
+
+def test_run_runs_in_the_directory_that_one_is_in(jupyter_sandbox: Run, workdir: Path) -> None:
+    ended = jupyter_sandbox("run", "--", "sh", "-c", "pwd; echo made > file")
+    assert ended.stdout.strip() == str(workdir)
+    assert (workdir / "file").read_text() == "made\n"
+
+
+def test_run_tells_a_signal_as_shells_do(jupyter_sandbox: Run) -> None:
+    ended = jupyter_sandbox("run", "--", "sh", "-c", "kill -TERM $$")
+    assert ended.returncode == 128 + signal.SIGTERM
+
+
+def test_run_says_when_the_cap_on_memory_ended_the_command(jupyter_sandbox: Run) -> None:
+    fill = "x = b'x' * (300 << 20)"
+    ended = jupyter_sandbox("run", "--mem-limit", "64M", "--", sys.executable, "-c", fill)
+    assert ended.returncode == 137
+    assert "reached its memory limit of 64 MiB" in ended.stderr
+
+
+def test_run_hands_on_no_variable_that_is_not_asked_for(
+    jupyter_sandbox: Run, environment: dict[str, str]
+) -> None:
+    environment |= {"DEMO_TOKEN": "secret", "DEMO_NAME": "name"}
+    assert "DEMO_" not in jupyter_sandbox("run", "--", "env").stdout
+    assert "DEMO_NAME=name" in jupyter_sandbox("run", "--env-keep=DEMO_N*", "--", "env").stdout
+
+
+def test_run_takes_the_options_of_an_installed_kernel(jupyter_sandbox: Run) -> None:
+    jupyter_sandbox("install", "--prefix", os.environ["PREFIX"], "--name=k", "--mem-limit=96M")
+    ended = jupyter_sandbox("run", "--kernel", "k", "--", "env")
+    assert f"MEM_LIMIT={96 << 20}" in ended.stdout, ended.stderr
+
+
+def test_run_names_the_program_that_is_not_there(jupyter_sandbox: Run) -> None:
+    ended = jupyter_sandbox("run", "--", "nonesuch")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("jupyter sandbox: Could not run 'nonesuch'")
+    assert "kernel.json" not in ended.stderr
+
+
+def test_run_refuses_what_it_cannot_mean_before_it_starts(jupyter_sandbox: Run) -> None:
+    assert jupyter_sandbox("run", "id").returncode == 2
+    assert jupyter_sandbox("run", "--mem-limit=3Q", "--", "id").returncode == 1
+    assert jupyter_sandbox("run", "--cpu-limit=much", "--", "id").returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_relays_signals(running: Start, number: int) -> None:
+    trap = f"trap 'echo got it; exit 3' {number}; echo ready; while :; do sleep 0.05; done"
+    with running("sh", "-c", trap) as process:
+        process.send_signal(number)
+        assert process.wait(PATIENCE_SECONDS) == 3
+        assert process.stdout and process.stdout.read() == b"got it\n"
+
+
+class _Person:
+    """Types into a terminal in which `jupyter sandbox run` runs, and reads its screen."""
+
+    def __init__(self, master: int) -> None:
+        self.master = master
+        self.screen = b""
+
+    def type(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def await_text(self, text: bytes) -> None:
+        """Read on until *text* shows; what came before it is forgotten."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while text not in self.screen:
+            left = deadline - time.monotonic()
+            assert select.select([self.master], [], [], left)[0], self.screen
+            self.screen += os.read(self.master, 4096)
+        self.screen = self.screen.partition(text)[2]
+
+
+def resize(terminal: int, rows: int, columns: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    master, slave = pty.openpty()
+    resize(master, 33, 77)
+    yield master, slave
+    os.close(master)
+    os.close(slave)
+
+
+def test_a_shell_has_a_terminal_with_job_control_and_window_size(
+    environment: dict[str, str], runtime_dir: Path, workdir: Path, terminal: tuple[int, int]
+) -> None:
+    master, slave = terminal
+    before = termios.tcgetattr(slave)
+    process = subprocess.Popen(
+        [*APP, "run", f"--runtime-dir={runtime_dir}", "--", "sh"],
+        cwd=workdir,
+        env={**environment, "PS1": "box> "},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    person = _Person(master)
+    person.type(b"echo up=$((40+2)); stty size; echo said > /dev/tty\r")
+    for text in (b"up=42", b"33 77", b"said"):
+        person.await_text(text)
+    person.type(b"sleep 1000; echo status=$?\r")
+    person.await_text(b"status=$?")
+    while not _runs_inside(runtime_dir, "sleep"):
+        select.select([master], [], [], 0.05)
+    person.type(b"\x03")
+    person.type(b"echo again=$((1+1))\r")
+    person.await_text(b"again=2")
+    resize(master, 40, 100)
+    os.kill(process.pid, signal.SIGWINCH)
+    person.type(b"until stty size | grep 40; do sleep 0.05; done\r")
+    person.await_text(b"40 100")
+    person.type(b"exit 5\r")
+    assert process.wait(PATIENCE_SECONDS) == 5
+    assert termios.tcgetattr(slave) == before
+
+
+def _runs_inside(runtime: Path, name: str) -> bool:
+    """Whether a process *name* descends from the PID 1 of a sandbox of *runtime*."""
+    inits = {record.init_pid for _, record in all_records(runtime)}
+    parents, names = {}, {}
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            head, _, rest = Path(f"/proc/{entry}/stat").read_text().rpartition(")")
+            parents[int(entry)] = int(rest.split()[1])
+            names[int(entry)] = head.partition("(")[2]
+    inside = set(inits)
+    while more := {pid for pid, parent in parents.items() if parent in inside} - inside:
+        inside |= more
+    return name in {names.get(pid) for pid in inside}
+
+
+def test_the_box_does_not_get_the_persons_own_terminal(
+    environment: dict[str, str], runtime_dir: Path, workdir: Path, terminal: tuple[int, int]
+) -> None:
+    _, slave = terminal
+    ended = subprocess.run(
+        [*APP, "run", f"--runtime-dir={runtime_dir}", "--", "stat", "-Lc", "%d:%i", "/dev/stderr"],
+        cwd=workdir,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        timeout=PATIENCE_SECONDS,
+        check=True,
+    )
+    ours = os.fstat(slave)
+    assert ended.stdout.decode().strip() != f"{ours.st_dev}:{ours.st_ino}"
+
+
+# -- list, gc
+
+
+def test_list_shows_what_runs_and_its_use(jupyter_sandbox: Run, running: Start) -> None:
+    with running(*WAIT):
+        [found] = json.loads(jupyter_sandbox("list", "--json").stdout)
+        assert found["name"] == "sh"
+        assert found["state"] == "running"
+        assert found["memory_limit_bytes"] == 128 << 20
+        assert 0 < found["memory_bytes"] < 128 << 20
+        assert found["processes"] >= 2
+        assert found["age_seconds"] < PATIENCE_SECONDS
+        table = jupyter_sandbox("list").stdout
+        assert found["sandbox_id"][:8] in table
+        assert "of 128 MiB" in table
+    assert jupyter_sandbox("list").stdout == "No sandbox runs.\n"
+
+
+def test_list_watches_the_use_of_cpus(
+    running: Start, runtime_dir: Path, environment: dict[str, str]
+) -> None:
+    words = ["list", "--json", "--watch", "--interval=0.5", f"--runtime-dir={runtime_dir}"]
+    with running("sh", "-c", "echo ready; while :; do :; done"):
+        watcher = subprocess.Popen([*APP, *words], env=environment, stdout=subprocess.PIPE)
+        assert watcher.stdout
+        with watcher.stdout:
+            looks = [json.loads(watcher.stdout.readline()) for _ in range(2)]
+            watcher.send_signal(signal.SIGINT)
+            assert watcher.wait(PATIENCE_SECONDS) == 130
+    assert looks[0][0]["cpu_percent"] is None
+    assert looks[1][0]["cpu_percent"] > 10
+
+
+def test_gc_removes_what_a_killed_server_left(
+    jupyter_sandbox: Run, running: Start, watch: Watch
+) -> None:
+    with running(*WAIT) as process:
+        [found] = json.loads(jupyter_sandbox("list", "--json").stdout)
+        assert found["sandbox_id"] not in jupyter_sandbox("gc").stdout
+        [found] = json.loads(jupyter_sandbox("list", "--json").stdout)
+        process.kill()
+        process.wait()
+        [left] = json.loads(jupyter_sandbox("list", "--json").stdout)
+        assert left["state"] == "left"
+        assert found["sandbox_id"] in jupyter_sandbox("doctor", "--json").stdout
+        assert found["sandbox_id"] in jupyter_sandbox("gc").stdout
+    assert watch.groups
+    assert jupyter_sandbox("list").stdout == "No sandbox runs.\n"
+
+
+# -- kernels
+
+
+def test_an_installed_twin_starts_and_is_boxed(
+    jupyter_sandbox: Run, runtime_dir: Path, workdir: Path, watch: Watch
+) -> None:
+    words = ["--prefix", os.environ["PREFIX"], "--name", "twin", "--mem-limit", "512M"]
+    installed = jupyter_sandbox("install", *words)
+    assert installed.returncode == 0, installed.stderr
+    manager, client = start_new_kernel(kernel_name="twin", cwd=str(workdir))
+    try:
+        for _, record in all_records(runtime_dir):
+            watch.expect_gone(record, runtime_dir)
+        said: list[str] = []
+        client.execute_interactive(
+            "import os; print(os.getpid() < 10, os.environ['MEM_LIMIT'])",
+            output_hook=lambda message: said.append(message["content"].get("text", "")),
+            timeout=PATIENCE_SECONDS,
+        )
+        assert "".join(said).split() == ["True", str(512 << 20)]
+        [found] = json.loads(jupyter_sandbox("list", "--json").stdout)
+        assert found["kernel_id"] == manager.provisioner.kernel_id
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel()
+        manager.context.destroy(linger=0)
+
+
+def test_explain_shows_steps_reasons_and_where_options_come_from(
+    jupyter_sandbox: Run, workdir: Path
+) -> None:
+    jupyter_sandbox("install", "--prefix", os.environ["PREFIX"], "--name=k", "--mem-limit=96M")
+    told = jupyter_sandbox("explain", "k", "--cpu-limit=0.5", "--cwd", str(workdir)).stdout
+    lines = [line.split() for line in told.splitlines()]
+    assert ["mem_limit", "96M", "kernel.json"] in lines
+    assert ["cpu_limit", "0.5", "this", "command", "line"] in lines
+    assert ["pids_limit", "512", "default"] in lines
+    assert "pivot" in told
+    assert "the new root becomes /" in told
+    assert "ipykernel_launcher -f /run/kernel/kernel-example.json" in told
+    assert jupyter_sandbox("list").stdout == "No sandbox runs.\n"
+
+
+def test_doctor_finds_this_machine_able(jupyter_sandbox: Run) -> None:
+    ended = jupyter_sandbox("doctor", "--json")
+    checks: dict[str, Any] = {check["facility"]: check for check in json.loads(ended.stdout)}
+    assert ended.returncode == 0
+    assert checks["a sandbox starts"]["state"] == "ok"
+    assert "Python started" in jupyter_sandbox("doctor").stdout
+
+
+def test_doctor_names_the_step_that_fails(
+    jupyter_sandbox: Run, environment: dict[str, str]
+) -> None:
+    environment["SANDBOX_FAIL_AT"] = "pivot"
+    ended = jupyter_sandbox("doctor")
+    assert ended.returncode == 1
+    assert "LACK  a sandbox starts" in ended.stdout
+    assert "[pivot]" in ended.stdout
+
+
+def test_the_demo_shows_that_the_sandbox_held(jupyter_sandbox: Run) -> None:
+    ended = jupyter_sandbox("demo")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for text in ("/etc/shadow", "127.0.0.1", "DEMO_API_TOKEN", "processes", "network interfaces"):
+        assert text in ended.stdout
+    assert "reached its memory limit of 256 MiB" in ended.stdout
+    assert ended.stdout.splitlines()[-1].startswith("Next: ")
+    assert " NO\n" not in ended.stdout

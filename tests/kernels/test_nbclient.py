@@ -1,0 +1,168 @@
+"""nbclient, and with it nbconvert, papermill and nbgrader: notebooks that run without a person."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from jupyter_programs import EAT_MEMORY, Home
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
+
+pytestmark = pytest.mark.requires("userns", "nbclient")
+needs_memory_cap = pytest.mark.requires("cgroup-memory")
+
+SENTENCE = "was killed: it reached its memory limit of 200 MiB"
+WHERE_AM_I = "import socket; print(socket.gethostname())"
+_PATIENCE_SECONDS = 100
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """A home whose kernelspecs this very process finds."""
+    with Home() as home:
+        for name, value in home.places.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(home.notebooks)
+        home.add_kernel("boxed", mem_limit="512M")
+        home.add_kernel("small", mem_limit="200M", mem_interrupt=0)
+        yield home
+
+
+def notebook(*cells: str, kernel: str = "boxed") -> Any:
+    """A notebook with these code cells."""
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    made.metadata.kernelspec = {"name": kernel, "display_name": kernel, "language": "python"}
+    return made
+
+
+def client_of(book: Any, **options: Any) -> NotebookClient:
+    return NotebookClient(book, timeout=60, **options)
+
+
+def shown(cell: Any) -> str:
+    """What stands under *cell*."""
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def test_nbclient_runs_a_notebook_in_the_box_by_the_name_of_its_kernel(home: Home) -> None:
+    book = notebook(WHERE_AM_I, "x = 20", "print(x + 1)")
+    client_of(book).execute()
+    assert [shown(cell) for cell in book.cells] == ["sandbox\n", "", "21\n"]
+    assert home.records() == []
+
+
+def test_nbclient_runs_a_plain_kernel_in_the_box_where_the_environment_says_so(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jupyter_client.provisioning import KernelProvisionerFactory
+
+    # It reads the variable when it is first used in a process.
+    factory = KernelProvisionerFactory.instance()
+    monkeypatch.setattr(factory, "default_provisioner_name", "sandbox-provisioner")
+    book = notebook(WHERE_AM_I, kernel="python3")
+    client_of(book).execute()
+    assert shown(book.cells[0]) == "sandbox\n"
+
+
+def test_an_error_in_a_cell_is_the_cells_and_ends_the_kernel(home: Home) -> None:
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        client_of(notebook("1 / 0")).execute()
+    assert home.records() == []
+
+
+def test_a_refused_start_tells_the_option(home: Home) -> None:
+    home.add_kernel("bad", mem_limit="2 GB")
+    with pytest.raises(StartRefused, match="Could not read mem_limit: '2 GB' is not a size"):
+        client_of(notebook("1", kernel="bad")).execute()
+    assert home.records() == []
+
+
+@needs_memory_cap
+def test_a_killed_kernel_is_a_dead_one_and_the_log_says_why(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = notebook("print('before')", EAT_MEMORY, kernel="small")
+    with caplog.at_level(logging.WARNING), pytest.raises(DeadKernelError):
+        client_of(book).execute()
+    assert SENTENCE in caplog.text
+    assert shown(book.cells[0]) == "before\n"
+    assert home.records() == []
+
+
+@needs_memory_cap
+def test_the_cell_that_killed_its_kernel_has_the_reason_among_its_outputs(home: Home) -> None:
+    book = notebook(EAT_MEMORY, kernel="small")
+    with pytest.raises(DeadKernelError):
+        client_of(book).execute()
+    assert SENTENCE in shown(book.cells[0])
+
+
+def test_cleaning_up_twice_is_as_good_as_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    cleanup = SandboxProvisioner.cleanup
+
+    async def noting(self: SandboxProvisioner, restart: bool = False) -> None:
+        calls.append(restart)
+        await cleanup(self, restart)
+
+    monkeypatch.setattr(SandboxProvisioner, "cleanup", noting)
+    client_of(notebook("1")).execute()
+    assert calls == [False, False]
+    assert home.records() == []
+
+
+# -- nbconvert's command line
+
+
+def convert(home: Home, book: Any, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = Path(home.notebooks, "book.ipynb")
+    nbformat.write(book, path)
+    command = ["jupyter", "nbconvert", "--execute", "--to", "notebook", "--inplace", path.name]
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=home.notebooks,
+        env=home.environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE_SECONDS,
+    )
+
+
+@pytest.mark.requires("nbconvert")
+@pytest.mark.parametrize(
+    ("kernel", "variables"),
+    [("boxed", {}), ("python3", {"JUPYTER_DEFAULT_PROVISIONER_NAME": "sandbox-provisioner"})],
+)
+def test_nbconvert_executes_a_notebook_in_the_box(
+    home: Home, kernel: str, variables: dict[str, str]
+) -> None:
+    done = convert(home, notebook(WHERE_AM_I, kernel=kernel), **variables)
+    assert done.returncode == 0, done.stderr
+    book = nbformat.read(home.notebooks / "book.ipynb", as_version=4)
+    assert shown(book.cells[0]) == "sandbox\n"
+
+
+@needs_memory_cap
+@pytest.mark.requires("nbconvert")
+def test_nbconvert_tells_why_the_kernel_is_dead(home: Home) -> None:
+    done = convert(home, notebook(EAT_MEMORY, kernel="small"))
+    assert done.returncode != 0
+    assert SENTENCE in done.stderr
+    assert "DeadKernelError" in done.stderr
+
+
+@pytest.mark.requires("nbconvert")
+def test_nbconvert_tells_why_a_kernel_was_refused(home: Home) -> None:
+    home.add_kernel("bad", mem_limit="2 GB")
+    done = convert(home, notebook("1", kernel="bad"))
+    assert done.returncode != 0
+    assert "Could not read mem_limit: '2 GB' is not a size" in done.stderr

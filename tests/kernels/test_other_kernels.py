@@ -1,0 +1,110 @@
+"""Kernels that are not IPython: the box is the same for every language.
+
+xeus-python's wheel is not interrupted by a signal, in no box either; so nothing asks for that here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import pytest
+from boxes import run
+from jupyter_client.manager import KernelManager
+
+from sandbox_provisioner.records import all_records
+
+pytestmark = pytest.mark.requires("userns")
+needs_bash = pytest.mark.requires("bash_kernel")
+needs_xeus = pytest.mark.requires("xeus")
+
+
+def argv_of(prefix: Path | str, name: str) -> list[str]:
+    """The command of a kernel, as its own installation has written it."""
+    text = Path(prefix, "share/jupyter/kernels", name, "kernel.json").read_text()
+    argv: list[str] = json.loads(text)["argv"]
+    return argv
+
+
+@pytest.fixture
+def bash(kernelspec: Any, kernel: Any, new_folder: Any) -> Iterator[Any]:
+    prefix = new_folder()
+    command = (sys.executable, "-m", "bash_kernel.install", "--prefix", str(prefix))
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    name = kernelspec("bash", argv_of(prefix, "bash"), mem_limit="256M")
+    with kernel(KernelManager(kernel_name=name)) as k:
+        yield k
+
+
+@pytest.fixture
+def xpython(kernelspec: Any, kernel: Any) -> Iterator[Any]:
+    argv = argv_of(sys.prefix, "xpython")
+    # It takes an interrupt for the wish to end.
+    name = kernelspec("xpython", argv, mem_limit="512M", mem_interrupt=0)
+    with kernel(KernelManager(kernel_name=name)) as k:
+        yield k
+
+
+def end_kindly(k: Any, runtime_dir: Path) -> None:
+    """Ask it to end, as a person would; no signal should be needed, and nothing stays."""
+    k.manager.shutdown_wait_time = 60.0  # on a busy machine a kernel is slow to end
+    k.shutdown()
+    assert k.provisioner.story.code == 0
+    assert all_records(runtime_dir) == []
+
+
+@needs_bash
+def test_bash_runs_commands_in_the_box(bash: Any) -> None:
+    assert bash.run("echo $((6 * 7)) $(hostname)").strip() == "42 sandbox"
+    bash.run("cd /tmp; kept=there")
+    assert bash.run("echo $PWD $kept").split() == ["/tmp", "there"]
+
+
+@needs_bash
+def test_bash_is_interrupted_and_goes_on(bash: Any) -> None:
+    request = bash.client.execute("echo begun; sleep 600")
+    bash.until(lambda m: "begun" in m["content"].get("text", ""), request)
+    bash.manager.interrupt_kernel()
+    bash.until(lambda m: m["content"].get("execution_state") == "idle", request)
+    assert bash.run("echo again").strip() == "again"
+
+
+@needs_bash
+def test_bash_ends_when_it_is_asked_to(bash: Any, runtime_dir: Path) -> None:
+    end_kindly(bash, runtime_dir)
+
+
+@needs_xeus
+def test_xeus_python_runs_cells_in_the_box(xpython: Any) -> None:
+    assert xpython.run("import socket; print(6 * 7, socket.gethostname())") == "42 sandbox\n"
+    assert "division by zero" in xpython.run("1 / 0")
+
+
+@needs_xeus
+def test_xeus_python_ends_when_it_is_asked_to(xpython: Any, runtime_dir: Path) -> None:
+    end_kindly(xpython, runtime_dir)
+
+
+@needs_xeus
+@pytest.mark.requires("cgroup-memory")
+def test_xeus_python_tells_under_its_cell_that_it_was_killed(xpython: Any) -> None:
+    request = xpython.client.execute("hoard = [bytearray(b'x' * (8 << 20)) for _ in range(200)]")
+    run(xpython.provisioner.handle.wait())
+    assert not xpython.manager.is_alive()
+    texts = [text for parent, text in shown_until_quiet(xpython.client) if parent == request]
+    assert "was killed: it reached its memory limit of 512 MiB" in "".join(texts)
+
+
+def shown_until_quiet(client: Any) -> Iterator[tuple[str, str]]:
+    """What came for which request, of a kernel that says no more. (Xeus has messages for none.)"""
+    with contextlib.suppress(Empty):
+        while True:
+            message = client.get_iopub_msg(timeout=1)
+            parent = (message["parent_header"] or {}).get("msg_id", "")
+            yield parent, message["content"].get("text", "")

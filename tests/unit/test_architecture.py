@@ -1,0 +1,244 @@
+"""The rooms of docs/design.md, as far as a machine can hold them: who imports whom."""
+
+from __future__ import annotations
+
+import ast
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sandbox_provisioner
+from sandbox_provisioner.spawn import BOOT
+
+PACKAGE = Path(sandbox_provisioner.__file__).parent
+NAME = PACKAGE.name
+FILES = sorted(PACKAGE.rglob("*.py"))
+LAUNCHER = ("enter", "family", "init", "kernel_calls", "memory", "steps")
+OF_LAUNCHER = {
+    "__future__", "_signal", "collections", "ctypes", "errno", "os", "resource", "select", "stat",
+    "sys", "time",
+}  # fmt: skip
+LONGEST_FUNCTION = 60
+LONGEST_MEDIAN = 12
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports_of(path: Path, *, only_at_top: bool = False) -> set[str]:
+    """The full names of all modules that *path* imports, those for type checkers left out."""
+    found = set()
+    nodes = tree_of(path).body if only_at_top else _run_nodes(tree_of(path))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            folder = ".".join(path.relative_to(PACKAGE.parent).parts[: -node.level])
+            module = ".".join(filter(None, (folder if node.level else "", node.module)))
+            found |= {_resolved(module, name.name) for name in node.names}
+    return found
+
+
+def _resolved(module: str, name: str) -> str:
+    """ "from package import module" imports the module, "from module import name" does not."""
+    path = PACKAGE.parent.joinpath(*module.split("."), name)
+    is_module = path.with_suffix(".py").exists() or path.joinpath("__init__.py").exists()
+    return f"{module}.{name}" if is_module else module
+
+
+def _run_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _run_nodes(node)
+
+
+def ours_of(path: Path) -> set[str]:
+    return {name for name in imports_of(path) if name.split(".")[0] == NAME}
+
+
+def functions() -> Iterator[tuple[str, int]]:
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                yield f"{module_of(path)}.{node.name}", lines
+
+
+# -- the launcher's room
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_the_launcher_imports_built_in_modules_and_its_own_room(name):
+    found = imports_of(PACKAGE / "inside" / f"{name}.py")
+    ours = {module for module in found if module.split(".")[0] == NAME}
+    assert {module.split(".")[0] for module in found - ours} <= OF_LAUNCHER
+    own_room = {f"{NAME}.inside"} | {f"{NAME}.inside.{other}" for other in LAUNCHER}
+    assert ours <= own_room
+
+
+def test_what_is_pure_in_the_launchers_room_stays_so():
+    numbers = f"{NAME}.inside.syscall_numbers"
+    for name in ("seccomp", "syscall_numbers"):
+        found = imports_of(PACKAGE / "inside" / f"{name}.py")
+        allowed = {"__future__", "collections.abc", "dataclasses", "enum", "errno", "functools"}
+        assert found <= allowed | {"struct", "typing", numbers}, name
+
+
+def test_only_one_file_speaks_to_the_c_library():
+    users = {module_of(path) for path in FILES if "ctypes" in imports_of(path)}
+    assert users == {f"{NAME}.inside.kernel_calls"}
+
+
+def test_a_real_launcher_loads_nothing_that_a_start_does_not_need():
+    """What is in sys.modules when the launcher's boot is done, of the modules not frozen in."""
+    boot = BOOT.replace("main(sys.argv[2:])", "names = sorted(sys.modules)")
+    script = f"{boot}\nimport sys; sys.stdout.write(repr(names))"
+    answer = subprocess.run(
+        [sys.executable, "-SI", "-c", script, str(PACKAGE.parent)],
+        env={}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    loaded = set(ast.literal_eval(answer.stdout))
+    bare = subprocess.run(
+        [sys.executable, "-SI", "-c", "import sys; print(sorted(sys.modules))"],
+        env={}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    added = loaded - set(ast.literal_eval(bare.stdout))
+    ours = {NAME, f"{NAME}.inside"} | {f"{NAME}.inside.{name}" for name in LAUNCHER}
+    built_in_or_small = {
+        "_collections_abc", "_ctypes", "_signal", "_stat", "_struct", "abc", "_abc", "ctypes",
+        "ctypes._endian", "errno", "genericpath", "os", "os.path", "posixpath", "resource",
+        "select", "stat", "struct", "sys", "types", "__future__",
+    }  # fmt: skip
+    assert added - ours - built_in_or_small == set()
+
+
+# -- the other rooms
+
+
+def test_only_one_file_speaks_to_systemd():
+    users = {module_of(path) for path in FILES if "jeepney" in _top_names(path)}
+    assert users == {f"{NAME}.cgroup.manager"}
+
+
+def test_the_spec_stands_on_nothing_but_errors():
+    assert ours_of(PACKAGE / "spec.py") == {f"{NAME}.errors"}
+
+
+def test_errors_stand_on_nothing():
+    assert ours_of(PACKAGE / "errors.py") == set()
+
+
+@pytest.mark.parametrize("name", ["plan", "spec", "variables", "errors"])
+def test_what_is_pure_starts_nothing_and_opens_nothing(name):
+    forbidden = {"subprocess", "socket", "asyncio", "shutil", "tempfile", "threading", "ctypes"}
+    assert not imports_of(PACKAGE / f"{name}.py") & forbidden
+    called = {ast.unparse(node.func) for node in ast.walk(tree_of(PACKAGE / f"{name}.py"))
+              if isinstance(node, ast.Call)}  # fmt: skip
+    assert not called & {"open", "os.open", "os.mkdir", "os.listdir", "os.unlink", "os.environ.get"}
+
+
+def test_options_are_the_provisioners_and_the_apps_alone():
+    users = {module_of(path) for path in FILES if "traitlets" in _top_names(path)}
+    others = {user for user in users if user.split(".")[1] not in {"provisioner", "app"}}
+    assert others == set()
+
+
+def test_jupyter_is_known_to_the_server_side_alone():
+    known = {"provisioner", "last_words", "app", "warm", "broker", "unboxed"}
+    for path in FILES:
+        if _top_names(path) & {"jupyter_client", "jupyter_core", "zmq", "tornado", "ipykernel"}:
+            assert module_of(path).split(".")[1] in known, path
+
+
+def _top_names(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports_of(path)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plan", "spec", "host", "id_range", "surroundings", "handle", "records", "launch", "cgroup",
+    ],
+)  # fmt: skip
+def test_nothing_below_knows_who_stands_above(name):
+    paths = [PACKAGE / f"{name}.py"] if name != "cgroup" else sorted(PACKAGE.glob("cgroup/*.py"))
+    for path in paths:
+        above = {f"{NAME}.provisioner", f"{NAME}.app", f"{NAME}.last_words"}
+        assert not ours_of(path) & above, path
+
+
+def test_no_import_goes_in_a_circle():
+    graph = {module_of(path): _imported_at_top(path) for path in FILES}
+    done: set[str] = set()
+
+    def walk(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way, module))
+        if module not in done:
+            for other in sorted(graph.get(module, ())):
+                walk(other, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        walk(module, ())
+
+
+def _imported_at_top(path: Path) -> set[str]:
+    """A package's own modules import it only for its name, not for what it holds."""
+    own = module_of(path)
+    found = {name for name in imports_of(path, only_at_top=True) if name.split(".")[0] == NAME}
+    return {name for name in found if not own.startswith(f"{name}.") and name != NAME} - {own}
+
+
+# -- style
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_file_says_in_its_first_line_where_it_runs(path):
+    first = (ast.get_docstring(tree_of(path)) or "").partition("\n")[0]
+    folder = path.parent.name
+    own = {"__init__.py": {folder, f"{folder}/", f"{path.parent.name}"}}.get(path.name, {path.name})
+    names = own | {str(path.relative_to(PACKAGE))}
+    name, dash, room = first.partition(" - ")
+    assert dash, first
+    assert name in names, first
+    assert ":" in room or "." in room, first
+
+
+def test_no_function_is_longer_than_a_screen():
+    assert {name: lines for name, lines in functions() if lines > LONGEST_FUNCTION} == {}
+
+
+def test_the_usual_function_is_short():
+    assert statistics.median(lines for _, lines in functions()) < LONGEST_MEDIAN
+
+
+def test_every_public_function_and_class_has_a_docstring():
+    bare = []
+    for path in FILES:
+        for node in tree_of(path).body:
+            is_named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            if is_named and not node.name.startswith("_") and not ast.get_docstring(node):
+                bare.append(f"{module_of(path)}.{node.name}")
+    assert bare == []
+
+
+def test_the_start_of_the_package_costs_no_other_import():
+    script = f"import sys, json; import {NAME}; print(json.dumps(sorted(sys.modules)))"
+    answer = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    loaded = json.loads(answer.stdout)
+    assert [name for name in loaded if name.startswith(f"{NAME}.")] == []

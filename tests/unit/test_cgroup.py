@@ -1,0 +1,617 @@
+"""The survey and the v2 driver, against plain files that stand in for a cgroup file system."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from sandbox_provisioner.cgroup import (
+    CgroupFacts,
+    NullTree,
+    Usage,
+    files,
+    leftover_names,
+    open_tree,
+    remove_leftovers,
+    survey,
+)
+from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.spec import Limits
+
+FOUR = ["cpu", "cpuset", "memory", "pids"]
+ALL = " ".join(["cpuset", "cpu", "io", "memory", "pids"])
+MIB = 1 << 20
+
+CORE = {
+    "cgroup.procs": "",
+    "cgroup.type": "domain",
+    "cgroup.events": "populated 0\nfrozen 0",
+    "cgroup.freeze": "0",
+    "cgroup.kill": "",
+    "cgroup.subtree_control": "",
+    "cpu.stat": "usage_usec 2500000\nuser_usec 2000000",
+}
+BY_CONTROLLER = {
+    "memory": {
+        "memory.current": "1048576",
+        "memory.peak": "2097152",
+        "memory.max": "max",
+        "memory.swap.max": "max",
+        "memory.oom.group": "0",
+        "memory.events": "low 0\nmax 7\noom 1\noom_kill 1\noom_group_kill 1",
+    },
+    "pids": {"pids.current": "3", "pids.max": "max", "pids.events": "max 4"},
+    "cpu": {"cpu.max": "max 100000", "cpu.weight": "100"},
+    "cpuset": {"cpuset.cpus": "", "cpuset.cpus.effective": "0-3"},
+}
+
+
+@dataclass
+class FakeKernel:
+    """A directory in which mkdir, rmdir and writing do what cgroup v2 does.
+
+    *refusals* are errnos by the end of a path, *lies* what a file says instead of what was written.
+    """
+
+    top: Path
+    refusals: dict[str, int] = field(default_factory=dict)
+    lies: dict[str, str] = field(default_factory=dict)
+    written: list[tuple[str, str]] = field(default_factory=list)
+    _mkdir = staticmethod(os.mkdir)
+    _rmdir = staticmethod(os.rmdir)
+
+    def fill(self, group: Path, controllers: str) -> None:
+        contents = dict(CORE, **{"cgroup.controllers": controllers})
+        for controller in controllers.split():
+            contents.update(BY_CONTROLLER.get(controller, {}))
+        for name, text in contents.items():
+            (group / name).write_text(f"{text}\n")
+
+    def group(self, path: str, *, controllers: str = "", hands_down: str = "") -> Path:
+        group = self.top / path.lstrip("/")
+        group.mkdir(parents=True, exist_ok=True)
+        self.fill(group, controllers)
+        (group / "cgroup.subtree_control").write_text(hands_down)
+        return group
+
+    def refuse(self, path: str) -> None:
+        for end, number in self.refusals.items():
+            if path.endswith(end):
+                raise OSError(number, os.strerror(number), path)
+
+    def mkdir(self, path: str | Path, mode: int = 0o777) -> None:
+        self.refuse(str(path))
+        self._mkdir(path, mode)
+        above = Path(path).parent
+        if (above / "cgroup.subtree_control").exists():
+            self.fill(Path(path), (above / "cgroup.subtree_control").read_text())
+
+    def rmdir(self, path: str | Path) -> None:
+        group = Path(path)
+        if group.is_dir() and (
+            any(child.is_dir() for child in group.iterdir())
+            or "populated 1" in (group / "cgroup.events").read_text()
+        ):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+        for file in group.glob("*"):
+            file.unlink()
+        self._rmdir(path)
+
+    def put(self, path: str, value: str) -> None:
+        self.refuse(path)
+        self.written.append((str(Path(path).relative_to(self.top)), value))
+        file = Path(path)
+        if not file.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        name = file.name
+        if name == "cgroup.subtree_control":
+            value = " ".join([*file.read_text().split(), *value.replace("+", "").split()])
+        file.write_text(f"{self.lies.get(name, value)}\n")
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    fake = FakeKernel(top=tmp_path / "cgroup fs")
+    fake.group("/", controllers=ALL)
+    monkeypatch.setattr(os, "mkdir", fake.mkdir)
+    monkeypatch.setattr(os, "rmdir", fake.rmdir)
+    monkeypatch.setattr(files, "put", fake.put)
+    return fake
+
+
+@pytest.fixture
+def facts(kernel: FakeKernel) -> CgroupFacts:
+    bases = dict.fromkeys([*FOUR, "freezer"], str(kernel.top))
+    return CgroupFacts(version=2, bases=bases, missing={})
+
+
+def refuse(facility: str) -> bool:
+    return False
+
+
+# --- the survey
+
+
+class Proc:
+    """A /proc with one process, "self", and the cgroup mounts that a test gives it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mounts: list[str] = []
+        self.groups: list[str] = []
+
+    def mount(self, kind: str, point: Path, options: str = "", root: str = "/") -> None:
+        escaped = str(point).replace(" ", r"\040")
+        self.mounts.append(f"31 23 0:28 {root} {escaped} rw shared:9 - {kind} {kind} rw{options}")
+
+    def survey(self) -> CgroupFacts:
+        own = self.path / "self"
+        own.mkdir(parents=True, exist_ok=True)
+        (own / "mountinfo").write_text("\n".join(["23 1 8:1 / / rw - ext4 sda rw", *self.mounts]))
+        (own / "cgroup").write_text("\n".join(self.groups))
+        return survey(proc=str(self.path), run=str(self.path / "run"))
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Proc:
+    return Proc(tmp_path / "proc")
+
+
+@pytest.fixture
+def unwritable(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Directories that are not ours, for which the tests need not drop root."""
+    paths: list[Path] = []
+    access = os.access
+
+    def check(path: str | Path, mode: int) -> bool:
+        directory = Path(path) if Path(path).is_dir() else Path(path).parent
+        return access(path, mode) and not (mode & os.W_OK and directory in paths)
+
+    monkeypatch.setattr(os, "access", check)
+    return paths
+
+
+def v1_mounts(proc: Proc, tmp_path: Path, group: str, *, root: str = "/") -> dict[str, Path]:
+    points = {}
+    for number, names in enumerate(["memory", "cpu,cpuacct", "cpuset", "pids", "freezer"]):
+        point = points[names] = tmp_path / "v1" / names
+        shown = group.removeprefix(root) if root != "/" else group
+        (point / shown.lstrip("/")).mkdir(parents=True)
+        proc.mount("cgroup", point, f",{names}", root)
+        proc.groups.append(f"{number + 2}:{names}:{group}")
+    return points
+
+
+def test_root_on_v2_uses_the_root_of_the_mount(proc: Proc, kernel: FakeKernel) -> None:
+    (kernel.top / "cgroup.type").unlink()
+    (kernel.top / "cgroup.procs").write_text("1\n2\n")
+    kernel.group("/system.slice", controllers=ALL, hands_down="memory pids")
+    kernel.group("/system.slice/hub.service", controllers="memory pids")
+    proc.mount("cgroup2", kernel.top)
+    proc.groups = ["0::/system.slice/hub.service"]
+    facts = proc.survey()
+    assert (facts.version, dict(facts.missing)) == (2, {})
+    assert set(facts.bases) == {*ALL.split(), "freezer"}
+    assert set(facts.bases.values()) == {str(kernel.top)}
+
+
+def test_root_on_v2_prefers_a_group_that_systemd_delegated(
+    proc: Proc, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kernel.top / "cgroup.type").unlink()
+    service = kernel.group("/hub.service", controllers=ALL)
+    kernel.group("/hub.service/server", controllers="")
+
+    def getxattr(path: str, name: str) -> bytes:
+        if (path, name) == (str(service), "user.delegate"):
+            return b"1"
+        raise OSError(errno.ENODATA, "no such attribute")
+
+    monkeypatch.setattr(os, "getxattr", getxattr)
+    proc.mount("cgroup2", kernel.top)
+    proc.groups = ["0::/hub.service/server"]
+    assert proc.survey().bases["memory"] == str(service)
+
+
+def user_groups(
+    proc: Proc, kernel: FakeKernel, unwritable: list[Path], delegated: str
+) -> tuple[Path, Path]:
+    slice_ = kernel.group("/user-1000.slice", controllers=ALL, hands_down=ALL)
+    manager = kernel.group("/user-1000.slice/user@1000.service", controllers=delegated)
+    own = kernel.group("/user-1000.slice/user@1000.service/lab.scope")
+    (own / "cgroup.procs").write_text("77\n")
+    unwritable.extend([kernel.top, slice_])
+    proc.mount("cgroup2", kernel.top)
+    proc.groups = ["0::/user-1000.slice/user@1000.service/lab.scope"]
+    return manager, own
+
+
+def test_a_user_with_delegation_uses_the_nearest_group_that_can_hand_controllers_down(
+    proc: Proc, kernel: FakeKernel, unwritable: list[Path]
+) -> None:
+    manager, _ = user_groups(proc, kernel, unwritable, ALL)
+    facts = proc.survey()
+    assert (facts.version, dict(facts.missing)) == (2, {})
+    assert set(facts.bases.values()) == {str(manager)}
+
+
+def test_a_user_without_cpu_is_told_so_with_the_line_for_systemd(
+    proc: Proc, kernel: FakeKernel, unwritable: list[Path]
+) -> None:
+    manager, _ = user_groups(proc, kernel, unwritable, "memory pids")
+    facts = proc.survey()
+    assert facts.missing["cpu"] == f"controller 'cpu' is not delegated to {manager}"
+    assert set(facts.missing) == {"cpu", "cpuset"}
+    assert "Delegate=cpu cpuset io memory pids" in facts.remedy("cpu")
+
+
+def test_a_login_session_is_not_ours(
+    proc: Proc, kernel: FakeKernel, unwritable: list[Path]
+) -> None:
+    manager, own = user_groups(proc, kernel, unwritable, ALL)
+    unwritable.extend([manager, own])
+    facts = proc.survey()
+    assert (facts.version, dict(facts.bases)) == (0, {})
+    assert facts.missing["memory"] == f"{own} is not writable for uid {os.getuid()}"
+    assert "in a login session of systemd" in facts.remedy("memory")
+
+
+def test_v1_has_a_base_for_each_controller(proc: Proc, tmp_path: Path) -> None:
+    points = v1_mounts(proc, tmp_path, "/batch/job 7")
+    facts = proc.survey()
+    assert (facts.version, dict(facts.missing)) == (1, {})
+    assert facts.bases["memory"] == f"{points['memory']}/batch/job 7"
+    assert facts.bases["cpu"] == facts.bases["cpuacct"] == f"{points['cpu,cpuacct']}/batch/job 7"
+
+
+def test_v1_tells_what_is_not_mounted_and_what_is_not_ours(
+    proc: Proc, tmp_path: Path, unwritable: list[Path]
+) -> None:
+    points = v1_mounts(proc, tmp_path, "/")
+    del proc.mounts[2]
+    unwritable.append(points["memory"])
+    facts = proc.survey()
+    assert dict(facts.missing) == {
+        "memory": f"{points['memory']} is not writable for uid {os.getuid()}",
+        "cpuset": "controller 'cpuset' is not mounted",
+    }
+    assert "cgroup_disable=" in facts.remedy("cpuset")
+    assert "administrator" in facts.remedy("memory")
+
+
+def test_a_hybrid_machine_is_v1_while_v2_has_no_controllers(
+    proc: Proc, tmp_path: Path, kernel: FakeKernel
+) -> None:
+    v1_mounts(proc, tmp_path, "/")
+    kernel.group("/", controllers="hugetlb")
+    proc.mount("cgroup2", kernel.top)
+    proc.groups.append("0::/")
+    assert proc.survey().version == 1
+
+
+def test_a_machine_whose_v1_has_only_systemds_names_is_v2(
+    proc: Proc, tmp_path: Path, kernel: FakeKernel
+) -> None:
+    proc.mount("cgroup", tmp_path, ",name=systemd")
+    proc.mount("cgroup2", kernel.top)
+    proc.groups = ["1:name=systemd:/", "0::/"]
+    assert (proc.survey().version, proc.survey().missing) == (2, {})
+
+
+def test_a_v1_container_sees_its_own_group_at_the_mount(proc: Proc, tmp_path: Path) -> None:
+    points = v1_mounts(proc, tmp_path, "/docker/4f2a", root="/docker/4f2a")
+    assert proc.survey().bases["pids"] == str(points["pids"])
+
+
+def test_a_mount_that_shows_another_part_of_the_hierarchy_is_no_base(
+    proc: Proc, tmp_path: Path
+) -> None:
+    v1_mounts(proc, tmp_path, "/docker/4f2a", root="/docker/4f")
+    facts = proc.survey()
+    assert facts.version == 0
+    assert "no mount shows our own group" in facts.missing["memory"]
+
+
+def test_a_v2_container_with_processes_at_its_root_is_told_to_move_them(
+    proc: Proc, kernel: FakeKernel
+) -> None:
+    (kernel.top / "cgroup.procs").write_text("1\n")
+    proc.mount("cgroup2", kernel.top)
+    proc.groups = ["0::/"]
+    facts = proc.survey()
+    assert dict(facts.bases) == {"freezer": str(kernel.top)}
+    assert "has processes of its own" in facts.missing["memory"]
+    assert f"mkdir {kernel.top}/init" in facts.remedy("memory")
+
+
+def test_what_lies_above_a_cgroup_namespace_is_no_base(proc: Proc, kernel: FakeKernel) -> None:
+    proc.mount("cgroup2", kernel.top, root="/../..")
+    proc.groups = ["0::/"]
+    assert proc.survey().missing["pids"] == "no mount of cgroup v2 shows our own group"
+
+
+def test_a_machine_without_cgroups_has_nothing_and_says_so(proc: Proc) -> None:
+    facts = proc.survey()
+    assert (facts.version, list(facts.missing)) == (0, ["memory", "cpu", "cpuset", "pids"])
+    assert facts.missing["memory"] == "no cgroup file system is mounted"
+    assert "mount -t cgroup2" in facts.remedy("memory")
+
+
+# --- opening
+
+
+NOTHING = CgroupFacts(version=0, bases={}, missing=dict.fromkeys(FOUR, "there are no cgroups"))
+
+
+def test_a_cap_that_cannot_be_enforced_is_refused_with_a_remedy() -> None:
+    with pytest.raises(HostError) as caught:
+        open_tree(NOTHING, "7f3a", Limits(memory_bytes=512 * MIB), refuse, pytest.fail)
+    assert caught.value.attempt == "cap memory at 512 MiB for sandbox 7f3a"
+    assert caught.value.answer == "there are no cgroups"
+    assert "Mount the controllers" in caught.value.remedy
+
+
+def test_a_waived_cap_is_dropped_with_a_warning() -> None:
+    warnings: list[str] = []
+    limits = Limits(pids=64, cpu_guarantee_cores=0.5)
+    tree = open_tree(NOTHING, "7f3a", limits, lambda facility: True, warnings.append)
+    assert isinstance(tree, NullTree)
+    assert ["guarantee 0.5 CPU cores" in text for text in warnings] == [True, False]
+    assert "cap processes at 64" in warnings[1]
+
+
+def test_without_cgroups_and_caps_there_is_an_empty_tree() -> None:
+    tree = open_tree(NOTHING, "7f3a", Limits(), refuse, pytest.fail)
+    tree.create(Limits())
+    tree.kill()
+    tree.thaw()
+    asyncio.run(tree.remove())
+    assert (tree.join_files, tree.pids(), tree.usage()) == ((), [], Usage())
+    with pytest.raises(HostError, match="no cgroup is usable"):
+        tree.freeze()
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "two\nlines"])
+def test_a_name_is_one_plain_directory_name(facts: CgroupFacts, name: str) -> None:
+    with pytest.raises(SpecError, match="plain directory name"):
+        open_tree(facts, name, Limits(), refuse, pytest.fail)
+
+
+# --- the v2 driver
+
+EVERYTHING = Limits(
+    memory_bytes=512 * MIB + 5,
+    cpu_cores=1.5,
+    cpu_guarantee_cores=0.25,
+    cpuset=frozenset({0, 1, 3}),
+    pids=64,
+)
+
+
+def create(facts: CgroupFacts, limits: Limits, name: str = "k1") -> Path:
+    tree = open_tree(facts, name, limits, refuse, pytest.fail)
+    tree.create(limits)
+    return Path(tree.join_files[0]).parent
+
+
+def test_v2_writes_every_cap(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    kernel.lies = {"cpuset.cpus": "0-1,3"}
+    create(facts, EVERYTHING)
+    enable = "+cpu +cpuset +memory +pids"
+    group = "sandbox-provisioner/k1"
+    assert kernel.written == [
+        ("cgroup.subtree_control", enable),
+        ("sandbox-provisioner/cgroup.subtree_control", enable),
+        (f"{group}/memory.max", str(512 * MIB)),
+        (f"{group}/memory.swap.max", "0"),
+        (f"{group}/memory.oom.group", "1"),
+        (f"{group}/cpu.max", "150000 100000"),
+        (f"{group}/cpu.weight", "25"),
+        (f"{group}/pids.max", "64"),
+        (f"{group}/cpuset.cpus", "0,1,3"),
+    ]
+
+
+def test_a_capped_groups_memory_can_be_watched(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    capped, free = Limits(memory_bytes=64 * MIB), Limits(pids=64)
+    group = f"{kernel.top}/sandbox-provisioner/k1"
+    assert open_tree(facts, "k1", capped, refuse, pytest.fail).memory_group == (2, group)
+    assert open_tree(facts, "k1", free, refuse, pytest.fail).memory_group is None
+    bases = {name: f"/cg/{name}" for name in ("memory", "pids", "cpuacct", "freezer")}
+    v1 = CgroupFacts(version=1, bases=bases, missing={})
+    found = open_tree(v1, "k1", capped, refuse, pytest.fail).memory_group
+    assert found == (1, "/cg/memory/sandbox-provisioner/k1")
+    assert open_tree(v1, "k1", free, refuse, pytest.fail).memory_group is None
+    lacking = CgroupFacts(version=0, bases={}, missing={"memory": "it is not there"})
+    tree = open_tree(lacking, "k1", capped, lambda facility: True, lambda text: None)
+    assert tree.memory_group is None
+
+
+def test_v2_enables_only_what_it_needs_and_lacks(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    kernel.group("/", controllers=ALL, hands_down="memory")
+    create(facts, Limits())
+    assert kernel.written == [
+        ("cgroup.subtree_control", "+pids"),
+        ("sandbox-provisioner/cgroup.subtree_control", "+memory +pids"),
+    ]
+
+
+def test_v2_leaves_out_a_waived_cap(kernel: FakeKernel) -> None:
+    bases = dict.fromkeys(["memory", "pids", "freezer"], str(kernel.top))
+    facts = CgroupFacts(version=2, bases=bases, missing={"cpu": "it is not delegated"})
+    warnings: list[str] = []
+    limits = Limits(cpu_cores=1, pids=64)
+    tree = open_tree(facts, "k1", limits, lambda facility: True, warnings.append)
+    tree.create(limits)
+    assert len(warnings) == 1
+    assert not any("cpu" in path or "cpu" in value for path, value in kernel.written)
+
+
+def test_v2_knows_its_join_file_before_it_is_made(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    tree = open_tree(facts, "k1", Limits(), refuse, pytest.fail)
+    assert tree.join_files == (f"{kernel.top}/sandbox-provisioner/k1/cgroup.procs",)
+    assert not (kernel.top / "sandbox-provisioner").exists()
+
+
+def test_v2_tells_usage_in_plain_units(facts: CgroupFacts) -> None:
+    limits = Limits(memory_bytes=512 * MIB)
+    create(facts, limits)
+    assert open_tree(facts, "k1", limits, refuse, pytest.fail).usage() == Usage(
+        memory_bytes=MIB,
+        memory_peak_bytes=2 * MIB,
+        memory_limit_bytes=512 * MIB,
+        cpu_seconds=2.5,
+        pids=3,
+        oom_kills=1,
+        pids_limit_hits=4,
+    )
+
+
+def test_v2_tells_none_where_the_kernel_is_too_old(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    group = create(facts, Limits())
+    (group / "memory.peak").unlink()
+    usage = open_tree(facts, "k1", Limits(), refuse, pytest.fail).usage()
+    assert (usage.memory_peak_bytes, usage.memory_limit_bytes) == (None, None)
+
+
+@pytest.mark.parametrize("file", ["memory.swap.max", "memory.oom.group"])
+def test_v2_does_without_files_of_other_kernels(
+    kernel: FakeKernel, facts: CgroupFacts, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    contents = {name: text for name, text in BY_CONTROLLER["memory"].items() if name != file}
+    monkeypatch.setitem(BY_CONTROLLER, "memory", contents)
+    create(facts, Limits(memory_bytes=512 * MIB))
+    assert not any(path.endswith(file) for path, _ in kernel.written)
+
+
+@pytest.mark.parametrize(
+    ("end", "number", "told"),
+    [
+        ("pids.max", errno.EACCES, r"cap processes at 64 .*'64' to .*pids\.max: EACCES \(Perm"),
+        ("memory.max", errno.EINVAL, r"memory\.max: EINVAL .* A group above this one"),
+        ("cgroup.subtree_control", errno.EBUSY, r"EBUSY .* On EBUSY, .* has processes of its own"),
+        ("/k1", errno.EAGAIN, r"make a cgroup for sandbox k1: making .*/k1: EAGAIN"),
+        ("/sandbox-provisioner", errno.EROFS, r"making .*/sandbox-provisioner: EROFS"),
+    ],
+)
+def test_a_refusal_names_the_file_the_value_and_errno_and_leaves_nothing(
+    kernel: FakeKernel, facts: CgroupFacts, end: str, number: int, told: str
+) -> None:
+    kernel.refusals = {end: number}
+    with pytest.raises(HostError, match=told):
+        create(facts, EVERYTHING)
+    assert not (kernel.top / "sandbox-provisioner" / "k1").exists()
+
+
+def test_a_value_that_does_not_stay_is_an_error(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    kernel.lies = {"memory.max": "max"}
+    with pytest.raises(HostError, match=r"memory\.max reads 'max' after '536870912' was written"):
+        create(facts, EVERYTHING)
+    assert not (kernel.top / "sandbox-provisioner").exists()
+
+
+def test_a_controller_that_stays_off_is_an_error(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    kernel.lies = {"cgroup.subtree_control": "memory"}
+    with pytest.raises(HostError, match=r"enable cpu, cpuset, memory, pids .* reads 'memory'"):
+        create(facts, EVERYTHING)
+
+
+def test_cpus_that_are_not_there_are_answered_with_those_that_are(
+    kernel: FakeKernel, facts: CgroupFacts
+) -> None:
+    with pytest.raises(SpecError, match="the CPUs available here are 0-3"):
+        create(facts, Limits(cpuset=frozenset({3, 4})))
+    assert kernel.written == []
+
+
+def test_caps_that_were_not_announced_to_open_tree_are_a_mistake(facts: CgroupFacts) -> None:
+    tree = open_tree(facts, "k1", Limits(), refuse, pytest.fail)
+    with pytest.raises(ValueError, match="open_tree"):
+        tree.create(Limits(pids=64))
+
+
+def test_create_outlives_the_removal_of_our_directory_by_another_process(
+    kernel: FakeKernel, facts: CgroupFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removals = [True, True]
+
+    def mkdir_after_removal(path: str, mode: int = 0o777) -> None:
+        if path.endswith("/k1") and removals:
+            removals.pop()
+            kernel.rmdir(os.path.dirname(path))
+        kernel.mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", mkdir_after_removal)
+    assert create(facts, Limits()).exists()
+    assert not removals
+
+
+def test_the_last_tree_takes_our_directory_along(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    for name in ("k1", "k2"):
+        create(facts, Limits(), name)
+    assert leftover_names(facts) == ["k1", "k2"]
+    remove_leftovers(facts, "k1")
+    assert leftover_names(facts) == ["k2"]
+    tree = open_tree(facts, "k2", Limits(), refuse, pytest.fail)
+    asyncio.run(tree.remove())
+    asyncio.run(tree.remove())
+    assert not (kernel.top / "sandbox-provisioner").exists()
+    assert leftover_names(facts) == []
+
+
+def test_removal_by_name_kills_first_and_gives_up_in_time(
+    kernel: FakeKernel, facts: CgroupFacts
+) -> None:
+    group = create(facts, Limits())
+    (group / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    (group / "cgroup.procs").write_text("0\n")
+    seconds, begin = 0.05, time.monotonic()
+    with pytest.raises(HostError, match="pids: unknown to this pid namespace"):
+        remove_leftovers(facts, "k1", timeout_seconds=seconds)
+    assert time.monotonic() - begin >= seconds
+    assert kernel.written[-1] == ("sandbox-provisioner/k1/cgroup.kill", "1")
+
+
+def test_freeze_and_thaw_write_and_freeze_waits(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    group = create(facts, Limits())
+    (group / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    tree = open_tree(facts, "k1", Limits(), refuse, pytest.fail)
+    tree.freeze()
+    tree.thaw()
+    name = "sandbox-provisioner/k1/cgroup.freeze"
+    assert kernel.written[-2:] == [(name, "1"), (name, "0")]
+
+
+def test_before_cgroup_kill_each_process_gets_a_signal(
+    kernel: FakeKernel, facts: CgroupFacts
+) -> None:
+    group = create(facts, Limits())
+    (group / "cgroup.kill").unlink()
+    (group / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        (group / "cgroup.procs").write_text(f"{child.pid}\n0\n")
+        open_tree(facts, "k1", Limits(), refuse, pytest.fail).kill()
+        assert child.wait(20) == -signal.SIGKILL
+
+
+def test_a_group_that_never_freezes_is_thawed_and_told(
+    kernel: FakeKernel, facts: CgroupFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(facts, Limits())
+    monkeypatch.setattr("sandbox_provisioner.cgroup.v2.FREEZE_SECONDS", 0.0)
+    with pytest.raises(HostError, match="freeze sandbox k1: its processes were still running"):
+        open_tree(facts, "k1", Limits(), refuse, pytest.fail).freeze()
+    assert kernel.written[-1] == ("sandbox-provisioner/k1/cgroup.freeze", "0")
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"reading .*: EISDIR"):
+        files.read(str(tmp_path))

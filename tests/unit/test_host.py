@@ -1,0 +1,119 @@
+"""host.py: what is found out about a work directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.host import HostFacts, WorkdirFacts, relative
+from sandbox_provisioner.spec import Covers
+
+COVERS = Covers(home_directories=(".ssh",), home_files=(".bashrc",), server_files=("conf.py",))
+
+
+def probe(path: Path, **changes: Any) -> WorkdirFacts:
+    nothing = {"homes": frozenset(), "home": "/x", "own_folders": frozenset(), "cwd": "/"}
+    facts = dataclasses.replace(HostFacts.probe(), **{**nothing, **changes})
+    return WorkdirFacts.probe(str(path), facts, COVERS)
+
+
+def test_a_plain_directory_has_nothing_to_cover(tmp_path: Path) -> None:
+    found = probe(tmp_path)
+    assert (found.directories, found.files, found.server_files) == ((), (), ())
+
+
+def test_each_home_in_the_work_directory_is_covered_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "people/me").mkdir(parents=True)
+    homes = frozenset({str(tmp_path), f"{tmp_path}/people/me", "/elsewhere"})
+    found = probe(tmp_path, homes=homes)
+    assert found.directories == (".ssh", "people/me/.ssh")
+    assert found.files == (".bashrc", "people/me/.bashrc")
+
+
+def test_what_a_link_at_a_covered_place_leads_to_counts_too(tmp_path: Path) -> None:
+    (tmp_path / "dotfiles").mkdir()
+    (tmp_path / ".bashrc").symlink_to("dotfiles/bashrc")
+    (tmp_path / ".ssh").symlink_to("/root/.ssh")
+    found = probe(tmp_path, homes=frozenset({str(tmp_path)}))
+    assert found.files == (".bashrc", "dotfiles/bashrc")
+    assert found.directories == (".ssh",)
+
+
+def test_the_directory_that_the_server_runs_in_is_covered_where_it_lies_inside(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "lab").mkdir()
+    assert probe(tmp_path, cwd=f"{tmp_path}/lab").server_files == ("lab/conf.py",)
+    assert probe(tmp_path / "lab", cwd=str(tmp_path)).server_files == ()
+
+
+def test_a_repository_loses_its_hooks_and_keeps_its_settings_read_only(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/config").write_text("")
+    found = probe(tmp_path)
+    assert found.directories == (".git/hooks",)
+    assert found.frozen == (".git/config",)
+
+
+def test_the_file_that_names_a_work_trees_repository_is_read_only(tmp_path: Path) -> None:
+    (tmp_path / ".git").write_text("gitdir: /elsewhere")
+    assert probe(tmp_path).frozen == (".git",)
+
+
+def test_programs_in_a_home_are_read_only_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / ".cargo").mkdir()
+    assert probe(tmp_path, homes=frozenset({str(tmp_path)})).frozen == (".cargo",)
+
+
+def test_a_part_of_a_home_is_covered_by_what_lies_in_it(tmp_path: Path) -> None:
+    covers = Covers(home_directories=(".local/share/jupyter", ".local/bin", ".ssh"))
+    (tmp_path / ".local").mkdir()
+    facts = dataclasses.replace(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
+    found = WorkdirFacts.probe(f"{tmp_path}/.local", facts, covers)
+    assert {"share/jupyter", "bin"} <= set(found.directories)
+
+
+def test_a_covered_place_is_no_work_directory(tmp_path: Path) -> None:
+    (tmp_path / ".ssh/keys").mkdir(parents=True)
+    for name in (".ssh", ".ssh/keys"):
+        with pytest.raises(SpecError, match="holds secrets"):
+            probe(tmp_path / name, homes=frozenset({str(tmp_path)}))
+
+
+@pytest.mark.parametrize("path", ["/", "/home", "/tmp", "/etc/cron.d", "/usr/lib", "/proc/self"])
+def test_a_directory_of_the_system_is_nobodys_work_directory(path: str) -> None:
+    with pytest.raises(SpecError, match="as the work directory"):
+        probe(Path(path))
+
+
+def test_a_link_to_a_directory_of_the_system_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    with pytest.raises(SpecError, match="belongs to the system"):
+        probe(tmp_path / "link")
+
+
+@pytest.mark.parametrize(
+    ("path", "base", "answer"),
+    [
+        ("/a/b", "/a", "b"),
+        ("/a", "/a", ""),
+        ("/ab", "/a", None),
+        ("/a", "/a/b", None),
+        ("/a/b/", "/a/", "b"),
+        ("/a", "/", "a"),
+        ("/", "/", ""),
+    ],
+)
+def test_relative_compares_whole_names(path: str, base: str, answer: str | None) -> None:
+    assert relative(path, base) == answer
+
+
+def test_probing_the_host_opens_nothing_that_stays_open() -> None:
+    before = os.listdir("/proc/self/fd")
+    HostFacts.probe()
+    assert os.listdir("/proc/self/fd") == before

@@ -1,0 +1,288 @@
+"""When a kernel near its memory cap is interrupted, and who is told: on plain files and pipes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox_provisioner.cgroup import NullTree
+from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.inside import init, memory
+from sandbox_provisioner.inside.memory import Level, Memory, thresholds, used_v1, used_v2
+from sandbox_provisioner.records import Record, RecordFolder
+
+MIB = 1 << 20
+CAP = 512 * MIB
+SHARE = 471 * MIB
+
+
+@pytest.fixture
+def level():
+    return Level(SHARE, CAP)
+
+
+# -- when
+
+
+def test_the_first_interrupt_is_due_at_the_share(level):
+    assert not level.reached(SHARE - 1, 0.0)
+    assert not level.raised
+    assert level.reached(SHARE, 0.0)
+    assert level.raised
+
+
+def test_the_next_one_is_due_when_half_of_the_rest_is_gone(level):
+    assert level.reached(SHARE, 0.0)
+    assert not level.reached(SHARE + MIB, 1.0)
+    assert level.next == (SHARE + CAP) // 2
+    assert level.reached(level.next, 2.0)
+
+
+def test_no_second_one_comes_while_the_first_is_being_heard(level):
+    assert level.reached(SHARE, 1.0)
+    assert not level.reached(CAP, 1.05)
+    assert level.reached(CAP, 1.2)
+
+
+def test_below_the_share_it_begins_anew_and_at_once(level):
+    assert level.reached(CAP - MIB, 0.0)
+    assert not level.reached(100 * MIB, 0.01)
+    assert not level.raised
+    assert level.reached(SHARE, 0.02)
+
+
+@given(st.lists(st.integers(0, CAP), max_size=200))
+def test_a_use_that_only_grows_is_interrupted_a_few_times(amounts):
+    level = Level(SHARE, CAP)
+    told = [used for now, used in enumerate(sorted(amounts)) if level.reached(used, float(now))]
+    assert len(told) <= 5
+    assert bool(told) == any(used >= SHARE for used in amounts)
+
+
+@given(st.integers(50, 99), st.integers(32 * MIB, 1 << 40))
+def test_thresholds_begin_at_the_share_and_stay_below_the_cap(percent, cap):
+    found = thresholds(Level(cap * percent // 100, cap))
+    assert found[0] == cap * percent // 100
+    assert found == sorted(set(found))
+    assert found[-1] < cap
+    assert len(found) <= 7
+
+
+# -- what counts
+
+
+def test_the_page_cache_does_not_count_on_v1():
+    told = {b"total_rss": 100 * MIB, b"total_shmem": 20 * MIB, b"total_cache": 380 * MIB}
+    assert used_v1(told, 490 * MIB, CAP) == 130 * MIB
+
+
+def test_the_linux_kernels_own_counts_on_v1_but_not_all_of_it():
+    told = {b"total_rss": 100 * MIB, b"total_shmem": 0, b"total_cache": 0}
+    assert used_v1(told, 500 * MIB, CAP) == 116 * MIB
+    assert used_v1(told, 99 * MIB, CAP) == 100 * MIB
+
+
+def test_on_v2_what_reclaim_can_get_back_does_not_count():
+    told = {
+        b"anon": 100 * MIB, b"file": 300 * MIB, b"shmem": 20 * MIB, b"kernel": 50 * MIB,
+        b"slab_reclaimable": 40 * MIB,
+    }  # fmt: skip
+    assert used_v2(told) == 130 * MIB
+    assert used_v2({b"anon": 1, b"shmem": 2, b"slab_reclaimable": 9}) == 3
+
+
+# -- the files
+
+
+@pytest.fixture
+def watching():
+    """Makes `Memory`s, whose descriptors live as long as an init; and closes them."""
+    made = []
+
+    def make(version: int, group: str, level: Level, sentence: str = "") -> Memory:
+        made.append(Memory(version, group, level, sentence))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for name, fd in vars(one._events).items():
+            if name != "control":
+                os.close(fd)
+
+
+def v1_group(folder: Path, rss: int, cache: int = 0) -> str:
+    (folder / "cgroup.event_control").write_text("")
+    (folder / "memory.pressure_level").write_text("")
+    (folder / "memory.usage_in_bytes").write_text(f"{rss + cache}\n")
+    (folder / "memory.stat").write_text(f"total_cache {cache}\ntotal_rss {rss}\ntotal_shmem 0\n")
+    return str(folder)
+
+
+def v2_group(folder: Path, anon: int) -> str:
+    (folder / "memory.events").write_text("high 0\n")
+    (folder / "memory.high").write_text("max\n")
+    (folder / "memory.stat").write_text(f"anon {anon}\nfile 999\nshmem 0\nkernel 0\n")
+    return str(folder)
+
+
+def test_v1_asks_for_pressure_and_for_thresholds(tmp_path, level, watching):
+    watched = watching(1, v1_group(tmp_path, 100 * MIB), level, "It uses {}.")
+    watched.arm()
+    words = (tmp_path / "cgroup.event_control").read_text().partition(f"{watched.fd} ")[2]
+    assert " low" in words
+    for at in thresholds(level):
+        assert f" {at}" in words
+    assert watched.look() == 0
+    os.eventfd_write(watched.fd, 3)
+    v1_group(tmp_path, 480 * MIB)
+    assert watched.look() == 480 * MIB
+    assert watched.sentence(480 * MIB) == "It uses 480 MiB."
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(watched.fd)
+
+
+def test_v2_keeps_memory_high_at_the_level(tmp_path, level, watching):
+    def high() -> str:
+        return (tmp_path / "memory.high").read_text()[: len(text)]
+
+    watched = watching(2, v2_group(tmp_path, 100 * MIB), level)
+    assert watched.mask == select.POLLPRI
+    watched.arm()
+    text = str(SHARE)
+    assert high() == text
+    (tmp_path / "memory.stat").write_text(f"anon {480 * MIB}\nshmem 0\n")
+    assert watched.look() == 480 * MIB
+    text = str(496 * MIB)
+    assert high() == text
+    (tmp_path / "memory.stat").write_text(f"anon {90 * MIB}\nshmem 0\n")
+    assert watched.look() == 0
+    text = str(SHARE)
+    assert high() == text
+
+
+def test_v2_slows_nobody_down_at_the_end(tmp_path, level, watching):
+    watched = watching(2, v2_group(tmp_path, CAP), level)
+    assert watched.look() == CAP
+    assert (tmp_path / "memory.high").read_text().startswith("max")
+
+
+# -- who is told
+
+
+def test_what_is_said_comes_out_of_a_pipe_and_never_waits():
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(writer, 2)
+        os.write(writer, b"1")
+        signal.pause()
+    try:
+        assert os.read(reader, 1) == b"1"
+        memory.say(child, "hello")
+        assert os.read(reader, 99) == b"hello"
+        os.set_blocking(writer, False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        memory.say(child, "nobody reads this")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
+    memory.say(child, "nobody is there")
+
+
+class Events:
+    """A `Memory` whose looks are given, and the poll of an init."""
+
+    fd = mask = 0
+
+    def __init__(self, *looks: int) -> None:
+        self.looks = list(looks)
+
+    def look(self) -> int:
+        return self.looks.pop(0)
+
+    def sentence(self, used: int) -> str:
+        return f"{used} used"
+
+
+@pytest.fixture
+def doing(monkeypatch):
+    """What an init does, in order."""
+    done = []
+    monkeypatch.setattr(memory, "say", lambda pid, text: done.append(("say", pid, text)))
+    monkeypatch.setattr(memory, "hears", lambda pid, number: (pid, number) == (7, signal.SIGINT))
+    monkeypatch.setattr(os, "kill", lambda pid, number: done.append(("kill", pid, number)))
+    return done
+
+
+def init_of(control_fd: int) -> init._Init:
+    one = init._Init.__new__(init._Init)
+    one.box = init.Box(-1, control_fd)
+    one.kernel_pid = 7
+    one.interrupted_until = 0.0
+    return one
+
+
+def test_init_says_why_before_it_interrupts_and_tells_the_server(doing):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        init_of(theirs.fileno()).serve_memory(Events(480))
+        assert doing == [("say", 7, "\n480 used\n"), ("kill", -7, signal.SIGINT)]
+        assert ours.recv(99) == b"memory 480"
+
+
+def test_init_does_nothing_while_none_is_due_and_needs_no_server(doing):
+    one = init_of(-1)
+    one.serve_memory(Events(0))
+    assert doing == []
+    one.serve_memory(Events(480))
+    assert doing[-1] == ("kill", -7, signal.SIGINT)
+
+
+def test_init_leaves_a_kernel_alone_that_the_signal_would_end(doing, monkeypatch):
+    monkeypatch.setattr(memory, "hears", lambda pid, number: False)
+    init_of(-1).serve_memory(Events(480))
+    assert doing == []
+
+
+def test_a_process_hears_what_it_has_a_handler_for():
+    assert memory.hears(os.getpid(), signal.SIGINT)
+    assert not memory.hears(os.getpid(), signal.SIGUSR2)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert not memory.hears(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_handle_makes_sentences_of_what_init_tells(tmp_path):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    handle = LocalHandle(
+        pidfd=-1,
+        tree=NullTree(None, "x"),
+        folder=RecordFolder(tmp_path),
+        record=Record(sandbox_id="box", kernel_id="7f3a0123-4567", memory_limit_bytes=CAP),
+        control=ours.fileno(),
+    )
+    with ours, theirs:
+        assert handle.notices() == []
+        theirs.send(b"memory 493878272")
+        theirs.send(b"memory 503316480")
+        first, second = handle.notices()
+        assert first == (
+            "Kernel 7f3a0123 was interrupted: it uses 471 MiB of its memory limit of 512 MiB."
+        )
+        assert "480 MiB" in second
+        assert handle.notices() == []
+        theirs.close()
+        assert handle.notices() == []

@@ -1,0 +1,386 @@
+"""From wishes and facts to the one list of steps."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox_provisioner.cgroup import CgroupFacts
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.host import HostFacts, WorkdirFacts
+from sandbox_provisioner.id_range import IdRange
+from sandbox_provisioner.inside import steps
+from sandbox_provisioner.inside.enter import decode
+from sandbox_provisioner.kernel_files import KernelFiles
+from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
+from sandbox_provisioner.spec import Limits, SandboxSpec, UserIds
+
+WORKDIR = "/srv/me"
+FIRST_ID = 0x70000000
+
+FACTS = HostFacts(
+    uid=0,
+    gid=0,
+    home="/root",
+    privileged=True,
+    kernel=(6, 18),
+    machine="x86_64",
+    obstacle=None,
+    cgroups=CgroupFacts(version=0, bases={}, missing={}),
+    root_links={"/bin": "usr/bin"},
+    system_directories=("/usr",),
+    etc_entries=("localtime",),
+    homes=frozenset(),
+    own_folders=frozenset(),
+    cwd="/",
+)
+WORKDIR_FACTS = WorkdirFacts(
+    path=WORKDIR,
+    source=WORKDIR,
+    owner_uid=500,
+    owner_gid=600,
+    filesystem="ext4",
+    idmappable=True,
+    directories=(),
+    files=(),
+    server_files=(),
+    frozen=(),
+)
+FILES = KernelFiles(program="/usr/bin/python3", readonly=())
+
+
+def changed(value, **changes):
+    return dataclasses.replace(value, **changes)
+
+
+def site_of(facts=FACTS, workdir=WORKDIR_FACTS, files=FILES, **changes):
+    return Site(facts=facts, workdir=workdir, files=files, first_id=FIRST_ID, **changes)
+
+
+ORDINARY = changed(FACTS, uid=1000, gid=1001, privileged=False, home="/home/me")
+
+
+def plan_of(site=None, **options):
+    options = {
+        "sandbox_id": "abc",
+        "spec": SandboxSpec(workdir=WORKDIR),
+        "argv": ("python3", "-c", "pass"),
+        "environment": {},
+        "cwd": WORKDIR,
+        **options,
+    }
+    return compile_plan(LaunchRequest(**options), site or site_of())
+
+
+def verbs_of(plan):
+    """The verbs in order, each run of the same one once."""
+    found = []
+    for step in plan.steps:
+        if found[-1:] != [step.verb]:
+            found.append(step.verb)
+    return found
+
+
+def words_of(plan, verb):
+    return [step.words for step in plan.steps if step.verb == verb]
+
+
+# -- the order of steps
+
+
+def test_a_root_server_takes_mounts_before_it_enters_the_user_namespace():
+    assert verbs_of(plan_of(site_of(join_files=("/cg/procs",)))) == [
+        "exit-file", "join-cgroup", "oom-score", "make-user-namespace", "take",
+        "enter-user-namespace",
+        "unshare", "fork-init", "new-session", "new-root", "symlink", "attach", "file", "attach",
+        "symlink", "mount", "mask", "freeze-paths", "scratch", "attach", "pivot", "hostname",
+        "loopback-up", "stdio", "fork-kernel", "resource-limit", "become", "environment", "chdir",
+        "system-call-filter", "execute",
+    ]  # fmt: skip
+
+
+def test_an_ordinary_user_takes_mounts_inside_the_user_namespace():
+    assert verbs_of(plan_of(site_of(ORDINARY)))[:5] == [
+        "exit-file", "oom-score", "unshare-user-namespace", "unshare", "take",
+    ]  # fmt: skip
+
+
+def test_a_jupyter_kernel_with_a_cap_is_watched_before_the_cgroup_is_out_of_reach():
+    cap = 512 << 20
+    limits = Limits(memory_bytes=cap, interrupt_share=0.92)
+    spec = SandboxSpec(workdir=WORKDIR, limits=limits)
+    site, file = site_of(memory_group=(1, "/cg/memory/abc")), ("kernel.json", "{}")
+    plan = plan_of(site, spec=spec, connection_file=file)
+    ((*words, sentence),) = words_of(plan, "watch-memory")
+    assert words == ["1", "/cg/memory/abc", str(round(cap * 0.92)), str(cap), "1000", "1000"]
+    assert "it uses {} of its memory limit of 512 MiB" in sentence
+    verbs = verbs_of(plan)
+    assert verbs.index("watch-memory") < verbs.index("make-user-namespace")
+    # A command is no kernel; where nothing can be watched or nobody asked, nothing is.
+    assert not words_of(plan_of(site, spec=spec), "watch-memory")
+    assert not words_of(plan_of(spec=spec, connection_file=file), "watch-memory")
+    off = SandboxSpec(workdir=WORKDIR, limits=Limits(memory_bytes=cap))
+    assert not words_of(plan_of(site, spec=off, connection_file=file), "watch-memory")
+
+
+@pytest.mark.parametrize("facts", [FACTS, ORDINARY], ids=["root", "ordinary"])
+def test_what_protects_comes_in_an_order_that_cannot_be_undone(facts):
+    verbs = verbs_of(plan_of(site_of(facts)))
+    for first, later in (
+        ("unshare", "fork-init"),
+        ("mask", "pivot"),
+        ("pivot", "fork-kernel"),
+        ("fork-kernel", "become"),
+        ("become", "system-call-filter"),
+        ("system-call-filter", "execute"),
+    ):
+        assert verbs.index(first) < verbs.index(later)
+    assert verbs[-2:] == ["system-call-filter", "execute"]
+
+
+def test_every_step_is_one_that_the_launcher_knows():
+    everything = {
+        "connection_file": ("kernel.json", "{}"),
+        "survive_server": True,
+        "terminal": True,
+    }
+    homes = changed(
+        WORKDIR_FACTS, directories=(".ssh",), files=(".bashrc",), server_files=("x.py",),
+        frozen=(".git/config",),
+    )  # fmt: skip
+    for facts in (FACTS, ORDINARY):
+        plan = plan_of(site_of(facts, homes, join_files=("/cg/procs",)), **everything)
+        assert {step.verb for step in plan.steps} <= {*steps.VERBS, "fork-kernel"}
+
+
+# -- identity
+
+
+def test_the_owner_of_the_work_directory_appears_as_the_kernels_user():
+    plan = plan_of()
+    outside = FIRST_ID + 1000
+    assert words_of(plan, "make-user-namespace") == [
+        ("sandbox", f"0 {FIRST_ID} 65536", f"0 {FIRST_ID} 65536"),
+        ("workdir", f"500 {outside} 1", f"600 {outside} 1"),
+    ]
+    assert (WORKDIR, WORKDIR, "idmap=workdir", "nosuid", "nodev") in words_of(plan, "take")
+    assert words_of(plan, "become") == [("1000", "1000")]
+
+
+def test_without_id_mapped_mounts_the_kernel_is_the_owner_and_nobody_else():
+    plan = plan_of(site_of(workdir=changed(WORKDIR_FACTS, idmappable=False)))
+    assert words_of(plan, "make-user-namespace") == [
+        (
+            "sandbox",
+            f"0 {FIRST_ID} 1000\n1000 500 1\n1001 {FIRST_ID + 1001} 64535",
+            f"0 {FIRST_ID} 1000\n1000 600 1\n1001 {FIRST_ID + 1001} 64535",
+        )
+    ]
+
+
+def test_root_is_never_mapped_in_even_where_ids_of_mounts_cannot_be():
+    owned = changed(WORKDIR_FACTS, idmappable=False, owner_uid=0, filesystem="nfs")
+    with pytest.raises(HostError, match=r"belongs to root.*nfs.*chown"):
+        plan_of(site_of(workdir=owned))
+
+
+def test_an_ordinary_user_maps_only_themselves():
+    plan = plan_of(site_of(ORDINARY))
+    assert words_of(plan, "unshare-user-namespace") == [("1000 1000 1", "1001 1001 1")]
+    assert words_of(plan, "become") == [("1000", "1001")]
+
+
+def test_a_containers_root_starts_kernels_that_are_nobodys_root():
+    plan = plan_of(site_of(changed(ORDINARY, uid=0, gid=0)))
+    assert words_of(plan, "unshare-user-namespace") == [("1000 0 1", "1000 0 1")]
+    assert words_of(plan, "become") == [("1000", "1000")]
+
+
+def test_a_user_whose_group_is_roots_has_another_one_inside():
+    plan = plan_of(site_of(changed(ORDINARY, gid=0)))
+    assert words_of(plan, "unshare-user-namespace") == [("1000 1000 1", "1000 0 1")]
+
+
+RANGE = IdRange(first_uid=100000, first_gid=200000, newuidmap="/b/newuidmap", newgidmap="/b/g")
+
+
+def test_a_range_is_mapped_by_helpers_around_the_users_own_id():
+    plan = plan_of(
+        site_of(ORDINARY, id_range=RANGE),
+        spec=SandboxSpec(workdir=WORKDIR, user_ids=UserIds.RANGE),
+    )
+    assert words_of(plan, "map-user-namespace") == [
+        (
+            "/b/newuidmap",
+            "/b/g",
+            "0 100000 1000\n1000 1000 1\n1001 101001 64535",
+            "0 200000 1001\n1001 1001 1\n1002 201002 64534",
+        )
+    ]
+    assert words_of(plan, "unshare-user-namespace") == []
+    assert verbs_of(plan)[2:5] == ["map-user-namespace", "unshare", "take"]
+    assert words_of(plan, "become") == [("1000", "1001")]
+
+
+def test_a_range_that_nobody_found_is_no_start():
+    with pytest.raises(HostError, match="user_ids"):
+        plan_of(site_of(ORDINARY), spec=SandboxSpec(workdir=WORKDIR, user_ids=UserIds.RANGE))
+
+
+def test_a_root_server_has_its_own_ranges_whatever_is_asked():
+    spec = SandboxSpec(workdir=WORKDIR, user_ids=UserIds.RANGE)
+    assert plan_of(spec=spec) == plan_of()
+
+
+def test_an_obstacle_of_the_host_is_raised_as_it_is():
+    obstacle = HostError(attempt="try", answer="no", remedy="Wait.")
+    with pytest.raises(HostError) as caught:
+        plan_of(site_of(changed(FACTS, obstacle=obstacle)))
+    assert caught.value is obstacle
+
+
+# -- mounts
+
+
+def test_only_the_work_directory_and_the_sockets_are_taken_writable():
+    takes = words_of(plan_of(connection_file=("kernel.json", "{}")), "take")
+    writable = {words[0] for words in takes if "readonly" not in words}
+    assert {path for path in writable if not path.startswith("/dev/")} == {WORKDIR, "/run/kernel"}
+
+
+def test_everything_taken_is_put_somewhere_and_only_once():
+    for facts in (FACTS, ORDINARY):
+        plan = plan_of(site_of(facts, files=changed(FILES, readonly=("/opt/env",))))
+        taken = [words[0] for words in words_of(plan, "take")]
+        attached = [words[0] for words in words_of(plan, "attach")]
+        assert sorted(taken) == sorted(attached)
+        assert len(set(taken)) == len(taken)
+
+
+def test_an_environment_outside_is_taken_and_one_in_the_work_directory_is_protected():
+    paths = ("/opt/env", f"{WORKDIR}/.venv")
+    plan = plan_of(site_of(files=changed(FILES, readonly=paths)))
+    assert "/opt/env" in [words[0] for words in words_of(plan, "take")]
+    assert f"{WORKDIR}/.venv" not in [words[0] for words in words_of(plan, "take")]
+    assert words_of(plan, "protect") == [(WORKDIR, ".venv")]
+
+
+def test_an_environment_that_a_cover_hides_is_taken_apart():
+    path = f"{WORKDIR}/.local/share/jupyter/env"
+    workdir = changed(WORKDIR_FACTS, directories=(".local/share/jupyter",))
+    plan = plan_of(site_of(workdir=workdir, files=changed(FILES, readonly=(path,))))
+    assert path in [words[0] for words in words_of(plan, "take")]
+
+
+def test_a_program_in_the_work_directory_itself_is_no_second_mount_of_it():
+    plan = plan_of(site_of(files=changed(FILES, readonly=(WORKDIR,))))
+    assert [words[0] for words in words_of(plan, "take")].count(WORKDIR) == 1
+
+
+def test_room_in_memory_is_capped_in_bytes_and_in_files():
+    limits = Limits(shm_bytes=1 << 20, tmp_bytes=1 << 30)
+    plan = plan_of(spec=SandboxSpec(workdir=WORKDIR, limits=limits))
+    shm = next(words for words in words_of(plan, "mount") if words[1] == "/dev/shm")
+    assert shm[2] == "mode=1777,size=1048576,nr_inodes=320"
+    assert words_of(plan, "scratch")[0][2] == "size=1073741824,nr_inodes=262208"
+
+
+# -- covers
+
+
+def test_a_plain_work_directory_is_covered_by_nothing():
+    assert words_of(plan_of(), "cover") == words_of(plan_of(), "protect") == []
+
+
+def test_directories_and_files_are_covered_as_the_kernels_user():
+    workdir = changed(WORKDIR_FACTS, directories=("me/.ssh",), files=("me/.bashrc",))
+    assert words_of(plan_of(site_of(workdir=workdir)), "cover") == [
+        (WORKDIR, "1000", "1000", "directory", "", "me/.ssh"),
+        (WORKDIR, "1000", "1000", "file", "", "me/.bashrc"),
+    ]
+
+
+def test_the_servers_directory_is_covered_with_files_that_explain_themselves():
+    workdir = changed(WORKDIR_FACTS, server_files=("lab/jupyter_server_config.py",))
+    ((_, _, _, kind, note, *paths),) = words_of(plan_of(site_of(workdir=workdir)), "cover")
+    assert (kind, paths) == ("file", ["lab/jupyter_server_config.py"])
+    assert note.startswith("# Placed by sandbox-provisioner")
+
+
+def test_a_repositorys_settings_can_be_read_but_not_changed():
+    plan = plan_of(site_of(workdir=changed(WORKDIR_FACTS, frozen=(".git/config",))))
+    assert words_of(plan, "protect") == [(WORKDIR, ".git/config")]
+
+
+# -- the kernel
+
+
+def test_the_home_inside_is_the_work_directory_only_where_it_is_the_servers_own():
+    def home(site):
+        (pairs,) = words_of(plan_of(site), "environment")
+        return next(pair for pair in pairs if pair.startswith("HOME="))
+
+    assert home(site_of()) == "HOME=/home/jovyan"
+    assert home(site_of(changed(FACTS, home=WORKDIR))) == f"HOME={WORKDIR}"
+
+
+def test_the_filter_is_that_of_the_machine():
+    other = plan_of(site_of(changed(FACTS, machine="aarch64")))
+    assert words_of(other, "system-call-filter") != words_of(plan_of(), "system-call-filter")
+
+
+def test_the_program_is_the_one_that_was_found_and_its_words_are_kept():
+    assert words_of(plan_of(), "execute") == [("/usr/bin/python3", "-c", "pass")]
+
+
+# -- printing and encoding
+
+
+def test_a_plan_for_people_hides_values_and_numbers_its_lines():
+    environment = {"MY_TOKEN": "s3cret"}
+    text = plan_of(environment=environment, connection_file=("kernel.json", "k3y")).describe()
+    assert "s3cret" not in text
+    assert "k3y" not in text
+    assert "MY_TOKEN" in text
+    assert ". oom-score 300\n       if the machine runs out, kernels go before" in text
+    assert [int(line[:3]) for line in text.splitlines() if line[3:4] == "."][:3] == [1, 2, 3]
+    assert "\n" + " " * 7 + "an allow-list of what the kernel may ask Linux" in text
+
+
+def test_a_plan_for_people_cuts_long_words():
+    step = Step("execute", ("x" * 100, "two\nlines"))
+    assert step.describe() == f"execute {'x' * 57}... two\\nlines"
+
+
+def test_the_same_wishes_make_the_same_plan():
+    assert plan_of() == plan_of()
+
+
+words = st.one_of(st.text(st.characters(codec="utf-8")), st.binary())
+some_steps = st.lists(
+    st.builds(Step, st.text(st.characters(codec="ascii")), st.tuples(words, words))
+)
+
+
+@given(some_steps)
+def test_a_plan_arrives_in_the_launcher_as_it_left(made):
+    def as_bytes(word):
+        return word if isinstance(word, bytes) else word.encode()
+
+    wanted = [[as_bytes(word) for word in (step.verb, *step.words)] for step in made]
+    assert decode(Plan(tuple(made)).encode()) == wanted
+
+
+def test_a_whole_plan_arrives_in_the_launcher_as_it_left():
+    plan = plan_of()
+    arrived = decode(plan.encode())
+    assert [words[0].decode() for words in arrived] == [step.verb for step in plan.steps]
+
+
+@pytest.mark.parametrize("text", [b"1", b"1#", b"x#", b"1#5", b"1#x:"])
+def test_a_plan_that_was_cut_is_no_plan(text):
+    with pytest.raises(ValueError):
+        decode(text)

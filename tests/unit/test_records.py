@@ -1,0 +1,300 @@
+"""The folder of each sandbox: ids, locks, and what is removed when."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sandbox_provisioner import records
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.records import (
+    FIRST_ID,
+    LAST_ID,
+    Record,
+    RecordFolder,
+    all_records,
+    open_init,
+    remove_stand_ins,
+    runtime_directory,
+    start_time,
+    sweep,
+)
+from sandbox_provisioner.spec import STAND_IN_NOTE
+
+
+@pytest.fixture
+def make(runtime_dir):
+    """Makes records; their folders are removed at the end."""
+    folders = []
+
+    def make(name, **fields):
+        ids = fields.pop("ids", False)
+        folder, record = RecordFolder.create(
+            runtime_dir, Record(sandbox_id=name, **fields), ids=ids
+        )
+        folders.append(folder)
+        return folder, record
+
+    yield make
+    for folder in folders:
+        folder.remove()
+
+
+def test_a_record_survives_being_written_and_read(make):
+    fields = {
+        "kernel_id": "k",
+        "started": 1.5,
+        "made": (("file", "/a"), ("directory", "/b")),
+        "cgroup_bases": {"memory": "/sys/fs/cgroup/memory"},
+    }
+    folder, record = make("one", **fields)
+    assert folder.read() == record
+
+
+def test_the_folder_and_its_sockets_are_the_servers_alone(make):
+    folder, _ = make("one")
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    assert folder.sockets.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_same_id_twice_is_refused_and_the_first_one_stays(make, runtime_dir):
+    folder, _ = make("one")
+    with pytest.raises(HostError):
+        RecordFolder.create(runtime_dir, Record(sandbox_id="one"), ids=False)
+    assert folder.path.exists()
+
+
+# -- ids
+
+
+def test_ranges_of_ids_do_not_overlap_and_are_used_again(make):
+    first, one = make("one", ids=True)
+    _, two = make("two", ids=True)
+    assert (one.first_id, two.first_id) == (FIRST_ID, FIRST_ID + (1 << 16))
+    first.remove()
+    assert make("three", ids=True)[1].first_id == FIRST_ID
+
+
+def test_the_last_range_of_ids_ends_where_systemds_table_says():
+    assert LAST_ID < 0x7FFE0000
+    assert (LAST_ID - FIRST_ID) >> 16 > 4000
+
+
+def test_no_free_range_of_ids_is_an_error_with_a_remedy(make, monkeypatch):
+    monkeypatch.setattr(records, "LAST_ID", FIRST_ID + (2 << 16))
+    make("one", ids=True)
+    with pytest.raises(HostError, match=r"all 1 ranges.*gc"):
+        make("two", ids=True)
+
+
+# -- the runtime directory
+
+
+def test_a_missing_runtime_directory_is_made_for_us_alone(new_folder):
+    path = runtime_directory(str(new_folder() / "a" / "b"))
+    assert path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_runtime_directory_that_others_may_write_to_is_refused(new_folder, mode):
+    folder = new_folder()
+    folder.chmod(mode)
+    with pytest.raises(HostError, match=r"others than this user.*runtime_dir"):
+        runtime_directory(str(folder))
+
+
+@pytest.mark.requires("root")
+def test_a_runtime_directory_of_somebody_else_is_refused(new_folder):
+    folder = new_folder()
+    os.chown(folder, 4321, 4321)
+    with pytest.raises(HostError, match="others than this user"):
+        runtime_directory(str(folder))
+
+
+def test_a_file_in_place_of_the_runtime_directory_is_an_error_with_a_remedy(new_folder):
+    file = new_folder() / "file"
+    file.touch()
+    for path in (file, file / "below"):
+        with pytest.raises(HostError, match="runtime_dir"):
+            runtime_directory(str(path))
+
+
+def test_a_path_too_long_for_a_socket_is_refused_before_anything_is_made(new_folder):
+    runtime = new_folder() / ("x" * 90)
+    runtime.mkdir(mode=0o700)
+    with pytest.raises(HostError, match="107 bytes"):
+        RecordFolder.create(runtime, Record(sandbox_id="one"), ids=False)
+    assert os.listdir(runtime) == []
+
+
+# -- who is still there
+
+
+def test_start_time_is_that_of_the_process_whatever_its_name():
+    assert start_time(os.getpid()) > 0
+    assert start_time(1 << 30) == 0
+
+
+def test_a_pid_that_was_given_to_somebody_else_is_not_opened():
+    here = Record(sandbox_id="one", init_pid=os.getpid(), init_start=start_time(os.getpid()))
+    pidfd = open_init(here)
+    assert pidfd is not None
+    os.close(pidfd)
+    assert open_init(replace(here, init_start=here.init_start + 1)) is None
+    assert open_init(replace(here, init_pid=0)) is None
+    assert open_init(replace(here, init_pid=1 << 30)) is None
+
+
+def test_a_dead_process_that_nobody_waited_for_counts_as_ended():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    record = Record(sandbox_id="one", init_pid=child, init_start=start_time(child))
+    assert open_init(record) is None
+    os.waitpid(child, 0)
+
+
+def test_what_a_living_server_holds_is_not_swept(make, runtime_dir):
+    folder, _ = make("one")
+    assert sweep(runtime_dir) == []
+    folder.release()
+    assert sweep(runtime_dir) == ["one"]
+    assert os.listdir(runtime_dir) == ["lock"]
+
+
+def test_a_folder_without_a_record_is_swept_unless_a_server_is_making_it(make, runtime_dir):
+    folder, _ = make("one")
+    (folder.path / "record.json").unlink()
+    sweep(runtime_dir)
+    assert folder.path.exists()
+    folder.release()
+    sweep(runtime_dir)
+    assert not folder.path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"sandbox_id": "x", "no_such": 1}'])
+def test_a_broken_record_stops_nobody(make, runtime_dir, text):
+    folder, _ = make("one")
+    (folder.path / "record.json").write_text(text)
+    make("two")
+    assert [record.sandbox_id for _, record in all_records(runtime_dir)] == ["two"]
+    assert sweep(runtime_dir) == []
+
+
+# -- stand-ins
+
+
+def made_in(workdir, *paths):
+    """Make stand-ins at *paths* ("x/" is a directory) as `Record.made` has them."""
+    made = []
+    for path in paths:
+        if path.endswith("/"):
+            (workdir / path).mkdir()
+        else:
+            (workdir / path).touch()
+        made.append(
+            ("directory" if path.endswith("/") else "file", str(workdir / path).rstrip("/"))
+        )
+    return tuple(made)
+
+
+def test_stand_ins_are_removed_children_before_parents(make, runtime_dir, workdir):
+    made = made_in(workdir, ".local/", ".local/share/", ".local/share/x", ".bashrc")
+    _, record = make("one", workdir=str(workdir))
+    remove_stand_ins(runtime_dir, replace(record, made=made))
+    assert os.listdir(workdir) == []
+
+
+def test_what_somebody_wrote_over_a_stand_in_stays(make, runtime_dir, workdir):
+    made = made_in(workdir, ".bashrc", ".profile", ".ssh/", ".config/")
+    (workdir / ".bashrc").write_text("mine")
+    (workdir / ".profile").write_text(STAND_IN_NOTE)
+    (workdir / ".ssh/key").touch()
+    _, record = make("one", workdir=str(workdir), made=made)
+    remove_stand_ins(runtime_dir, record)
+    assert sorted(os.listdir(workdir)) == [".bashrc", ".ssh"]
+
+
+def test_a_link_in_place_of_a_stand_in_or_above_it_is_not_followed(make, runtime_dir, new_folder):
+    workdir, outside = new_folder(), new_folder()
+    (outside / "x").touch()
+    (outside / "empty").touch()
+    made = made_in(workdir, ".local/", ".local/x", ".bashrc")
+    (workdir / ".local/x").unlink()
+    (workdir / ".local").rmdir()
+    (workdir / ".local").symlink_to(outside)
+    (workdir / ".bashrc").unlink()
+    (workdir / ".bashrc").symlink_to(outside / "empty")
+    _, record = make("one", workdir=str(workdir), made=made)
+    remove_stand_ins(runtime_dir, record)
+    assert sorted(os.listdir(outside)) == ["empty", "x"]
+    assert (workdir / ".bashrc").is_symlink()
+    (workdir / ".local").unlink()
+
+
+def test_a_pipe_in_place_of_a_stand_in_does_not_block(make, runtime_dir, workdir):
+    made = made_in(workdir, ".bashrc")
+    (workdir / ".bashrc").unlink()
+    os.mkfifo(workdir / ".bashrc")
+    _, record = make("one", workdir=str(workdir), made=made)
+    remove_stand_ins(runtime_dir, record)
+    assert (workdir / ".bashrc").is_fifo()
+
+
+@pytest.mark.parametrize("other", ["", "below", ".."])
+def test_stand_ins_are_left_to_another_sandbox_in_the_same_tree(
+    make, runtime_dir, new_folder, other
+):
+    workdir = new_folder() / "me"
+    (workdir / "below").mkdir(parents=True)
+    made = made_in(workdir, ".bashrc")
+    folder, record = make("one", workdir=str(workdir), made=made)
+    heir, left = make("two", workdir=os.path.normpath(workdir / other))
+    remove_stand_ins(runtime_dir, record)
+    folder.remove()
+    assert (workdir / ".bashrc").exists()
+    assert heir.read().made == made
+    remove_stand_ins(runtime_dir, replace(heir.read(), workdir=str(workdir)))
+    assert not (workdir / ".bashrc").exists()
+    assert left.made == ()
+
+
+def test_the_own_record_on_disk_is_not_another_sandbox(make, runtime_dir, workdir):
+    """A start that fails half-way has written a record that does not know of the stand-ins yet."""
+    _, record = make("one", workdir=str(workdir))
+    made = made_in(workdir, ".bashrc")
+    remove_stand_ins(runtime_dir, replace(record, made=made, init_pid=7))
+    assert os.listdir(workdir) == []
+
+
+def test_sandboxes_in_other_trees_do_not_matter(make, runtime_dir, new_folder):
+    workdir = new_folder()
+    made = made_in(workdir, ".bashrc")
+    _, record = make("one", workdir=str(workdir), made=made)
+    make("two", workdir=str(new_folder()))
+    make("three", workdir=f"{workdir}-beside")
+    remove_stand_ins(runtime_dir, record)
+    assert not Path(workdir, ".bashrc").exists()
+
+
+def test_a_child_that_was_forked_while_a_lock_was_held_does_not_keep_it(tmp_path):
+    record = Record(sandbox_id="a")
+    with records._locked(tmp_path):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+    try:
+        folder, _ = RecordFolder.create(tmp_path, record, ids=False)  # would wait for ever
+        folder.release()
+        seen = RecordFolder(tmp_path / "a")
+        assert seen.is_orphan()
+        seen.release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    folder.remove()

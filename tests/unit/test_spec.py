@@ -1,0 +1,216 @@
+"""What a person may write as an option, and what it is understood as."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.spec import (
+    SMALLEST_MEMORY_BYTES,
+    Covers,
+    Limits,
+    OnMissing,
+    SandboxSpec,
+    Volume,
+    format_bytes,
+    format_cpuset,
+    parse_bytes,
+    parse_cpuset,
+)
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (0, 0), (12, 12), (1.5, 1), ("12", 12), ("1K", KIB), ("512M", 512 * MIB), ("1G", GIB),
+        ("1.5G", 3 * GIB // 2), ("0.5K", 512), ("2T", 2 << 40),
+    ],
+)  # fmt: skip
+def test_sizes_are_read_as_jupyterhub_reads_them(written, meant):
+    assert parse_bytes("mem_limit", written) == meant
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", " ", "1g", "1GB", "1 G", "G", "-1", -1, "1e9", "1_000", "0x10", "1.G", ".5G", None, True,
+     False, [], "１G", float("nan"), "1G\n"],
+)  # fmt: skip
+def test_what_is_no_size_is_refused_with_the_name_of_the_option(written):
+    with pytest.raises(SpecError, match=r"mem_limit.*not a size"):
+        parse_bytes("mem_limit", written)
+
+
+def test_an_endless_size_is_refused():
+    with pytest.raises(SpecError):
+        parse_bytes("mem_limit", float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (KIB, "1 KiB"), (512 * MIB, "512 MiB"),
+     (3 * GIB // 2, "1.5 GiB"), (5 << 40, "5 TiB")],
+)  # fmt: skip
+def test_sizes_are_shown_with_one_unit(count, shown):
+    assert format_bytes(count) == shown
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("0", {0}), ("0-3,6", {0, 1, 2, 3, 6}), ("1,1", {1}), (" 0 , 2 ", {0, 2}), ("5-5", {5})],
+)
+def test_lists_of_cpus_are_read_as_linux_writes_them(written, meant):
+    assert parse_cpuset(written) == meant
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", ",", "a", "3-1", "-1", "1-", "0-", "0--1", "0-99999999", "1;2", "0x1", "0,,1", "1-2-3"],
+)
+def test_what_is_no_list_of_cpus_is_refused(written):
+    with pytest.raises(SpecError, match="cpuset"):
+        parse_cpuset(written)
+
+
+@given(st.frozensets(st.integers(0, 4095), min_size=1, max_size=64))
+def test_a_list_of_cpus_survives_being_written_and_read(cpus):
+    assert parse_cpuset(format_cpuset(cpus)) == cpus
+
+
+@given(st.text(max_size=20))
+def test_no_text_at_all_crashes_a_reader(text):
+    for read in (lambda: parse_bytes("mem_limit", text), lambda: parse_cpuset(text),
+                 lambda: Volume.parse(text), lambda: SandboxSpec(workdir=text)):  # fmt: skip
+        try:
+            read()
+        except SpecError as error:
+            assert error.remedy
+
+
+# -- limits
+
+
+@pytest.mark.parametrize(
+    ("wish", "name"),
+    [
+        ({"memory_bytes": SMALLEST_MEMORY_BYTES - 1}, "mem_limit"),
+        ({"cpu_cores": 0.001}, "cpu_limit"),
+        ({"cpu_cores": -1.0}, "cpu_limit"),
+        ({"cpu_cores": float("nan")}, "cpu_limit"),
+        ({"cpu_guarantee_cores": 0.0}, "cpu_guarantee"),
+        ({"pids": 7}, "pids_limit"),
+        ({"shm_bytes": 0}, "shm_limit"),
+        ({"tmp_bytes": 4095}, "tmp_limit"),
+        ({"cpuset": frozenset()}, "cpuset"),
+    ],
+)
+def test_a_cap_that_cannot_be_meant_is_refused_by_its_options_name(wish, name):
+    with pytest.raises(SpecError, match=name):
+        Limits(**wish)
+
+
+@pytest.mark.parametrize(
+    ("limits", "count"),
+    [
+        (Limits(), None),
+        (Limits(cpu_cores=0.5), 1),
+        (Limits(cpu_cores=1.0), 1),
+        (Limits(cpu_cores=1.5), 2),
+        (Limits(cpuset=frozenset({0, 2, 3})), 3),
+        (Limits(cpu_cores=8, cpuset=frozenset({0, 1})), 2),
+        (Limits(cpu_cores=1, cpuset=frozenset({0, 1})), 1),
+    ],
+)
+def test_threads_worth_starting_follow_from_the_caps(limits, count):
+    assert limits.cpu_count == count
+
+
+# -- volumes and paths
+
+
+def test_a_volume_is_read_only_unless_it_says_rw():
+    assert Volume.parse("/a:/b").readonly
+    assert Volume.parse("/a:/b:ro").readonly
+    assert Volume.parse("/a:/b:rw") == Volume(source="/a", target="/b", readonly=False)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "/a", "a:/b", "/a:b", "/a:/b:rx", "/a:/b:rw:ro", "/a:/b/../c", "/a/./b:/c", "/a\n:/b",
+     "/a:/b\0", ":", "::", "/a::rw", "~/a:/b", "/a:/b:RW"],
+)  # fmt: skip
+def test_what_is_no_volume_is_refused(written):
+    with pytest.raises(SpecError):
+        Volume.parse(written)
+
+
+@pytest.mark.parametrize("path", ["", "relative", ".", "/a/../b", "/a/.", "//a//b", "/a\0", "/a\n"])
+def test_a_work_directory_is_an_absolute_plain_path(path):
+    with pytest.raises(SpecError, match="work directory"):
+        SandboxSpec(workdir=path)
+
+
+def test_a_slash_at_the_end_is_fine():
+    assert SandboxSpec(workdir="/srv/me/").workdir == "/srv/me/"
+
+
+# -- covers and waivers
+
+
+@pytest.mark.parametrize("path", ["/etc", ".", "..", "../up", "a/../b", "./a", "a//b", "a/", ""])
+@pytest.mark.parametrize(
+    "field",
+    ["home_directories", "home_files", "server_files", "repository_directories", "frozen"],
+)
+def test_what_is_covered_is_a_plain_relative_path(field, path):
+    with pytest.raises(SpecError, match="cover"):
+        Covers(**{field: (path,)})
+
+
+def test_a_name_that_only_begins_with_two_dots_can_be_covered():
+    assert Covers(home_files=("..data",)).home_files == ("..data",)
+
+
+def test_no_cover_stands_twice_or_hides_below_another():
+    paths = [*Covers().home_directories, *Covers().home_files]
+    assert len(paths) == len(set(paths))
+    inside = [p for p in paths for other in paths if p != other and p.startswith(f"{other}/")]
+    assert inside == []
+
+
+@pytest.mark.parametrize("name", [".ssh", ".jupyter", ".ipython", ".local/share/jupyter"])
+def test_the_places_that_jupyter_runs_at_its_next_start_are_covered(name):
+    assert name in Covers().home_directories
+
+
+def test_isolation_itself_cannot_be_waived():
+    for name in ("namespaces", "seccomp", "root", "Memory", ""):
+        with pytest.raises(SpecError, match="not a facility"):
+            SandboxSpec(workdir="/srv/me", on_missing={name: OnMissing.WARN})
+
+
+def test_only_a_waived_facility_may_be_missing():
+    choices = {"memory": OnMissing.WARN, "pids": OnMissing.REFUSE}
+    spec = SandboxSpec(workdir="/srv/me", on_missing=choices)
+    assert spec.may_lack("memory")
+    assert not spec.may_lack("pids")
+    assert not spec.may_lack("cpu")
+
+
+@pytest.mark.parametrize("kind", [Limits, Covers, SandboxSpec, Volume])
+def test_every_type_is_frozen(kind):
+    assert dataclasses.fields(kind)
+    assert kind.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize(
+    "text", ["/a:/", "/a:/etc/x", "/a:/usr", "/:/host", "/proc/1:/p", "/sys:/s"]
+)
+def test_a_volume_neither_replaces_nor_shows_the_system(text):
+    with pytest.raises(SpecError, match="a part of the system"):
+        Volume.parse(text)

@@ -1,0 +1,90 @@
+"""What a kernel gets of the environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.variables import kernel_environment
+
+OWN = {"HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "JPY_PARENT_PID", "PATH"}
+
+
+def made_of(wanted, server=None, kept=(), limits=None, **options):
+    return kernel_environment(
+        wanted,
+        wanted if server is None else server,
+        kept=kept,
+        limits=limits or Limits(),
+        home="/home/jovyan",
+        hostname="sandbox",
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["JUPYTERHUB_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "SSH_AUTH_SOCK", "JPY_API_TOKEN", "LS_COLORS",
+     "DBUS_SESSION_BUS_ADDRESS", "OPENAI_API_KEY", "http_proxy", "PYTHONSTARTUP", "LD_PRELOAD",
+     "BASH_ENV", "KUBECONFIG", "MAIL"],
+)  # fmt: skip
+def test_what_was_merely_inherited_stays_behind(name):
+    assert set(made_of({name: "s3cret"})) == OWN
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "JULIA_DEPOT_PATH"],
+)
+def test_what_programs_need_is_inherited(name):
+    assert made_of({name: "value"})[name] == "value"
+
+
+def test_what_was_set_for_this_kernel_is_kept():
+    found = made_of({"MY_OPTION": "1", "CHANGED": "new"}, {"CHANGED": "old"})
+    assert (found["MY_OPTION"], found["CHANGED"]) == ("1", "new")
+
+
+def test_what_the_administrator_keeps_is_kept_by_name_or_pattern():
+    found = made_of({"PROJECT": "a", "DATA_DIR": "b", "OTHER": "c"}, kept=("PROJECT", "DATA_*"))
+    assert (found["PROJECT"], found["DATA_DIR"], "OTHER" in found) == ("a", "b", False)
+
+
+@pytest.mark.parametrize("name", ["HOME", "USER", "SHELL", "TMPDIR", "XDG_RUNTIME_DIR"])
+def test_what_the_sandbox_sets_itself_cannot_be_set_from_outside(name):
+    found = made_of({name: "/root"}, {}, kept=(name,))
+    assert found.get(name) != "/root"
+
+
+def test_an_interpreters_parent_is_the_sandboxes_init():
+    assert made_of({"JPY_PARENT_PID": "4711"}, {})["JPY_PARENT_PID"] == "1"
+
+
+def test_a_value_with_a_nul_is_left_out():
+    assert "BROKEN" not in made_of({"BROKEN": "a\0b"}, {})
+
+
+def test_caps_become_jupyterhubs_variables_and_counts_of_threads():
+    found = made_of({}, limits=Limits(memory_bytes=1 << 30, cpu_cores=1.5))
+    assert (found["MEM_LIMIT"], found["CPU_LIMIT"]) == ("1073741824", "1.5")
+    assert found["OMP_NUM_THREADS"] == found["PYTHON_CPU_COUNT"] == "2"
+
+
+def test_without_caps_no_count_of_threads_is_set():
+    assert "OMP_NUM_THREADS" not in made_of({})
+
+
+def test_a_count_of_threads_that_was_set_for_this_kernel_wins_an_inherited_one_does_not():
+    limits = Limits(cpu_cores=2)
+    assert made_of({"OMP_NUM_THREADS": "1"}, {}, limits=limits)["OMP_NUM_THREADS"] == "1"
+    assert made_of({"OMP_NUM_THREADS": "64"}, limits=limits)["OMP_NUM_THREADS"] == "2"
+
+
+def test_packages_of_the_users_own_are_pointed_to():
+    assert made_of({}, user_base="/home/me/.local")["PYTHONUSERBASE"] == "/home/me/.local"
+    assert "PYTHONUSERBASE" not in made_of({})
+
+
+def test_a_path_is_always_there():
+    assert made_of({})["PATH"] == "/usr/local/bin:/usr/bin:/bin"
+    assert made_of({"PATH": "/opt/bin"})["PATH"] == "/opt/bin"
