@@ -58,8 +58,9 @@ def kernelspec(
 class Kernel:
     """A started kernel and a client of it."""
 
-    def __init__(self, manager: Any) -> None:
+    def __init__(self, manager: Any, cwd: str) -> None:
         self.manager = manager
+        self.cwd = cwd
         self.client = manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=PATIENCE)
@@ -90,9 +91,9 @@ class Kernel:
         The cell tells so by a FIFO in the work directory: a loop in C would not let the thread run
         that sends messages.
         """
-        fifo = Path(f"it-runs-{uuid.uuid4().hex}")
+        fifo = Path(self.cwd, f"it-runs-{uuid.uuid4().hex}")
         os.mkfifo(fifo)
-        request: str = self.client.execute(f"open('{fifo}', 'w').close()\n{code}")
+        request: str = self.client.execute(f"open('{fifo.name}', 'w').close()\n{code}")
         fifo.read_text()
         fifo.unlink()
         return request
@@ -122,7 +123,7 @@ def kernel(kernelspec: Spec) -> Callable[..., contextlib.AbstractContextManager[
         manager.start_kernel(**(start_options or {}))
         started = None
         try:
-            started = Kernel(manager)
+            started = Kernel(manager, (start_options or {}).get("cwd", os.curdir))
             yield started
         finally:
             if started:
