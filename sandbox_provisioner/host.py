@@ -189,7 +189,7 @@ def count_tasks(uid: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkdirFacts:
-    """What is true of a work directory. *source* is the real path of *path*.
+    """What is true of a work directory. *source* is the real path of *path*, "" if there is none.
 
     *directories*, *files*, *server_files* and *frozen* are what `Covers` means here, as paths
     relative to it, with what symbolic links at these places lead to.
@@ -205,6 +205,14 @@ class WorkdirFacts:
     files: tuple[str, ...]
     server_files: tuple[str, ...]
     frozen: tuple[str, ...]
+
+    @classmethod
+    def nowhere(cls) -> WorkdirFacts:
+        """For a box that has none."""
+        return cls(
+            path="", source="", owner_uid=0, owner_gid=0, filesystem="", idmappable=True,
+            directories=(), files=(), server_files=(), frozen=(),
+        )  # fmt: skip
 
     @classmethod
     def probe(cls, path: str, facts: HostFacts, covers: Covers) -> WorkdirFacts:

@@ -55,7 +55,7 @@ def find_kernel_files(
     program = _find_program(argv[0], environment)
     user_base = ""
     if _is_python(program):
-        paths, user_base = _ask(program, environment.get("PYTHONPATH", ""), _freshness(program))
+        paths, user_base = _ask(program, environment.get("PYTHONPATH", ""), freshness(program))
     else:
         paths = (_installation_of(program),)
     wanted = [*_links_of(program), *paths, *extra, *_files_named(argv[1:])]
@@ -81,7 +81,7 @@ def _is_python(program: str) -> bool:
     return name.startswith(("python", "pypy")) and "-config" not in name
 
 
-def _freshness(program: str) -> tuple[float, ...]:
+def freshness(program: str) -> tuple[float, ...]:
     """Changes when the program, its venv, or what is installed into it changes."""
     prefix = os.path.dirname(os.path.dirname(program))
     real = os.path.realpath(program)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.host import HostFacts, relative
-from sandbox_provisioner.inside.seccomp import compile_filter
+from sandbox_provisioner.inside.seccomp import SHARED, compile_filter
 from sandbox_provisioner.plan import SOCKET_NAMES, LaunchRequest, Plan, Site, Step
 from sandbox_provisioner.variables import kernel_environment
 
@@ -179,9 +179,9 @@ def _kernel_steps(
     yield Step("environment", pairs, "this, and nothing of the server's")
     yield Step("chdir", (request.cwd,))
     yield from rules
-    program = compile_filter(site.facts.machine, shared=True)
+    program = compile_filter(site.facts.machine, SHARED)
     why = "an allow-list of what the kernel may ask Linux, and no connection to anybody"
-    yield Step("system-call-filter", (program, "shared"), why)
+    yield Step("system-call-filter", (program, SHARED), why)
     yield Step("execute", (site.files.program, *request.argv[1:]))
 
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from sandbox_provisioner import cgroup
 from sandbox_provisioner.cgroup import CgroupTree
@@ -39,7 +39,7 @@ from sandbox_provisioner.records import (
     runtime_directory,
     sweep,
 )
-from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Stdio
+from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Report, Stdio
 from sandbox_provisioner.spec import Confinement, SandboxSpec, UserIds
 from sandbox_provisioner.surroundings import (
     Cause,
@@ -77,6 +77,7 @@ class Labels:
     kernel_id: str = ""
     name: str = ""
     user: str = ""
+    kind: str = "kernel"
 
 
 def compile_for(request: LaunchRequest, site: Site) -> Plan:
@@ -155,7 +156,7 @@ class LocalLauncher:
         """
         runtime = self.runtime()
         _fail_here("spawn-launcher")
-        start = _Start(request, LauncherProcess(stdio or Stdio()), runtime, labels or Labels())
+        start = ColdStart(request, LauncherProcess(stdio or Stdio()), runtime, labels or Labels())
         try:
             return await start.run(*self.survey(request))
         except BaseException:
@@ -178,11 +179,57 @@ def _fail_here(step: str) -> None:
         )
 
 
-class _Start:
-    """One start, step by step, with what has to be undone if a later step fails."""
+class StartedProcess(Protocol):
+    """Who performs a plan, and becomes PID 1: a launcher, or a nursery's child."""
+
+    report: Report
+    pidfd: int
+    end_signal: int
+
+    @property
+    def pid(self) -> int:
+        """Its own, from the start to the fork of PID 1."""
+        ...
+
+    @property
+    def init_pid(self) -> int:
+        """PID 1, as we see it."""
+        ...
+
+    @property
+    def init_start(self) -> int:
+        """The start time of PID 1, in clock ticks."""
+        ...
+
+    @property
+    def status(self) -> int | None:
+        """How it ended itself, where that can be known."""
+        ...
+
+    @property
+    def pipes(self) -> tuple[IO[bytes], ...]:
+        """Our ends of the pipes that the caller asked for."""
+        ...
+
+    def hand_over(self) -> tuple[int, int]:
+        """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
+        ...
+
+    async def end(self) -> None:
+        """Kill it, and PID 1, and wait for both: a start has failed."""
+        ...
+
+
+class Start:
+    """One start, step by step, with what has to be undone if a later step fails.
+
+    A *first_id* means that the sandbox shares the range of ids of the nursery that it comes from.
+    """
+
+    first_id = 0
 
     def __init__(
-        self, request: LaunchRequest, process: LauncherProcess, runtime: Path, labels: Labels
+        self, request: LaunchRequest, process: StartedProcess, runtime: Path, labels: Labels
     ) -> None:
         self.request = request
         self.process = process
@@ -192,13 +239,8 @@ class _Start:
         self.folder: RecordFolder | None = None
         self.record = Record(sandbox_id=request.sandbox_id)
 
-    async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
-        site, folder = self.make_record(site)
-        plan = compile_for(self.request, site)
-        self.create_cgroup(tree)
-        self.process.end_signal = self.record.end_signal
-        await self.process.perform(plan, site.join_files)
-        self.check(plan, site)
+    def hand_over(self, tree: CgroupTree, folder: RecordFolder) -> LocalHandle:
+        """Write down what runs now; from here on the handle owns it."""
         self.write_record(folder)
         pidfd, control = self.process.hand_over()
         return LocalHandle(
@@ -228,9 +270,12 @@ class _Start:
             cpu_cores=limits.cpu_cores,
             workdir=site.workdir.source,
             confinement=self.request.spec.confinement.value,
+            first_id=self.first_id,
+            kind=self.labels.kind,
             made=planned_stand_ins(site.workdir),
         )
-        self.folder, self.record = RecordFolder.create(self.runtime, record, ids=facts.privileged)
+        needs_ids = facts.privileged and not self.first_id
+        self.folder, self.record = RecordFolder.create(self.runtime, record, ids=needs_ids)
         site = replace(
             site,
             first_id=self.record.first_id,
@@ -247,9 +292,8 @@ class _Start:
         tree.create(self.request.spec.limits, self.process.pid)
         self.tree = tree
 
-    def check(self, plan: Plan, site: Site) -> None:
-        """Raise what the report tells of, if the kernel does not run."""
-        report = self.process.report
+    def check(self, report: Report, plan: Plan, site: Site) -> None:
+        """Raise what *report* tells of, if the kernel does not run."""
         if report.failure:
             verb, number, text = report.failure
             step = next((step for step in plan.steps if step.verb == verb), Step(verb))
@@ -267,7 +311,7 @@ class _Start:
         report = self.process.report
         running = replace(
             self.record,
-            init_pid=report.init_pid,
+            init_pid=self.process.init_pid,
             init_start=self.process.init_start,
             made=tuple(report.made),
         )
@@ -283,6 +327,29 @@ class _Start:
         remove_stand_ins(self.runtime, replace(self.record, made=made))
         if self.folder:
             self.folder.remove()
+
+
+class ColdStart(Start):
+    """A start by a fresh launcher."""
+
+    def __init__(
+        self, request: LaunchRequest, process: LauncherProcess, runtime: Path, labels: Labels
+    ) -> None:
+        super().__init__(request, process, runtime, labels)
+        self.launcher = process
+
+    async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
+        site, folder = self.make_record(site)
+        plan = self.compile(site)
+        self.create_cgroup(tree)
+        self.process.end_signal = self.record.end_signal
+        await self.launcher.perform(plan, site.join_files)
+        self.check(self.process.report, plan, site)
+        return self.hand_over(tree, folder)
+
+    def compile(self, site: Site) -> Plan:
+        """What the launcher shall do."""
+        return compile_for(self.request, site)
 
 
 _REMEDIES: Mapping[str, str] = {

@@ -19,7 +19,7 @@ from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, relative
 from sandbox_provisioner.id_range import ATTEMPT as RANGE_ATTEMPT
 from sandbox_provisioner.id_range import IdRange, id_map
-from sandbox_provisioner.inside.seccomp import compile_filter, describe
+from sandbox_provisioner.inside.seccomp import KERNEL, compile_filter, describe
 from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.spec import STAND_IN_NOTE, SandboxSpec, UserIds, format_bytes
 from sandbox_provisioner.variables import kernel_environment
@@ -60,7 +60,7 @@ class Step:
         elif self.verb in {"private-file", "own-file"}:
             shown = [*map(str, self.words[:-1]), "(text)"]
         elif self.verb == "system-call-filter":
-            policy = describe(shared="shared" in self.words)
+            policy = describe(str(self.words[1]))
             shown = [f"({len(self.words[0]) // 8} statements: {policy})"]
         else:
             shown = [_short(str(word)) for word in self.words]
@@ -187,34 +187,36 @@ def compile_plan(request: LaunchRequest, site: Site) -> Plan:
     steps = (
         Step("exit-file", (site.exit_file,), "where init will write how the kernel ended"),
         Step("join-cgroup", site.join_files, "memory, CPU and processes are charged from here on"),
-        *_watch_steps(request, site),
+        *watch_steps(request, site),
         Step("oom-score", ("300",), "if the machine runs out, kernels go before their server"),
-        *_namespace_and_mount_steps(request, site),
+        *namespace_and_mount_steps(request, site),
         Step("fork-init", (), "a PID namespace begins with a child; that one is PID 1"),
         Step("new-session", (), "no terminal, process group or keyring of the server"),
-        *_root_steps(request, site),
-        *_workdir_steps(request, site),
-        *_late_attach_steps(request, site),
-        *_socket_steps(request, site),
+        *root_steps(request, site),
+        *workdir_steps(site),
+        *late_attach_steps(site),
+        *socket_steps(request, site),
         Step("pivot", (), "the new root becomes /; of the host's nothing stays reachable"),
         Step("hostname", (request.spec.hostname,)),
         Step("loopback-up", (), "debugpy and forked output use 127.0.0.1, and hang without it"),
         *((Step("survive-server", (), "asked for by the caller"),) * request.survive_server),
         Step("stdio", ("pump" if request.pump else "inherit",)),
         Step("fork-kernel", (), "PID 1 stays behind as init; the rest is done by the kernel"),
-        *_kernel_steps(request, site),
+        *kernel_steps(request, site),
     )
     return Plan(tuple(step for step in steps if step.verb != "join-cgroup" or step.words))
 
 
-def _watch_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
-    """A command that is no Jupyter kernel has no cell to interrupt: it would end."""
+def watch_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    """The interrupt before the kill. A command that is no Jupyter kernel has no cell to interrupt:
+    it would end."""
     limits = request.spec.limits
     share, cap = limits.interrupt_share, limits.memory_bytes
     if share is None or cap is None or site.memory_group is None or not request.connection_file:
         return
     version, group = site.memory_group
-    words = (str(version), group, str(round(cap * share)), str(cap), str(site.uid), str(site.gid))
+    yield Step("open-memory", (str(version), group), "while the host's groups can be reached")
+    words = (str(version), str(round(cap * share)), str(cap), str(site.uid), str(site.gid))
     why = f"at {share:g} of the cap init interrupts the kernel, before Linux would end it"
     yield Step("watch-memory", (*words, _interrupted(cap)), why)
 
@@ -252,13 +254,14 @@ def _check_volumes(site: Site) -> None:
 # -- namespaces, and the mounts that are taken from the host
 
 
-def _namespace_and_mount_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+def namespace_and_mount_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    """Who may do what first: see this file's docstring."""
     new = Step(
         "unshare",
         ("mount", "pid", "network", "ipc", "uts", "cgroup"),
         "everything below is private; the network is a loopback and nothing else",
     )
-    takes = tuple(_take_steps(request, site))
+    takes = (*program_take_steps(site), *given_take_steps(request, site))
     if not site.facts.privileged:
         yield _own_user_namespace(request, site)
         yield new
@@ -270,9 +273,17 @@ def _namespace_and_mount_steps(request: LaunchRequest, site: Site) -> Iterator[S
         id_map(KERNEL_ID, site.outside_gid, site.first_id),
     )
     yield Step("make-user-namespace", ("sandbox", *maps), why)
+    yield from owner_map_steps(site)
+    yield from takes
+    yield Step("enter-user-namespace", ("sandbox",), "from here on nobody on the host")
+    yield new
+
+
+def owner_map_steps(site: Site) -> Iterator[Step]:
+    """A user namespace for each mount whose ids a root server maps."""
     why = "for an id-mapped mount: who owns it outside appears as the kernel's user"
     owned: list[tuple[str, WorkdirFacts | VolumeFacts]]
-    owned = [("workdir", site.workdir)] if site.workdir.idmappable else []
+    owned = [("workdir", site.workdir)] if site.workdir.source and site.workdir.idmappable else []
     mapped = [(f"volume-{n}", facts) for n, facts in enumerate(site.volumes) if facts.idmappable]
     for name, facts in (*owned, *mapped):
         owner = (
@@ -280,9 +291,6 @@ def _namespace_and_mount_steps(request: LaunchRequest, site: Site) -> Iterator[S
             f"{facts.owner_gid} {site.outside_gid} 1",
         )
         yield Step("make-user-namespace", (name, *owner), why)
-    yield from takes
-    yield Step("enter-user-namespace", ("sandbox",), "from here on nobody on the host")
-    yield new
 
 
 def _own_user_namespace(request: LaunchRequest, site: Site) -> Step:
@@ -303,7 +311,8 @@ def _own_user_namespace(request: LaunchRequest, site: Site) -> Step:
     return Step("map-user-namespace", (ids.newuidmap, ids.newgidmap, *maps), why)
 
 
-def _take_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+def program_take_steps(site: Site) -> Iterator[Step]:
+    """What every kernel of this kernelspec sees, read-only."""
     program = ("readonly", "nosuid", "nodev")
     for path in site.facts.system_directories:
         yield Step("take", (path, path, *program), "the system's programs, read-only")
@@ -311,19 +320,25 @@ def _take_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
         yield Step("take", (f"/etc/{entry}", f"/etc/{entry}", *program))
     for name in _DEVICES:
         yield Step("take", (f"/dev/{name}", f"/dev/{name}", "nosuid", "noexec"))
-    mapped = ("idmap=workdir",) if site.facts.privileged and site.workdir.idmappable else ()
-    yield Step(
-        "take",
-        (site.workdir.path, site.workdir.source, *mapped, "nosuid", "nodev"),
-        "the work directory, writable; its files keep their owner",
-    )
     for path in _environment_paths(site):
         yield Step("take", (path, os.path.realpath(path), *program), "the kernel's environment")
+
+
+def given_take_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    """What this one kernel is given of the host: work directory, volumes, sockets."""
+    mapped = ("idmap=workdir",) if site.facts.privileged and site.workdir.idmappable else ()
+    if site.workdir.source:
+        yield Step(
+            "take",
+            (site.workdir.path, site.workdir.source, *mapped, "nosuid", "nodev"),
+            "the work directory, writable; its files keep their owner",
+        )
     for number, facts in enumerate(site.volumes):
-        how = program if facts.volume.readonly else ("nosuid", "nodev")
+        how = ("readonly",) if facts.volume.readonly else ()
         if site.facts.privileged and facts.idmappable:
             how = (f"idmap=volume-{number}", *how)
-        yield Step("take", (facts.volume.target, facts.source, *how), "asked for by volumes")
+        words = (facts.volume.target, facts.source, *how, "nosuid", "nodev")
+        yield Step("take", words, "asked for by volumes")
     if request.connection_file:
         attributes = ("nosuid", "nodev", "noexec")
         yield Step("take", (SOCKETS, site.sockets, *attributes), "the kernel's own sockets")
@@ -338,6 +353,8 @@ def _environment_paths(site: Site) -> tuple[str, ...]:
 
 
 def _visible_at(path: str, site: Site) -> str:
+    if not site.workdir.source:
+        return ""
     inside = relative(os.path.realpath(path), site.workdir.source)
     if inside is None or path != f"{site.workdir.path}/{inside}".rstrip("/"):
         return ""
@@ -348,7 +365,8 @@ def _visible_at(path: str, site: Site) -> str:
 # -- the new root
 
 
-def _root_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+def root_steps(request: LaunchRequest, site: Site, *, masked: bool = True) -> Iterator[Step]:
+    """Build the root up to the places of its own; *masked*: hide what is dangerous of /proc."""
     limits = request.spec.limits
     yield Step("new-root", (_STAGING, str(_SKELETON_BYTES)), "an empty tmpfs; only what follows")
     for link, text in site.facts.root_links.items():
@@ -380,8 +398,9 @@ def _root_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
         f"shared memory, {format_bytes(limits.shm_bytes)} at the most",
     )
     yield Step("mount", ("proc", "/proc", "", "nosuid", "nodev", "noexec"), "only our processes")
-    yield Step("mask", _MASKED, "what tells of the host, or acts on it")
-    yield Step("freeze-paths", _FROZEN, "settings of the kernel may be read, not changed")
+    if masked:
+        yield Step("mask", _MASKED, "what tells of the host, or acts on it")
+        yield Step("freeze-paths", _FROZEN, "settings of the kernel may be read, not changed")
     yield Step(
         "scratch",
         (
@@ -415,8 +434,11 @@ def _etc_files(request: LaunchRequest, site: Site) -> dict[str, str]:
 # -- the work directory and what is kept out of it
 
 
-def _workdir_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+def workdir_steps(site: Site) -> Iterator[Step]:
+    """Attach the work directory, and cover what of it the kernel must not have."""
     path = site.workdir.path
+    if not site.workdir.source:
+        return
     yield Step("attach", (path,), "at the same path as outside")
     owner = (path, str(site.uid), str(site.gid))
     if site.workdir.directories:
@@ -435,13 +457,15 @@ def _workdir_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
         yield Step("protect", (path, *frozen, *inside), why)
 
 
-def _late_attach_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+def late_attach_steps(site: Site) -> Iterator[Step]:
+    """What may lie in the work directory: the environment; and volumes."""
     targets = {*_environment_paths(site), *(facts.volume.target for facts in site.volumes)}
     for target in sorted(targets):
         yield Step("attach", (target,))
 
 
-def _socket_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+def socket_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+    """The directory of sockets, and the connection file."""
     if request.connection_file:
         name, text = request.connection_file
         owner = (str(site.uid), str(site.gid))
@@ -454,7 +478,10 @@ def _socket_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
 # -- the last steps, in the process that becomes the kernel
 
 
-def _kernel_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
+def kernel_steps(
+    request: LaunchRequest, site: Site, *, run: str = "execute", profile: str = KERNEL
+) -> Iterator[Step]:
+    """Give up every right; the last step, *run*, is the kernel's program."""
     if request.terminal:
         yield Step("terminal", (), "a shell inside has job control, and Ctrl-C goes to its jobs")
     # core(5): a limit of 1 is too small for a file, and turns a pipe handler off where 0 does not.
@@ -466,7 +493,19 @@ def _kernel_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
         (str(site.uid), str(site.gid)),
         "no capability, no way to gain one, an ordinary user",
     )
-    variables = kernel_environment(
+    variables = variables_for(request, site)
+    pairs = tuple(f"{name}={value}" for name, value in sorted(variables.items()))
+    yield Step("environment", pairs, "this, and nothing of the server's")
+    yield Step("chdir", (request.cwd,))
+    program = compile_filter(site.facts.machine, profile)
+    why = "an allow-list of what the kernel may ask Linux"
+    yield Step("system-call-filter", (program, profile), why)
+    yield Step(run, (site.files.program, *request.argv[1:]))
+
+
+def variables_for(request: LaunchRequest, site: Site) -> dict[str, str]:
+    """The kernel's whole environment."""
+    return kernel_environment(
         request.environment,
         site.server_environment,
         kept=request.env_keep,
@@ -475,9 +514,3 @@ def _kernel_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
         hostname=request.spec.hostname,
         user_base=site.files.user_base,
     )
-    pairs = tuple(f"{name}={value}" for name, value in sorted(variables.items()))
-    yield Step("environment", pairs, "this, and nothing of the server's")
-    yield Step("chdir", (request.cwd,))
-    program = compile_filter(site.facts.machine)
-    yield Step("system-call-filter", (program,), "an allow-list of what the kernel may ask Linux")
-    yield Step("execute", (site.files.program, *request.argv[1:]))

@@ -37,7 +37,8 @@ BOOT = (
     "from sandbox_provisioner.inside.enter import main; main(sys.argv[2:])"
 )
 FAIL_AT = "SANDBOX_FAIL_AT"
-_LAUNCH_SECONDS = 60
+MOST_DESCRIPTORS = 253  # unix(7): SCM_MAX_FD, in one message
+LAUNCH_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,18 @@ class Report:
             self.made.append((words[0], words[1]))
         elif kind == "failed" and self.failure is None:
             self.failure = (words[0], int(words[1]), words[2])
+
+    async def read(self, fd: int) -> None:
+        """Take in everything until the pipe's end."""
+        rest = b""
+        while True:
+            await readable(fd)
+            chunk = os.read(fd, 1 << 16)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self.add(line)
+            if not chunk:
+                return
 
 
 class LauncherProcess:
@@ -119,6 +132,17 @@ class LauncherProcess:
             self._process.wait(1)
         self._open_init()
 
+    async def open(self, plan: Plan) -> list[int]:
+        """Let it perform *plan*, which ends with ``hand-over``: the descriptors that it opened, in
+        the plan's order. Empty if a step failed: see `report`."""
+        os.pwrite(self._plan, plan.encode(), 0)
+        self._control.send(b"go")
+        await readable(self._control.fileno())
+        _, fds, _, _ = socket.recv_fds(self._control, 64, MOST_DESCRIPTORS)
+        if not fds:
+            await self._read_report()
+        return fds
+
     def _join(self, files: Sequence[str]) -> None:
         """Move the launcher into its first cgroup while it is still starting.
 
@@ -131,21 +155,13 @@ class LauncherProcess:
                 file.write(str(self._process.pid))
 
     async def _read_report(self) -> None:
-        rest = b""
         try:
-            async with asyncio.timeout(_LAUNCH_SECONDS):
-                while True:
-                    await readable(self._report)
-                    chunk = os.read(self._report, 1 << 16)
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    for line in lines:
-                        self.report.add(line)
-                    if not chunk:
-                        return
+            async with asyncio.timeout(LAUNCH_SECONDS):
+                await self.report.read(self._report)
         except TimeoutError:
             raise LaunchError(
                 attempt="start the sandbox",
-                answer=f"its launcher was not done after {_LAUNCH_SECONDS} s",
+                answer=f"its launcher was not done after {LAUNCH_SECONDS} s",
                 remedy="The machine may be overloaded; try again.",
                 step="read-report",
             ) from None
@@ -162,6 +178,11 @@ class LauncherProcess:
         if self.report.init_pid and self.pidfd < 0:
             with contextlib.suppress(ProcessLookupError):
                 self.pidfd = os.pidfd_open(self.report.init_pid)
+
+    @property
+    def init_pid(self) -> int:
+        """PID 1, as we see it."""
+        return self.report.init_pid
 
     @property
     def init_start(self) -> int:

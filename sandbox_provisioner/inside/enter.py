@@ -33,10 +33,11 @@ def main(argv: list[str]) -> None:
     sys.path.clear()
     if os.read(control_fd, 16) != b"go":
         os._exit(0)  # the server has thought better of it
-    perform(box, decode(_read_all(plan_fd)), argv[3])
+    perform(box, decode(read_all(plan_fd)), argv[3])
 
 
-def _read_all(fd: int) -> bytes:
+def read_all(fd: int) -> bytes:
+    """The whole of *fd*, which is closed then."""
     chunks = []
     while chunk := os.read(fd, 1 << 20):
         chunks.append(chunk)
@@ -67,7 +68,10 @@ def decode(text: bytes) -> list[list[bytes]]:
 
 
 def perform(box: Box, plan: list[list[bytes]], fail_at: str) -> None:
-    """Walk through the plan; the verb ``fork-kernel`` splits PID 1 off, which never comes back."""
+    """Walk through the plan; the verb ``fork-kernel`` splits PID 1 off, which never comes back.
+
+    Nor does who executes a program; a plan that ends with ``run-kernel`` returns.
+    """
     verb = "decode"
     try:
         for name, *words in plan:

@@ -84,7 +84,8 @@ class _Pump:
 class _Init:
     def __init__(self, box: Box, kernel_pid: int) -> None:
         self.box = box
-        self.kernel_pid = kernel_pid
+        self.kernel_pid = kernel_pid  # 0 when it has ended, and we have not
+        self.last_code = 0
         self.pumps = []
         for number, (read_end, write_end) in enumerate(box.pumps, 1):
             os.close(write_end)
@@ -185,6 +186,8 @@ class _Init:
             return
 
     def relay(self, number: int) -> None:
+        if not self.kernel_pid:
+            return
         try:
             os.kill(-self.kernel_pid, number)
         except ProcessLookupError:
@@ -195,10 +198,14 @@ class _Init:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
+                if self.box.outlives_kernel and not self.kernel_pid:
+                    self.end(self.last_code)
                 return
             if pid == 0:
                 return
-            if pid == self.kernel_pid:
+            if pid == self.kernel_pid and self.box.outlives_kernel:
+                self.kernel_pid, self.last_code = 0, os.waitstatus_to_exitcode(status)
+            elif pid == self.kernel_pid:
                 of_it = time.monotonic() < self.interrupted_until
                 self.end(os.waitstatus_to_exitcode(status), INTERRUPTED if of_it else b"")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -82,6 +83,8 @@ _LANDLOCK_RULE_PATH_BENEATH = 1
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _SIOCSIFFLAGS = 0x8914
 _TIOCSCTTY = 0x540E
+_SOL_SOCKET = 1
+_SCM_RIGHTS = 1
 _IFF_UP_RUNNING = 0x41
 
 
@@ -134,6 +137,26 @@ class _PathBeneath(ctypes.Structure):
 
     _pack_ = 1
     _fields_ = (("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+class _Vector(ctypes.Structure):
+    """struct iovec of readv(2)."""
+
+    _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
+
+
+class _Message(ctypes.Structure):
+    """struct msghdr of sendmsg(2)."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint32),
+        ("vectors", ctypes.POINTER(_Vector)),
+        ("vector_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
 
 
 class _FilterProgram(ctypes.Structure):
@@ -340,6 +363,18 @@ def set_no_new_privileges() -> None:
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl", option="PR_SET_NO_NEW_PRIVS")
 
 
+def send_descriptors(socket_fd: int, text: bytes, fds: list[int]) -> None:
+    """sendmsg(2) with SCM_RIGHTS (unix(7)): one message, at most 253 descriptors."""
+    rights = struct.pack(f"Qii{len(fds)}i", 16 + 4 * len(fds), _SOL_SOCKET, _SCM_RIGHTS, *fds)
+    control = ctypes.create_string_buffer(rights, (len(rights) + 7) & ~7)
+    vector = _Vector(text, len(text))
+    message = _Message(
+        None, 0, ctypes.pointer(vector), 1, ctypes.cast(control, ctypes.c_void_p), len(control), 0
+    )
+    result = _libc.sendmsg(socket_fd, ctypes.byref(message), 0)
+    _check(result, "sendmsg", fd=socket_fd, descriptors=len(fds))
+
+
 def die_with_parent() -> None:
     """prctl(2), PR_SET_PDEATHSIG: SIGKILL when the process that forked us ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl", option="PR_SET_PDEATHSIG")
@@ -405,6 +440,28 @@ def signal_fd(numbers: tuple[int, ...]) -> int:
     # The C library's sigset_t is larger than the kernel's 64 bits; the rest stays zero.
     padded = ctypes.create_string_buffer(bytes(mask), 128)
     return _check(_libc.signalfd(-1, padded, os.O_CLOEXEC), "signalfd", numbers=numbers)
+
+
+def watch_changes(folders: list[str]) -> int:
+    """inotify(7): a descriptor that tells when an entry of one of *folders* is made, written, moved
+    or removed."""
+    modify, moved, create, delete, delete_self = 0x2, 0xC0, 0x100, 0x200, 0x400
+    mask = ctypes.c_uint32(modify | moved | create | delete | delete_self)
+    fd = _check(_libc.inotify_init1(os.O_CLOEXEC), "inotify_init1")
+    for path in folders:
+        result = _libc.inotify_add_watch(fd, os.fsencode(path), mask)
+        _check(result, "inotify_add_watch", path=path)
+    return fd
+
+
+def names_of_changes(events: bytes) -> list[str]:
+    """The names in what was read of `watch_changes`; "" for a folder itself."""
+    names, position = [], 0
+    while position < len(events):
+        (length,) = struct.unpack_from("I", events, position + 12)
+        position += 16 + length
+        names.append(os.fsdecode(events[position - length : position].rstrip(b"\0")))
+    return names
 
 
 def watch_directory(dir_fd: int) -> int:

@@ -71,15 +71,28 @@ def thresholds(level: Level) -> list[int]:
     return found
 
 
+_FILES = {
+    1: ("cgroup.event_control", "memory.usage_in_bytes", "memory.pressure_level", "memory.stat"),
+    2: ("memory.events", "memory.high", "memory.stat"),
+}
+_WRITTEN = ("cgroup.event_control", "memory.high")
+
+
+def open_files(version: int, group: str) -> list[int]:
+    """Descriptors of what `Memory` needs of *group*, while it can be reached."""
+    found = []
+    for name in _FILES[version]:
+        how = os.O_WRONLY if name in _WRITTEN else os.O_RDONLY
+        found.append(os.open(f"{group}/{name}", how | os.O_CLOEXEC))
+    return found
+
+
 class _V1:
     mask = select.POLLIN
 
-    def __init__(self, group: str) -> None:
+    def __init__(self, files: list[int]) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.control = os.open(f"{group}/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
-        self.usage = _open(f"{group}/memory.usage_in_bytes")
-        self.pressure = _open(f"{group}/memory.pressure_level")
-        self.stat = _open(f"{group}/memory.stat")
+        self.control, self.usage, self.pressure, self.stat = files
 
     def arm(self, level: Level) -> None:
         """Crossing a threshold tells where there is no cache, and reclaim where there is."""
@@ -104,10 +117,8 @@ class _V1:
 class _V2:
     mask = select.POLLPRI
 
-    def __init__(self, group: str) -> None:
-        self.fd = _open(f"{group}/memory.events")
-        self.high = os.open(f"{group}/memory.high", os.O_WRONLY | os.O_CLOEXEC)
-        self.stat = _open(f"{group}/memory.stat")
+    def __init__(self, files: list[int]) -> None:
+        self.fd, self.high, self.stat = files
 
     def arm(self, level: Level) -> None:
         self.clear()
@@ -127,10 +138,11 @@ class _V2:
 
 
 class Memory:
-    """Watches one group; *version* is that of its cgroups, *sentence* has "{}" for the use."""
+    """Watches one group by its *files* (`open_files`); *version* is that of its cgroups,
+    *sentence* has "{}" for the use."""
 
-    def __init__(self, version: int, group: str, level: Level, sentence: str) -> None:
-        self._events: _V1 | _V2 = _V1(group) if version == 1 else _V2(group)
+    def __init__(self, version: int, files: list[int], level: Level, sentence: str) -> None:
+        self._events: _V1 | _V2 = _V1(files) if version == 1 else _V2(files)
         self._level = level
         self._sentence = sentence
 
@@ -183,10 +195,6 @@ def used_v2(told: Mapping[bytes, int]) -> int:
 def _keyed(fd: int) -> dict[bytes, int]:
     pairs = (line.split() for line in os.pread(fd, 1 << 14, 0).splitlines())
     return {key: int(value) for key, value in pairs}
-
-
-def _open(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def hears(pid: int, number: int) -> bool:

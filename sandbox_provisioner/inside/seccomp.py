@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from .syscall_numbers import AARCH64, NUMBERS, X86_64
 
-__all__ = ["compile_filter", "describe"]
+__all__ = ["KERNEL", "NURSERY", "SHARED", "compile_filter", "describe"]
 
 # ---- verdicts: linux/seccomp.h, SECCOMP_RET_* ----------------------------------------------------
 
@@ -464,6 +464,14 @@ SHARED_CHECKED: dict[str, Rule] = {
     "ioprio_set": Rule(_OWN, (Case((Word(0, (1,)), Word(1, (0,))), ALLOW),), fail(errno.EPERM)),
 }
 
+# ---- policy: what a nursery may do besides, which makes the boxes of its kernels -----------------
+
+# It has no capability, so all of this works in user namespaces that its children make for
+# themselves and nowhere else. Each child loads the usual filter on top before it is a kernel.
+NURSERY_ALLOWED = """
+    clone fsconfig fsmount fsopen keyctl mount mount_setattr move_mount open_tree openat2 pivot_root
+    sethostname setns umount2 unshare"""
+
 # ---- from policy to ranges of numbers ------------------------------------------------------------
 
 Verdict = int | Rule
@@ -471,13 +479,15 @@ Verdict = int | Rule
 AUDIT_ARCH = {X86_64: 0xC000_003E, AARCH64: 0xC000_00B7}  # linux/audit.h
 
 
-def verdicts(*, shared: bool = False) -> Iterator[tuple[str, Verdict]]:
-    """Every call the tables name, each once, with what becomes of it.
+KERNEL, SHARED, NURSERY = "kernel", "shared", "nursery"
+"""For whom a filter is: a kernel in its own namespaces, one that shares the host's, a nursery."""
 
-    *shared*: for a kernel that shares the host's namespaces.
-    """
-    if shared:
-        yield from (dict(verdicts()) | dict(_shared_verdicts())).items()
+
+def verdicts(profile: str = KERNEL) -> Iterator[tuple[str, Verdict]]:
+    """Every call the tables name, each once, with what becomes of it under *profile*."""
+    if profile != KERNEL:
+        more = _shared_verdicts() if profile == SHARED else _nursery_verdicts()
+        yield from (dict(verdicts()) | dict(more)).items()
         return
     for calls in ALLOWED.values():
         yield from ((name, ALLOW) for name in calls.split())
@@ -493,10 +503,14 @@ def _shared_verdicts() -> Iterator[tuple[str, Verdict]]:
     yield from SHARED_CHECKED.items()
 
 
-def by_number(machine: str, *, shared: bool = False) -> dict[int, Verdict]:
+def _nursery_verdicts() -> Iterator[tuple[str, Verdict]]:
+    yield from ((name, ALLOW) for name in NURSERY_ALLOWED.split())
+
+
+def by_number(machine: str, profile: str = KERNEL) -> dict[int, Verdict]:
     """The tables as numbers; calls this machine never had (open on aarch64) are left out."""
     column = int(machine == AARCH64)
-    numbered = ((NUMBERS[name][column], verdict) for name, verdict in verdicts(shared=shared))
+    numbered = ((NUMBERS[name][column], verdict) for name, verdict in verdicts(profile))
     return {number: verdict for number, verdict in numbered if number is not None}
 
 
@@ -597,20 +611,20 @@ class Program:
 
 
 @functools.cache
-def compile_filter(machine: str, *, shared: bool = False) -> bytes:
+def compile_filter(machine: str, profile: str = KERNEL) -> bytes:
     """The filter for a machine as uname(2) names it: an array of struct sock_filter, 8 bytes each.
 
-    *shared*: the stricter one for a kernel that shares the host's namespaces. Raises ValueError for
-    a machine whose system calls are not in the tables.
+    *profile* is for whom it is: KERNEL, SHARED, NURSERY. Raises ValueError for a machine whose
+    system calls are not in the tables.
     """
     if machine not in AUDIT_ARCH:
         known = " and ".join(sorted(AUDIT_ARCH))
         raise ValueError(f"no system call filter for machine {machine!r}, only for {known}")
     program = Program()
-    for _, verdict in verdicts(shared=shared):
+    for _, verdict in verdicts(profile):
         if isinstance(verdict, Rule):
             program.rule(verdict)
-    parts = ranges(by_number(machine, shared=shared))
+    parts = ranges(by_number(machine, profile))
     native = program.step(LOAD, NUMBER_OFFSET, program.search(parts))
     foreign = program.finish(FOREIGN)
     program.step(LOAD, ARCH_OFFSET, program.branch(IF_EQUAL, AUDIT_ARCH[machine], native, foreign))
@@ -620,21 +634,23 @@ def compile_filter(machine: str, *, shared: bool = False) -> bytes:
 # ---- the policy in words -------------------------------------------------------------------------
 
 
-def describe(*, shared: bool = False) -> str:
+def describe(profile: str = KERNEL) -> str:
     """The policy for a reader of `jupyter sandbox explain`: a few lines, no trailing newline."""
-    table = list(dict(verdicts(shared=shared)).values())
-    checked = CHECKED | SHARED_CHECKED if shared else CHECKED
-    refused = (*REFUSED, *SHARED_REFUSED) if shared else REFUSED
+    table = dict(verdicts(profile))
+    checked = {name: rule for name, rule in table.items() if isinstance(rule, Rule)}
+    refused = (*REFUSED, *SHARED_REFUSED) if profile == SHARED else REFUSED
+    allowed = list(table.values()).count(ALLOW)
     lines = [
-        f"{table.count(ALLOW)} system calls are allowed, {len(checked)} more by their arguments:",
+        f"{allowed} system calls are allowed, {len(checked)} more by their arguments:",
         *(f"  {', '.join(names)}: {tells}" for tells, names in _rules_in_words(checked).items()),
         "refused:",
         *(
-            f"  {', '.join(refusal.calls.split())}: {errno.errorcode[refusal.error]}, {refusal.why}"
+            f"  {', '.join(names)}: {errno.errorcode[refusal.error]}, {refusal.why}"
             for refusal in refused
+            if (names := [n for n in refusal.calls.split() if table[n] == fail(refusal.error)])
         ),
         "no such call (ENOSYS): all others, among them",
-        *(f"  {name}: {why}" for name, why in ABSENT.items()),
+        *(f"  {name}: {why}" for name, why in ABSENT.items() if table[name] == UNKNOWN),
         "32-bit programs: killed by SIGSYS",
     ]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """inside/steps.py - runs in the launcher: verb -> function, one short function a step.
 
-May import: os, resource, stat, kernel_calls, memory.  May raise: OSError (with every operand in its
-text).
+May import: os, resource, stat, _signal, kernel_calls, memory.  May raise: OSError (with every
+operand in its text).
 Must not log, lock, sleep or decide: what to do, in which order and why stands in the plan
 (`plan.py`).
 
@@ -14,13 +14,14 @@ Three processes walk through one plan, each from where the one before forked it:
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal without its enums
 import errno
 import os
 import resource
 import stat
 
 from sandbox_provisioner.inside import kernel_calls as kernel
-from sandbox_provisioner.inside.memory import Level, Memory
+from sandbox_provisioner.inside.memory import Level, Memory, open_files
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ _LANDLOCK_KINDS = {
 # left in a work directory cannot lead a mount elsewhere.
 _STRAIGHT = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _LOOK = os.O_PATH | os.O_NOFOLLOW
+_OPEN_FILES = 1 << 20
 
 
 class Box:
@@ -79,6 +81,10 @@ class Box:
         self.rules_fd = -1
         self.rules = 0
         self.memory: Memory | None = None
+        self.memory_files: list[int] = []
+        self.received: list[int] = []
+        self.kernel_argv: tuple[str, ...] = ()
+        self.outlives_kernel = False
         self.files_as: tuple[int, int] | None = None
         self.seal_fd = -1
         self.seal_path = ""
@@ -104,13 +110,54 @@ def join_cgroup(_box: Box, *files: str) -> None:
         _write(path, "0")
 
 
+def open_memory(box: Box, version: str, group: str) -> None:
+    """Open what tells of *group*'s memory, for `watch_memory`, while it can be reached."""
+    box.memory_files = open_files(int(version), group)
+
+
 def watch_memory(
-    box: Box, version: str, group: str, share: str, cap: str, uid: str, gid: str, sentence: str
+    box: Box, version: str, share: str, cap: str, uid: str, gid: str, sentence: str
 ) -> None:
-    """Open what tells of *group*'s memory while it can be reached; init interrupts the kernel of
-    *uid* and *gid* at *share* bytes of *cap*, and shows it *sentence*."""
-    box.memory = Memory(int(version), group, Level(int(share), int(cap)), sentence)
+    """Init interrupts the kernel of *uid* and *gid* at *share* bytes of *cap*, and shows it
+    *sentence*."""
+    level = Level(int(share), int(cap))
+    box.memory = Memory(int(version), box.memory_files, level, sentence)
     box.files_as = int(uid), int(gid)
+
+
+def hand_over(box: Box) -> None:
+    """Send the server what was opened here, for a process that could not open it; and end."""
+    fds = [box.exit_fd, *box.memory_files, *box.taken.values()]
+    kernel.send_descriptors(box.control_fd, b"opened", fds)
+    os._exit(0)
+
+
+def receive(box: Box, *names: str) -> None:
+    """Name what came with the plan: the exit file, files of the memory group, mounts by target."""
+    for name, fd in zip(names, box.received, strict=True):
+        if name == "exit-file":
+            box.exit_fd = fd
+        elif name == "memory":
+            box.memory_files.append(fd)
+        else:
+            box.taken[name] = fd
+
+
+def tell(box: Box, word: str) -> None:
+    """Tell the server *word*; with it comes our pid as the server's PID namespace has it
+    (unix(7), SCM_CREDENTIALS)."""
+    os.write(box.control_fd, os.fsencode(word))
+
+
+def await_word(box: Box, word: str) -> None:
+    """Go on when the server has said *word*; end if it has thought better of it."""
+    if os.read(box.control_fd, 64) != os.fsencode(word):
+        os._exit(0)
+
+
+def outlive_kernel(box: Box) -> None:
+    """Init stays after the program that it started, until there is no process left but itself."""
+    box.outlives_kernel = True
 
 
 def make_user_namespace(box: Box, name: str, uid_map: str, gid_map: str) -> None:
@@ -675,6 +722,19 @@ def execute(box: Box, *argv: str) -> None:
     os.execve(argv[0], argv, box.environment)
 
 
+def run_kernel(box: Box, *argv: str) -> None:
+    """The last step in a process that has the kernel's program loaded already: leave what `execute`
+    would leave, for the caller to run *argv*.
+
+    Both signals are as Python sets them when it starts.
+    """
+    for signal in (_signal.SIGPIPE, _signal.SIGXFSZ):
+        _signal.signal(signal, _signal.SIG_IGN)
+    kernel.set_dumpable(dumpable=True)
+    os.closerange(3, _OPEN_FILES)
+    box.kernel_argv = argv
+
+
 def _write(path: str, text: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -690,12 +750,15 @@ _OF_LANDLOCK = (
     share_namespaces, private_folder, own_file, keep_paths, end_with_init, renounce,
     landlock_rules, landlock_allow, landlock_restrict,
 )  # fmt: skip
+# Those that only a start from a nursery has, and the nursery's own.
+_OF_WARM_START = (hand_over, receive, tell, await_word, outlive_kernel, run_kernel)
 LANDLOCK_VERBS = frozenset(verb.__name__.replace("_", "-") for verb in _OF_LANDLOCK)
 
 
 def _names() -> dict[str, Callable[..., None]]:
     verbs = (
-        *_OF_LANDLOCK, exit_file, join_cgroup, watch_memory, oom_score, make_user_namespace, take,
+        *_OF_LANDLOCK, *_OF_WARM_START,
+        exit_file, join_cgroup, open_memory, watch_memory, oom_score, make_user_namespace, take,
         enter_user_namespace, unshare_user_namespace, map_user_namespace, unshare, fork_init,
         new_session, new_root, symlink, file, private_file, attach, mount, scratch, mask,
         freeze_paths, cover, protect, seal_after, pivot, hostname, loopback_up, survive_server,

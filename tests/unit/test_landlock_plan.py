@@ -13,6 +13,7 @@ from sandbox_provisioner.host import VolumeFacts
 from sandbox_provisioner.inside import steps
 from sandbox_provisioner.inside.seccomp import (
     AUDIT_ARCH,
+    SHARED,
     SHARED_CHECKED,
     SHARED_REFUSED,
     compile_filter,
@@ -154,13 +155,13 @@ def test_a_sandbox_without_a_pid_namespace_is_not_ended_by_killing_its_init():
 
 @pytest.mark.parametrize("machine", AUDIT_ARCH)
 def test_the_filter_for_it_is_another_one_and_fits(machine):
-    program = compile_filter(machine, shared=True)
+    program = compile_filter(machine, SHARED)
     assert program != compile_filter(machine)
     assert len(program) // 8 < 4096
 
 
 def test_it_only_takes_away():
-    usual, stricter = dict(verdicts()), dict(verdicts(shared=True))
+    usual, stricter = dict(verdicts()), dict(verdicts(SHARED))
     assert stricter.keys() == usual.keys()
     named = {name for refusal in SHARED_REFUSED for name in refusal.calls.split()}
     changed = {name for name in usual if usual[name] != stricter[name]}
@@ -168,6 +169,6 @@ def test_it_only_takes_away():
 
 
 def test_it_is_told_in_words():
-    assert "connect: EACCES" in describe(shared=True)
+    assert "connect: EACCES" in describe(SHARED)
     assert "connect: EACCES" not in describe()
     assert "connect: EACCES" in plan_of().describe()

@@ -114,8 +114,9 @@ def test_a_jupyter_kernel_with_a_cap_is_watched_before_the_cgroup_is_out_of_reac
     spec = SandboxSpec(workdir=WORKDIR, limits=limits)
     site, file = site_of(memory_group=(1, "/cg/memory/abc")), ("kernel.json", "{}")
     plan = plan_of(site, spec=spec, connection_file=file)
+    assert words_of(plan, "open-memory") == [("1", "/cg/memory/abc")]
     ((*words, sentence),) = words_of(plan, "watch-memory")
-    assert words == ["1", "/cg/memory/abc", str(round(cap * 0.92)), str(cap), "1000", "1000"]
+    assert words == ["1", str(round(cap * 0.92)), str(cap), "1000", "1000"]
     assert "it uses {} of its memory limit of 512 MiB" in sentence
     verbs = verbs_of(plan)
     assert verbs.index("watch-memory") < verbs.index("make-user-namespace")

@@ -1,0 +1,107 @@
+"""warm/found.py - any process outside: which nursery serves a request, and where it is.
+
+A nursery is found by a key of all that its kernels have from before the fork. In the runtime
+directory, which only this user can enter::
+
+    <key>.nursery  ──▶ n-<sandbox id>     the socket that requests come through; the link is made
+                                          when the nursery is ready
+    <key>.building                        locked by whoever makes one
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import socket
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import sandbox_provisioner
+from sandbox_provisioner.kernel_files import freshness
+from sandbox_provisioner.plan import LaunchRequest, Site, variables_for
+from sandbox_provisioner.records import RecordFolder
+
+_MODULES = ("ipykernel_launcher", "ipykernel")
+# Set in each kernel after the fork: no library reads them when it is loaded.
+_LATE = ("HOME", "HOSTNAME", "JPY_SESSION_NAME", "MEM_LIMIT", "CPU_LIMIT", "PWD", "OLDPWD")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that a nursery can stand in for: ``PROGRAM [FLAGS] -m ipykernel_launcher
+    ARGUMENTS``, or the same with ``-c CODE`` (which tests run)."""
+
+    program: str
+    flags: tuple[str, ...]
+
+    @classmethod
+    def of(cls, argv: tuple[str, ...]) -> Command | None:
+        """The command in *argv*, None if it is another one."""
+        flags = tuple(itertools.takewhile(_is_flag, argv[1:]))
+        what, value = (*argv[len(flags) + 1 :], "", "")[:2]
+        known = what == "-c" or (what == "-m" and value in _MODULES)
+        return cls(argv[0], flags) if known else None
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-X") or word in {"-s", "-E", "-I", "-u"}
+
+
+def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
+    """What a nursery has to have been made of to serve *request*."""
+    variables = variables_for(request, site)
+    command = Command.of(request.argv)
+    parts = (
+        str(command),
+        site.files.program,
+        freshness(site.files.program),
+        site.files.readonly,
+        sorted((k, v) for k, v in variables.items() if not any(fnmatchcase(k, n) for n in _LATE)),
+        preload,
+        (site.uid, site.gid, request.spec.limits.memory_bytes, request.spec.hostname),
+        os.stat(sandbox_provisioner.__file__).st_mtime,
+        str(site.facts.cgroups.bases),
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def link_of(runtime: Path, key: str) -> Path:
+    """Where the nursery for *key* is found once it is ready."""
+    return runtime / f"{key}.nursery"
+
+
+def socket_of(runtime: Path, sandbox_id: str) -> Path:
+    """Where the nursery *sandbox_id* listens."""
+    return runtime / f"n-{sandbox_id}"
+
+
+def call(path: Path) -> socket.socket | None:
+    """A connection to the nursery that listens at *path*, None if there is none (any more)."""
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        channel.connect(os.fspath(path))
+    except OSError:
+        channel.close()
+        return None
+    return channel
+
+
+def find(runtime: Path, key: str) -> tuple[socket.socket, int] | None:
+    """A connection to the nursery for *key*, and the first id of its range; None without one."""
+    link = link_of(runtime, key)
+    try:
+        name = os.readlink(link)
+        record = RecordFolder(runtime / name.removeprefix("n-")).read()
+    except (OSError, ValueError):
+        return None
+    channel = call(runtime / name)
+    if channel is None:
+        for path in (link, runtime / name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        return None
+    return channel, record.first_id

@@ -1,0 +1,305 @@
+"""warm/nursery.py - runs in a nursery's box, in the kernel's own interpreter: preload, wait, fork.
+
+Imports before the fork only what a kernel would import; `inside/` does the rest. It holds no
+socket but the one that requests come through, no ZeroMQ context, no thread and no secret, since
+every kernel inherits all of it::
+
+    server   ──"fork" + control, report, stdin, stdout, stderr──▶ nursery     fork ──▶ child
+    child    ──"here"──▶ server           on control; with it comes the child's pid
+    server   ──"go" + plan, exit file, memory group, mounts──▶ child
+    child                                  performs the plan, and is the kernel
+    anybody  ──"status"──▶ nursery        one line of JSON, as soon as it is ready
+    anybody  ──"retire"──▶ nursery        ends; its kernels stay
+
+It ends by itself when nobody has asked for `idle` seconds, and when a file that it has imported
+changes: what it would fork is then not what a new kernel would be.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from sandbox_provisioner.inside import enter, kernel_calls
+from sandbox_provisioner.inside.steps import Box
+
+REQUEST_BYTES = 1 << 12
+LAUNCHER = "ipykernel_launcher"
+_BASE = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell")
+_REHEARSAL_SECONDS = 60
+# What is freed later would touch shared pages; what never is need not be looked at again.
+_WATCHED_SUFFIXES = (".py", ".so", ".pth", ".dist-info", ".egg-link", ".zip")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Called as the nursery's program, with the listening socket as standard input.
+
+    *argv*: seconds of idleness, the modules to preload, comma-separated, and those among them that
+    turned out not to bear it.
+    """
+    begun = time.time()
+    idle, wanted, refused = float(argv[0]), _names(argv[1]), _names(argv[2])
+    listener = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    gc.disable()
+
+    def again(refused: list[str]) -> None:
+        os.dup2(listener.fileno(), 0)
+        command = [*sys.orig_argv[: len(sys.orig_argv) - len(argv)], *argv[:2]]
+        os.execv(sys.executable, [*command, ",".join(refused)])
+
+    failed = _preload(wanted, refused, again)
+    changes = _watch_modules(begun)
+    gc.collect()
+    gc.freeze()
+    told = {"preloaded": [n for n in wanted if n in sys.modules], "refused": refused} | failed
+    become = _serve(listener, changes, idle, told)
+    if become:
+        become()
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+# -- what a kernel imports
+
+
+def _preload(
+    wanted: list[str], refused: list[str], again: Callable[[list[str]], None]
+) -> dict[str, object]:
+    """Import all; where a module of *wanted* starts threads or opens sockets, begin *again*, in a
+    process that leaves it out."""
+    failed = {}
+    for name in (*_BASE, *_rehearse(), *wanted):
+        if name in refused or name in sys.modules:
+            continue
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            if name in wanted:
+                failed[name] = f"{type(error).__name__}: {error}"
+        if name in wanted and not _is_clean():
+            again([*refused, name])
+    if not _is_clean():
+        raise SystemExit("ipykernel itself starts threads or opens sockets when it is imported")
+    return {"failed": failed}
+
+
+def _is_clean() -> bool:
+    """One thread, no sockets. OpenBLAS and others end their threads when their process forks, and
+    start new ones where they are needed; so the question is put after a fork."""
+    if len(os.listdir("/proc/self/task")) > 1:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    return len(os.listdir("/proc/self/task")) == 1 and len(_sockets()) <= 1
+
+
+def _sockets() -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the listing's own
+        if target.startswith("socket:") and int(name) > 2:
+            found.append(name)
+    return found
+
+
+def _rehearse() -> list[str]:
+    """The modules of a real kernel that has run a cell and completed a name, in their order."""
+    folder = f"/tmp/rehearsal-{os.getpid()}"
+    os.mkdir(folder, 0o700)
+    connection = f"{folder}/connection.json"
+    info = {"transport": "ipc", "ip": f"{folder}/s", "key": "", "signature_scheme": "hmac-sha256"}
+    names = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+    with open(connection, "w") as file:
+        json.dump(info | {name: number for number, name in enumerate(names, 1)}, file)
+    listed = f"{folder}/modules"
+    kernel = _forked(lambda: run_kernel([LAUNCHER, "-f", connection], quiet=True))
+    client = _forked(lambda: _visit(connection, listed))
+    deadline = time.monotonic() + _REHEARSAL_SECONDS
+    for pid in (client, kernel):
+        pidfd = os.pidfd_open(pid)
+        if not select.select([pidfd], [], [], max(0, deadline - time.monotonic()))[0]:
+            os.kill(pid, 9)
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+    try:
+        with open(listed) as file:
+            found: list[str] = json.load(file)
+    except (OSError, ValueError):
+        return []
+    for name in os.listdir(folder):
+        os.unlink(f"{folder}/{name}")
+    os.rmdir(folder)
+    return [name for name in found if not name.startswith(("sandbox_provisioner", "__main__"))]
+
+
+def _forked(call: Callable[[], object]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            call()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def _visit(connection: str, listed: str) -> None:
+    """What a person's first minute with a kernel makes it import."""
+    from jupyter_client.blocking.client import BlockingKernelClient  # noqa: PLC0415
+
+    client = BlockingKernelClient(connection_file=connection)
+    client.load_connection_file()
+    client.start_channels()
+    client.wait_for_ready(timeout=_REHEARSAL_SECONDS)
+    for code in ("1 + 1", "print('a'); 1/0", "%pwd", "display(1)"):
+        client.execute_interactive(code, output_hook=lambda message: None)
+    client.complete("impo", reply=True, timeout=10)
+    client.inspect("print", reply=True, timeout=10)
+    client.is_complete("1 +")
+    code = f"import json, sys; json.dump(list(sys.modules), open({listed!r}, 'w'))"
+    client.execute_interactive(code, output_hook=lambda message: None)
+    client.shutdown(reply=True, timeout=10)
+
+
+# -- whether it is still what a new kernel would be
+
+
+def _watch_modules(begun: float) -> int:
+    """An inotify descriptor that becomes readable when something that was imported changes."""
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    paths = {os.path.realpath(file) for file in files if file}
+    folders = {os.path.dirname(path) for path in paths}
+    folders |= {path for path in sys.path if os.path.isdir(path)}
+    changes = kernel_calls.watch_changes(sorted(folders))
+    newest = max(os.stat(path).st_mtime for path in paths)
+    if newest > begun:
+        raise SystemExit("a module was changed while it was being imported")
+    return changes
+
+
+def _has_changed(changes: int) -> bool:
+    while select.select([changes], [], [], 0)[0]:
+        names = kernel_calls.names_of_changes(os.read(changes, 1 << 16))
+        if any(name.endswith(_WATCHED_SUFFIXES) or "." not in name for name in names):
+            return True
+    return False
+
+
+# -- requests
+
+
+def _serve(
+    listener: socket.socket, changes: int, idle: float, told: dict[str, object]
+) -> Callable[[], None] | None:
+    """Answer requests until it is over (None), or, in a child, until it is a kernel: what to do."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    poll.register(changes, select.POLLIN)
+    while True:
+        ready = dict(poll.poll(idle * 1000))
+        if not ready or (changes in ready and _has_changed(changes)):
+            return None
+        if listener.fileno() not in ready:
+            continue
+        connection, _ = listener.accept()
+        with connection:
+            word, fds, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 8)
+            if word == b"fork":
+                if kernel_calls.fork_as_sibling() == 0:
+                    listener.close()
+                    connection.close()
+                    os.close(changes)
+                    return _child(fds)
+                for fd in fds:
+                    os.close(fd)
+            elif word == b"status":
+                connection.send(json.dumps(told | {"memory": _memory()}).encode())
+            elif word == b"retire":
+                return None
+
+
+def _memory() -> dict[str, int]:
+    with open("/proc/self/smaps_rollup") as file:
+        lines = [line.split() for line in file.readlines()[1:]]
+    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines}
+
+
+def _child(fds: list[int]) -> Callable[[], None]:
+    """Be the launcher, then PID 1, then the kernel: as `enter.main`, with what comes by message."""
+    control, report, *standard = fds
+    for number, fd in enumerate(standard):
+        os.dup2(fd, number)
+        os.close(fd)
+    box = Box(report, control)
+    os.write(control, b"here")
+    channel = socket.socket(fileno=control)
+    word, received, _, _ = socket.recv_fds(channel, REQUEST_BYTES, 253)
+    channel.detach()
+    if not word.startswith(b"go "):
+        os._exit(0)  # the server has thought better of it
+    plan, *box.received = received
+    for fd in (control, report, *box.received):
+        os.set_inheritable(fd, False)
+    enter.perform(box, enter.decode(enter.read_all(plan)), os.fsdecode(word[3:]))
+    return lambda: become(box)
+
+
+# -- the kernel
+
+
+def become(box: Box) -> None:
+    """In the kernel's process, with every right given up: make fresh what a new process would
+    have fresh, and run the program: ipykernel, or what follows ``-c``."""
+    os.environ.clear()
+    os.environ.update({os.fsdecode(k): os.fsdecode(v) for k, v in box.environment.items()})
+    time.tzset()
+    words = box.kernel_argv
+    if "-m" in words:
+        run_kernel([LAUNCHER, *words[words.index("-m") + 2 :]])
+        return
+    at = words.index("-c")
+    _refresh()
+    sys.argv = ["-c", *words[at + 2 :]]
+    sys.path.insert(0, "")
+    exec(compile(words[at + 1], "<string>", "exec"), vars(sys.modules["__main__"]))
+
+
+def run_kernel(argv: list[str], *, quiet: bool = False) -> None:
+    """What ``python -m ipykernel_launcher`` does, in a process that has imported it."""
+    import ipykernel.kernelapp  # noqa: PLC0415  # of the kernel's environment: `_preload` has it
+    import ipykernel_launcher  # noqa: PLC0415
+
+    _refresh()
+    sys.argv = [os.path.abspath(ipykernel_launcher.__file__), *argv[1:]]
+    if quiet:
+        sys.argv.append("--IPKernelApp.log_level=50")
+    ipykernel.kernelapp.launch_new_instance()
+
+
+def _refresh() -> None:
+    """Random sources that Python's own fork hooks know nothing of; and nothing of ours is loaded
+    that a kernel would not have loaded."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox_provisioner"]:
+        del sys.modules[name]
+    random = sys.modules.get("numpy.random")
+    if random:
+        random.seed()
+    process = sys.modules.get("multiprocessing.process")
+    if process:
+        process.current_process().authkey = os.urandom(32)
+    gc.enable()

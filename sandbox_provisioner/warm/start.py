@@ -1,0 +1,168 @@
+"""warm/start.py - in the launching process: makes a nursery, and waits until it is ready.
+
+Called in the background after a cold start that a nursery could have served, and by ``jupyter
+sandbox warm``. It belongs to nobody: any server of this user finds it, and it ends when idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import sandbox_provisioner
+from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.handle import LocalHandle, readable
+from sandbox_provisioner.host import WorkdirFacts
+from sandbox_provisioner.launch import ColdStart, Labels, LocalLauncher
+from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
+from sandbox_provisioner.spawn import LauncherProcess, Stdio
+from sandbox_provisioner.warm import plans
+from sandbox_provisioner.warm.found import Command, call, find, key_of, link_of, socket_of
+
+KIND = "nursery"
+_READY_SECONDS = 180
+_PACKAGE = os.path.dirname(os.path.abspath(sandbox_provisioner.__file__))
+# What is appended to the path is taken from it again: a kernel shall find what it would find.
+_BOOT = (
+    "import sys; sys.path[:1] = [p for p in sys.path[:1] if p]; sys.path.append(sys.argv[1]); "
+    "from sandbox_provisioner.warm.nursery import main; sys.path.pop(); main(sys.argv[2:])"
+)
+
+
+class NurseryStart(ColdStart):
+    """The start of a nursery."""
+
+    def compile(self, site: Site) -> Plan:
+        return plans.compile_nursery_plan(self.request, site)
+
+
+async def make_nursery(
+    launcher: LocalLauncher,
+    request: LaunchRequest,
+    labels: Labels,
+    *,
+    preload: tuple[str, ...] = (),
+    idle_seconds: float,
+) -> LocalHandle | None:
+    """Make the nursery for kernels such as *request*; None if there is one, or somebody makes it.
+
+    Returns when it is ready. Raises SandboxError if it cannot be had, LaunchError with what it
+    wrote if its imports fail; then nothing is left of it.
+    """
+    site, _ = launcher.survey(request)
+    command, runtime = Command.of(request.argv), launcher.runtime()
+    if command is None or plans.obstacle(request, site):
+        return None
+    key = key_of(request, site, preload)
+    with _alone(runtime / f"{key}.building") as alone:
+        found = find(runtime, key)
+        if found:
+            found[0].close()
+        if found or not alone:
+            return None
+        own = _own_request(request, command, preload, idle_seconds)
+        handle = await _start(launcher, own, replace(labels, kind=KIND))
+        try:
+            await _ready(handle, socket_of(runtime, own.sandbox_id))
+        except BaseException:
+            socket_of(runtime, own.sandbox_id).unlink(missing_ok=True)
+            await handle.close()
+            raise
+        _publish(runtime, key, own.sandbox_id)
+        return handle
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Whether nobody else is in here for *path*."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(fd)
+
+
+def _own_request(
+    request: LaunchRequest, command: Command, preload: tuple[str, ...], idle_seconds: float
+) -> LaunchRequest:
+    words = ("-c", _BOOT, os.path.dirname(_PACKAGE), f"{idle_seconds:g}", ",".join(preload), "")
+    return replace(
+        request,
+        sandbox_id=uuid.uuid4().hex[:12],
+        spec=replace(request.spec, volumes=()),
+        argv=(command.program, *command.flags, *words),
+        cwd=HOME,
+        connection_file=None,
+        extra_files=(*request.extra_files, _PACKAGE),
+    )
+
+
+async def _start(launcher: LocalLauncher, request: LaunchRequest, labels: Labels) -> LocalHandle:
+    site, tree = launcher.survey(request)
+    site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
+    runtime = launcher.runtime()
+    path = socket_of(runtime, request.sandbox_id)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(os.fspath(path))
+        listener.listen(64)
+        process = LauncherProcess(Stdio(listener.fileno(), subprocess.DEVNULL, subprocess.DEVNULL))
+        start = NurseryStart(request, process, runtime, labels)
+        try:
+            return await start.run(site, tree)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            await start.undo()
+            raise
+
+
+async def _ready(handle: LocalHandle, path: Path) -> dict[str, Any]:
+    """Wait for its first answer; LaunchError with its last words if it ends before."""
+    channel = call(path)
+    told = b""
+    if channel:
+        with channel:
+            channel.send(b"status")
+            answer = asyncio.ensure_future(readable(channel.fileno()))
+            ending = asyncio.ensure_future(handle.wait())
+            await asyncio.wait(
+                (answer, ending), timeout=_READY_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in (answer, ending):
+                task.cancel()
+            channel.setblocking(False)
+            with contextlib.suppress(OSError):
+                told = channel.recv(1 << 16)
+    if told:
+        found: dict[str, Any] = json.loads(told)
+        return found
+    story = handle.poll()
+    raise LaunchError(
+        attempt="make a nursery",
+        answer=f"it ended with status {story.code}" if story else "it was not ready in time",
+        remedy="Kernels start cold meanwhile. See what it wrote:",
+        step="wait-for-nursery",
+        stderr_tail=story.stderr_tail if story else "",
+    )
+
+
+def _publish(runtime: Path, key: str, sandbox_id: str) -> None:
+    link = link_of(runtime, key)
+    new = link.with_suffix(f".{sandbox_id}")
+    new.symlink_to(socket_of(runtime, sandbox_id).name)
+    new.replace(link)
