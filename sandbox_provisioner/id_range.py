@@ -15,6 +15,8 @@ from pathlib import Path
 
 from sandbox_provisioner.errors import HostError
 
+# systemd's table of ids (UIDS-GIDS) leaves 0x70000000-0x7FFDFFFF unused.
+FIRST_ID, LAST_ID = 0x70000000, 0x7FFDFFFF
 IDS = 1 << 16
 ATTEMPT = 'map a range of user ids (user_ids = "range")'
 _FIRST_USUAL = 100000

@@ -26,13 +26,12 @@ from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
 from sandbox_provisioner.handle import LocalHandle, SandboxHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
-from sandbox_provisioner.id_range import IdRange, find_id_range
+from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
 from sandbox_provisioner.kernel_files import find_kernel_files
 from sandbox_provisioner.landlock import compile_landlock_plan
 from sandbox_provisioner.landlock import obstacle as landlock_obstacle
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
 from sandbox_provisioner.records import (
-    FIRST_ID,
     Record,
     RecordFolder,
     remove_stand_ins,
@@ -221,12 +220,7 @@ class StartedProcess(Protocol):
 
 
 class Start:
-    """One start, step by step, with what has to be undone if a later step fails.
-
-    A *first_id* means that the sandbox shares the range of ids of the nursery that it comes from.
-    """
-
-    first_id = 0
+    """One start, step by step, with what has to be undone if a later step fails."""
 
     def __init__(
         self, request: LaunchRequest, process: StartedProcess, runtime: Path, labels: Labels
@@ -270,12 +264,10 @@ class Start:
             cpu_cores=limits.cpu_cores,
             workdir=site.workdir.source,
             confinement=self.request.spec.confinement.value,
-            first_id=self.first_id,
             kind=self.labels.kind,
             made=planned_stand_ins(site.workdir),
         )
-        needs_ids = facts.privileged and not self.first_id
-        self.folder, self.record = RecordFolder.create(self.runtime, record, ids=needs_ids)
+        self.folder, self.record = RecordFolder.create(self.runtime, record, ids=facts.privileged)
         site = replace(
             site,
             first_id=self.record.first_id,

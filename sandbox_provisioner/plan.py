@@ -180,10 +180,7 @@ class Site:
 
 def compile_plan(request: LaunchRequest, site: Site) -> Plan:
     """The steps for *request* at *site*. Raises HostError if this host cannot do it as asked."""
-    if site.facts.obstacle:
-        raise site.facts.obstacle
-    _check_ids(site)
-    _check_volumes(site)
+    check(site)
     steps = (
         Step("exit-file", (site.exit_file,), "where init will write how the kernel ended"),
         Step("join-cgroup", site.join_files, "memory, CPU and processes are charged from here on"),
@@ -205,6 +202,14 @@ def compile_plan(request: LaunchRequest, site: Site) -> Plan:
         *kernel_steps(request, site),
     )
     return Plan(tuple(step for step in steps if step.verb != "join-cgroup" or step.words))
+
+
+def check(site: Site) -> None:
+    """Raise what no plan can do here."""
+    if site.facts.obstacle:
+        raise site.facts.obstacle
+    _check_ids(site)
+    _check_volumes(site)
 
 
 def watch_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
@@ -254,8 +259,11 @@ def _check_volumes(site: Site) -> None:
 # -- namespaces, and the mounts that are taken from the host
 
 
-def namespace_and_mount_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
-    """Who may do what first: see this file's docstring."""
+def namespace_and_mount_steps(
+    request: LaunchRequest, site: Site, *, more_ids: str = ""
+) -> Iterator[Step]:
+    """Who may do what first: see this file's docstring. *more_ids* are lines of uid_map that a root
+    server adds."""
     new = Step(
         "unshare",
         ("mount", "pid", "network", "ipc", "uts", "cgroup"),
@@ -269,8 +277,8 @@ def namespace_and_mount_steps(request: LaunchRequest, site: Site) -> Iterator[St
         return
     why = "uid 0 inside is nobody outside: the server's root maps to an id range of its own"
     maps = (
-        id_map(KERNEL_ID, site.outside_uid, site.first_id),
-        id_map(KERNEL_ID, site.outside_gid, site.first_id),
+        id_map(KERNEL_ID, site.outside_uid, site.first_id) + more_ids,
+        id_map(KERNEL_ID, site.outside_gid, site.first_id) + more_ids,
     )
     yield Step("make-user-namespace", ("sandbox", *maps), why)
     yield from owner_map_steps(site)

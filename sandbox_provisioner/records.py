@@ -33,12 +33,10 @@ from typing import Any
 from sandbox_provisioner import cgroup
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import relative
+from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.inside.init import FIRST_RELAYED
 from sandbox_provisioner.spec import STAND_IN_NOTE, Confinement
 
-# systemd's table of ids (UIDS-GIDS) leaves 0x70000000-0x7FFDFFFF unused.
-FIRST_ID, LAST_ID = 0x70000000, 0x7FFDFFFF
-_IDS = 1 << 16
 # sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
 LONGEST_SOCKET_PATH = 107
 # It is held for a few reads and writes of small files.
@@ -254,6 +252,9 @@ def _bequeath(runtime: Path, record: Record) -> None:
 
 
 def _same_tree(one: str, other: str) -> bool:
+    """Whether one work directory lies in the other; a nursery has none."""
+    if not one or not other:
+        return False
     return relative(one, other) is not None or relative(other, one) is not None
 
 
@@ -348,8 +349,12 @@ def sweep(runtime: Path) -> list[str]:
 
 
 def _sweep_unwritten(runtime: Path) -> None:
-    """Remove the folders whose server was killed before it had written a record into them."""
+    """Remove the folders whose server was killed before it had written a record into them, and
+    links to nurseries that have ended."""
     with _locked(runtime):
+        for link in runtime.glob("*.nursery"):
+            if not link.exists():
+                link.unlink()
         for path in runtime.iterdir():
             folder = RecordFolder(path)
             if path.is_dir() and not (path / "record.json").exists() and folder.is_orphan():
@@ -378,7 +383,7 @@ def _end(pidfd: int, number: int) -> None:
 
 def _free_range(runtime: Path) -> int:
     taken = {record.first_id for _, record in all_records(runtime)}
-    for first in range(FIRST_ID, LAST_ID - _IDS, _IDS):
+    for first in range(FIRST_ID, LAST_ID - IDS, IDS):
         if first not in taken:
             return first
     raise HostError(

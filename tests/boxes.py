@@ -26,14 +26,20 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_provisioner.handle import ExitStory, LocalHandle
-from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
+from sandbox_provisioner.launch import Labels, LaunchRequest, LocalLauncher
 from sandbox_provisioner.plan import Plan
 from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import SandboxSpec, UserIds
+from sandbox_provisioner.warm.found import Command
+from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
+from sandbox_provisioner.warm.start import make_nursery
 
 ANSWER_SECONDS = 60
 # With "range" all tests of the box run in sandboxes that map a range of ids.
 USER_IDS = "SANDBOX_TEST_USER_IDS"
+# With "1" whatever a nursery can stand in for runs in sandboxes that one has forked, never cold.
+WARM = "SANDBOX_TEST_WARM"
+IDLE_SECONDS = 60
 _SPEC_OPTIONS = (
     "covers", "limits", "confinement", "network", "volumes", "hostname", "on_missing", "user_ids",
 )  # fmt: skip
@@ -52,6 +58,15 @@ def answer_to(question):
 for line in sys.stdin:
     print(json.dumps(answer_to(json.loads(line))), file=answers, flush=True)
 """
+
+
+nurseries: list[LocalHandle] = []
+
+
+def close_nurseries() -> None:
+    """Those that a test has made."""
+    while nurseries:
+        run(nurseries.pop().close())
 
 
 class Box:
@@ -148,8 +163,12 @@ def start(launcher: LocalLauncher, request: LaunchRequest, stderr: int | None = 
     """Start *request* with pipes for stdin and stdout, and our stderr unless told another."""
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
+    stdio = Stdio(theirs_in, theirs_out, stderr)
     try:
-        handle = run(launcher.start(request, stdio=Stdio(theirs_in, theirs_out, stderr)))
+        if os.environ.get(WARM) and Command.of(request.argv):
+            handle = run(_start_warm(launcher, request, stdio))
+        else:
+            handle = run(launcher.start(request, stdio=stdio))
     except BaseException:
         os.close(ours_in)
         os.close(ours_out)
@@ -158,6 +177,17 @@ def start(launcher: LocalLauncher, request: LaunchRequest, stderr: int | None = 
         os.close(theirs_in)
         os.close(theirs_out)
     return Box(handle, ours_out, ours_in)
+
+
+async def _start_warm(launcher: LocalLauncher, request: LaunchRequest, stdio: Stdio) -> LocalHandle:
+    """From a nursery, which is made where there is none yet; never cold."""
+    made = await make_nursery(launcher, request, Labels(), idle_seconds=IDLE_SECONDS)
+    if made:
+        nurseries.append(made)
+    try:
+        return await start_warm(launcher, request, Labels(), stdio, ())
+    except WarmUnavailable as error:
+        raise error.__cause__ or error from None
 
 
 class Boxes:

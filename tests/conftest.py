@@ -20,12 +20,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from boxes import Boxes
+from boxes import IDLE_SECONDS, WARM, Boxes, close_nurseries, request_for, run
 from facilities import MUST_WORK, missing, ordinary_python
 from leaks import Watch, note_what_is_made
 
 import sandbox_provisioner
-from sandbox_provisioner.launch import LocalLauncher
+from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.warm.start import make_nursery
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -151,12 +152,44 @@ def public_folder(watch: Watch) -> Path:
     return folder
 
 
+def _new_runtime_dir() -> Path:
+    places = ("/run", os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp")
+    place = next(place for place in places if place and os.access(place, os.W_OK))
+    return Path(tempfile.mkdtemp(prefix="sbx-", dir=place))
+
+
+# With `boxes.WARM`: where the nursery lives that all tests of this session share.
+_shared: list[Path] = []
+
+
+def pytest_sessionstart() -> None:
+    """A nursery takes seconds to make, which is too long for each test."""
+    if os.environ.get(WARM):
+        _shared.append(_new_runtime_dir())
+        launcher = LocalLauncher(runtime_dir=str(_shared[0]))
+        with tempfile.TemporaryDirectory(prefix="sbx-") as workdir:
+            request = request_for(workdir)
+            handle = run(make_nursery(launcher, request, Labels(), idle_seconds=IDLE_SECONDS))
+        _nursery.append(handle)
+
+
+_nursery: list[Any] = []
+
+
+def pytest_sessionfinish() -> None:
+    """End it."""
+    for handle in _nursery:
+        run(handle.close())
+    for path in _shared:
+        shutil.rmtree(path)
+
+
 @pytest.fixture
 def runtime_dir(watch: Watch) -> Path:
     """A runtime directory of this test's own."""
-    places = ("/run", os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp")
-    place = next(place for place in places if place and os.access(place, os.W_OK))
-    path = Path(tempfile.mkdtemp(prefix="sbx-", dir=place))
+    if _shared:
+        return _shared[0]
+    path = _new_runtime_dir()
     watch.temporary.append(path)
     return path
 
@@ -180,9 +213,10 @@ def launcher(runtime_dir: Path, warnings: list[str]) -> LocalLauncher:
 
 
 @pytest.fixture
-def sandbox(launcher: LocalLauncher, workdir: Path) -> Boxes:
+def sandbox(launcher: LocalLauncher, workdir: Path) -> Iterator[Boxes]:
     """``with sandbox(...) as box: box.call(function)``; see `boxes.Boxes`."""
-    return Boxes(launcher, workdir)
+    yield Boxes(launcher, workdir)
+    close_nurseries()
 
 
 @pytest.fixture

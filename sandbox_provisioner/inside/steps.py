@@ -229,14 +229,34 @@ def enter_user_namespace(box: Box, name: str) -> None:
     for fd in box.user_namespaces.values():
         os.close(fd)
     box.user_namespaces.clear()
+    become_root_inside(box)
+
+
+def become_root_inside(_box: Box) -> None:
+    """Be uid 0 of our user namespace, and in no group."""
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
 
 
-def unshare_user_namespace(_box: Box, uid_map: str, gid_map: str) -> None:
-    """user_namespaces(7): without privileges one maps oneself, after giving up setgroups(2)."""
+def map_child(_box: Box, init_pid: str, pid: str, uid_map: str, gid_map: str) -> None:
+    """Map the ids of *pid*, which has made its user namespace in that of *init_pid*; we have the
+    rights for it there, and stay there."""
+    fd = os.open(f"/proc/{init_pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    kernel.setns(fd, kernel.CLONE_NEWUSER)
+    os.close(fd)
+    _write(f"/proc/{pid}/uid_map", uid_map)
+    _write(f"/proc/{pid}/gid_map", gid_map)
+
+
+def unshare_user_namespace(box: Box, uid_map: str, gid_map: str) -> None:
+    """A user namespace for a process without privileges."""
     kernel.unshare(kernel.CLONE_NEWUSER)
+    map_own_ids(box, uid_map, gid_map)
+
+
+def map_own_ids(_box: Box, uid_map: str, gid_map: str) -> None:
+    """user_namespaces(7): without privileges one maps oneself, after giving up setgroups(2)."""
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", uid_map)
     _write("/proc/self/gid_map", gid_map)
@@ -751,7 +771,10 @@ _OF_LANDLOCK = (
     landlock_rules, landlock_allow, landlock_restrict,
 )  # fmt: skip
 # Those that only a start from a nursery has, and the nursery's own.
-_OF_WARM_START = (hand_over, receive, tell, await_word, outlive_kernel, run_kernel)
+_OF_WARM_START = (
+    hand_over, receive, tell, await_word, outlive_kernel, run_kernel, map_child, map_own_ids,
+    become_root_inside,
+)  # fmt: skip
 LANDLOCK_VERBS = frozenset(verb.__name__.replace("_", "-") for verb in _OF_LANDLOCK)
 
 

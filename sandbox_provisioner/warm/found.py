@@ -3,9 +3,9 @@
 A nursery is found by a key of all that its kernels have from before the fork. In the runtime
 directory, which only this user can enter::
 
-    <key>.nursery  ──▶ n-<sandbox id>     the socket that requests come through; the link is made
-                                          when the nursery is ready
-    <key>.building                        locked by whoever makes one
+    <key>.nursery ──▶ <sandbox id>/requests    the socket that requests come through; the link is
+                                               made when the nursery is ready
+    <key>.building                             locked by whoever makes one
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from pathlib import Path
 import sandbox_provisioner
 from sandbox_provisioner.kernel_files import freshness
 from sandbox_provisioner.plan import LaunchRequest, Site, variables_for
-from sandbox_provisioner.records import RecordFolder
+from sandbox_provisioner.records import Record, RecordFolder
 
+SOCKET = "requests"
 _MODULES = ("ipykernel_launcher", "ipykernel")
 # Set in each kernel after the fork: no library reads them when it is loaded.
 _LATE = ("HOME", "HOSTNAME", "JPY_SESSION_NAME", "MEM_LIMIT", "CPU_LIMIT", "PWD", "OLDPWD")
@@ -62,7 +63,7 @@ def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
         site.files.readonly,
         sorted((k, v) for k, v in variables.items() if not any(fnmatchcase(k, n) for n in _LATE)),
         preload,
-        (site.uid, site.gid, request.spec.limits.memory_bytes, request.spec.hostname),
+        (site.uid, site.gid),
         os.stat(sandbox_provisioner.__file__).st_mtime,
         str(site.facts.cgroups.bases),
     )
@@ -72,11 +73,6 @@ def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
 def link_of(runtime: Path, key: str) -> Path:
     """Where the nursery for *key* is found once it is ready."""
     return runtime / f"{key}.nursery"
-
-
-def socket_of(runtime: Path, sandbox_id: str) -> Path:
-    """Where the nursery *sandbox_id* listens."""
-    return runtime / f"n-{sandbox_id}"
 
 
 def call(path: Path) -> socket.socket | None:
@@ -90,18 +86,17 @@ def call(path: Path) -> socket.socket | None:
     return channel
 
 
-def find(runtime: Path, key: str) -> tuple[socket.socket, int] | None:
-    """A connection to the nursery for *key*, and the first id of its range; None without one."""
+def find(runtime: Path, key: str) -> tuple[socket.socket, Record] | None:
+    """A connection to the nursery for *key*, and its record; None without one."""
     link = link_of(runtime, key)
     try:
-        name = os.readlink(link)
-        record = RecordFolder(runtime / name.removeprefix("n-")).read()
+        path = runtime / os.readlink(link)
+        record = RecordFolder(path.parent).read()
     except (OSError, ValueError):
         return None
-    channel = call(runtime / name)
+    channel = call(path)
     if channel is None:
-        for path in (link, runtime / name):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        with contextlib.suppress(OSError):
+            link.unlink()
         return None
-    return channel, record.first_id
+    return channel, record

@@ -30,7 +30,7 @@ from sandbox_provisioner.errors import LaunchError, SandboxError
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.launch import Labels, LocalLauncher, Start
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site
-from sandbox_provisioner.records import start_time
+from sandbox_provisioner.records import Record, start_time
 from sandbox_provisioner.spawn import FAIL_AT, LAUNCH_SECONDS, LauncherProcess, Report, Stdio
 from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.found import Command, find, key_of
@@ -64,11 +64,11 @@ async def start_warm(
     found = find(runtime, key_of(request, site, preload))
     if found is None:
         raise WarmUnavailable("there is no nursery for it (yet)")
-    channel, first_id = found
+    channel, nursery = found
     opener = LauncherProcess(Stdio(subprocess.DEVNULL, subprocess.DEVNULL, None))
     child = ForkedProcess(channel, stdio)
     start = WarmStart(request, opener, child, runtime, labels)
-    start.first_id = first_id
+    start.nursery = nursery
     try:
         return await start.run(site, tree)
     except SandboxError as error:
@@ -82,6 +82,8 @@ async def start_warm(
 class WarmStart(Start):
     """A `Start` whose plan has two parts."""
 
+    nursery: Record
+
     def __init__(
         self,
         request: LaunchRequest,
@@ -91,24 +93,35 @@ class WarmStart(Start):
         labels: Labels,
     ) -> None:
         super().__init__(request, child, runtime, labels)
-        self.opener = opener
+        self.opener: LauncherProcess | None = opener
         self.child = child
 
     async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
         site, folder = self.make_record(site)
         await self.child.here()
         self.create_cgroup(tree)
-        outside, inside = plans.compile_warm_plan(self.request, site)
-        fds = await self.opener.open(outside)
-        if not fds:
-            self.check(self.opener.report, outside, site)
-        await self.opener.end()
-        await self.child.go(inside, fds, tree.join_files)
+        family = plans.Family(self.nursery.init_pid, self.child.pid)
+        outside, inside = plans.compile_warm_plan(self.request, site, family)
+        await self.child.go(inside, await self.open(outside, site), tree.join_files)
         self.check(self.child.report, inside, site)
         return self.hand_over(tree, folder)
 
+    async def open(self, plan: Plan, site: Site) -> list[int]:
+        """Let a launcher open what the child cannot."""
+        assert self.opener
+        fds = await self.opener.open(plan)
+        if not fds:
+            self.check(self.opener.report, plan, site)
+        await self.end_opener()
+        return fds
+
+    async def end_opener(self) -> None:
+        opener, self.opener = self.opener, None
+        if opener:
+            await opener.end()
+
     async def undo(self) -> None:
-        await self.opener.end()
+        await self.end_opener()
         await super().undo()
 
 

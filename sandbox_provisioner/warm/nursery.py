@@ -246,6 +246,7 @@ def _child(fds: list[int]) -> Callable[[], None]:
         os.dup2(fd, number)
         os.close(fd)
     box = Box(report, control)
+    kernel_calls.unshare(kernel_calls.CLONE_NEWUSER)
     os.write(control, b"here")
     channel = socket.socket(fileno=control)
     word, received, _, _ = socket.recv_fds(channel, REQUEST_BYTES, 253)

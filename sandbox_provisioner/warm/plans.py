@@ -16,14 +16,17 @@ the user namespace that it makes for itself::
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID, id_map
 from sandbox_provisioner.inside.seccomp import NURSERY
 from sandbox_provisioner.plan import (
+    KERNEL_ID,
     LaunchRequest,
     Plan,
     Site,
     Step,
+    check,
     given_take_steps,
     kernel_steps,
     late_attach_steps,
@@ -58,7 +61,7 @@ def compile_nursery_plan(request: LaunchRequest, site: Site) -> Plan:
         Step("exit-file", (site.exit_file,), "where init will write how the nursery ended"),
         Step("join-cgroup", site.join_files, "what it imports is charged to it, not to a kernel"),
         Step("oom-score", ("300",), "if the machine runs out, it goes before the server"),
-        *namespace_and_mount_steps(request, site),
+        *namespace_and_mount_steps(request, site, more_ids=_ids_of_kernels(site)),
         Step("fork-init", (), "a PID namespace begins with a child; that one is PID 1"),
         Step("new-session", (), "no terminal, process group or keyring of the server"),
         *root_steps(request, site, masked=False),
@@ -75,8 +78,17 @@ def compile_nursery_plan(request: LaunchRequest, site: Site) -> Plan:
     return Plan(tuple(step for step in steps if step.verb != "join-cgroup" or step.words))
 
 
-def compile_warm_plan(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The pids, as the server sees them, of the nursery's PID 1 and of the child."""
+
+    init: int
+    child: int
+
+
+def compile_warm_plan(request: LaunchRequest, site: Site, family: Family) -> tuple[Plan, Plan]:
     """The two parts of the plan for *request*: for the launcher, and for the nursery's child."""
+    check(site)
     watch = tuple(watch_steps(request, site))
     opened = tuple(step for step in watch if step.verb == "open-memory")
     takes = tuple(given_take_steps(request, site))
@@ -85,18 +97,17 @@ def compile_warm_plan(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
         *opened,
         *_rights_over_mounts(site),
         *takes,
+        *_map_steps(site, family),
         Step("hand-over", (), "for a process that could open none of it"),
     )
     memory = ("memory",) * (_MEMORY_FILES[int(str(opened[0].words[0]))] if opened else 0)
     received = ("exit-file", *memory, *(str(step.words[0]) for step in takes))
     inner = _as_seen_inside(site)
     new = ("mount", "pid", "network", "ipc", "uts")
-    maps = f"{site.uid} {site.uid} 1", f"{site.gid} {site.gid} 1"
     inside = (
         Step("receive", received, "opened by a launcher that could"),
+        *_become_inside(site),
         *(step for step in watch if step.verb == "watch-memory"),
-        Step("oom-score", ("300",), "if the machine runs out, kernels go before their server"),
-        Step("unshare-user-namespace", maps, "rights over mounts, in a namespace of its own only"),
         Step("unshare", new, "everything below is private"),
         *program_take_steps(inner),
         Step("await-word", (JOINED,), "memory, CPU and processes are charged from here on"),
@@ -127,6 +138,38 @@ def _rights_over_mounts(site: Site) -> Iterator[Step]:
     maps = f"{site.uid} {site.facts.uid} 1", f"{site.gid} {site.facts.gid} 1"
     yield Step("unshare-user-namespace", maps)
     yield Step("unshare", ("mount",))
+
+
+def _map_steps(site: Site, family: Family) -> Iterator[Step]:
+    """Each kernel of a root server has ids that nobody else has, warm or cold.
+
+    user_namespaces(7): a map is written in the namespace or in its parent, which is the nursery's;
+    there the whole of the range that kernels have their ids from appears as it is outside.
+    """
+    if not site.facts.privileged:
+        return
+    maps = (
+        id_map(KERNEL_ID, site.outside_uid, site.first_id),
+        id_map(KERNEL_ID, site.outside_gid, site.first_id),
+    )
+    words = (str(family.init), str(family.child), *maps)
+    yield Step("map-child", words, "an id range of its own: the nursery has no right to give one")
+
+
+def _become_inside(site: Site) -> Iterator[Step]:
+    """The child has made its user namespace before it said that it is there."""
+    if site.facts.privileged:
+        yield Step("become-root-inside", (), "uid 0 of its own namespace, nobody outside")
+        return
+    maps = f"{site.uid} {site.uid} 1", f"{site.gid} {site.gid} 1"
+    yield Step("map-own-ids", maps, "the user's own ids, as the nursery has them")
+
+
+def _ids_of_kernels(site: Site) -> str:
+    """Lines of uid_map: all ids that sandboxes get, but for the nursery's own, as they are."""
+    above = site.first_id + IDS
+    parts = ((FIRST_ID, site.first_id - FIRST_ID), (above, LAST_ID + 1 - above))
+    return "".join(f"\n{first} {first} {count}" for first, count in parts if count > 0)
 
 
 def _as_seen_inside(site: Site) -> Site:

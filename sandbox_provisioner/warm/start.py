@@ -25,9 +25,11 @@ from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.launch import ColdStart, Labels, LocalLauncher
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
+from sandbox_provisioner.records import RecordFolder
 from sandbox_provisioner.spawn import LauncherProcess, Stdio
+from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.warm import plans
-from sandbox_provisioner.warm.found import Command, call, find, key_of, link_of, socket_of
+from sandbox_provisioner.warm.found import SOCKET, Command, call, find, key_of, link_of
 
 KIND = "nursery"
 _READY_SECONDS = 180
@@ -40,7 +42,15 @@ _BOOT = (
 
 
 class NurseryStart(ColdStart):
-    """The start of a nursery."""
+    """The start of a nursery, which listens at *path*."""
+
+    path: Path
+
+    def make_record(self, site: Site) -> tuple[Site, RecordFolder]:
+        """The socket's name goes with the record, also where somebody else removes it."""
+        site, folder = super().make_record(site)
+        self.path.rename(folder.path / SOCKET)
+        return site, folder
 
     def compile(self, site: Site) -> Plan:
         return plans.compile_nursery_plan(self.request, site)
@@ -73,12 +83,11 @@ async def make_nursery(
         own = _own_request(request, command, preload, idle_seconds)
         handle = await _start(launcher, own, replace(labels, kind=KIND))
         try:
-            await _ready(handle, socket_of(runtime, own.sandbox_id))
+            await _ready(handle)
         except BaseException:
-            socket_of(runtime, own.sandbox_id).unlink(missing_ok=True)
             await handle.close()
             raise
-        _publish(runtime, key, own.sandbox_id)
+        _publish(handle, link_of(runtime, key))
         return handle
 
 
@@ -101,11 +110,13 @@ def _alone(path: Path) -> Iterator[bool]:
 def _own_request(
     request: LaunchRequest, command: Command, preload: tuple[str, ...], idle_seconds: float
 ) -> LaunchRequest:
+    # A cap on CPU time would make starts slow, and the kernels have their own.
+    limits = Limits(memory_bytes=request.spec.limits.memory_bytes, pids=request.spec.limits.pids)
     words = ("-c", _BOOT, os.path.dirname(_PACKAGE), f"{idle_seconds:g}", ",".join(preload), "")
     return replace(
         request,
         sandbox_id=uuid.uuid4().hex[:12],
-        spec=replace(request.spec, volumes=()),
+        spec=replace(request.spec, volumes=(), limits=limits),
         argv=(command.program, *command.flags, *words),
         cwd=HOME,
         connection_file=None,
@@ -117,12 +128,13 @@ async def _start(launcher: LocalLauncher, request: LaunchRequest, labels: Labels
     site, tree = launcher.survey(request)
     site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
     runtime = launcher.runtime()
-    path = socket_of(runtime, request.sandbox_id)
+    path = runtime / f"{request.sandbox_id}.{SOCKET}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(os.fspath(path))
         listener.listen(64)
         process = LauncherProcess(Stdio(listener.fileno(), subprocess.DEVNULL, subprocess.DEVNULL))
         start = NurseryStart(request, process, runtime, labels)
+        start.path = path
         try:
             return await start.run(site, tree)
         except BaseException:
@@ -131,9 +143,9 @@ async def _start(launcher: LocalLauncher, request: LaunchRequest, labels: Labels
             raise
 
 
-async def _ready(handle: LocalHandle, path: Path) -> dict[str, Any]:
+async def _ready(handle: LocalHandle) -> dict[str, Any]:
     """Wait for its first answer; LaunchError with its last words if it ends before."""
-    channel = call(path)
+    channel = call(handle.folder.path / SOCKET)
     told = b""
     if channel:
         with channel:
@@ -161,8 +173,8 @@ async def _ready(handle: LocalHandle, path: Path) -> dict[str, Any]:
     )
 
 
-def _publish(runtime: Path, key: str, sandbox_id: str) -> None:
-    link = link_of(runtime, key)
-    new = link.with_suffix(f".{sandbox_id}")
-    new.symlink_to(socket_of(runtime, sandbox_id).name)
+def _publish(handle: LocalHandle, link: Path) -> None:
+    folder = handle.folder.path
+    new = folder / "link"
+    new.symlink_to(f"{folder.name}/{SOCKET}")
     new.replace(link)

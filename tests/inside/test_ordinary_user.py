@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from boxes import USER_IDS
+from boxes import USER_IDS, WARM
 from facilities import public_python
 from probes import START
 
@@ -64,7 +64,7 @@ def write_files(folder: Path, subuid: str, subgid: str) -> None:
     (folder / "subgid").write_text(subgid)
 
 
-def as_user(home: Path, *words: str, user_ids: str = "single") -> str:
+def as_user(home: Path, *words: str, user_ids: str = "single", warm: str = "") -> str:
     """The output of Python with *words* as the ordinary user."""
     code = home / "code"
     modules = [str(code), f"{code}/tests", f"{code}/tests/inside", *sys.path]
@@ -74,6 +74,7 @@ def as_user(home: Path, *words: str, user_ids: str = "single") -> str:
         "HOME": str(home),
         "PATH": os.defpath,
         USER_IDS: user_ids,
+        WARM: warm,
     }
     files = ("unshare", "--mount", "sh", "-c", WITH_FILES, "sh", str(home))
     done = subprocess.run(
@@ -113,6 +114,20 @@ def passed(home: Path, room: str, **options: str) -> int:
 )
 def test_an_ordinary_user_passes_the_tests_of_the_box(home, room, fewest):
     assert passed(home, f"inside/{room}.py") >= fewest
+
+
+@pytest.mark.parametrize(
+    ("room", "fewest"),
+    [
+        ("test_file_system", 25),
+        ("test_covers", 15),
+        ("test_identity", 8),
+        ("test_namespaces", 20),
+        ("test_system_calls", 20),
+    ],
+)
+def test_they_pass_in_boxes_from_a_nursery_too(home, room, fewest):
+    assert passed(home, f"inside/{room}.py", warm="1") >= fewest
 
 
 @pytest.mark.requires("newuidmap")
