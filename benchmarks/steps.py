@@ -31,9 +31,9 @@ _STAMPED: tuple[tuple[Any, str, str], ...] = (
     (launch.LocalLauncher, "sweep", "sweep of what is left over"),
     (spawn.LauncherProcess, "__init__", "launcher spawned"),
     (launch.LocalLauncher, "survey", "survey of the host"),
-    (launch._Start, "make_record", "record folder"),
+    (launch.Start, "make_record", "record folder"),
     (launch, "compile_plan", "plan"),
-    (launch._Start, "create_cgroup", "control groups"),
+    (launch.Start, "create_cgroup", "control groups"),
 )
 _AFTER: tuple[tuple[Any, str, str], ...] = (
     (spawn.LauncherProcess, "perform", "kernel executed (server has heard)"),
@@ -51,11 +51,11 @@ import sys
 sys.path.append(sys.argv[1])
 from sandbox_provisioner.inside import enter, steps
 stamp("import")
-read_all = enter._read_all
+read_all = enter.read_all
 def read(fd):
     stamp("word")
     return read_all(fd)
-enter._read_all = read
+enter.read_all = read
 def wrap(name, verb):
     def timed(box, *words):
         if name == "execute":

@@ -77,6 +77,7 @@ class Labels:
     name: str = ""
     user: str = ""
     kind: str = "kernel"
+    nursery: str = ""
 
 
 def compile_for(request: LaunchRequest, site: Site) -> Plan:
@@ -100,7 +101,7 @@ class LocalLauncher:
 
     def __init__(self, *, runtime_dir: str = "", warn: Warn = lambda _: None) -> None:
         self._runtime_dir = runtime_dir
-        self._warn = warn
+        self.warn = warn
 
     def runtime(self) -> Path:
         """Where the records of our sandboxes are."""
@@ -120,13 +121,11 @@ class LocalLauncher:
         if obstacle:
             raise obstacle
         tree = cgroup.open_tree(
-            facts.cgroups, request.sandbox_id, spec.limits, spec.may_lack, self._warn
+            facts.cgroups, request.sandbox_id, spec.limits, spec.may_lack, self.warn
         )
         files = find_kernel_files(request.argv, request.environment, facts, request.extra_files)
         for path in files.too_broad:
-            self._warn(
-                f"{path} is on the kernel's path, but would show it more than that: left out"
-            )
+            self.warn(f"{path} is on the kernel's path, but would show it more than that: left out")
         site = Site(
             facts=facts,
             workdir=WorkdirFacts.probe(spec.workdir, facts, spec.covers),
@@ -265,6 +264,7 @@ class Start:
             workdir=site.workdir.source,
             confinement=self.request.spec.confinement.value,
             kind=self.labels.kind,
+            nursery=self.labels.nursery,
             made=planned_stand_ins(site.workdir),
         )
         self.folder, self.record = RecordFolder.create(self.runtime, record, ids=facts.privileged)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import pwd
 import signal
@@ -52,6 +53,8 @@ from sandbox_provisioner.spec import (
     parse_cpuset,
 )
 from sandbox_provisioner.unboxed import inner_command
+from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
+from sandbox_provisioner.warm.start import make_in_background
 
 _POLL_SECONDS = 1.0
 _PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -157,6 +160,19 @@ class SandboxProvisioner(LocalProvisioner):
         value_trait=Enum([choice.value for choice in OnMissing]),
         help="What to do where a cap cannot be enforced here, by facility (memory, cpu, cpuset, "
         'pids): "refuse", which is the default, or "warn".',
+    ).tag(config=True)
+    warm = Bool(
+        False,
+        help="Start kernels from a nursery: a process, in a box of its own, that has imported what "
+        "they import, and forks. It is made after the first start, and found by all servers of the "
+        "user. For servers that live on; IPython kernels only, others start as ever.",
+    ).tag(config=True)
+    preload = List(
+        Unicode(),
+        help='Modules that a nursery imports besides, such as "numpy": kernels have them at once.',
+    ).tag(config=True)
+    warm_idle_timeout = Float(
+        900.0, help="After how many seconds without a start a nursery ends."
     ).tag(config=True)
     start_timeout = Float(
         60.0, help="How many seconds a kernel may take until its sockets are there."
@@ -328,7 +344,23 @@ class SandboxProvisioner(LocalProvisioner):
         stdin = kwargs.get("stdin")
         stdin = subprocess.DEVNULL if stdin is None else stdin
         stdio = Stdio(stdin, kwargs.get("stdout"), kwargs.get("stderr"))
+        if self.warm:
+            return await self._start_warm(launcher, request, labels, stdio)
         return await launcher.start(request, labels, stdio)
+
+    async def _start_warm(
+        self, launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
+    ) -> LocalHandle:
+        """From a nursery, or cold, and then in the background a nursery for the next."""
+        preload = tuple(self.preload)
+        try:
+            return await start_warm(launcher, request, labels, stdio, preload)
+        except WarmUnavailable as error:
+            level = logging.WARNING if error.failed else logging.INFO
+            self.log.log(level, "Kernel %s starts cold: %s", self.kernel_id, error)
+        handle = await launcher.start(request, labels, stdio)
+        make_in_background(launcher, request, labels, preload, self.warm_idle_timeout)
+        return handle
 
     def _request(self, cmd: list[str], kwargs: dict[str, Any]) -> LaunchRequest:
         cwd = kwargs["cwd"]

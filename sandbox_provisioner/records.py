@@ -51,7 +51,8 @@ class Record:
     *made* are (kind, path) of stand-ins' mount points that did not exist before; while a sandbox
     starts, those that its plan would make.
     *init_start* is the start time of PID 1 in clock ticks (proc(5)), which makes a pid unique.
-    *kind* is "kernel", or "nursery" for a process that kernels are forked from.
+    *kind* is "kernel", or "nursery" for a process that kernels are forked from; *nursery* is the id
+    of the one that this kernel was forked from.
     """
 
     sandbox_id: str
@@ -72,6 +73,7 @@ class Record:
     made: tuple[tuple[str, str], ...] = ()
     confinement: str = "namespaces"
     kind: str = "kernel"
+    nursery: str = ""
 
     @property
     def end_signal(self) -> int:

@@ -82,7 +82,7 @@ class Report:
 
 
 class LauncherProcess:
-    """One launcher; `launch._Start` owns it, and calls `end` when a start fails."""
+    """One launcher; `launch.ColdStart` owns it, and calls `end` when a start fails."""
 
     def __init__(self, stdio: Stdio) -> None:
         """Spawn it; LaunchError if the machine has no process left."""

@@ -22,6 +22,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -40,7 +41,14 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class WarmUnavailable(Exception):
-    """No start from a nursery: the text says why, for a log. A cold start may do."""
+    """No start from a nursery: the text says why, for a log. A cold start may do.
+
+    *failed*: there was one, and it could not.
+    """
+
+    def __init__(self, why: str, *, failed: bool = False) -> None:
+        super().__init__(why)
+        self.failed = failed
 
 
 async def start_warm(
@@ -67,13 +75,15 @@ async def start_warm(
     channel, nursery = found
     opener = LauncherProcess(Stdio(subprocess.DEVNULL, subprocess.DEVNULL, None))
     child = ForkedProcess(channel, stdio)
+    labels = replace(labels, nursery=nursery.sandbox_id)
     start = WarmStart(request, opener, child, runtime, labels)
     start.nursery = nursery
     try:
         return await start.run(site, tree)
     except SandboxError as error:
         await start.undo()
-        raise WarmUnavailable(f"a start from the nursery failed: {error}") from error
+        why = f"a start from the nursery failed: {error}"
+        raise WarmUnavailable(why, failed=True) from error
     except BaseException:
         await start.undo()
         raise
@@ -156,9 +166,10 @@ class ForkedProcess:
             async with asyncio.timeout(_HERE_SECONDS):
                 self.pid = await self._hear(plans.HERE)
         except TimeoutError:
-            raise WarmUnavailable(f"the nursery has not answered for {_HERE_SECONDS} s") from None
+            why = f"the nursery has not answered for {_HERE_SECONDS} s"
+            raise WarmUnavailable(why, failed=True) from None
         if not self.pid:
-            raise WarmUnavailable("the nursery has ended")
+            raise WarmUnavailable("the nursery has ended", failed=True)
         with contextlib.suppress(ProcessLookupError):
             self._own_pidfd = os.pidfd_open(self.pid)
 

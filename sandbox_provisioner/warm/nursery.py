@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     os.dup2(null, 0)
     os.close(null)
     gc.disable()
+    before = dict(os.environ)
 
     def again(refused: list[str]) -> None:
         os.dup2(listener.fileno(), 0)
@@ -62,9 +63,10 @@ def main(argv: Sequence[str]) -> None:
     gc.collect()
     gc.freeze()
     told = {"preloaded": [n for n in wanted if n in sys.modules], "refused": refused} | failed
-    become = _serve(listener, changes, idle, told)
-    if become:
-        become()
+    box = _serve(listener, changes, idle, told)
+    if box:
+        imported = {name: v for name, v in os.environ.items() if before.get(name) != v}
+        become(box, imported)
 
 
 def _names(text: str) -> list[str]:
@@ -205,8 +207,8 @@ def _has_changed(changes: int) -> bool:
 
 def _serve(
     listener: socket.socket, changes: int, idle: float, told: dict[str, object]
-) -> Callable[[], None] | None:
-    """Answer requests until it is over (None), or, in a child, until it is a kernel: what to do."""
+) -> Box | None:
+    """Answer requests until it is over (None); in a child its box, when it is to be the kernel."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     poll.register(changes, select.POLLIN)
@@ -239,7 +241,7 @@ def _memory() -> dict[str, int]:
     return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines}
 
 
-def _child(fds: list[int]) -> Callable[[], None]:
+def _child(fds: list[int]) -> Box:
     """Be the launcher, then PID 1, then the kernel: as `enter.main`, with what comes by message."""
     control, report, *standard = fds
     for number, fd in enumerate(standard):
@@ -257,17 +259,22 @@ def _child(fds: list[int]) -> Callable[[], None]:
     for fd in (control, report, *box.received):
         os.set_inheritable(fd, False)
     enter.perform(box, enter.decode(enter.read_all(plan)), os.fsdecode(word[3:]))
-    return lambda: become(box)
+    return box
 
 
 # -- the kernel
 
 
-def become(box: Box) -> None:
+def become(box: Box, imported: dict[str, str]) -> None:
     """In the kernel's process, with every right given up: make fresh what a new process would
-    have fresh, and run the program: ipykernel, or what follows ``-c``."""
+    have fresh, and run the program: ipykernel, or what follows ``-c``.
+
+    *imported* are variables that modules have set when they were imported.
+    """
     os.environ.clear()
     os.environ.update({os.fsdecode(k): os.fsdecode(v) for k, v in box.environment.items()})
+    for name, value in imported.items():
+        os.environ.setdefault(name, value)
     time.tzset()
     words = box.kernel_argv
     if "-m" in words:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boxes import WARM
 from jupyter_client.manager import KernelManager
 
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.unboxed import guarded_command
+from sandbox_provisioner.warm.start import end_own
 
 PATIENCE = 60
 Spec = Callable[..., str]
@@ -24,7 +26,7 @@ Spec = Callable[..., str]
 @pytest.fixture
 def kernelspec(
     workdir: Path, runtime_dir: Path, new_folder: Callable[[], Path], monkeypatch: Any
-) -> Spec:
+) -> Iterator[Spec]:
     """``kernelspec(name, argv, **options)`` writes a sandboxed kernelspec; its name is answered.
 
     The current directory is the test's work directory.
@@ -39,7 +41,7 @@ def kernelspec(
         program = argv or [
             sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
         ]  # fmt: skip
-        config = {"runtime_dir": str(runtime_dir), **options}
+        config = {"runtime_dir": str(runtime_dir), "warm": bool(os.environ.get(WARM)), **options}
         folder = data / "kernels" / name
         folder.mkdir(parents=True, exist_ok=True)
         stanza = {"provisioner_name": "sandbox-provisioner", "config": config}
@@ -52,7 +54,8 @@ def kernelspec(
         (folder / "kernel.json").write_text(json.dumps(text))
         return name
 
-    return write
+    yield write
+    end_own()
 
 
 class Kernel:

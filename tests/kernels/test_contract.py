@@ -19,12 +19,16 @@ from traitlets.config import Config
 
 from sandbox_provisioner.errors import LaunchError, SpecError
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
-from sandbox_provisioner.records import all_records
+from sandbox_provisioner.records import Record, all_records
 from sandbox_provisioner.spec import format_bytes
 
 pytestmark = pytest.mark.requires("userns")
 
 BUSY_C_LOOP = "import re; re.match('(a+)+b', 'a' * 60)"
+
+
+def kernels_of(runtime_dir: Path) -> list[Record]:
+    return [record for _, record in all_records(runtime_dir) if record.kind == "kernel"]
 
 
 # -- the ordinary life of a kernel
@@ -34,8 +38,8 @@ def test_a_kernel_runs_in_a_sandbox_and_leaves_nothing(kernel: Any, runtime_dir:
     with kernel() as k:
         assert k.run("6 * 7") == "42"
         assert k.run("import os; os.getuid() != 0 and os.getppid()") == "1"
-        assert len(all_records(runtime_dir)) == 1
-    assert not all_records(runtime_dir)
+        assert len(kernels_of(runtime_dir)) == 1
+    assert not kernels_of(runtime_dir)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +201,7 @@ def test_cleanup_alone_ends_a_living_kernel(kernel: Any, runtime_dir: Path) -> N
     with kernel() as k:
         pid = k.provisioner.handle.pid
         asyncio.run(k.provisioner.cleanup(restart=False))
-        assert not all_records(runtime_dir)
+        assert not kernels_of(runtime_dir)
         assert not Path(f"/proc/{pid}").exists()
         assert not k.provisioner.has_process
 
@@ -225,7 +229,7 @@ def test_a_failed_launch_leaves_no_connection_file(kernelspec: Any, runtime_dir:
     with pytest.raises(StartRefused, match="no such program"):
         manager.start_kernel()
     assert not manager.connection_file or not Path(manager.connection_file).exists()
-    assert not all_records(runtime_dir)
+    assert not kernels_of(runtime_dir)
 
 
 def test_a_kernel_that_fails_at_its_start_is_quoted(kernelspec: Any, runtime_dir: Path) -> None:
@@ -238,7 +242,7 @@ def test_a_kernel_that_fails_at_its_start_is_quoted(kernelspec: Any, runtime_dir
     assert "ended with status 1" in text
     assert "the battery is empty" in text
     assert isinstance(caught.value.error, LaunchError)
-    assert not all_records(runtime_dir)
+    assert not kernels_of(runtime_dir)
 
 
 def test_a_kernel_that_never_binds_its_sockets_is_given_up(kernelspec: Any) -> None:

@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHER = ("enter", "family", "init", "kernel_calls", "memory", "steps")
 OF_LAUNCHER = {
     "__future__", "_signal", "collections", "ctypes", "errno", "os", "resource", "select", "stat",
-    "sys", "time",
+    "struct", "sys", "time",
 }  # fmt: skip
 LONGEST_FUNCTION = 60
 LONGEST_MEDIAN = 12

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from sandbox_provisioner.cgroup import NullTree
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside import init, memory
-from sandbox_provisioner.inside.memory import Level, Memory, thresholds, used_v1, used_v2
+from sandbox_provisioner.inside.memory import (
+    Level,
+    Memory,
+    open_files,
+    thresholds,
+    used_v1,
+    used_v2,
+)
 from sandbox_provisioner.records import Record, RecordFolder
 
 MIB = 1 << 20
@@ -107,7 +114,7 @@ def watching():
     made = []
 
     def make(version: int, group: str, level: Level, sentence: str = "") -> Memory:
-        made.append(Memory(version, group, level, sentence))
+        made.append(Memory(version, open_files(version, group), level, sentence))
         return made[-1]
 
     yield make

@@ -1,0 +1,322 @@
+"""Kernels from a nursery: that they are, what differs from a cold one, and what ends a nursery."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+from sandbox_provisioner.records import Record, all_records, open_init
+from sandbox_provisioner.warm import launch
+from sandbox_provisioner.warm.found import SOCKET, call
+
+pytestmark = pytest.mark.requires("userns")
+
+# What a cell can see of its process; a cold kernel's is the measure.
+STATE = """
+import asyncio, faulthandler, gc, json, locale, logging, multiprocessing, os, resource, signal, sys
+import threading, time, warnings
+def handler(number):
+    try:
+        return str(getattr(signal.getsignal(number), "__qualname__", signal.getsignal(number)))
+    except ValueError:
+        return "?"
+names = [n for n in dir(resource) if n.startswith("RLIMIT")]
+limits = {n: resource.getrlimit(getattr(resource, n)) for n in names}
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(json.dumps({
+    "argv": sys.argv, "orig_argv_program": sys.orig_argv[0], "path": sys.path,
+    "main": sorted(n for n in vars(sys.modules["__main__"]) if n.startswith("__")),
+    "file": getattr(sys.modules["__main__"], "__file__", None), "name": __name__,
+    "signals": {n: handler(n) for n in range(1, 32)}, "blocked": status["SigBlk"].strip(),
+    "ignored": status["SigIgn"].strip(), "groups": status["Groups"].split(),
+    "capabilities": [status[n].strip() for n in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")],
+    "new_privileges": status["NoNewPrivs"].strip(), "seccomp": status["Seccomp"].strip(),
+    "dumpable_owner": os.stat("/proc/self/environ").st_uid == os.getuid(),
+    "faulthandler": faulthandler.is_enabled(), "threads": sorted(
+        type(t).__name__ for t in threading.enumerate()),
+    "gc": [gc.isenabled(), gc.get_threshold()], "flags": list(sys.flags),
+    "environment": " ".join(sorted(os.environ)), "home": os.environ["HOME"],
+    "cwd": os.getcwd(), "umask": os.umask(0o022), "pid": os.getpid(), "parent": os.getppid(),
+    "multiprocessing": [multiprocessing.get_start_method(), multiprocessing.current_process().name],
+    "policy": type(asyncio.get_event_loop_policy()).__name__,
+    "loop": asyncio.get_event_loop().is_running(),
+    "locale": locale.setlocale(locale.LC_ALL), "zone": time.tzname,
+    "handlers": [type(h).__name__ for h in logging.getLogger().handlers],
+    "limits": limits, "recursion": sys.getrecursionlimit(),
+    "stdin": [sys.stdin.name if sys.stdin else None], "unraisable": sys.unraisablehook.__name__,
+    "ours": sorted(n for n in sys.modules if n.startswith("sandbox_provisioner")),
+    "oom": open("/proc/self/oom_score_adj").read().strip(),
+    "hostname": os.uname().nodename, "users": [os.getresuid(), os.getresgid()],
+    "session": os.getsid(0) == os.getpid(), "history": [*get_ipython().history_manager.get_range()],
+    "number": get_ipython().execution_count,
+}))
+"""
+RANDOM = """
+import json, multiprocessing, os, random, secrets, tempfile, uuid
+values = [random.random(), str(uuid.uuid1()), str(uuid.uuid4()), os.urandom(8).hex(),
+    next(tempfile._get_candidate_names()), secrets.token_hex(8),
+    multiprocessing.current_process().authkey.hex(), get_ipython().kernel.ident]
+try:
+    import numpy
+    values += [float(numpy.random.rand()), float(numpy.random.default_rng().random())]
+except ImportError:
+    pass
+print(json.dumps(values))
+"""
+
+
+@pytest.fixture
+def warm(kernel: Any, kernelspec: Any) -> Any:
+    """``with warm() as k``: a kernel whose kernelspec wants a nursery."""
+
+    def start(**options: Any) -> Any:
+        return kernel(KernelManager(kernel_name=kernelspec(**({"warm": True} | options))))
+
+    return start
+
+
+@pytest.fixture
+def nursery(warm: Any, runtime_dir: Path) -> Iterator[Record]:
+    """The record of the nursery that a first, cold start has made."""
+    with warm():
+        pass
+    yield made(runtime_dir)
+
+
+def made(runtime_dir: Path) -> Record:
+    """Wait for the nursery that is being made in the background."""
+    for thread in [t for t in threading.enumerate() if t.name == "sandbox-nursery"]:
+        thread.join()
+    (record,) = nurseries(runtime_dir)
+    return record
+
+
+def nurseries(runtime_dir: Path) -> list[Record]:
+    return [record for _, record in all_records(runtime_dir) if record.kind == "nursery"]
+
+
+def came_from(k: Any) -> str:
+    """The id of the nursery that the kernel of *k* was forked from, "" of a cold one."""
+    return str(k.provisioner.handle.record.nursery)
+
+
+def wait_for_end(record: Record) -> None:
+    pidfd = open_init(record)
+    if pidfd is not None:
+        assert select.select([pidfd], [], [], 30)[0]
+        os.close(pidfd)
+
+
+def test_the_first_start_is_cold_and_the_next_ones_come_from_a_nursery(
+    warm: Any, runtime_dir: Path
+) -> None:
+    with warm() as k:
+        assert came_from(k) == ""
+        nursery = made(runtime_dir)
+        with warm() as second, warm() as third:
+            assert came_from(second) == came_from(third) == nursery.sandbox_id
+            assert second.run("6 * 7") == third.run("6 * 7") == "42"
+        k.manager.restart_kernel()
+        k.client.wait_for_ready(timeout=60)
+        assert came_from(k) == nursery.sandbox_id
+
+
+def test_without_the_option_no_nursery_is_made(kernel: Any, runtime_dir: Path) -> None:
+    with kernel():
+        assert not nurseries(runtime_dir)
+
+
+def test_a_warm_kernel_cannot_be_told_from_a_cold_one(
+    warm: Any, kernel: Any, nursery: Record
+) -> None:
+    found = []
+    with kernel(warm=False) as cold, warm() as k:
+        assert came_from(cold) == ""
+        assert came_from(k) == nursery.sandbox_id
+        for each in (cold, k):
+            state = json.loads(each.run(STATE))
+            state["argv"] = state["argv"][:-1]
+            found.append(state)
+    cold_state, warm_state = found
+    for key, value in cold_state.items():
+        assert (key, warm_state[key]) == (key, value)
+
+
+def test_no_two_warm_kernels_share_a_random_number_or_a_secret(warm: Any, nursery: Record) -> None:
+    with warm() as one, warm() as other:
+        assert came_from(one) == came_from(other) == nursery.sandbox_id
+        values = [json.loads(k.run(RANDOM)) for k in (one, other)]
+    assert not set(values[0]) & set(values[1])
+
+
+def test_a_warm_kernel_obeys_its_command_line(
+    kernel: Any, kernelspec: Any, nursery: Record
+) -> None:
+    name = kernelspec(
+        "with-lines",
+        [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
+         "--IPKernelApp.exec_lines=marked = 7"],
+        warm=True,
+    )  # fmt: skip
+    with kernel(KernelManager(kernel_name=name)) as k:
+        assert came_from(k) == nursery.sandbox_id
+        assert k.run("marked") == "7"
+
+
+def test_a_warm_kernel_can_start_threads_processes_and_loops(warm: Any, nursery: Record) -> None:
+    code = (
+        "import asyncio, concurrent.futures, multiprocessing, subprocess, threading\n"
+        "with concurrent.futures.ThreadPoolExecutor(2) as pool:\n"
+        "    one = list(pool.map(abs, [-1, -2]))\n"
+        "with multiprocessing.Pool(2) as pool:\n"
+        "    two = pool.map(abs, [-3])\n"
+        "await asyncio.sleep(0)\n"
+        "print(one, two, subprocess.check_output(['echo', 'said']))"
+    )
+    with warm() as k:
+        assert came_from(k) == nursery.sandbox_id
+        assert k.run(code) == "[1, 2] [3] b'said\\n'\n"
+
+
+def test_a_kernel_with_another_command_or_with_other_variables_starts_cold(
+    kernel: Any, kernelspec: Any, nursery: Record, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    with kernel(KernelManager(kernel_name=kernelspec(warm=True))) as k:
+        assert came_from(k) == ""
+
+
+def test_a_nursery_ends_when_what_it_has_imported_changes(
+    warm: Any, runtime_dir: Path, new_folder: Callable[[], Path], monkeypatch: Any
+) -> None:
+    folder = new_folder()
+    folder.chmod(0o755)
+    (folder / "mine.py").write_text("answer = 1\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    with warm(preload=["mine"]):
+        before = made(runtime_dir)
+    with warm(preload=["mine"]) as k:
+        assert came_from(k) == before.sandbox_id
+        assert k.run("import mine; mine.answer") == "1"
+    (folder / "mine.py").write_text("answer = 22\n")
+    wait_for_end(before)
+    with warm(preload=["mine"]) as k:
+        assert came_from(k) == ""
+        assert k.run("import mine; mine.answer") == "22"
+        after = made(runtime_dir)
+    with warm(preload=["mine"]) as k:
+        assert came_from(k) == after.sandbox_id != before.sandbox_id
+        assert k.run("import mine; mine.answer") == "22"
+
+
+def test_what_was_preloaded_is_there_at_once(warm: Any, runtime_dir: Path) -> None:
+    with warm(preload=["decimal", "no_such_module"]):
+        nursery = made(runtime_dir)
+    assert status_of(nursery, runtime_dir)["preloaded"] == ["decimal"]
+    assert "no_such_module" in status_of(nursery, runtime_dir)["failed"]
+    with warm(preload=["decimal", "no_such_module"]) as k:
+        assert came_from(k) == nursery.sandbox_id
+        assert k.run("import sys; 'decimal' in sys.modules") == "True"
+
+
+def status_of(nursery: Record, runtime_dir: Path) -> Any:
+    channel = call(runtime_dir / nursery.sandbox_id / SOCKET)
+    assert channel
+    with channel:
+        channel.send(b"status")
+        return json.loads(channel.recv(1 << 16))
+
+
+def test_a_module_that_starts_threads_is_left_out(
+    warm: Any, runtime_dir: Path, new_folder: Callable[[], Path], monkeypatch: Any
+) -> None:
+    folder = new_folder()
+    folder.chmod(0o755)
+    (folder / "busy.py").write_text(
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    )
+    (folder / "calls.py").write_text("import socket\nkept = socket.socket()\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    with warm(preload=["busy", "decimal", "calls"]):
+        nursery = made(runtime_dir)
+    told = status_of(nursery, runtime_dir)
+    assert (told["preloaded"], told["refused"]) == (["decimal"], ["busy", "calls"])
+    with warm(preload=["busy", "decimal", "calls"]) as k:
+        assert came_from(k) == nursery.sandbox_id
+        assert k.run("import busy, calls, threading; calls.kept.family.name") == "'AF_INET'"
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_nursery_that_hangs_or_dies_is_no_reason_not_to_start(
+    warm: Any, nursery: Record, monkeypatch: Any, how: int
+) -> None:
+    """The kernels that it has forked live on."""
+    monkeypatch.setattr(launch, "_HERE_SECONDS", 0.5)
+    with warm() as before:
+        assert came_from(before) == nursery.sandbox_id
+        (pid, *_) = children_of(nursery.init_pid)
+        os.kill(pid, how)
+        with warm() as k:
+            assert came_from(k) == ""
+            assert k.run("6 * 7") == "42"
+        assert before.run("1 + 1") == "2"
+        if how == signal.SIGSTOP:
+            os.kill(pid, signal.SIGCONT)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_an_idle_nursery_ends_and_leaves_its_kernels(warm: Any, runtime_dir: Path) -> None:
+    with warm(warm_idle_timeout=1.0):
+        nursery = made(runtime_dir)
+        with warm() as k:
+            assert came_from(k) == nursery.sandbox_id
+            (program, *_) = [p for p in children_of(nursery.init_pid) if is_nursery(p)]
+            pidfd = os.pidfd_open(program)
+            assert select.select([pidfd], [], [], 30)[0]
+            os.close(pidfd)
+            assert k.run("1 + 1") == "2"
+    wait_for_end(nursery)
+
+
+def is_nursery(pid: int) -> bool:
+    """Inside it is PID 2 of the nursery's namespace, and of no other."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("NSpid:")]
+    return line.split()[-1] == "2" and len(line.split()) == 3 + nested()
+
+
+def nested() -> int:
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("NSpid:")]
+    return len(line.split()) - 2
+
+
+def test_fifty_warm_kernels_start_at_once(warm: Any, nursery: Record, kernelspec: Any) -> None:
+    import asyncio
+
+    from jupyter_client.manager import AsyncKernelManager
+
+    name = kernelspec(warm=True)
+
+    async def all_of_them() -> list[str]:
+        managers = [AsyncKernelManager(kernel_name=name) for _ in range(50)]
+        try:
+            await asyncio.gather(*(m.start_kernel() for m in managers))
+            return [m.provisioner.handle.record.nursery for m in managers]
+        finally:
+            await asyncio.gather(*(m.shutdown_kernel(now=True) for m in managers))
+
+    assert set(asyncio.run(all_of_them())) == {nursery.sandbox_id}
