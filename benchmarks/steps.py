@@ -51,11 +51,11 @@ import sys
 sys.path.append(sys.argv[1])
 from sandbox_provisioner.inside import enter, steps
 stamp("import")
-read_all = enter.read_all
-def read(fd):
+decode = enter.decode
+def decoded(text):
     stamp("word")
-    return read_all(fd)
-enter.read_all = read
+    return decode(text)
+enter.decode = decoded
 def wrap(name, verb):
     def timed(box, *words):
         if name == "execute":

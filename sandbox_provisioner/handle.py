@@ -185,6 +185,15 @@ class LocalHandle:
         await self._tree.remove()
         remove_stand_ins(self.folder.path.parent, self._reread())
         self.folder.remove()
+        self._close_ours()
+
+    def let_go(self) -> None:
+        """Leave it to live on for whoever finds its record; the handle is of no use any more."""
+        self._closed = True
+        self.folder.release()
+        self._close_ours()
+
+    def _close_ours(self) -> None:
         for fd in (self._pidfd, self._control):
             if fd >= 0:
                 os.close(fd)

@@ -266,7 +266,8 @@ def _frozen(source: str, places: set[str]) -> tuple[str, ...]:
 
 def _below(folders: Iterable[str], names: Iterable[str]) -> set[str]:
     names = tuple(names)
-    return {os.path.join(os.path.realpath(folder), name) for folder in folders for name in names}
+    real = {os.path.realpath(folder) for folder in folders}
+    return {os.path.join(folder, name) for folder in real for name in names}
 
 
 def _within(source: str, paths: Iterable[str]) -> tuple[str, ...]:
@@ -274,15 +275,27 @@ def _within(source: str, paths: Iterable[str]) -> tuple[str, ...]:
     places lead to in it, since the host would read what a kernel writes there (or makes there, if a
     link leads to nothing yet). SpecError if *source* itself is such a place."""
     found: set[str] = set()
+    known: dict[str, str] = {}
     for path in paths:
         if relative(source, path) is not None:
             answer = f"it lies in {path}, which holds secrets or is run by the host"
             raise _bad_workdir(source, answer)
-        for candidate in (path, os.path.realpath(path)):
+        for candidate in (path, _real(path, known)):
             inside = relative(candidate, source)
             if inside:
                 found.add(inside)
     return tuple(sorted(found))
+
+
+def _real(path: str, known: dict[str, str]) -> str:
+    """os.path.realpath, for many paths that share their directories: *known* has those."""
+    if ".." in path.split("/"):
+        return os.path.realpath(path)
+    if path not in known:
+        above, name = os.path.split(path)
+        joined = os.path.join(_real(above, known), name) if name else above
+        known[path] = os.path.realpath(joined) if os.path.islink(joined) else joined
+    return known[path]
 
 
 _REFUSED_TREES = ("/etc", "/usr", "/boot", "/proc", "/sys", "/dev", "/bin", "/sbin", "/lib")

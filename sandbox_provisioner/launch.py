@@ -38,7 +38,7 @@ from sandbox_provisioner.records import (
     runtime_directory,
     sweep,
 )
-from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Report, Stdio
+from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Report, Stdio, stem
 from sandbox_provisioner.spec import Confinement, SandboxSpec, UserIds
 from sandbox_provisioner.surroundings import (
     Cause,
@@ -120,9 +120,7 @@ class LocalLauncher:
         obstacle = landlock_obstacle(facts) if shared else facts.obstacle
         if obstacle:
             raise obstacle
-        tree = cgroup.open_tree(
-            facts.cgroups, request.sandbox_id, spec.limits, spec.may_lack, self.warn
-        )
+        tree = self.tree(request, facts, request.sandbox_id)
         files = find_kernel_files(request.argv, request.environment, facts, request.extra_files)
         for path in files.too_broad:
             self.warn(f"{path} is on the kernel's path, but would show it more than that: left out")
@@ -139,6 +137,11 @@ class LocalLauncher:
         )
         return site, tree
 
+    def tree(self, request: LaunchRequest, facts: HostFacts, name: str) -> CgroupTree:
+        """The groups called *name*, with the caps of *request*; nothing is made yet."""
+        spec = request.spec
+        return cgroup.open_tree(facts.cgroups, name, spec.limits, spec.may_lack, self.warn)
+
     def explain(self, request: LaunchRequest) -> Plan:
         """The plan that `start` would perform; nothing is run."""
         site, _ = self.survey(request)
@@ -154,7 +157,8 @@ class LocalLauncher:
         """
         runtime = self.runtime()
         _fail_here("spawn-launcher")
-        start = ColdStart(request, LauncherProcess(stdio or Stdio()), runtime, labels or Labels())
+        start = ColdStart(request, stem.launcher(), runtime, labels or Labels())
+        start.stdio = stdio or Stdio()
         try:
             return await start.run(*self.survey(request))
         except BaseException:
@@ -248,8 +252,20 @@ class Start:
     def make_record(self, site: Site) -> tuple[Site, RecordFolder]:
         """Make the folder with the record, and tell the site what stands in them."""
         _fail_here("make-record")
+        record = self.new_record(site)
+        self.folder, self.record = RecordFolder.create(
+            self.runtime, record, ids=site.facts.privileged
+        )
+        site = self.site_with(site, self.folder)
+        if site.facts.privileged:
+            # The directory belongs to the kernel's user; only they (and we) look into it.
+            os.chown(self.folder.sockets, site.outside_uid, site.outside_gid)
+        return site, self.folder
+
+    def new_record(self, site: Site) -> Record:
+        """What is known before anything runs."""
         limits, facts = self.request.spec.limits, site.facts
-        record = Record(
+        return Record(
             sandbox_id=self.request.sandbox_id,
             kernel_id=self.labels.kernel_id,
             name=self.labels.name,
@@ -267,17 +283,15 @@ class Start:
             nursery=self.labels.nursery,
             made=planned_stand_ins(site.workdir),
         )
-        self.folder, self.record = RecordFolder.create(self.runtime, record, ids=facts.privileged)
-        site = replace(
+
+    def site_with(self, site: Site, folder: RecordFolder) -> Site:
+        """*site* with what the record tells."""
+        return replace(
             site,
             first_id=self.record.first_id,
-            sockets=str(self.folder.sockets),
-            exit_file=str(self.folder.exit_file),
+            sockets=str(folder.sockets),
+            exit_file=str(folder.exit_file),
         )
-        if facts.privileged:
-            # The directory belongs to the kernel's user; only they (and we) look into it.
-            os.chown(self.folder.sockets, site.outside_uid, site.outside_gid)
-        return site, self.folder
 
     def create_cgroup(self, tree: CgroupTree) -> None:
         _fail_here("create-cgroup")
@@ -307,7 +321,8 @@ class Start:
             init_start=self.process.init_start,
             made=tuple(report.made),
         )
-        self.record = folder.finish(running, planned=self.record.made)
+        if running != self.record:
+            self.record = folder.finish(running, planned=self.record.made)
 
     async def undo(self) -> None:
         """Leave nothing behind, in the reverse order of making."""
@@ -322,7 +337,9 @@ class Start:
 
 
 class ColdStart(Start):
-    """A start by a fresh launcher."""
+    """A start by a launcher of its own."""
+
+    stdio = Stdio()
 
     def __init__(
         self, request: LaunchRequest, process: LauncherProcess, runtime: Path, labels: Labels
@@ -335,7 +352,7 @@ class ColdStart(Start):
         plan = self.compile(site)
         self.create_cgroup(tree)
         self.process.end_signal = self.record.end_signal
-        await self.launcher.perform(plan, site.join_files)
+        await self.launcher.perform(plan, site.join_files, self.stdio)
         self.check(self.process.report, plan, site)
         return self.hand_over(tree, folder)
 

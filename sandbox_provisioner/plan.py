@@ -194,6 +194,7 @@ def compile_plan(request: LaunchRequest, site: Site) -> Plan:
         *late_attach_steps(site),
         *socket_steps(request, site),
         Step("pivot", (), "the new root becomes /; of the host's nothing stays reachable"),
+        Step("close-root", (), "read-only from here on"),
         Step("hostname", (request.spec.hostname,)),
         Step("loopback-up", (), "debugpy and forked output use 127.0.0.1, and hang without it"),
         *((Step("survive-server", (), "asked for by the caller"),) * request.survive_server),
@@ -472,13 +473,18 @@ def late_attach_steps(site: Site) -> Iterator[Step]:
         yield Step("attach", (target,))
 
 
+def connection_step(connection_file: tuple[str, str], site: Site) -> Step:
+    """The file that the kernel reads."""
+    name, text = connection_file
+    words = (f"{CONNECTIONS}/{name}", str(site.uid), str(site.gid), text)
+    return Step("private-file", words, "its keys are its own")
+
+
 def socket_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
     """The directory of sockets, and the connection file."""
     if request.connection_file:
-        name, text = request.connection_file
-        owner = (str(site.uid), str(site.gid))
         yield Step("attach", (SOCKETS,))
-        yield Step("private-file", (f"{CONNECTIONS}/{name}", *owner, text), "its keys are its own")
+        yield connection_step(request.connection_file, site)
         why = "then nothing can swap a socket for a link to somebody else's"
         yield Step("seal-after", (SOCKETS, str(site.uid), *SOCKET_NAMES), why)
 
@@ -501,14 +507,19 @@ def kernel_steps(
         (str(site.uid), str(site.gid)),
         "no capability, no way to gain one, an ordinary user",
     )
-    variables = variables_for(request, site)
-    pairs = tuple(f"{name}={value}" for name, value in sorted(variables.items()))
-    yield Step("environment", pairs, "this, and nothing of the server's")
+    yield environment_step(request, site)
     yield Step("chdir", (request.cwd,))
     program = compile_filter(site.facts.machine, profile)
     why = "an allow-list of what the kernel may ask Linux"
     yield Step("system-call-filter", (program, profile), why)
     yield Step(run, (site.files.program, *request.argv[1:]))
+
+
+def environment_step(request: LaunchRequest, site: Site) -> Step:
+    """The kernel's whole environment as a step."""
+    variables = variables_for(request, site)
+    pairs = tuple(f"{name}={value}" for name, value in sorted(variables.items()))
+    return Step("environment", pairs, "this, and nothing of the server's")
 
 
 def variables_for(request: LaunchRequest, site: Site) -> dict[str, str]:

@@ -53,8 +53,8 @@ from sandbox_provisioner.spec import (
     parse_cpuset,
 )
 from sandbox_provisioner.unboxed import inner_command
+from sandbox_provisioner.warm.ahead import Warmth, prepare
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
-from sandbox_provisioner.warm.start import make_in_background
 
 _POLL_SECONDS = 1.0
 _PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -171,8 +171,14 @@ class SandboxProvisioner(LocalProvisioner):
         Unicode(),
         help='Modules that a nursery imports besides, such as "numpy": kernels have them at once.',
     ).tag(config=True)
+    spares = Integer(
+        0,
+        min=0,
+        help="With warm: how many kernels wait for a start, initialised and stopped. They are made "
+        "in the background, and given up where the machine is short of memory.",
+    ).tag(config=True)
     warm_idle_timeout = Float(
-        900.0, help="After how many seconds without a start a nursery ends."
+        900.0, help="After how many seconds without a start a nursery and its spares end."
     ).tag(config=True)
     start_timeout = Float(
         60.0, help="How many seconds a kernel may take until its sockets are there."
@@ -333,7 +339,6 @@ class SandboxProvisioner(LocalProvisioner):
 
     async def _start(self, cmd: list[str], kwargs: dict[str, Any]) -> LocalHandle:
         launcher = self.launcher
-        await asyncio.to_thread(launcher.sweep)
         request = self._request(cmd, kwargs)
         labels = Labels(
             kernel_id=self.kernel_id or "",
@@ -346,20 +351,21 @@ class SandboxProvisioner(LocalProvisioner):
         stdio = Stdio(stdin, kwargs.get("stdout"), kwargs.get("stderr"))
         if self.warm:
             return await self._start_warm(launcher, request, labels, stdio)
+        await asyncio.to_thread(launcher.sweep)
         return await launcher.start(request, labels, stdio)
 
     async def _start_warm(
         self, launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
     ) -> LocalHandle:
-        """From a nursery, or cold, and then in the background a nursery for the next."""
-        preload = tuple(self.preload)
+        """From what was prepared, or cold; and then the next start is prepared."""
+        warmth = Warmth(tuple(self.preload), self.spares, self.warm_idle_timeout)
         try:
-            return await start_warm(launcher, request, labels, stdio, preload)
+            handle = await start_warm(launcher, request, labels, stdio, warmth.preload)
         except WarmUnavailable as error:
             level = logging.WARNING if error.failed else logging.INFO
             self.log.log(level, "Kernel %s starts cold: %s", self.kernel_id, error)
-        handle = await launcher.start(request, labels, stdio)
-        make_in_background(launcher, request, labels, preload, self.warm_idle_timeout)
+            handle = await launcher.start(request, labels, stdio)
+        prepare(launcher, request, labels, warmth)
         return handle
 
     def _request(self, cmd: list[str], kwargs: dict[str, Any]) -> LaunchRequest:
@@ -610,7 +616,7 @@ def _find(sandbox: Mapping[str, Any]) -> LocalHandle:
             remedy="Start a new kernel.",
             step="load-provisioner-info",
         )
-    tree = open_existing(cgroup_facts(record), record.sandbox_id)
+    tree = open_existing(cgroup_facts(record), record.tree)
     return LocalHandle(pidfd=pidfd, tree=tree, folder=folder, record=record, control=-1)
 
 

@@ -4,6 +4,7 @@
 
     <runtime directory>/
       lock                      held while a record is made or swept away
+      <first id>.ids            a link to the sandbox that has this range of ids
       <sandbox id>/
         record.json             who, where, which limits: `Record`
         owner                   locked by the server for as long as it lives
@@ -39,6 +40,9 @@ from sandbox_provisioner.spec import STAND_IN_NOTE, Confinement
 
 # sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
 LONGEST_SOCKET_PATH = 107
+_RANGE = ".ids"
+# What a record that is not (yet) whole, or somebody else's file, is read as.
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError)
 # It is held for a few reads and writes of small files.
 _LOCK_SECONDS = 10
 _LOCK_AGAIN_SECONDS = 0.005
@@ -51,8 +55,9 @@ class Record:
     *made* are (kind, path) of stand-ins' mount points that did not exist before; while a sandbox
     starts, those that its plan would make.
     *init_start* is the start time of PID 1 in clock ticks (proc(5)), which makes a pid unique.
-    *kind* is "kernel", or "nursery" for a process that kernels are forked from; *nursery* is the id
-    of the one that this kernel was forked from.
+    *kind* is "kernel", "nursery" for a process that kernels are forked from, or "spare" for a
+    kernel that waits for a start; *nursery* is the id of the one that this kernel is forked from.
+    *group* is the name of its control groups where that is not its id: a spare keeps its own.
     """
 
     sandbox_id: str
@@ -74,6 +79,12 @@ class Record:
     confinement: str = "namespaces"
     kind: str = "kernel"
     nursery: str = ""
+    group: str = ""
+
+    @property
+    def tree(self) -> str:
+        """The name of its control groups, as `cgroup.open_existing` wants it."""
+        return self.group or self.sandbox_id
 
     @property
     def end_signal(self) -> int:
@@ -123,6 +134,7 @@ class RecordFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._owner = -1
+        self._first_id = 0  # of a record that may not have been written
 
     @property
     def sockets(self) -> Path:
@@ -140,19 +152,29 @@ class RecordFolder:
                 answer=f"a socket's path may have {LONGEST_SOCKET_PATH} bytes",
                 remedy="Set runtime_dir to a shorter path, such as /run/sandbox-provisioner.",
             )
-        try:
-            with _locked(runtime):
-                if ids:
-                    record = replace(record, first_id=_free_range(runtime))
+        with _locked(runtime):
+            try:
                 folder.path.mkdir(mode=0o700)
-                folder._owner = _lock(folder.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB)
-                folder.sockets.mkdir(mode=0o700)
-                folder.write(record)
-        except OSError as error:
-            if not isinstance(error, FileExistsError):  # then it is another sandbox's
+            except OSError as error:  # where it is there already, it is another sandbox's
+                raise _cannot_keep(folder.path, error.strerror or str(error)) from None
+            try:
+                record = folder._fill(record, ids=ids)
+            except OSError as error:
                 folder.remove()
-            raise _cannot_keep(folder.path, error.strerror or str(error)) from None
+                raise _cannot_keep(folder.path, error.strerror or str(error)) from None
+            except HostError:
+                folder.remove()
+                raise
         return folder, record
+
+    def _fill(self, record: Record, *, ids: bool) -> Record:
+        if ids:
+            self._first_id = _take_range(self.path.parent, record.sandbox_id)
+            record = replace(record, first_id=self._first_id)
+        self._owner = _lock(self.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.sockets.mkdir(mode=0o700)
+        self.write(record)
+        return record
 
     def write(self, record: Record) -> None:
         """Save *record*, whole or not at all."""
@@ -198,6 +220,23 @@ class RecordFolder:
             return True
         return True
 
+    def take_over(self, record: Record) -> RecordFolder:
+        """Make this folder, which is nobody's, ours and that of *record*; OSError if it has gone.
+
+        Who finds it meanwhile sees a sandbox that outlives servers, and leaves it alone.
+        """
+        runtime = self.path.parent
+        ours = RecordFolder(runtime / record.sandbox_id)
+        with _locked(runtime):
+            ours._owner = _lock(self.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.path.rename(ours.path)
+            if record.first_id:
+                link = runtime / f"{record.first_id}{_RANGE}"
+                link.unlink(missing_ok=True)
+                link.symlink_to(record.sandbox_id)
+            ours.write(record)
+        return ours
+
     def release(self) -> None:
         """Let go of the lock and leave the folder, for a sandbox that outlives its server."""
         if self._owner >= 0:
@@ -205,7 +244,10 @@ class RecordFolder:
             self._owner = -1
 
     def remove(self) -> None:
-        """Remove the folder; more than once is fine."""
+        """Remove the folder, and give its range of ids back; more than once is fine."""
+        with contextlib.suppress(*_UNREADABLE):
+            first_id = self._first_id or self.read().first_id
+            self.path.parent.joinpath(f"{first_id}{_RANGE}").unlink()
         _open_up(self.path / "private")
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
@@ -288,9 +330,9 @@ def _is_untouched(name: str, dir_fd: int) -> bool:
 def all_records(runtime: Path) -> list[tuple[RecordFolder, Record]]:
     """Every sandbox with a record, oldest first."""
     found = []
-    for path in runtime.iterdir() if runtime.is_dir() else ():
+    for path in _folders(runtime):
         folder = RecordFolder(path)
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        with contextlib.suppress(*_UNREADABLE):
             found.append((folder, folder.read()))
     return sorted(found, key=lambda pair: pair[1].started)
 
@@ -328,38 +370,57 @@ def sweep(runtime: Path) -> list[str]:
     """Remove what servers left that were killed; the ids of the sandboxes that are gone now.
 
     Safe at any time: what a living server owns is locked, and sandboxes that were asked to outlive
-    their server are left alone while they live.
+    their server are left alone while they live. Whose server lives costs one look at a lock.
     """
     gone = []
-    for folder, record in all_records(runtime):
+    for path in _folders(runtime):
+        folder = RecordFolder(path)
         if not folder.is_orphan():
             continue
-        pidfd = open_init(record)
-        if pidfd is not None and record.survives_server:
-            os.close(pidfd)
-            folder.release()
+        try:
+            record = folder.read()
+        except _UNREADABLE:
+            folder.release()  # `_sweep_unwritten` looks at it again, under the lock
             continue
-        if pidfd is not None:
-            _end(pidfd, record.end_signal)
-        cgroup.remove_leftovers(cgroup_facts(record), record.sandbox_id)
-        folder.path.joinpath("record.json").unlink(missing_ok=True)
-        remove_stand_ins(runtime, record)
-        folder.remove()
-        gone.append(record.sandbox_id)
+        if _sweep_one(runtime, folder, record):
+            gone.append(record.sandbox_id)
     _sweep_unwritten(runtime)
     return gone
 
 
+def _sweep_one(runtime: Path, folder: RecordFolder, record: Record) -> bool:
+    pidfd = open_init(record)
+    if pidfd is not None and record.survives_server:
+        os.close(pidfd)
+        folder.release()
+        return False
+    if pidfd is not None:
+        _end(pidfd, record.end_signal)
+    cgroup.remove_leftovers(cgroup_facts(record), record.tree)
+    folder.path.joinpath("record.json").unlink(missing_ok=True)
+    remove_stand_ins(runtime, record)
+    folder.remove()
+    return True
+
+
+def _folders(runtime: Path) -> list[Path]:
+    if not runtime.is_dir():
+        return []
+    with os.scandir(runtime) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
 def _sweep_unwritten(runtime: Path) -> None:
     """Remove the folders whose server was killed before it had written a record into them, and
-    links to nurseries that have ended."""
+    links that lead to nothing: to nurseries, and to the owners of ranges of ids."""
     with _locked(runtime):
-        for link in runtime.glob("*.nursery"):
-            if not link.exists():
-                link.unlink()
-        for path in runtime.iterdir():
+        with os.scandir(runtime) as entries:
+            for entry in entries:
+                if entry.is_symlink() and not os.path.exists(entry.path):
+                    os.unlink(entry.path)
+        for path in _folders(runtime):
             folder = RecordFolder(path)
-            if path.is_dir() and not (path / "record.json").exists() and folder.is_orphan():
+            if not (path / "record.json").exists() and folder.is_orphan():
                 folder.remove()
 
 
@@ -383,10 +444,15 @@ def _end(pidfd: int, number: int) -> None:
     os.close(pidfd)
 
 
-def _free_range(runtime: Path) -> int:
-    taken = {record.first_id for _, record in all_records(runtime)}
+def _take_range(runtime: Path, sandbox_id: str) -> int:
+    """The first id of a range that no sandbox in *runtime* has; a link says who has it now.
+
+    By the names in one directory, not by the records, which may be hundreds of files.
+    """
+    taken = {name for name in os.listdir(runtime) if name.endswith(_RANGE)}
     for first in range(FIRST_ID, LAST_ID - IDS, IDS):
-        if first not in taken:
+        if f"{first}{_RANGE}" not in taken:
+            runtime.joinpath(f"{first}{_RANGE}").symlink_to(sandbox_id)
             return first
     raise HostError(
         attempt="find free user ids for a sandbox",

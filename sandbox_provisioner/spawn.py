@@ -1,16 +1,21 @@
-"""spawn.py - in the launching process: the launcher as a process, from its spawn to its end.
+"""spawn.py - in the launching process: launchers as processes, from their fork to their end.
 
-It is spawned before anything else is known, so that its interpreter starts (some 20 ms) while the
-server looks around, and waits for the word::
+The interpreter that they run in takes some 20 ms to start. So it is started once, as the *stem*
+(inside/enter.py), before anything else is known of the first start, and forks a launcher for each::
 
-    server   spawn ─────────────▶ launcher   python -SI, imports inside/
-             plan ──memfd───────▶
-             "go" ──control─────▶            reads the plan, performs it, forks PID 1, ends
+    server   spawn ─────────────▶ stem       python -SI, imports inside/
+             a control socket ──▶ stem       forks a launcher, a child of ours
+             ◀────"here"───────── launcher   on its control socket; with it comes its pid
+             "go" ──control─────▶            with it the plan in a memfd, the report pipe, stdio;
+                                             performs the plan, forks PID 1, ends
              ◀───report pipe────             "pid" · "made" · "failed" (see inside/enter.py)
              ◀───end of file────             the kernel runs, or nothing does
 
 No Python of ours runs between fork and exec in the server, which has threads: `subprocess` spawns a
 fresh interpreter, and that one has a single thread.
+
+The stem costs some 6 MB. It ends with the server, whose end of its socket closes then, and when no
+start has come for a while.
 """
 
 from __future__ import annotations
@@ -20,8 +25,11 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -29,6 +37,7 @@ from typing import IO, Any
 import sandbox_provisioner
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import readable
+from sandbox_provisioner.inside.kernel_calls import MOST_DESCRIPTORS
 from sandbox_provisioner.plan import Plan
 from sandbox_provisioner.records import start_time
 
@@ -37,17 +46,68 @@ BOOT = (
     "from sandbox_provisioner.inside.enter import main; main(sys.argv[2:])"
 )
 FAIL_AT = "SANDBOX_FAIL_AT"
-MOST_DESCRIPTORS = 253  # unix(7): SCM_MAX_FD, in one message
 LAUNCH_SECONDS = 60
+HERE = "here"
+_CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7)
+_IDLE_SECONDS = 60.0
+_MARGIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Stdio:
-    """The caller's stdin, stdout and stderr for the launcher, as `subprocess.Popen` takes them."""
+    """The caller's stdin, stdout and stderr for the kernel, as `subprocess.Popen` takes them."""
 
     stdin: int | IO[Any] | None = subprocess.DEVNULL
     stdout: int | IO[Any] | None = None
     stderr: int | IO[Any] | None = None
+
+
+class Streams:
+    """What a `Stdio` means in descriptors: *theirs* for 0, 1 and 2, and *pipes*, our ends of those
+    that the caller asked for."""
+
+    def __init__(self, stdio: Stdio) -> None:
+        self.pipes: list[IO[bytes]] = []
+        self.theirs: list[int] = []
+        self._made: list[int] = []
+        for number, wish in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
+            self.theirs.append(self._descriptor(number, wish))
+
+    def _descriptor(self, number: int, wish: int | IO[Any] | None) -> int:
+        if wish is None and _is_open(number):
+            return number
+        if wish == subprocess.STDOUT:
+            return self.theirs[1]
+        if wish == subprocess.PIPE:
+            read_end, write_end = os.pipe()
+            mine, fd = (write_end, read_end) if number == 0 else (read_end, write_end)
+            self.pipes.append(os.fdopen(mine, "rb" if number else "wb", buffering=0))
+        elif wish is None or wish == subprocess.DEVNULL:
+            fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        else:
+            return wish if isinstance(wish, int) else wish.fileno()
+        self._made.append(fd)
+        return fd
+
+    def sent(self) -> None:
+        """Close what was made for the other side, once it has it."""
+        for fd in self._made:
+            os.close(fd)
+        self._made.clear()
+
+    def close(self) -> None:
+        """Close everything: there is no other side."""
+        self.sent()
+        for pipe in self.pipes:
+            pipe.close()
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 @dataclass(slots=True)
@@ -84,64 +144,62 @@ class Report:
 class LauncherProcess:
     """One launcher; `launch.ColdStart` owns it, and calls `end` when a start fails."""
 
-    def __init__(self, stdio: Stdio) -> None:
-        """Spawn it; LaunchError if the machine has no process left."""
+    def __init__(self, control: socket.socket) -> None:
+        """*control* is our end of its socket; it says "here" on it, and waits for its orders."""
+        self._pid = 0
         self.report = Report()
         self.pidfd = -1
         self.end_signal: int = signal.SIGKILL
-        self._plan = os.memfd_create("plan")
-        self._report, report_write = os.pipe()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        passed = (self._plan, report_write, theirs.fileno())
-        words = [*map(str, passed), os.environ.get(FAIL_AT, "")]
-        try:
-            self._process = subprocess.Popen(
-                [*_command(), *words],
-                stdin=stdio.stdin,
-                stdout=stdio.stdout,
-                stderr=stdio.stderr,
-                env={},
-                cwd="/",
-                pass_fds=passed,
-            )
-        except OSError as error:
-            self._close_ours()
-            raise LaunchError(
-                attempt="start the launcher",
-                answer=error.strerror or str(error),
-                remedy="The machine may be out of processes or memory.",
-                step="spawn-launcher",
-            ) from None
-        finally:
-            theirs.close()
-            os.close(report_write)
+        self.status: int | None = None
+        self.pipes: tuple[IO[bytes], ...] = ()
+        self._report = -1
+        self._control = control
 
     @property
     def pid(self) -> int:
-        """The launcher's own; it is not waited for before `perform` or `end`, and so stays its."""
-        return self._process.pid
+        """Its own, which stays its until we have waited for it; LaunchError if it has none."""
+        if not self._pid:
+            self._pid = hear(self._control, HERE)
+        if not self._pid:
+            raise LaunchError(
+                attempt="start the launcher",
+                answer="it ended before it had begun",
+                remedy="The machine may be out of processes or memory.",
+                step="spawn-launcher",
+            )
+        return self._pid
 
-    async def perform(self, plan: Plan, join_files: Sequence[str]) -> None:
+    async def perform(self, plan: Plan, join_files: Sequence[str], stdio: Stdio) -> None:
         """Let it perform *plan*; returns when the kernel runs, or nothing does: see `report`."""
-        content = plan.encode()
-        os.pwrite(self._plan, content, 0)
-        self._control.send(b"go")
+        assert self.pid  # before anything else is said on the socket
+        self._go(plan, stdio)
         await asyncio.gather(asyncio.to_thread(self._join, join_files[:1]), self._read_report())
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            # It has ended or is about to: it forked PID 1 long before the pipe's end.
-            self._process.wait(1)
+        self._wait()  # it forked PID 1 long before the pipe's end, and has ended or is about to
         self._open_init()
 
-    async def open(self, plan: Plan) -> list[int]:
-        """Let it perform *plan*, which ends with ``hand-over``: the descriptors that it opened, in
-        the plan's order. Empty if a step failed: see `report`."""
-        os.pwrite(self._plan, plan.encode(), 0)
-        self._control.send(b"go")
+    def begin(self, plan: Plan) -> None:
+        """Let it perform *plan*, which ends with ``hand-over``."""
+        assert self.pid
+        self._go(plan, Stdio(stdout=subprocess.DEVNULL))
+
+    async def opened(self) -> list[int]:
+        """The descriptors that it opened, in the plan's order. Empty if a step failed: see
+        `report`."""
         await readable(self._control.fileno())
         _, fds, _, _ = socket.recv_fds(self._control, 64, MOST_DESCRIPTORS)
         if not fds:
             await self._read_report()
         return fds
+
+    def _go(self, plan: Plan, stdio: Stdio) -> None:
+        self._report, report = os.pipe()
+        streams = Streams(stdio)
+        self.pipes = tuple(streams.pipes)
+        try:
+            say_go(self._control, plan, (report, *streams.theirs))
+        finally:
+            os.close(report)
+            streams.sent()
 
     def _join(self, files: Sequence[str]) -> None:
         """Move the launcher into its first cgroup while it is still starting.
@@ -152,7 +210,7 @@ class LauncherProcess:
         """
         for path in files:
             with contextlib.suppress(OSError), open(path, "w") as file:
-                file.write(str(self._process.pid))
+                file.write(str(self.pid))
 
     async def _read_report(self) -> None:
         try:
@@ -168,6 +226,8 @@ class LauncherProcess:
 
     def _drain_report(self) -> None:
         """Take in what nobody has read yet: a start that was cancelled may not know PID 1."""
+        if self._report < 0:
+            return
         os.set_blocking(self._report, False)
         with contextlib.suppress(BlockingIOError):
             for line in os.read(self._report, 1 << 16).split(b"\n"):
@@ -189,27 +249,22 @@ class LauncherProcess:
         """The start time of PID 1, in clock ticks."""
         return start_time(self.report.init_pid)
 
-    @property
-    def status(self) -> int | None:
-        """The exit status of the launcher itself."""
-        return self._process.poll()
-
-    @property
-    def pipes(self) -> tuple[IO[bytes], ...]:
-        """Our ends of the pipes that the caller asked for as stdin, stdout or stderr."""
-        streams = (self._process.stdin, self._process.stdout, self._process.stderr)
-        return tuple(stream for stream in streams if stream)
+    def _wait(self) -> None:
+        """Learn how it ended; its pid is its own until then."""
+        if self.status is None:
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def hand_over(self) -> tuple[int, int]:
         """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
-        os.close(self._plan)
         os.close(self._report)
         return self.pidfd, self._control.detach()
 
     async def end(self) -> None:
         """Kill the launcher and PID 1, and wait for both: a start has failed."""
-        self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(LaunchError):
+            if self.status is None:
+                os.kill(self.pid, signal.SIGKILL)
+            self._wait()
         self._drain_report()
         self._open_init()
         if self.pidfd >= 0:
@@ -221,12 +276,116 @@ class LauncherProcess:
             os.close(self.pidfd)
         for pipe in self.pipes:
             pipe.close()
-        self._close_ours()
-
-    def _close_ours(self) -> None:
         self._control.close()
-        os.close(self._plan)
-        os.close(self._report)
+        if self._report >= 0:
+            os.close(self._report)
+
+
+def hear(control: socket.socket, word: str) -> int:
+    """The sender's pid, as unix(7) translates it for us, once it says *word*; 0 at its end."""
+    text, ancillary, _, _ = control.recvmsg(64, socket.CMSG_SPACE(_CREDENTIALS.size))
+    if text != word.encode():
+        return 0
+    (_, _, credentials), *_ = ancillary
+    return int(_CREDENTIALS.unpack(credentials)[0])
+
+
+def control_pair() -> tuple[socket.socket, socket.socket]:
+    """Our end and the other one of a control socket; what we hear comes with its sender's pid."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    return ours, theirs
+
+
+def say_go(control: socket.socket, plan: Plan, fds: Sequence[int]) -> None:
+    """Send *plan* with *fds*, as `inside.enter.obey` takes them; OSError if nobody is there."""
+    memfd = os.memfd_create("plan")
+    try:
+        os.pwrite(memfd, plan.encode(), 0)
+        word = b"go " + os.fsencode(os.environ.get(FAIL_AT, ""))
+        socket.send_fds(control, [word], [memfd, *fds])
+    finally:
+        os.close(memfd)
+
+
+class Stem:
+    """The process that launchers are forked from, as long as it is needed: one for each server."""
+
+    def __init__(self) -> None:
+        self._wanted_seconds = _IDLE_SECONDS
+        self._forget()
+        # Two servers with one stem would both hear its answers.
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
+        self._idle_seconds = 0.0
+        self._good_until = 0.0
+
+    def stay(self, seconds: float) -> None:
+        """Another start may come within so long: the next one that is made waits for it."""
+        self._wanted_seconds = max(self._wanted_seconds, seconds)
+
+    def launcher(self) -> LauncherProcess:
+        """A new launcher; LaunchError if the machine has no process left."""
+        control, theirs = control_pair()
+        with theirs, self._lock:
+            try:
+                self._ask(theirs)
+            except OSError:  # it has ended
+                self._end()
+                self._ask(theirs)
+        return LauncherProcess(control)
+
+    def _ask(self, theirs: socket.socket) -> None:
+        if time.monotonic() > self._good_until:
+            self._end()
+        requests = self._requests or self._spawn()
+        socket.send_fds(requests, [b"fork"], [theirs.fileno()])
+        # It counts from when it has forked: this is earlier, and leaves no doubt.
+        self._good_until = time.monotonic() + self._idle_seconds - _MARGIN_SECONDS
+
+    def _spawn(self) -> socket.socket:
+        requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._idle_seconds = self._wanted_seconds
+        try:
+            self._process = subprocess.Popen(
+                [*_command(), str(theirs.fileno()), f"{self._idle_seconds:g}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+                pass_fds=(theirs.fileno(),),
+            )
+        except OSError as error:
+            requests.close()
+            raise LaunchError(
+                attempt="start the launcher",
+                answer=error.strerror or str(error),
+                remedy="The machine may be out of processes or memory.",
+                step="spawn-launcher",
+            ) from None
+        finally:
+            theirs.close()
+        self._requests = requests
+        return requests
+
+    def end(self) -> None:
+        """End it; the next launcher gets another one."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        if self._requests:
+            self._requests.close()
+        if self._process:
+            self._process.wait()
+        self._process = self._requests = None
+
+
+stem = Stem()
 
 
 def _command() -> list[str]:

@@ -26,6 +26,7 @@ from leaks import Watch, note_what_is_made
 
 import sandbox_provisioner
 from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.spawn import stem
 from sandbox_provisioner.warm.start import make_nursery
 
 
@@ -117,6 +118,7 @@ def watch(_lasting_descriptors: None) -> Iterator[Watch]:
     with pytest.MonkeyPatch.context() as patch:
         note_what_is_made(patch.setattr, watch)
         yield watch
+        stem.end()
         found = watch.leaks()
     watch.clean()
     if found:

@@ -60,7 +60,7 @@ class Watch:
         """Watch a sandbox that another process made, by its record in *runtime*."""
         self.folders.add(runtime / record.sandbox_id)
         self.stand_ins.update(path for _, path in record.made)
-        tree = open_existing(cgroup_facts(record), record.sandbox_id)
+        tree = open_existing(cgroup_facts(record), record.tree)
         self.groups.update(os.path.dirname(file) for file in tree.join_files)
 
     def leaks(self) -> list[str]:

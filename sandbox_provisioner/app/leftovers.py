@@ -36,7 +36,7 @@ def left_groups(runtime: Path) -> tuple[str, ...]:
     """The names of the control groups that nobody uses any more and of which no record tells."""
     facts = cgroup.survey()
     names = cgroup.leftover_names(facts)
-    recorded = {record.sandbox_id for _, record in all_records(runtime)}
+    recorded = {record.tree for _, record in all_records(runtime)}
     return tuple(name for name in names if name not in recorded and _is_used_up(facts, name))
 
 

@@ -84,7 +84,7 @@ def _state(folder: RecordFolder, record: Record) -> str:
 
 
 def _usage(record: Record) -> Usage:
-    return open_existing(cgroup_facts(record), record.sandbox_id).usage()
+    return open_existing(cgroup_facts(record), record.tree).usage()
 
 
 _ALIASES = {"interval": "ListApp.interval", **COMMON_ALIASES}

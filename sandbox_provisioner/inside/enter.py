@@ -1,7 +1,11 @@
-"""inside/enter.py - runs in the launcher: reads the plan, performs it, reports, becomes the kernel.
+"""inside/enter.py - runs in the stem and in launchers: performs the plan, reports, becomes the
+kernel.
 
-Called as ``python -SI -c BOOT FOLDER PLAN REPORT CONTROL FAIL_AT``: a folder to import us from,
-three descriptors, and the step that a fault injection wants to fail ("" for none).
+Called as ``python -SI -c BOOT FOLDER REQUESTS IDLE``: a folder to import us from, the socket that
+the server's requests come through, and for how many seconds. That process is the *stem*: it forks
+a launcher for each request, so that no start but the first has to wait for an interpreter. A
+launcher is a child of the server's, takes its orders from a socket of its own (`orders.py`), and
+ends when it has forked PID 1.
 
 The report pipe carries records of words that end in NUL, one a line::
 
@@ -15,56 +19,46 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal without its enums
 import os
+import select
 import sys
 
-from sandbox_provisioner.inside import init, steps
+from sandbox_provisioner.inside import claim, init, orders, steps
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.steps import Box
 
 
 def main(argv: list[str]) -> None:
-    """Perform the plan; does not return."""
-    plan_fd, report_fd, control_fd = (int(word) for word in argv[:3])
-    for fd in (plan_fd, report_fd, control_fd):
-        os.set_inheritable(fd, False)
-    box = Box(report_fd, control_fd)
+    """Be the stem, or, in a fork of it, a launcher; does not return."""
+    requests_fd, idle_seconds = int(argv[0]), float(argv[1])
+    os.set_inheritable(requests_fd, False)
     # Whatever is imported from here on would come from a root that is about to change.
     sys.meta_path.clear()
     sys.path.clear()
-    if os.read(control_fd, 16) != b"go":
-        os._exit(0)  # the server has thought better of it
-    perform(box, decode(read_all(plan_fd)), argv[3])
+    poll = select.poll()
+    poll.register(requests_fd, select.POLLIN)
+    while poll.poll(int(idle_seconds * 1000)):
+        _, fds = kernel.receive_descriptors(requests_fd)
+        if not fds:
+            break  # the server has ended
+        if kernel.fork_as_sibling() == 0:
+            os.close(requests_fd)
+            os.write(fds[0], b"here")  # the server learns our pid from the message's credentials
+            obey(fds[0])
+        os.close(fds[0])
+    os._exit(0)
 
 
-def read_all(fd: int) -> bytes:
-    """The whole of *fd*, which is closed then."""
-    chunks = []
-    while chunk := os.read(fd, 1 << 20):
-        chunks.append(chunk)
-    os.close(fd)
-    return b"".join(chunks)
-
-
-def decode(text: bytes) -> list[list[bytes]]:
-    """Read what `plan.Plan.encode` wrote: per step a count, then that many "LENGTH:BYTES"."""
-    position = 0
-
-    def number(end: bytes) -> int:
-        nonlocal position
-        stop = text.index(end, position)
-        value = int(text[position:stop])
-        position = stop + 1
-        return value
-
-    plan = []
-    while position < len(text):
-        words = []
-        for _ in range(number(b"#")):
-            length = number(b":")
-            words.append(text[position : position + length])
-            position += length
-        plan.append(words)
-    return plan
+def obey(control_fd: int, nursery_fd: int = -1) -> Box:
+    """Perform the plan that comes with the server's word; ends here if the server has thought
+    better of it. Returns as `perform` does. *nursery_fd* ends when the nursery does."""
+    found = orders.receive(control_fd)
+    if found is None:
+        os._exit(0)
+    box = Box(found.report_fd, control_fd)
+    box.received = found.fds
+    box.nursery_fd = nursery_fd
+    perform(box, found.plan, found.fail_at)
+    return box
 
 
 def perform(box: Box, plan: list[list[bytes]], fail_at: str) -> None:
@@ -98,6 +92,8 @@ def fork_kernel(box: Box) -> None:
     pid = os.fork()
     if pid:
         os.close(box.report_fd)
+        if box.unclaimed:
+            claim.await_claim(box, pid, perform)
         init.run(box, pid)
     os.setsid()
     for number, (_, write_end) in enumerate(box.pumps, 1):

@@ -36,6 +36,7 @@ INTERRUPTED = b"interrupted"  # as well: it ended just after the interrupt near 
 MEMORY_WORD = "memory"  # and the number of bytes: on the control socket
 _SIGINT = 2
 _SIGCHLD = 17
+_SIGCONT = 18
 FIRST_RELAYED = 34  # glibc's SIGRTMIN: 32 and 33 are its own
 _RELAYED = {FIRST_RELAYED + number - 1: number for number in range(1, 32)}
 # What an administrator's kill(1) sends; for the kernel as well.
@@ -98,9 +99,21 @@ class _Init:
         self.poll = select.poll()
         # Where the mounts are the host's nothing is covered, and what changes is not ours.
         self.mounts = Mounts() if box.namespaces else None
-        self.memory: memory.Memory | None = None  # until the kernel listens
+        # Until the kernel listens; one that was claimed does so already.
+        self.memory: memory.Memory | None = box.memory if box.bound else None
         self.interrupted_until = 0.0
         self.seal = Seal(box) if box.seal_names else None
+
+    def wake(self) -> None:
+        """Let the kernel of a spare go on, with what it was bound to (`claim.py`)."""
+        os.kill(self.kernel_pid, _SIGCONT)
+        binding = self.box.binding[1]
+        rest = memoryview(self.box.bound)
+        while rest:
+            rest = rest[os.write(binding, rest) :]
+        os.close(binding)
+        self.tell("sealed")
+        os.set_blocking(self.box.control_fd, False)
 
     def keep(self, path: str) -> None:
         """See `steps.keep_paths`; nothing if the kernel has ended already."""
@@ -357,7 +370,10 @@ def run(box: Box, kernel_pid: int) -> None:
         else:
             kernel.set_capabilities()
         kernel.set_no_new_privileges()
-        _Init(box, kernel_pid).loop()
+        started = _Init(box, kernel_pid)
+        if box.bound:
+            started.wake()
+        started.loop()
     except BaseException as error:
         os.write(box.exit_fd, f"{FAILED} 0\nThe sandbox's init failed: {error!r}".encode())
         if not box.namespaces:

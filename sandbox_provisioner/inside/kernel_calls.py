@@ -85,6 +85,8 @@ _SIOCSIFFLAGS = 0x8914
 _TIOCSCTTY = 0x540E
 _SOL_SOCKET = 1
 _SCM_RIGHTS = 1
+_MSG_CMSG_CLOEXEC = 0x40000000
+MOST_DESCRIPTORS = 253  # unix(7): SCM_MAX_FD, in one message
 _IFF_UP_RUNNING = 0x41
 
 
@@ -364,7 +366,7 @@ def set_no_new_privileges() -> None:
 
 
 def send_descriptors(socket_fd: int, text: bytes, fds: list[int]) -> None:
-    """sendmsg(2) with SCM_RIGHTS (unix(7)): one message, at most 253 descriptors."""
+    """sendmsg(2) with SCM_RIGHTS (unix(7)): one message, at most `MOST_DESCRIPTORS`."""
     rights = struct.pack(f"Qii{len(fds)}i", 16 + 4 * len(fds), _SOL_SOCKET, _SCM_RIGHTS, *fds)
     control = ctypes.create_string_buffer(rights, (len(rights) + 7) & ~7)
     vector = _Vector(text, len(text))
@@ -373,6 +375,28 @@ def send_descriptors(socket_fd: int, text: bytes, fds: list[int]) -> None:
     )
     result = _libc.sendmsg(socket_fd, ctypes.byref(message), 0)
     _check(result, "sendmsg", fd=socket_fd, descriptors=len(fds))
+
+
+def receive_descriptors(socket_fd: int, text_bytes: int = 4096) -> tuple[bytes, list[int]]:
+    """recvmsg(2): what `send_descriptors` sent, close-on-exec; b"" and nothing at the end."""
+    text = ctypes.create_string_buffer(text_bytes)
+    control = ctypes.create_string_buffer(16 + 4 * MOST_DESCRIPTORS + 4)
+    vector = _Vector(ctypes.cast(text, ctypes.c_char_p), text_bytes)
+    message = _Message(
+        None, 0, ctypes.pointer(vector), 1, ctypes.cast(control, ctypes.c_void_p), len(control), 0
+    )
+    result = _libc.recvmsg(socket_fd, ctypes.byref(message), _MSG_CMSG_CLOEXEC)
+    length = _check(result, "recvmsg", fd=socket_fd)
+    if message.control_length < 16:
+        return text.raw[:length], []
+    size = struct.unpack_from("Q", control)[0]
+    return text.raw[:length], list(struct.unpack_from(f"{(size - 16) // 4}i", control, 16))
+
+
+def accept(socket_fd: int) -> int:
+    """accept4(2): the descriptor of a new connection."""
+    result = _libc.accept4(socket_fd, None, None, os.O_CLOEXEC)
+    return _check(result, "accept4", fd=socket_fd)
 
 
 def die_with_parent() -> None:

@@ -1,7 +1,7 @@
 """inside/steps.py - runs in the launcher: verb -> function, one short function a step.
 
-May import: os, resource, stat, _signal, kernel_calls, memory.  May raise: OSError (with every
-operand in its text).
+May import: os, resource, stat, _signal, kernel_calls, memory, orders.  May raise: OSError (with
+every operand in its text).
 Must not log, lock, sleep or decide: what to do, in which order and why stands in the plan
 (`plan.py`).
 
@@ -22,6 +22,7 @@ import stat
 
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.memory import Level, Memory, open_files
+from sandbox_provisioner.inside.orders import encode
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class Box:
         self.memory: Memory | None = None
         self.memory_files: list[int] = []
         self.received: list[int] = []
+        self.nursery_fd = -1
+        self.claims_fd = -1
+        self.unclaimed: tuple[float, int] | None = None
+        self.binding = self.ready = (-1, -1)
+        self.bound = b""
         self.kernel_argv: tuple[str, ...] = ()
         self.outlives_kernel = False
         self.files_as: tuple[int, int] | None = None
@@ -127,18 +133,22 @@ def watch_memory(
 
 def hand_over(box: Box) -> None:
     """Send the server what was opened here, for a process that could not open it; and end."""
-    fds = [box.exit_fd, *box.memory_files, *box.taken.values()]
+    exit_file = [box.exit_fd] if box.exit_fd >= 0 else []
+    fds = [*exit_file, *box.memory_files, *box.taken.values()]
     kernel.send_descriptors(box.control_fd, b"opened", fds)
     os._exit(0)
 
 
 def receive(box: Box, *names: str) -> None:
-    """Name what came with the plan: the exit file, files of the memory group, mounts by target."""
+    """Name what came with the plan: the exit file, files of the memory group, mounts by target,
+    the socket through which a spare is claimed."""
     for name, fd in zip(names, box.received, strict=True):
         if name == "exit-file":
             box.exit_fd = fd
         elif name == "memory":
             box.memory_files.append(fd)
+        elif name == "claims":
+            box.claims_fd = fd
         else:
             box.taken[name] = fd
 
@@ -153,6 +163,21 @@ def await_word(box: Box, word: str) -> None:
     """Go on when the server has said *word*; end if it has thought better of it."""
     if os.read(box.control_fd, 64) != os.fsencode(word):
         os._exit(0)
+
+
+def stay_unclaimed(box: Box, idle_seconds: str, least_bytes: str) -> None:
+    """Init waits for a server to claim this spare, so long, and while the machine has so much
+    memory available; the kernel waits for its binding (`claim.py`)."""
+    box.unclaimed = float(idle_seconds), int(least_bytes)
+    box.binding, box.ready = os.pipe(), os.pipe()
+
+
+def bind_kernel(box: Box, path: str, *words: str) -> None:
+    """The spare is for this start: it works in *path*; with its variables (`environment`) and its
+    arguments, *words*, that is all that a kernel from a fresh launcher would know besides."""
+    pairs = [name + b"=" + value for name, value in box.environment.items()]
+    argv = [os.fsencode(word) for word in words]
+    box.bound = encode([[os.fsencode(path)], argv, pairs])
 
 
 def outlive_kernel(box: Box) -> None:
@@ -586,10 +611,15 @@ def seal_after(box: Box, path: str, uid: str, *names: str) -> None:
 
 
 def pivot(box: Box) -> None:
-    """pivot_root(2): the new root becomes "/", the host's is let go of, and "/" read-only."""
+    """pivot_root(2): the new root becomes "/", and the host's is let go of."""
     os.fchdir(box.root_fd)
     kernel.pivot_root(".", ".")
     kernel.detach(".")
+    os.chdir("/")
+
+
+def close_root(box: Box) -> None:
+    """Everything is in its place: "/" is read-only from here on."""
     os.chdir("/")
     kernel.detach("/.scratch")
     os.rmdir("/.scratch")
@@ -751,7 +781,11 @@ def run_kernel(box: Box, *argv: str) -> None:
     for signal in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(signal, _signal.SIG_IGN)
     kernel.set_dumpable(dumpable=True)
-    os.closerange(3, _OPEN_FILES)
+    kept = sorted((box.binding[0], box.ready[1])) if box.unclaimed else []
+    first = 3
+    for fd in (*kept, _OPEN_FILES):
+        os.closerange(first, fd)
+        first = fd + 1
     box.kernel_argv = argv
 
 
@@ -773,9 +807,10 @@ _OF_LANDLOCK = (
 # Those that only a start from a nursery has, and the nursery's own.
 _OF_WARM_START = (
     hand_over, receive, tell, await_word, outlive_kernel, run_kernel, map_child, map_own_ids,
-    become_root_inside,
+    become_root_inside, stay_unclaimed, bind_kernel,
 )  # fmt: skip
 LANDLOCK_VERBS = frozenset(verb.__name__.replace("_", "-") for verb in _OF_LANDLOCK)
+WARM_VERBS = frozenset(verb.__name__.replace("_", "-") for verb in _OF_WARM_START)
 
 
 def _names() -> dict[str, Callable[..., None]]:
@@ -784,8 +819,9 @@ def _names() -> dict[str, Callable[..., None]]:
         exit_file, join_cgroup, open_memory, watch_memory, oom_score, make_user_namespace, take,
         enter_user_namespace, unshare_user_namespace, map_user_namespace, unshare, fork_init,
         new_session, new_root, symlink, file, private_file, attach, mount, scratch, mask,
-        freeze_paths, cover, protect, seal_after, pivot, hostname, loopback_up, survive_server,
-        stdio, terminal, become, resource_limit, environment, chdir, system_call_filter, execute,
+        freeze_paths, cover, protect, seal_after, pivot, close_root, hostname, loopback_up,
+        survive_server, stdio, terminal, become, resource_limit, environment, chdir,
+        system_call_filter, execute,
     )  # fmt: skip
     return {verb.__name__.replace("_", "-"): verb for verb in verbs}
 

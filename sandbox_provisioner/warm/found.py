@@ -6,6 +6,7 @@ directory, which only this user can enter::
     <key>.nursery ──▶ <sandbox id>/requests    the socket that requests come through; the link is
                                                made when the nursery is ready
     <key>.building                             locked by whoever makes one
+    <key>-<sandbox id>.spare ──▶ <sandbox id>/claims    the socket through which a spare is claimed
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import itertools
 import json
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import sandbox_provisioner
 from sandbox_provisioner.kernel_files import freshness
-from sandbox_provisioner.plan import LaunchRequest, Site, variables_for
+from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site, variables_for
 from sandbox_provisioner.records import Record, RecordFolder
 
 SOCKET = "requests"
+CLAIMS = "claims"
+_SPARE = ".spare"
 _MODULES = ("ipykernel_launcher", "ipykernel")
 # Set in each kernel after the fork: no library reads them when it is loaded.
 _LATE = ("HOME", "HOSTNAME", "JPY_SESSION_NAME", "MEM_LIMIT", "CPU_LIMIT", "PWD", "OLDPWD")
@@ -68,6 +71,41 @@ def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
         str(site.facts.cgroups.bases),
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def spare_key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
+    """What a spare has to have been made for to serve *request*: all but what it is bound to."""
+    spec = replace(request.spec, workdir=HOME, volumes=())
+    name = request.connection_file[0] if request.connection_file else ""
+    words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv]
+    parts = (key_of(request, site, preload), repr(spec), words, request.pump, site.home)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def spares(runtime: Path, key: str) -> list[Path]:
+    """The links to the spares for *key*, in no order."""
+    names = [name for name in os.listdir(runtime) if name.startswith(f"{key}-")]
+    return [runtime / name for name in names if name.endswith(_SPARE)]
+
+
+def spare_link(runtime: Path, key: str, sandbox_id: str) -> Path:
+    """Where a spare for *key* is found once it is ready."""
+    return runtime / f"{key}-{sandbox_id}{_SPARE}"
+
+
+def claim(runtime: Path, key: str) -> tuple[socket.socket, RecordFolder, Record] | None:
+    """A spare for *key* that is ours now, by a connection that nobody else can have; or None."""
+    for link in spares(runtime, key):
+        try:
+            path = runtime / os.readlink(link)
+            link.unlink()  # who removes it may have it
+            record = RecordFolder(path.parent).read()
+        except (OSError, ValueError):
+            continue
+        channel = call(path)
+        if channel is not None:
+            return channel, RecordFolder(path.parent), record
+    return None
 
 
 def link_of(runtime: Path, key: str) -> Path:

@@ -19,12 +19,10 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import LaunchError, SandboxError
@@ -32,12 +30,24 @@ from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.launch import Labels, LocalLauncher, Start
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, start_time
-from sandbox_provisioner.spawn import FAIL_AT, LAUNCH_SECONDS, LauncherProcess, Report, Stdio
+from sandbox_provisioner.spawn import (
+    HERE,
+    LAUNCH_SECONDS,
+    LauncherProcess,
+    Report,
+    Stdio,
+    Streams,
+    control_pair,
+    hear,
+    say_go,
+    stem,
+)
 from sandbox_provisioner.warm import plans
-from sandbox_provisioner.warm.found import Command, find, key_of
+from sandbox_provisioner.warm.claim import ClaimedProcess, ClaimStart
+from sandbox_provisioner.warm.found import Command, claim, find, key_of, spare_key_of
+from sandbox_provisioner.warm.opener import Opener
 
 _HERE_SECONDS = 5
-_CREDENTIALS = struct.Struct("3i")
 
 
 class WarmUnavailable(Exception):
@@ -58,7 +68,7 @@ async def start_warm(
     stdio: Stdio,
     preload: tuple[str, ...],
 ) -> LocalHandle:
-    """Start *request* from its nursery.
+    """Start *request* from a spare, or else from its nursery.
 
     Raises WarmUnavailable where there is none that is ready, or it failed; SandboxError for what no
     start could do. In both cases nothing is left of it.
@@ -68,16 +78,8 @@ async def start_warm(
     site, tree = launcher.survey(request)
     if why := plans.obstacle(request, site):
         raise WarmUnavailable(why)
-    runtime = launcher.runtime()
-    found = find(runtime, key_of(request, site, preload))
-    if found is None:
-        raise WarmUnavailable("there is no nursery for it (yet)")
-    channel, nursery = found
-    opener = LauncherProcess(Stdio(subprocess.DEVNULL, subprocess.DEVNULL, None))
-    child = ForkedProcess(channel, stdio)
-    labels = replace(labels, nursery=nursery.sandbox_id)
-    start = WarmStart(request, opener, child, runtime, labels)
-    start.nursery = nursery
+    start = _claimed(launcher, request, site, labels, stdio, preload)
+    start = start or _forked(launcher, request, site, labels, stdio, preload)
     try:
         return await start.run(site, tree)
     except SandboxError as error:
@@ -87,6 +89,44 @@ async def start_warm(
     except BaseException:
         await start.undo()
         raise
+
+
+def _claimed(
+    launcher: LocalLauncher,
+    request: LaunchRequest,
+    site: Site,
+    labels: Labels,
+    stdio: Stdio,
+    preload: tuple[str, ...],
+) -> ClaimStart | WarmStart | None:
+    if plans.spare_obstacle(request, site) or stdio.stdin != subprocess.DEVNULL:
+        return None
+    found = claim(launcher.runtime(), spare_key_of(request, site, preload))
+    if found is None:
+        return None
+    process = ClaimedProcess(*found, stdio)
+    start = ClaimStart(request, stem.launcher(), process, launcher.runtime(), labels)
+    start.tree = launcher.tree(request, site.facts, process.record.tree)
+    return start
+
+
+def _forked(
+    launcher: LocalLauncher,
+    request: LaunchRequest,
+    site: Site,
+    labels: Labels,
+    stdio: Stdio,
+    preload: tuple[str, ...],
+) -> WarmStart:
+    found = find(launcher.runtime(), key_of(request, site, preload))
+    if found is None:
+        raise WarmUnavailable("there is no nursery for it (yet)")
+    channel, nursery = found
+    child = ForkedProcess(channel, stdio)
+    labels = replace(labels, nursery=nursery.sandbox_id)
+    start = WarmStart(request, stem.launcher(), child, launcher.runtime(), labels)
+    start.nursery = nursery
+    return start
 
 
 class WarmStart(Start):
@@ -103,35 +143,35 @@ class WarmStart(Start):
         labels: Labels,
     ) -> None:
         super().__init__(request, child, runtime, labels)
-        self.opener: LauncherProcess | None = opener
+        self.opener = Opener(opener)
         self.child = child
 
     async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
         site, folder = self.make_record(site)
-        await self.child.here()
         self.create_cgroup(tree)
-        family = plans.Family(self.nursery.init_pid, self.child.pid)
-        outside, inside = plans.compile_warm_plan(self.request, site, family)
-        await self.child.go(inside, await self.open(outside, site), tree.join_files)
+        await self.child.here()
+        joined = asyncio.ensure_future(self.child.join(tree.join_files))
+        try:
+            family = plans.Family(self.nursery.init_pid, self.child.pid)
+            outside, inside = self.compile(site, family)
+            self.opener.begin(outside)
+            fds = await self.opener.opened()
+            if not fds:
+                self.check(self.opener.report, outside, site)
+            await self.child.go(inside, (*fds, *self.more_fds), joined)
+        finally:
+            await asyncio.wait([joined])  # before anybody else can have the child's pid
         self.check(self.child.report, inside, site)
         return self.hand_over(tree, folder)
 
-    async def open(self, plan: Plan, site: Site) -> list[int]:
-        """Let a launcher open what the child cannot."""
-        assert self.opener
-        fds = await self.opener.open(plan)
-        if not fds:
-            self.check(self.opener.report, plan, site)
-        await self.end_opener()
-        return fds
+    more_fds: tuple[int, ...] = ()
 
-    async def end_opener(self) -> None:
-        opener, self.opener = self.opener, None
-        if opener:
-            await opener.end()
+    def compile(self, site: Site, family: plans.Family) -> tuple[Plan, Plan]:
+        """What a launcher, and what the nursery's child shall do."""
+        return plans.compile_warm_plan(self.request, site, family)
 
     async def undo(self) -> None:
-        await self.end_opener()
+        await self.opener.end()
         await super().undo()
 
 
@@ -151,20 +191,18 @@ class ForkedProcess:
         self.end_signal: int = signal.SIGKILL
         self.status: int | None = None
         self._own_pidfd = -1
-        self._report, report_write = os.pipe()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.pipes, standard, ours = _standard(stdio)
+        self._report, self._report_write = os.pipe()
+        self._streams = Streams(stdio)
+        self.pipes = tuple(self._streams.pipes)
+        self._control, theirs = control_pair()
         with channel, theirs:
-            socket.send_fds(channel, [b"fork"], [theirs.fileno(), report_write, *standard])
-        for fd in (report_write, *ours):
-            os.close(fd)
+            socket.send_fds(channel, [b"fork"], [theirs.fileno()])
 
     async def here(self) -> None:
         """Wait until it is there; WarmUnavailable if the nursery does not answer soon."""
         try:
             async with asyncio.timeout(_HERE_SECONDS):
-                self.pid = await self._hear(plans.HERE)
+                self.pid = await self._hear(HERE)
         except TimeoutError:
             why = f"the nursery has not answered for {_HERE_SECONDS} s"
             raise WarmUnavailable(why, failed=True) from None
@@ -174,28 +212,19 @@ class ForkedProcess:
             self._own_pidfd = os.pidfd_open(self.pid)
 
     async def _hear(self, word: str) -> int:
-        """The sender's pid, as unix(7) translates it for us, once it says *word*; 0 at its end."""
         await readable(self._control.fileno())
-        text, ancillary, _, _ = self._control.recvmsg(64, socket.CMSG_SPACE(_CREDENTIALS.size))
-        if text != word.encode():
-            return 0
-        (_, _, credentials), *_ = ancillary
-        return int(_CREDENTIALS.unpack(credentials)[0])
+        return hear(self._control, word)
 
-    async def go(self, plan: Plan, fds: Sequence[int], join_files: Sequence[str]) -> None:
+    async def go(self, plan: Plan, fds: Sequence[int], joined: asyncio.Future[None]) -> None:
         """Let it perform *plan* with *fds*; returns when the kernel runs, or nothing does."""
-        memfd = os.memfd_create("plan")
         try:
-            os.pwrite(memfd, plan.encode(), 0)
-            word = b"go " + os.fsencode(os.environ.get(FAIL_AT, ""))
-            socket.send_fds(self._control, [word], [memfd, *fds])
+            say_go(self._control, plan, (self._report_write, *self._streams.theirs, *fds))
         finally:
-            for fd in (memfd, *fds):
-                os.close(fd)
+            self._sent(fds)
         try:
             async with asyncio.timeout(LAUNCH_SECONDS):
                 await asyncio.gather(
-                    self._join(join_files), self._meet_init(), self.report.read(self._report)
+                    self._say_joined(joined), self._meet_init(), self.report.read(self._report)
                 )
         except TimeoutError:
             raise LaunchError(
@@ -205,18 +234,29 @@ class ForkedProcess:
                 step="read-report",
             ) from None
 
-    async def _join(self, files: Sequence[str]) -> None:
-        """Move it into its groups: it sees none of their files. Nothing runs before that."""
+    def _sent(self, fds: Sequence[int] = ()) -> None:
+        if self._report_write >= 0:
+            os.close(self._report_write)
+            self._report_write = -1
+        self._streams.sent()
+        for fd in fds:
+            os.close(fd)
+
+    async def join(self, files: Sequence[str]) -> None:
+        """Move it into its groups: it sees none of their files. That waits for an RCU grace period
+        (cgroups v1: some 10 ms), so it begins before anything else."""
 
         def move() -> None:
             for path in files:
                 with open(path, "w") as file:
                     file.write(str(self.pid))
 
-        try:
+        # Without its process there is nothing to move: it has failed, and its report says why.
+        with contextlib.suppress(ProcessLookupError):
             await asyncio.to_thread(move)
-        except ProcessLookupError:
-            return  # it has failed, and its report says why
+
+    async def _say_joined(self, joined: asyncio.Future[None]) -> None:
+        await joined
         self._say(plans.JOINED)
 
     async def _meet_init(self) -> None:
@@ -247,6 +287,7 @@ class ForkedProcess:
     async def end(self) -> None:
         """Kill it, and PID 1, and wait for both: a start has failed."""
         self._control.close()
+        self._sent()
         for pidfd in (self._own_pidfd, self.pidfd):
             if pidfd >= 0:
                 with contextlib.suppress(ProcessLookupError):
@@ -258,27 +299,3 @@ class ForkedProcess:
         for pipe in self.pipes:
             pipe.close()
         os.close(self._report)
-
-
-def _standard(stdio: Stdio) -> tuple[tuple[IO[bytes], ...], list[int], list[int]]:
-    """Our ends of the pipes that were asked for; descriptors for 0, 1 and 2; which to close."""
-    pipes: list[IO[bytes]] = []
-    standard: list[int] = []
-    made: list[int] = []
-    for number, wish in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
-        if wish is None:
-            fd = number
-        elif wish == subprocess.DEVNULL:
-            fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            made.append(fd)
-        elif wish == subprocess.PIPE:
-            read_end, write_end = os.pipe()
-            mine, fd = (write_end, read_end) if number == 0 else (read_end, write_end)
-            pipes.append(os.fdopen(mine, "wb" if number == 0 else "rb", buffering=0))
-            made.append(fd)
-        elif wish == subprocess.STDOUT:
-            fd = standard[1]
-        else:
-            fd = wish if isinstance(wish, int) else wish.fileno()
-        standard.append(fd)
-    return tuple(pipes), standard, made

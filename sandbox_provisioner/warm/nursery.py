@@ -4,9 +4,9 @@ Imports before the fork only what a kernel would import; `inside/` does the rest
 socket but the one that requests come through, no ZeroMQ context, no thread and no secret, since
 every kernel inherits all of it::
 
-    server   ──"fork" + control, report, stdin, stdout, stderr──▶ nursery     fork ──▶ child
+    server   ──"fork" + control socket──▶ nursery     fork ──▶ child
     child    ──"here"──▶ server           on control; with it comes the child's pid
-    server   ──"go" + plan, exit file, memory group, mounts──▶ child
+    server   ──"go" + plan, report, stdio, exit file, memory group, mounts──▶ child
     child                                  performs the plan, and is the kernel
     anybody  ──"status"──▶ nursery        one line of JSON, as soon as it is ready
     anybody  ──"retire"──▶ nursery        ends; its kernels stay
@@ -25,13 +25,13 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from sandbox_provisioner.inside import enter, kernel_calls
+from sandbox_provisioner.inside import enter, kernel_calls, orders
 from sandbox_provisioner.inside.steps import Box
 
 REQUEST_BYTES = 1 << 12
-LAUNCHER = "ipykernel_launcher"
 _BASE = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell")
 _REHEARSAL_SECONDS = 60
 # What is freed later would touch shared pages; what never is need not be looked at again.
@@ -130,7 +130,7 @@ def _rehearse() -> list[str]:
     with open(connection, "w") as file:
         json.dump(info | {name: number for number, name in enumerate(names, 1)}, file)
     listed = f"{folder}/modules"
-    kernel = _forked(lambda: run_kernel([LAUNCHER, "-f", connection], quiet=True))
+    kernel = _forked(lambda: initialized(["-f", connection], quiet=True).start())
     client = _forked(lambda: _visit(connection, listed))
     deadline = time.monotonic() + _REHEARSAL_SECONDS
     for pid in (client, kernel):
@@ -209,6 +209,8 @@ def _serve(
     listener: socket.socket, changes: int, idle: float, told: dict[str, object]
 ) -> Box | None:
     """Answer requests until it is over (None); in a child its box, when it is to be the kernel."""
+    # A spare has one end, and ends when the other one closes: with this process.
+    alive, ours = os.pipe()
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     poll.register(changes, select.POLLIN)
@@ -226,7 +228,8 @@ def _serve(
                     listener.close()
                     connection.close()
                     os.close(changes)
-                    return _child(fds)
+                    os.close(ours)
+                    return _child(fds[0], alive)
                 for fd in fds:
                     os.close(fd)
             elif word == b"status":
@@ -241,25 +244,11 @@ def _memory() -> dict[str, int]:
     return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines}
 
 
-def _child(fds: list[int]) -> Box:
-    """Be the launcher, then PID 1, then the kernel: as `enter.main`, with what comes by message."""
-    control, report, *standard = fds
-    for number, fd in enumerate(standard):
-        os.dup2(fd, number)
-        os.close(fd)
-    box = Box(report, control)
+def _child(control: int, alive: int) -> Box:
+    """Be the launcher, then PID 1, then the kernel: as `enter.main`."""
     kernel_calls.unshare(kernel_calls.CLONE_NEWUSER)
     os.write(control, b"here")
-    channel = socket.socket(fileno=control)
-    word, received, _, _ = socket.recv_fds(channel, REQUEST_BYTES, 253)
-    channel.detach()
-    if not word.startswith(b"go "):
-        os._exit(0)  # the server has thought better of it
-    plan, *box.received = received
-    for fd in (control, report, *box.received):
-        os.set_inheritable(fd, False)
-    enter.perform(box, enter.decode(enter.read_all(plan)), os.fsdecode(word[3:]))
-    return box
+    return enter.obey(control, alive)
 
 
 # -- the kernel
@@ -271,14 +260,13 @@ def become(box: Box, imported: dict[str, str]) -> None:
 
     *imported* are variables that modules have set when they were imported.
     """
-    os.environ.clear()
-    os.environ.update({os.fsdecode(k): os.fsdecode(v) for k, v in box.environment.items()})
-    for name, value in imported.items():
-        os.environ.setdefault(name, value)
-    time.tzset()
+    _set_variables(box.environment, imported)
     words = box.kernel_argv
     if "-m" in words:
-        run_kernel([LAUNCHER, *words[words.index("-m") + 2 :]])
+        app = initialized(words[words.index("-m") + 2 :])
+        if box.unclaimed:
+            bind(app, box, imported)
+        app.start()
         return
     at = words.index("-c")
     _refresh()
@@ -287,16 +275,51 @@ def become(box: Box, imported: dict[str, str]) -> None:
     exec(compile(words[at + 1], "<string>", "exec"), vars(sys.modules["__main__"]))
 
 
-def run_kernel(argv: list[str], *, quiet: bool = False) -> None:
-    """What ``python -m ipykernel_launcher`` does, in a process that has imported it."""
+def _set_variables(wanted: Mapping[bytes, bytes], imported: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update({os.fsdecode(k): os.fsdecode(v) for k, v in wanted.items()})
+    for name, value in imported.items():
+        os.environ.setdefault(name, value)
+    time.tzset()
+
+
+def initialized(argv: Sequence[str], *, quiet: bool = False) -> Any:
+    """What ``python -m ipykernel_launcher`` is when it has bound its sockets and is about to wait
+    for messages, in a process that has imported it."""
     import ipykernel.kernelapp  # noqa: PLC0415  # of the kernel's environment: `_preload` has it
     import ipykernel_launcher  # noqa: PLC0415
 
     _refresh()
-    sys.argv = [os.path.abspath(ipykernel_launcher.__file__), *argv[1:]]
+    sys.argv = [os.path.abspath(ipykernel_launcher.__file__), *argv]
     if quiet:
         sys.argv.append("--IPKernelApp.log_level=50")
-    ipykernel.kernelapp.launch_new_instance()
+    app: Any = ipykernel.kernelapp.IPKernelApp.instance()
+    app.initialize()
+    return app
+
+
+def bind(app: Any, box: Box, imported: dict[str, str]) -> None:
+    """Wait, as a spare, for the start that this is for (`inside/claim.py`), and become what a
+    kernel that had known of it from the beginning would be."""
+    os.write(box.ready[1], b"1")
+    os.close(box.ready[1])
+    found = orders.read_all(box.binding[0])
+    if not found:
+        os._exit(0)
+    (cwd,), argv, pairs = orders.decode(found)
+    os.chdir(cwd)
+    _set_variables(dict(pair.split(b"=", 1) for pair in pairs), imported)
+    words = [os.fsdecode(word) for word in argv]
+    sys.argv[1:] = words[words.index("-m") + 2 :]
+    app.connection_file = sys.argv[sys.argv.index("-f") + 1]
+    with open(app.connection_file) as file:
+        info = json.load(file)
+    app.session.signature_scheme = info["signature_scheme"]
+    app.session.key = info["key"].encode()
+    app.config.IPKernelApp.connection_file = app.connection_file
+    name = os.environ.get("JPY_SESSION_NAME")
+    if name:
+        app.shell.user_ns["__session__"] = name
 
 
 def _refresh() -> None:

@@ -15,18 +15,24 @@ the user namespace that it makes for itself::
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from sandbox_provisioner.host import relative
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID, id_map
 from sandbox_provisioner.inside.seccomp import NURSERY
 from sandbox_provisioner.plan import (
+    HOME,
     KERNEL_ID,
+    SOCKETS,
     LaunchRequest,
     Plan,
     Site,
     Step,
     check,
+    connection_step,
+    environment_step,
     given_take_steps,
     kernel_steps,
     late_attach_steps,
@@ -40,8 +46,9 @@ from sandbox_provisioner.plan import (
 )
 from sandbox_provisioner.spec import UserIds
 
-HERE, INIT, JOINED, KNOWN = "here", "init", "joined", "known"
+INIT, JOINED, KNOWN = "init", "joined", "known"
 _MEMORY_FILES = {1: 4, 2: 3}
+_LEAST_AVAILABLE_PART = 20
 
 
 def obstacle(request: LaunchRequest, site: Site) -> str:
@@ -53,6 +60,23 @@ def obstacle(request: LaunchRequest, site: Site) -> str:
     if site.facts.privileged and site.workdir.source and not site.workdir.idmappable:
         return f"the ids of {site.workdir.filesystem} cannot be mapped"
     return ""
+
+
+def spare_obstacle(request: LaunchRequest, site: Site) -> str:
+    """Why *request* cannot be bound to a spare, "" if it can; where `obstacle` knows of nothing."""
+    if not request.connection_file or "-m" not in request.argv:
+        return "it is no IPython kernel"
+    if "curve_secretkey" in request.connection_file[1]:
+        return "its sockets are to be encrypted with keys of its own"
+    if site.home != HOME or _overlap(site.workdir.source, HOME):
+        return "its home directory is the work directory"
+    if any(_overlap(path, site.workdir.path) for path in site.files.readonly):
+        return "its environment and its work directory lie in one another"
+    return ""
+
+
+def _overlap(one: str, other: str) -> bool:
+    return relative(one, other) is not None or relative(other, one) is not None
 
 
 def compile_nursery_plan(request: LaunchRequest, site: Site) -> Plan:
@@ -67,6 +91,7 @@ def compile_nursery_plan(request: LaunchRequest, site: Site) -> Plan:
         *root_steps(request, site, masked=False),
         *late_attach_steps(site),
         Step("pivot", (), "the new root becomes /; of the host's nothing stays reachable"),
+        Step("close-root"),
         Step("hostname", (request.spec.hostname,)),
         Step("loopback-up"),
         Step("survive-server", (), "it serves every server of this user, and ends when idle"),
@@ -89,8 +114,75 @@ class Family:
 def compile_warm_plan(request: LaunchRequest, site: Site, family: Family) -> tuple[Plan, Plan]:
     """The two parts of the plan for *request*: for the launcher, and for the nursery's child."""
     check(site)
-    watch = tuple(watch_steps(request, site))
-    opened = tuple(step for step in watch if step.verb == "open-memory")
+    outside, received = _opening_steps(request, site, family)
+    inner = _as_seen_inside(site)
+    inside = (
+        Step("receive", received, "opened by a launcher that could"),
+        *_box_steps(request, inner, site),
+        *workdir_steps(inner),
+        *late_attach_steps(inner),
+        *socket_steps(request, inner),
+        Step("pivot", (), "the new root becomes /; of the nursery's nothing stays reachable"),
+        Step("close-root", (), "read-only from here on"),
+        *_last_steps(request, inner),
+    )
+    return Plan(outside), Plan(inside)
+
+
+def compile_spare_plan(
+    request: LaunchRequest, site: Site, family: Family, idle_seconds: float
+) -> tuple[Plan, Plan]:
+    """The same for a spare, which ends if nobody claims it for *idle_seconds*: a kernel without a
+    work directory, whose root stays open for one. With the launcher's descriptors comes the socket
+    through which it is claimed."""
+    check(site)
+    outside, received = _opening_steps(request, site, family)
+    inner = _as_seen_inside(site)
+    words = (f"{idle_seconds:g}", str(least_available_bytes()))
+    inside = (
+        Step("receive", (*received, "claims"), "opened by a launcher that could"),
+        *_box_steps(request, inner, site),
+        *late_attach_steps(inner),
+        *socket_steps(request, inner),
+        Step("pivot", (), "the new root becomes /; of the nursery's nothing stays reachable"),
+        Step("stay-unclaimed", words, "nobody's code runs before a server has claimed it"),
+        *_last_steps(request, inner),
+    )
+    return Plan(outside), Plan(inside)
+
+
+def compile_claim_plan(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
+    """What is left to do where a spare is bound to *request*: for a launcher, and for its PID 1."""
+    check(site)
+    takes = tuple(step for step in given_take_steps(request, site) if step.words[0] != SOCKETS)
+    inner = _as_seen_inside(site)
+    assert request.connection_file
+    hand_over = (*_rights_over_mounts(site), *takes, Step("hand-over"))
+    received = tuple(str(step.words[0]) for step in takes)
+    inside = (
+        Step("receive", received, "opened by a launcher that could"),
+        *workdir_steps(inner),
+        *(Step("attach", (facts.volume.target,)) for facts in inner.volumes),
+        connection_step(request.connection_file, inner),
+        Step("close-root", (), "read-only from here on"),
+        environment_step(request, inner),
+        Step(
+            "bind-kernel", (request.cwd, *request.argv), "it goes on when init has no rights left"
+        ),
+    )
+    return Plan(hand_over), Plan(inside)
+
+
+def least_available_bytes() -> int:
+    """With less memory available on this machine, no spare is kept."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _LEAST_AVAILABLE_PART
+
+
+def _opening_steps(
+    request: LaunchRequest, site: Site, family: Family
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """What a launcher opens for the nursery's child, and the names under which it arrives."""
+    opened = tuple(step for step in watch_steps(request, site) if step.verb == "open-memory")
     takes = tuple(given_take_steps(request, site))
     outside = (
         Step("exit-file", (site.exit_file,), "where init will write how the kernel ended"),
@@ -101,33 +193,31 @@ def compile_warm_plan(request: LaunchRequest, site: Site, family: Family) -> tup
         Step("hand-over", (), "for a process that could open none of it"),
     )
     memory = ("memory",) * (_MEMORY_FILES[int(str(opened[0].words[0]))] if opened else 0)
-    received = ("exit-file", *memory, *(str(step.words[0]) for step in takes))
-    inner = _as_seen_inside(site)
+    return outside, ("exit-file", *memory, *(str(step.words[0]) for step in takes))
+
+
+def _box_steps(request: LaunchRequest, inner: Site, site: Site) -> Iterator[Step]:
+    """From the nursery's child to PID 1 in a root with everything that its kernels share."""
+    yield from _become_inside(site)
+    yield from (step for step in watch_steps(request, site) if step.verb == "watch-memory")
     new = ("mount", "pid", "network", "ipc", "uts")
-    inside = (
-        Step("receive", received, "opened by a launcher that could"),
-        *_become_inside(site),
-        *(step for step in watch if step.verb == "watch-memory"),
-        Step("unshare", new, "everything below is private"),
-        *program_take_steps(inner),
-        Step("await-word", (JOINED,), "memory, CPU and processes are charged from here on"),
-        Step("unshare", ("cgroup",), "its own group is the root of those that it sees"),
-        Step("fork-init", (), "a PID namespace begins with a child; that one is PID 1"),
-        Step("tell", (INIT,), "the server learns its pid from the message's credentials"),
-        Step("new-session", (), "no terminal, process group or keyring of the nursery"),
-        *root_steps(request, inner),
-        *workdir_steps(inner),
-        *late_attach_steps(inner),
-        *socket_steps(request, inner),
-        Step("pivot", (), "the new root becomes /; of the nursery's nothing stays reachable"),
-        Step("hostname", (request.spec.hostname,)),
-        Step("loopback-up", (), "debugpy and forked output use 127.0.0.1, and hang without it"),
-        Step("stdio", ("pump" if request.pump else "inherit",)),
-        Step("await-word", (KNOWN,), "the server holds a pidfd, which no other process can get"),
-        Step("fork-kernel", (), "PID 1 stays behind as init; the rest is done by the kernel"),
-        *kernel_steps(request, inner, run="run-kernel"),
-    )
-    return Plan(outside), Plan(inside)
+    yield Step("unshare", new, "everything below is private")
+    yield from program_take_steps(inner)
+    yield Step("await-word", (JOINED,), "memory, CPU and processes are charged from here on")
+    yield Step("unshare", ("cgroup",), "its own group is the root of those that it sees")
+    yield Step("fork-init", (), "a PID namespace begins with a child; that one is PID 1")
+    yield Step("tell", (INIT,), "the server learns its pid from the message's credentials")
+    yield Step("new-session", (), "no terminal, process group or keyring of the nursery")
+    yield from root_steps(request, inner)
+
+
+def _last_steps(request: LaunchRequest, inner: Site) -> Iterator[Step]:
+    yield Step("hostname", (request.spec.hostname,))
+    yield Step("loopback-up", (), "debugpy and forked output use 127.0.0.1, and hang without it")
+    yield Step("stdio", ("pump" if request.pump else "inherit",))
+    yield Step("await-word", (KNOWN,), "the server holds a pidfd, which no other process can get")
+    yield Step("fork-kernel", (), "PID 1 stays behind as init; the rest is done by the kernel")
+    yield from kernel_steps(request, inner, run="run-kernel")
 
 
 def _rights_over_mounts(site: Site) -> Iterator[Step]:

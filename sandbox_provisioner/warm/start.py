@@ -13,7 +13,6 @@ import json
 import os
 import socket
 import subprocess
-import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,19 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import sandbox_provisioner
-from sandbox_provisioner.errors import LaunchError, SandboxError
+from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.launch import ColdStart, Labels, LocalLauncher
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import RecordFolder
-from sandbox_provisioner.spawn import LauncherProcess, Stdio
+from sandbox_provisioner.spawn import Stdio, stem
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.found import SOCKET, Command, call, find, key_of, link_of
 
 KIND = "nursery"
-_THREAD = "sandbox-nursery"
 _READY_SECONDS = 180
 _PACKAGE = os.path.dirname(os.path.abspath(sandbox_provisioner.__file__))
 # What is appended to the path is taken from it again: a kernel shall find what it would find.
@@ -56,58 +54,6 @@ class NurseryStart(ColdStart):
 
     def compile(self, site: Site) -> Plan:
         return plans.compile_nursery_plan(self.request, site)
-
-
-def make_in_background(
-    launcher: LocalLauncher,
-    request: LaunchRequest,
-    labels: Labels,
-    preload: tuple[str, ...],
-    idle_seconds: float,
-) -> threading.Thread:
-    """As `make_nursery`, in a thread; what goes wrong is told by the launcher's ``warn``."""
-
-    def make() -> None:
-        bury()
-        try:
-            handle = asyncio.run(
-                make_nursery(launcher, request, labels, preload=preload, idle_seconds=idle_seconds)
-            )
-        except SandboxError as error:
-            launcher.warn(f"Kernels go on to start cold: {error}")
-            return
-        if handle:
-            with _lock:
-                _made.append(handle)
-
-    thread = threading.Thread(target=make, name=_THREAD, daemon=True)
-    thread.start()
-    return thread
-
-
-# The nurseries that are children of this process: somebody has to wait for them when they end.
-_made: list[LocalHandle] = []
-_lock = threading.Lock()
-
-
-def bury() -> None:
-    """Remove what is left of our nurseries that have ended; called where another one is made."""
-    with _lock:
-        ended = [handle for handle in _made if handle.poll()]
-        _made[:] = [handle for handle in _made if handle not in ended]
-    for handle in ended:
-        asyncio.run(handle.close())
-
-
-def end_own() -> None:
-    """End the nurseries that this process has made, and those that it is making."""
-    for thread in [t for t in threading.enumerate() if t.name == _THREAD]:
-        thread.join()
-    with _lock:
-        made = _made[:]
-        _made.clear()
-    for handle in made:
-        asyncio.run(handle.close())
 
 
 async def make_nursery(
@@ -186,8 +132,8 @@ async def _start(launcher: LocalLauncher, request: LaunchRequest, labels: Labels
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(os.fspath(path))
         listener.listen(64)
-        process = LauncherProcess(Stdio(listener.fileno(), subprocess.DEVNULL, subprocess.DEVNULL))
-        start = NurseryStart(request, process, runtime, labels)
+        start = NurseryStart(request, stem.launcher(), runtime, labels)
+        start.stdio = Stdio(listener.fileno(), subprocess.DEVNULL, subprocess.DEVNULL)
         start.path = path
         try:
             return await start.run(site, tree)

@@ -17,7 +17,7 @@ from jupyter_client.manager import KernelManager
 
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.unboxed import guarded_command
-from sandbox_provisioner.warm.start import end_own
+from sandbox_provisioner.warm.ahead import end_own
 
 PATIENCE = 60
 Spec = Callable[..., str]

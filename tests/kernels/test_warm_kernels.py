@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from sandbox_provisioner.records import Record, all_records, open_init
-from sandbox_provisioner.warm import launch
+from sandbox_provisioner.warm import ahead, launch
 from sandbox_provisioner.warm.found import SOCKET, call
 
 pytestmark = pytest.mark.requires("userns")
@@ -95,8 +94,7 @@ def nursery(warm: Any, runtime_dir: Path) -> Iterator[Record]:
 
 def made(runtime_dir: Path) -> Record:
     """Wait for the nursery that is being made in the background."""
-    for thread in [t for t in threading.enumerate() if t.name == "sandbox-nursery"]:
-        thread.join()
+    ahead.wait()
     (record,) = nurseries(runtime_dir)
     return record
 

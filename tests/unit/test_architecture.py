@@ -18,7 +18,7 @@ from sandbox_provisioner.spawn import BOOT
 PACKAGE = Path(sandbox_provisioner.__file__).parent
 NAME = PACKAGE.name
 FILES = sorted(PACKAGE.rglob("*.py"))
-LAUNCHER = ("enter", "family", "init", "kernel_calls", "memory", "steps")
+LAUNCHER = ("claim", "enter", "family", "init", "kernel_calls", "memory", "orders", "steps")
 OF_LAUNCHER = {
     "__future__", "_signal", "collections", "ctypes", "errno", "os", "resource", "select", "stat",
     "struct", "sys", "time",

@@ -1,0 +1,111 @@
+"""inside/claim.py - PID 1 of a spare: keeps a kernel ready and stopped until somebody claims it.
+
+A spare is a kernel from a nursery that has done everything up to waiting for its first message, in
+a box that has everything but what only one start knows::
+
+    kernel ──"ready"──▶ PID 1      it is initialised, and waits for its binding; PID 1 stops it
+    PID 1  ──"sealed"──▶ maker     as of any kernel; the maker may end now
+    server ──connects to the claims socket──▶ PID 1      one server only: the socket is closed then
+    server ──"go" + plan, mounts──▶ PID 1                work directory, volumes, connection file
+    PID 1  ──binding──▶ kernel     arguments, directory, variables; it goes on (`init.wake`)
+
+Nobody's code has run inside before the binding, so PID 1 keeps its rights over the box until then.
+The kernel is stopped by SIGSTOP, and not by the cgroup freezer, which would stop PID 1 as well: it
+has to notice that the nursery has ended, that nobody came for too long, or that memory is short.
+Then it ends, and with it the spare.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from sandbox_provisioner.inside import init, orders
+from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside.steps import Box
+
+TYPE_CHECKING = False  # as typing has it, without its import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Perform = Callable[[Box, list[list[bytes]], str], None]
+
+SEALED = b"sealed"
+_SIGSTOP = 19
+_SIGCHLD = 17
+_LOOK_SECONDS = 5.0  # at the machine's memory, which no event tells of
+
+
+def await_claim(box: Box, kernel_pid: int, perform: Perform) -> None:
+    """Return when the spare has been bound to a start; end it if it never is."""
+    os.close(box.binding[0])
+    os.close(box.ready[1])
+    children = kernel.signal_fd((_SIGCHLD,))
+    _await_ready(box, children)
+    os.kill(kernel_pid, _SIGSTOP)
+    os.write(box.control_fd, SEALED)
+    _await_server(box, kernel_pid, children)
+    os.close(children)
+    found = orders.receive(box.control_fd)
+    if found is None:
+        os._exit(0)
+    box.received, box.report_fd = found.fds, found.report_fd
+    perform(box, found.plan, found.fail_at)
+    os.close(box.report_fd)
+
+
+def _await_ready(box: Box, children: int) -> None:
+    """Until the kernel listens on all sockets and has nothing left to do."""
+    poll = _poll(box.ready[0], box.control_fd, box.nursery_fd, children)
+    if [fd for fd, _ in poll.poll()] != [box.ready[0]] or not os.read(box.ready[0], 1):
+        os._exit(init.FAILED)  # the kernel has died, or who wanted it has gone
+    os.close(box.ready[0])
+    seal = init.Seal(box)
+    if not (seal.bound() and seal.listening()):
+        os._exit(init.FAILED)
+    seal.close()
+    box.seal_names = ()
+    if box.memory:
+        box.memory.arm()
+
+
+def _await_server(box: Box, kernel_pid: int, children: int) -> None:
+    """Until one connects; from then on it is the one whom we serve, and end with."""
+    assert box.unclaimed
+    idle_seconds, least_bytes = box.unclaimed
+    until = time.monotonic() + idle_seconds
+    poll = _poll(box.claims_fd, box.nursery_fd, children)
+    while True:
+        left = min(_LOOK_SECONDS, max(until - time.monotonic(), 0.0))
+        ready = [fd for fd, _ in poll.poll(int(left * 1000))]
+        if box.nursery_fd in ready or (children in ready and _has_ended(children, kernel_pid)):
+            os._exit(0)
+        if box.claims_fd in ready:
+            break
+        if not ready and (time.monotonic() >= until or _available_bytes() < least_bytes):
+            os._exit(0)
+    server = kernel.accept(box.claims_fd)
+    for fd in (box.claims_fd, box.nursery_fd, box.control_fd):
+        os.close(fd)
+    box.control_fd = server
+
+
+def _poll(*fds: int) -> select.poll:
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return poll
+
+
+def _has_ended(children: int, kernel_pid: int) -> bool:
+    """SIGCHLD also tells that it was stopped."""
+    os.read(children, 128)
+    return os.waitpid(kernel_pid, os.WNOHANG)[0] == kernel_pid
+
+
+def _available_bytes() -> int:
+    """MemAvailable of the machine (proc_meminfo(5))."""
+    with open("/proc/meminfo", "rb", buffering=0) as file:
+        _, _, rest = file.readall().partition(b"MemAvailable:")
+    return int(rest.split(None, 1)[0]) << 10

@@ -1,0 +1,182 @@
+"""warm/ahead.py - in the server, in a thread: prepares the next start when the last one is done.
+
+A launcher, a nursery, spares: each only where the one before it is there, and not in the way of
+what somebody waits for. The thread ends when there is nothing left to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass, replace
+
+from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.records import sweep
+from sandbox_provisioner.spawn import stem
+from sandbox_provisioner.warm import plans
+from sandbox_provisioner.warm.spare import make_spare
+from sandbox_provisioner.warm.start import make_nursery
+
+THREAD = "sandbox-ahead"
+# For the client that now connects.
+_AFTER_SECONDS = 0.2
+_IDLE_SHARE = 0.5
+_LOOK_SECONDS = 0.05
+_PATIENCE_SECONDS = 10.0
+# Below twice of what ends a spare none is made.
+_ROOM = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """What a kernelspec wishes to have ready: modules that a nursery imports besides, kernels that
+    wait for a start, and after how many seconds without a start all of it ends."""
+
+    preload: tuple[str, ...] = ()
+    spares: int = 0
+    idle_seconds: float = 900.0
+
+
+def prepare(
+    launcher: LocalLauncher, request: LaunchRequest, labels: Labels, warmth: Warmth
+) -> None:
+    """Prepare a start such as *request*, in the background; what goes wrong is told by the
+    launcher's ``warn``."""
+    with _lock:
+        _waiting[(request.argv[0], labels.name)] = (launcher, request, labels, warmth)
+        if _threads:
+            return
+        thread = threading.Timer(_AFTER_SECONDS, _work)
+        thread.name, thread.daemon = THREAD, True
+        _threads.append(thread)
+    thread.start()
+
+
+_lock = threading.Lock()
+_waiting: dict[tuple[str, str], tuple[LocalLauncher, LaunchRequest, Labels, Warmth]] = {}
+_threads: list[threading.Thread] = []
+# The nurseries that are children of this process: somebody has to wait for them when they end.
+_made: list[LocalHandle] = []
+
+
+def _work() -> None:
+    while True:
+        with _lock:
+            if not _waiting:
+                _threads.clear()
+                return
+            _, wish = _waiting.popitem()
+        bury()
+        try:
+            asyncio.run(_prepare(*wish))
+        except SandboxError as error:
+            wish[0].warn(f"Kernels go on to start without preparation: {error}")
+
+
+async def _prepare(
+    launcher: LocalLauncher, request: LaunchRequest, labels: Labels, warmth: Warmth
+) -> None:
+    launcher.sweep()
+    stem.stay(warmth.idle_seconds)
+    await fill(launcher, request, labels, warmth, patience_seconds=_PATIENCE_SECONDS)
+
+
+async def fill(
+    launcher: LocalLauncher,
+    request: LaunchRequest,
+    labels: Labels,
+    warmth: Warmth,
+    *,
+    patience_seconds: float = 0.0,
+) -> int:
+    """Make the nursery and the spares that *warmth* wants and that are not there yet; how many were
+    made. Before each it waits so long for the machine to be idle."""
+    await _idle(patience_seconds)
+    handle = await make_nursery(
+        launcher, request, labels, preload=warmth.preload, idle_seconds=warmth.idle_seconds
+    )
+    if handle:
+        with _lock:
+            _made.append(handle)
+    made = int(handle is not None)
+    while warmth.spares:
+        await _idle(patience_seconds)
+        if _available_bytes() < _ROOM * plans.least_available_bytes():
+            break
+        request = replace(request)
+        if not await make_spare(
+            launcher,
+            request,
+            labels,
+            preload=warmth.preload,
+            wanted=warmth.spares,
+            idle_seconds=warmth.idle_seconds,
+        ):
+            break
+        made += 1
+    return made
+
+
+async def _idle(patience_seconds: float) -> None:
+    """Wait until half of the machine's CPU time is idle, but no longer than that."""
+    until = time.monotonic() + patience_seconds
+    while (left := until - time.monotonic()) > 0:
+        before = _cpu_times()
+        await asyncio.sleep(min(_LOOK_SECONDS, left))  # /proc/stat has no event
+        idle, whole = (now - then for now, then in zip(_cpu_times(), before, strict=True))
+        if idle >= _IDLE_SHARE * whole:
+            return
+
+
+def _cpu_times() -> tuple[int, int]:
+    """Idle time and all time of all CPUs, in clock ticks (proc_stat(5))."""
+    with open("/proc/stat") as file:
+        times = [int(word) for word in file.readline().split()[1:]]
+    return times[3] + times[4], sum(times)
+
+
+def _available_bytes() -> int:
+    """MemAvailable of the machine (proc_meminfo(5))."""
+    with open("/proc/meminfo") as file:
+        line = next(line for line in file if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) << 10
+
+
+def bury() -> None:
+    """Remove what is left of our nurseries that have ended; called where another one is made."""
+    with _lock:
+        ended = [handle for handle in _made if handle.poll()]
+        _made[:] = [handle for handle in _made if handle not in ended]
+    for handle in ended:
+        asyncio.run(handle.close())
+
+
+def wait() -> None:
+    """Wait until all that was asked for is prepared."""
+    for thread in [thread for thread in threading.enumerate() if thread.name == THREAD]:
+        thread.join()
+
+
+def end_own() -> None:
+    """End what this process has prepared, and is preparing: with a nursery its spares end."""
+    wait()
+    stem.end()
+    with _lock:
+        made = _made[:]
+        _made.clear()
+    for handle in made:
+        asyncio.run(handle.close())
+        sweep(handle.folder.path.parent)  # of what its spares leave
+
+
+def let_go() -> None:
+    """Leave the nurseries of this process to whoever finds them."""
+    with _lock:
+        made = _made[:]
+        _made.clear()
+    for handle in made:
+        handle.let_go()

@@ -1,0 +1,33 @@
+"""warm/opener.py - in the launching process: a launcher that only opens what touches the host."""
+
+from __future__ import annotations
+
+from sandbox_provisioner.plan import Plan
+from sandbox_provisioner.spawn import LauncherProcess, Report
+
+
+class Opener:
+    """One launcher for the first part of a plan; ends when it has handed over what it opened."""
+
+    def __init__(self, launcher: LauncherProcess) -> None:
+        self._launcher: LauncherProcess | None = launcher
+        self.report: Report = launcher.report
+
+    def begin(self, plan: Plan) -> None:
+        """Let it open what *plan*, which ends with ``hand-over``, names."""
+        assert self._launcher
+        self._launcher.begin(plan)
+
+    async def opened(self) -> list[int]:
+        """The descriptors, in the plan's order; none if a step failed: see `report`."""
+        assert self._launcher
+        fds = await self._launcher.opened()
+        if fds:
+            await self.end()
+        return fds
+
+    async def end(self) -> None:
+        """End the launcher; more than once is fine."""
+        launcher, self._launcher = self._launcher, None
+        if launcher:
+            await launcher.end()

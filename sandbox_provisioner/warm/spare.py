@@ -1,0 +1,127 @@
+"""warm/spare.py - in the launching process: makes a spare, which whoever needs it claims.
+
+It belongs to nobody once it is ready: it is found by a link (`found.py`), and ends by itself when
+nobody has claimed it for long, when its nursery ends, or when the machine is short of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import uuid
+from dataclasses import replace
+
+from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.host import WorkdirFacts
+from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
+from sandbox_provisioner.records import RecordFolder
+from sandbox_provisioner.spawn import Stdio, stem
+from sandbox_provisioner.warm import plans
+from sandbox_provisioner.warm.found import (
+    CLAIMS,
+    Command,
+    find,
+    key_of,
+    spare_key_of,
+    spare_link,
+    spares,
+)
+from sandbox_provisioner.warm.launch import ForkedProcess, WarmStart
+
+KIND = "spare"
+_FILE = "spare.json"
+
+
+class SpareStart(WarmStart):
+    """The start of a kernel that has no work directory yet, and is claimed at *listener*."""
+
+    listener: socket.socket
+    idle_seconds: float
+
+    def make_record(self, site: Site) -> tuple[Site, RecordFolder]:
+        """The socket's name goes with the record, also where somebody else removes it."""
+        site, folder = super().make_record(site)
+        self.listener.bind(os.fspath(folder.path / CLAIMS))
+        self.listener.listen(1)
+        self.more_fds = (os.dup(self.listener.fileno()),)
+        return site, folder
+
+    def compile(self, site: Site, family: plans.Family) -> tuple[Plan, Plan]:
+        return plans.compile_spare_plan(self.request, site, family, self.idle_seconds)
+
+
+async def make_spare(
+    launcher: LocalLauncher,
+    request: LaunchRequest,
+    labels: Labels,
+    *,
+    preload: tuple[str, ...] = (),
+    wanted: int,
+    idle_seconds: float,
+) -> bool:
+    """Make one spare for starts such as *request*, unless there are *wanted* already, or they
+    cannot be had: False then.
+
+    Returns when it can be claimed. Raises SandboxError if it fails; then nothing is left of it.
+    """
+    if Command.of(request.argv) is None:
+        return False
+    site, _ = launcher.survey(request)
+    if plans.obstacle(request, site) or plans.spare_obstacle(request, site):
+        return False
+    key, runtime = spare_key_of(request, site, preload), launcher.runtime()
+    found = (
+        find(runtime, key_of(request, site, preload))
+        if len(spares(runtime, key)) < wanted
+        else None
+    )
+    if found is None:
+        return False
+    own = _own_request(request)
+    site, tree = launcher.survey(own)
+    site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
+    labels = Labels(name=labels.name, user=labels.user, kind=KIND, nursery=found[1].sandbox_id)
+    child = ForkedProcess(
+        found[0], Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
+    )
+    start = SpareStart(own, stem.launcher(), child, runtime, labels)
+    start.nursery, start.idle_seconds = found[1], idle_seconds
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as start.listener:
+        try:
+            handle = await start.run(site, tree)
+        except BaseException:
+            await start.undo()
+            raise
+    if await handle.sealed() != "sealed":
+        story = await handle.wait()
+        await handle.close()
+        raise LaunchError(
+            attempt="keep a spare",
+            answer="its kernel did not become ready",
+            remedy="Starts do without. See what it wrote:",
+            step="wait-for-spare",
+            stderr_tail=story.stderr_tail,
+        )
+    handle.let_go()
+    spare_link(runtime, key, own.sandbox_id).symlink_to(f"{own.sandbox_id}/{CLAIMS}")
+    return True
+
+
+def _own_request(request: LaunchRequest) -> LaunchRequest:
+    """*request* for nobody's notebook: what only one start knows comes when it is claimed."""
+    assert request.connection_file
+    name, text = request.connection_file
+    info = json.loads(text) | {"key": uuid.uuid4().hex}
+    old, new = f"{CONNECTIONS}/{name}", f"{CONNECTIONS}/{_FILE}"
+    return replace(
+        request,
+        sandbox_id=uuid.uuid4().hex[:12],
+        spec=replace(request.spec, volumes=()),
+        argv=tuple(word.replace(old, new) for word in request.argv),
+        cwd=HOME,
+        connection_file=(_FILE, json.dumps(info)),
+        survive_server=True,
+    )
