@@ -157,13 +157,23 @@ class LocalLauncher:
         """
         runtime = self.runtime()
         _fail_here("spawn-launcher")
-        start = ColdStart(request, stem.launcher(), runtime, labels or Labels())
+        process = stem.launcher()
+        hurry(process)
+        start = ColdStart(request, process, runtime, labels or Labels())
         start.stdio = stdio or Stdio()
         try:
             return await start.run(*self.survey(request))
         except BaseException:
             await start.undo()
             raise
+
+
+def hurry(process: LauncherProcess) -> None:
+    """Make the machine ready to move processes into groups, which takes a while: it comes first in
+    a start that will."""
+    groups = cgroup.survey()
+    if groups.version == 1:
+        process.hurry(next(iter(groups.bases.values())))
 
 
 def _id_range(spec: SandboxSpec, facts: HostFacts) -> IdRange | None:

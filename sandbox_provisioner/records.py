@@ -414,14 +414,14 @@ def _sweep_unwritten(runtime: Path) -> None:
     """Remove the folders whose server was killed before it had written a record into them, and
     links that lead to nothing: to nurseries, and to the owners of ranges of ids."""
     with _locked(runtime):
-        with os.scandir(runtime) as entries:
-            for entry in entries:
-                if entry.is_symlink() and not os.path.exists(entry.path):
-                    os.unlink(entry.path)
         for path in _folders(runtime):
             folder = RecordFolder(path)
             if not (path / "record.json").exists() and folder.is_orphan():
                 folder.remove()
+        with os.scandir(runtime) as entries:
+            for entry in entries:
+                if entry.is_symlink() and not os.path.exists(entry.path):
+                    os.unlink(entry.path)
 
 
 def cgroup_facts(record: Record) -> cgroup.CgroupFacts:

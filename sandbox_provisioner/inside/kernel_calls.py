@@ -187,15 +187,17 @@ def setns(fd: int, kind: int) -> None:
     _check(_libc.setns(fd, kind), "setns", fd=fd, kind=hex(kind))
 
 
-def fork_as_sibling() -> int:
-    """clone(2) with CLONE_PARENT: like fork, but the child is a child of *our* parent.
+def fork_as_sibling(namespaces: int = 0) -> int:
+    """clone(2) with CLONE_PARENT: like fork, but the child is a child of *our* parent, and in new
+    *namespaces*.
 
     So the server is the parent of PID 1, and this process may end. Only for a process with one
     thread: none of Python's after-fork hooks run, and none is needed.
     """
     number = _BY_MACHINE[_MACHINE][0]
-    pid = _syscall(number, ctypes.c_ulong(_CLONE_PARENT | _SIGCHLD), None, None, None, None)
-    return _check(pid, "clone", flags="CLONE_PARENT|SIGCHLD")
+    flags = ctypes.c_ulong(_CLONE_PARENT | _SIGCHLD | namespaces)
+    pid = _syscall(number, flags, None, None, None, None)
+    return _check(pid, "clone", flags=f"CLONE_PARENT|SIGCHLD|{namespaces:#x}")
 
 
 def open_tree(path: str, *, dir_fd: int = AT_FDCWD) -> int:

@@ -153,12 +153,6 @@ def receive(box: Box, *names: str) -> None:
             box.taken[name] = fd
 
 
-def tell(box: Box, word: str) -> None:
-    """Tell the server *word*; with it comes our pid as the server's PID namespace has it
-    (unix(7), SCM_CREDENTIALS)."""
-    os.write(box.control_fd, os.fsencode(word))
-
-
 def await_word(box: Box, word: str) -> None:
     """Go on when the server has said *word*; end if it has thought better of it."""
     if os.read(box.control_fd, 64) != os.fsencode(word):
@@ -806,7 +800,7 @@ _OF_LANDLOCK = (
 )  # fmt: skip
 # Those that only a start from a nursery has, and the nursery's own.
 _OF_WARM_START = (
-    hand_over, receive, tell, await_word, outlive_kernel, run_kernel, map_child, map_own_ids,
+    hand_over, receive, await_word, outlive_kernel, run_kernel, map_child, map_own_ids,
     become_root_inside, stay_unclaimed, bind_kernel,
 )  # fmt: skip
 LANDLOCK_VERBS = frozenset(verb.__name__.replace("_", "-") for verb in _OF_LANDLOCK)

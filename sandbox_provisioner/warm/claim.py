@@ -27,7 +27,6 @@ from sandbox_provisioner.plan import LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, RecordFolder, open_init
 from sandbox_provisioner.spawn import (
     LAUNCH_SECONDS,
-    LauncherProcess,
     Report,
     Stdio,
     Streams,
@@ -40,17 +39,13 @@ from sandbox_provisioner.warm.opener import Opener
 class ClaimStart(Start):
     """A `Start` of what runs already."""
 
+    opener: Opener
+
     def __init__(
-        self,
-        request: LaunchRequest,
-        opener: LauncherProcess,
-        process: ClaimedProcess,
-        runtime: Path,
-        labels: Labels,
+        self, request: LaunchRequest, process: ClaimedProcess, runtime: Path, labels: Labels
     ) -> None:
         super().__init__(request, process, runtime, labels)
         self.claimed = process
-        self.opener = Opener(opener)
 
     async def run(self, site: Site, _tree: CgroupTree) -> LocalHandle:
         """The groups are those that the spare has: `tree`."""
@@ -75,10 +70,6 @@ class ClaimStart(Start):
         )
         self.folder = self.claimed.folder.take_over(self.record)
         return self.folder
-
-    async def undo(self) -> None:
-        await self.opener.end()
-        await super().undo()
 
 
 class ClaimedProcess:

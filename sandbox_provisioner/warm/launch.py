@@ -5,7 +5,7 @@
     nursery   "fork" ─▶ child                        while we survey and make the record
     launcher  opens what touches the host ─▶ us      (a launcher as always, `spawn.py`)
     child     "here" ─▶ we move it into the groups   "joined"
-              performs its part of the plan          PID 1: "init" ─▶ pidfd, "known"
+              performs its part of the plan          it is PID 1 from the beginning
     LocalHandle
 
 Nothing here falls back by itself: `WarmUnavailable` says why there is no start from a nursery, and
@@ -27,13 +27,12 @@ from pathlib import Path
 from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import LaunchError, SandboxError
 from sandbox_provisioner.handle import LocalHandle, readable
-from sandbox_provisioner.launch import Labels, LocalLauncher, Start
+from sandbox_provisioner.launch import Labels, LocalLauncher, Start, hurry
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, start_time
 from sandbox_provisioner.spawn import (
     HERE,
     LAUNCH_SECONDS,
-    LauncherProcess,
     Report,
     Stdio,
     Streams,
@@ -75,11 +74,23 @@ async def start_warm(
     """
     if Command.of(request.argv) is None:
         raise WarmUnavailable("its command is not one that a nursery knows")
-    site, tree = launcher.survey(request)
-    if why := plans.obstacle(request, site):
-        raise WarmUnavailable(why)
-    start = _claimed(launcher, request, site, labels, stdio, preload)
-    start = start or _forked(launcher, request, site, labels, stdio, preload)
+    process = stem.launcher()
+    opener = Opener(process)
+    try:
+        site, tree = launcher.survey(request)
+        if why := plans.obstacle(request, site):
+            raise WarmUnavailable(why)
+        start = _claimed(launcher, request, site, labels, stdio, preload)
+        if start is None:
+            hurry(process)
+            start = _forked(launcher, request, site, labels, stdio, preload)
+        start.opener = opener
+        return await _run(start, site, tree)
+    finally:
+        await opener.end()
+
+
+async def _run(start: ClaimStart | WarmStart, site: Site, tree: CgroupTree) -> LocalHandle:
     try:
         return await start.run(site, tree)
     except SandboxError as error:
@@ -105,7 +116,7 @@ def _claimed(
     if found is None:
         return None
     process = ClaimedProcess(*found, stdio)
-    start = ClaimStart(request, stem.launcher(), process, launcher.runtime(), labels)
+    start = ClaimStart(request, process, launcher.runtime(), labels)
     start.tree = launcher.tree(request, site.facts, process.record.tree)
     return start
 
@@ -124,7 +135,7 @@ def _forked(
     channel, nursery = found
     child = ForkedProcess(channel, stdio)
     labels = replace(labels, nursery=nursery.sandbox_id)
-    start = WarmStart(request, stem.launcher(), child, launcher.runtime(), labels)
+    start = WarmStart(request, child, launcher.runtime(), labels)
     start.nursery = nursery
     return start
 
@@ -133,17 +144,12 @@ class WarmStart(Start):
     """A `Start` whose plan has two parts."""
 
     nursery: Record
+    opener: Opener
 
     def __init__(
-        self,
-        request: LaunchRequest,
-        opener: LauncherProcess,
-        child: ForkedProcess,
-        runtime: Path,
-        labels: Labels,
+        self, request: LaunchRequest, child: ForkedProcess, runtime: Path, labels: Labels
     ) -> None:
         super().__init__(request, child, runtime, labels)
-        self.opener = Opener(opener)
         self.child = child
 
     async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
@@ -170,10 +176,6 @@ class WarmStart(Start):
         """What a launcher, and what the nursery's child shall do."""
         return plans.compile_warm_plan(self.request, site, family)
 
-    async def undo(self) -> None:
-        await self.opener.end()
-        await super().undo()
-
 
 class ForkedProcess:
     """The nursery's child from its fork to its end: what `LauncherProcess` is for a cold start.
@@ -186,11 +188,9 @@ class ForkedProcess:
         self.report = Report()
         self.pid = 0
         self.pidfd = -1
-        self.init_pid = 0
         self.init_start = 0
         self.end_signal: int = signal.SIGKILL
         self.status: int | None = None
-        self._own_pidfd = -1
         self._report, self._report_write = os.pipe()
         self._streams = Streams(stdio)
         self.pipes = tuple(self._streams.pipes)
@@ -208,8 +208,14 @@ class ForkedProcess:
             raise WarmUnavailable(why, failed=True) from None
         if not self.pid:
             raise WarmUnavailable("the nursery has ended", failed=True)
-        with contextlib.suppress(ProcessLookupError):
-            self._own_pidfd = os.pidfd_open(self.pid)
+        # It waits for our word, so its pid is its own until we hold this.
+        self.pidfd = os.pidfd_open(self.pid)
+        self.init_start = start_time(self.pid)
+
+    @property
+    def init_pid(self) -> int:
+        """The child is PID 1."""
+        return self.pid
 
     async def _hear(self, word: str) -> int:
         await readable(self._control.fileno())
@@ -223,9 +229,7 @@ class ForkedProcess:
             self._sent(fds)
         try:
             async with asyncio.timeout(LAUNCH_SECONDS):
-                await asyncio.gather(
-                    self._say_joined(joined), self._meet_init(), self.report.read(self._report)
-                )
+                await asyncio.gather(self._say_joined(joined), self.report.read(self._report))
         except TimeoutError:
             raise LaunchError(
                 attempt="start the sandbox",
@@ -259,16 +263,6 @@ class ForkedProcess:
         await joined
         self._say(plans.JOINED)
 
-    async def _meet_init(self) -> None:
-        """PID 1 waits for us, so that its pid cannot be given away before we hold a pidfd."""
-        pid = await self._hear(plans.INIT)
-        if not pid:
-            return
-        self.pidfd = os.pidfd_open(pid)
-        self.init_start = start_time(pid)
-        self.init_pid = pid
-        self._say(plans.KNOWN)
-
     def _say(self, word: str) -> None:
         with contextlib.suppress(OSError):
             self._control.send(word.encode())
@@ -276,26 +270,17 @@ class ForkedProcess:
     def hand_over(self) -> tuple[int, int]:
         """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
         os.close(self._report)
-        self._close_own()
         return self.pidfd, self._control.detach()
-
-    def _close_own(self) -> None:
-        if self._own_pidfd >= 0:
-            os.close(self._own_pidfd)
-            self._own_pidfd = -1
 
     async def end(self) -> None:
         """Kill it, and PID 1, and wait for both: a start has failed."""
         self._control.close()
         self._sent()
-        for pidfd in (self._own_pidfd, self.pidfd):
-            if pidfd >= 0:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, self.end_signal)
-                await readable(pidfd)
         if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, self.end_signal)
+            await readable(self.pidfd)
             os.close(self.pidfd)
-        self._close_own()
         for pipe in self.pipes:
             pipe.close()
         os.close(self._report)

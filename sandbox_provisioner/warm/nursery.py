@@ -4,7 +4,7 @@ Imports before the fork only what a kernel would import; `inside/` does the rest
 socket but the one that requests come through, no ZeroMQ context, no thread and no secret, since
 every kernel inherits all of it::
 
-    server   ──"fork" + control socket──▶ nursery     fork ──▶ child
+    server   ──"fork" + control socket──▶ nursery     fork ──▶ child, PID 1 of a namespace
     child    ──"here"──▶ server           on control; with it comes the child's pid
     server   ──"go" + plan, report, stdio, exit file, memory group, mounts──▶ child
     child                                  performs the plan, and is the kernel
@@ -25,15 +25,17 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from sandbox_provisioner.inside import enter, kernel_calls, orders
+from sandbox_provisioner.inside import enter, kernel_calls
 from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.warm.kernel import Kernel, initialized
 
 REQUEST_BYTES = 1 << 12
 _BASE = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell")
 _REHEARSAL_SECONDS = 60
+# Each fork copies the page tables of all that was imported, so the child is PID 1 at once.
+_NAMESPACES = kernel_calls.CLONE_NEWUSER | kernel_calls.CLONE_NEWPID
 # What is freed later would touch shared pages; what never is need not be looked at again.
 _WATCHED_SUFFIXES = (".py", ".so", ".pth", ".dist-info", ".egg-link", ".zip")
 
@@ -59,14 +61,18 @@ def main(argv: Sequence[str]) -> None:
         os.execv(sys.executable, [*command, ",".join(refused)])
 
     failed = _preload(wanted, refused, again)
+    kernel = Kernel()
+    if not _is_clean():
+        raise SystemExit("IPython starts threads or opens sockets when its shell is made")
     changes = _watch_modules(begun)
     gc.collect()
     gc.freeze()
     told = {"preloaded": [n for n in wanted if n in sys.modules], "refused": refused} | failed
     box = _serve(listener, changes, idle, told)
-    if box:
-        imported = {name: v for name, v in os.environ.items() if before.get(name) != v}
-        become(box, imported)
+    if box is None:
+        os._exit(0)  # nothing that the shell would do at a kernel's end is ours to do
+    imported = {name: v for name, v in os.environ.items() if before.get(name) != v}
+    kernel.become(box, imported)
 
 
 def _names(text: str) -> list[str]:
@@ -130,7 +136,8 @@ def _rehearse() -> list[str]:
     with open(connection, "w") as file:
         json.dump(info | {name: number for number, name in enumerate(names, 1)}, file)
     listed = f"{folder}/modules"
-    kernel = _forked(lambda: initialized(["-f", connection], quiet=True).start())
+    words = ["-f", connection, "--IPKernelApp.log_level=50"]
+    kernel = _forked(lambda: initialized(words).start())
     client = _forked(lambda: _visit(connection, listed))
     deadline = time.monotonic() + _REHEARSAL_SECONDS
     for pid in (client, kernel):
@@ -224,7 +231,7 @@ def _serve(
         with connection:
             word, fds, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 8)
             if word == b"fork":
-                if kernel_calls.fork_as_sibling() == 0:
+                if kernel_calls.fork_as_sibling(_NAMESPACES) == 0:
                     listener.close()
                     connection.close()
                     os.close(changes)
@@ -245,92 +252,7 @@ def _memory() -> dict[str, int]:
 
 
 def _child(control: int, alive: int) -> Box:
-    """Be the launcher, then PID 1, then the kernel: as `enter.main`."""
-    kernel_calls.unshare(kernel_calls.CLONE_NEWUSER)
+    """Be PID 1 of a box, then the kernel: what a launcher, PID 1 and the kernel are in a cold
+    start."""
     os.write(control, b"here")
     return enter.obey(control, alive)
-
-
-# -- the kernel
-
-
-def become(box: Box, imported: dict[str, str]) -> None:
-    """In the kernel's process, with every right given up: make fresh what a new process would
-    have fresh, and run the program: ipykernel, or what follows ``-c``.
-
-    *imported* are variables that modules have set when they were imported.
-    """
-    _set_variables(box.environment, imported)
-    words = box.kernel_argv
-    if "-m" in words:
-        app = initialized(words[words.index("-m") + 2 :])
-        if box.unclaimed:
-            bind(app, box, imported)
-        app.start()
-        return
-    at = words.index("-c")
-    _refresh()
-    sys.argv = ["-c", *words[at + 2 :]]
-    sys.path.insert(0, "")
-    exec(compile(words[at + 1], "<string>", "exec"), vars(sys.modules["__main__"]))
-
-
-def _set_variables(wanted: Mapping[bytes, bytes], imported: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update({os.fsdecode(k): os.fsdecode(v) for k, v in wanted.items()})
-    for name, value in imported.items():
-        os.environ.setdefault(name, value)
-    time.tzset()
-
-
-def initialized(argv: Sequence[str], *, quiet: bool = False) -> Any:
-    """What ``python -m ipykernel_launcher`` is when it has bound its sockets and is about to wait
-    for messages, in a process that has imported it."""
-    import ipykernel.kernelapp  # noqa: PLC0415  # of the kernel's environment: `_preload` has it
-    import ipykernel_launcher  # noqa: PLC0415
-
-    _refresh()
-    sys.argv = [os.path.abspath(ipykernel_launcher.__file__), *argv]
-    if quiet:
-        sys.argv.append("--IPKernelApp.log_level=50")
-    app: Any = ipykernel.kernelapp.IPKernelApp.instance()
-    app.initialize()
-    return app
-
-
-def bind(app: Any, box: Box, imported: dict[str, str]) -> None:
-    """Wait, as a spare, for the start that this is for (`inside/claim.py`), and become what a
-    kernel that had known of it from the beginning would be."""
-    os.write(box.ready[1], b"1")
-    os.close(box.ready[1])
-    found = orders.read_all(box.binding[0])
-    if not found:
-        os._exit(0)
-    (cwd,), argv, pairs = orders.decode(found)
-    os.chdir(cwd)
-    _set_variables(dict(pair.split(b"=", 1) for pair in pairs), imported)
-    words = [os.fsdecode(word) for word in argv]
-    sys.argv[1:] = words[words.index("-m") + 2 :]
-    app.connection_file = sys.argv[sys.argv.index("-f") + 1]
-    with open(app.connection_file) as file:
-        info = json.load(file)
-    app.session.signature_scheme = info["signature_scheme"]
-    app.session.key = info["key"].encode()
-    app.config.IPKernelApp.connection_file = app.connection_file
-    name = os.environ.get("JPY_SESSION_NAME")
-    if name:
-        app.shell.user_ns["__session__"] = name
-
-
-def _refresh() -> None:
-    """Random sources that Python's own fork hooks know nothing of; and nothing of ours is loaded
-    that a kernel would not have loaded."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox_provisioner"]:
-        del sys.modules[name]
-    random = sys.modules.get("numpy.random")
-    if random:
-        random.seed()
-    process = sys.modules.get("multiprocessing.process")
-    if process:
-        process.current_process().authkey = os.urandom(32)
-    gc.enable()

@@ -46,7 +46,7 @@ from sandbox_provisioner.plan import (
 )
 from sandbox_provisioner.spec import UserIds
 
-INIT, JOINED, KNOWN = "init", "joined", "known"
+JOINED = "joined"
 _MEMORY_FILES = {1: 4, 2: 3}
 _LEAST_AVAILABLE_PART = 20
 
@@ -64,8 +64,8 @@ def obstacle(request: LaunchRequest, site: Site) -> str:
 
 def spare_obstacle(request: LaunchRequest, site: Site) -> str:
     """Why *request* cannot be bound to a spare, "" if it can; where `obstacle` knows of nothing."""
-    if not request.connection_file or "-m" not in request.argv:
-        return "it is no IPython kernel"
+    if not request.connection_file or request.argv[-4:-2] != ("-m", "ipykernel_launcher"):
+        return "its command line is not that of a usual IPython kernel"
     if "curve_secretkey" in request.connection_file[1]:
         return "its sockets are to be encrypted with keys of its own"
     if site.home != HOME or _overlap(site.workdir.source, HOME):
@@ -105,7 +105,7 @@ def compile_nursery_plan(request: LaunchRequest, site: Site) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The pids, as the server sees them, of the nursery's PID 1 and of the child."""
+    """The pids, as the server sees them, of the nursery's PID 1 and of the child, a PID 1 too."""
 
     init: int
     child: int
@@ -200,13 +200,11 @@ def _box_steps(request: LaunchRequest, inner: Site, site: Site) -> Iterator[Step
     """From the nursery's child to PID 1 in a root with everything that its kernels share."""
     yield from _become_inside(site)
     yield from (step for step in watch_steps(request, site) if step.verb == "watch-memory")
-    new = ("mount", "pid", "network", "ipc", "uts")
-    yield Step("unshare", new, "everything below is private")
+    new = ("mount", "network", "ipc", "uts")
+    yield Step("unshare", new, "everything below is private; it is PID 1 of its namespace already")
     yield from program_take_steps(inner)
     yield Step("await-word", (JOINED,), "memory, CPU and processes are charged from here on")
     yield Step("unshare", ("cgroup",), "its own group is the root of those that it sees")
-    yield Step("fork-init", (), "a PID namespace begins with a child; that one is PID 1")
-    yield Step("tell", (INIT,), "the server learns its pid from the message's credentials")
     yield Step("new-session", (), "no terminal, process group or keyring of the nursery")
     yield from root_steps(request, inner)
 
@@ -215,7 +213,6 @@ def _last_steps(request: LaunchRequest, inner: Site) -> Iterator[Step]:
     yield Step("hostname", (request.spec.hostname,))
     yield Step("loopback-up", (), "debugpy and forked output use 127.0.0.1, and hang without it")
     yield Step("stdio", ("pump" if request.pump else "inherit",))
-    yield Step("await-word", (KNOWN,), "the server holds a pidfd, which no other process can get")
     yield Step("fork-kernel", (), "PID 1 stays behind as init; the rest is done by the kernel")
     yield from kernel_steps(request, inner, run="run-kernel")
 

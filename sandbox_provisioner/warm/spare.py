@@ -30,6 +30,7 @@ from sandbox_provisioner.warm.found import (
     spares,
 )
 from sandbox_provisioner.warm.launch import ForkedProcess, WarmStart
+from sandbox_provisioner.warm.opener import Opener
 
 KIND = "spare"
 _FILE = "spare.json"
@@ -87,14 +88,17 @@ async def make_spare(
     child = ForkedProcess(
         found[0], Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
     )
-    start = SpareStart(own, stem.launcher(), child, runtime, labels)
+    start = SpareStart(own, child, runtime, labels)
     start.nursery, start.idle_seconds = found[1], idle_seconds
+    start.opener = Opener(stem.launcher())
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as start.listener:
         try:
             handle = await start.run(site, tree)
         except BaseException:
             await start.undo()
             raise
+        finally:
+            await start.opener.end()
     if await handle.sealed() != "sealed":
         story = await handle.wait()
         await handle.close()

@@ -120,6 +120,7 @@ def _own_request(
         argv=(command.program, *command.flags, *words),
         cwd=HOME,
         connection_file=None,
+        survive_server=True,
         extra_files=(*request.extra_files, _PACKAGE),
     )
 

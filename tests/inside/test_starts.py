@@ -20,7 +20,8 @@ from sandbox_provisioner.spec import Limits, Volume
 pytestmark = pytest.mark.requires("userns")
 
 MIB = 1 << 20
-VERBS = sorted({*steps.VERBS, "fork-kernel"} - {"terminal"} - steps.LANDLOCK_VERBS)
+OF_OTHER_PLANS = {"terminal"} | steps.LANDLOCK_VERBS | steps.WARM_VERBS
+VERBS = sorted({*steps.VERBS, "fork-kernel"} - OF_OTHER_PLANS)
 
 
 def add(one, other):

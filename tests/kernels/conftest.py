@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from boxes import WARM
 from jupyter_client.manager import KernelManager
+from warmth import made
 
 from sandbox_provisioner.provisioner import SandboxProvisioner
+from sandbox_provisioner.records import Record
 from sandbox_provisioner.unboxed import guarded_command
 from sandbox_provisioner.warm.ahead import end_own
 
@@ -134,3 +136,21 @@ def kernel(kernelspec: Spec) -> Callable[..., contextlib.AbstractContextManager[
             manager.shutdown_kernel(now=True)
 
     return start
+
+
+@pytest.fixture
+def warm(kernel: Any, kernelspec: Any) -> Any:
+    """``with warm() as k``: a kernel whose kernelspec wants a nursery."""
+
+    def start(**options: Any) -> Any:
+        return kernel(KernelManager(kernel_name=kernelspec(**({"warm": True} | options))))
+
+    return start
+
+
+@pytest.fixture
+def nursery(warm: Any, runtime_dir: Path) -> Iterator[Record]:
+    """The record of the nursery that a first, cold start has made."""
+    with warm():
+        pass
+    yield made(runtime_dir)

@@ -7,112 +7,27 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jupyter_client.manager import KernelManager
+from warmth import (
+    RANDOM,
+    came_from,
+    children_of,
+    made,
+    nurseries,
+    state_of,
+    status_of,
+    wait_for_end,
+)
 
-from sandbox_provisioner.records import Record, all_records, open_init
-from sandbox_provisioner.warm import ahead, launch
-from sandbox_provisioner.warm.found import SOCKET, call
+from sandbox_provisioner.records import Record
+from sandbox_provisioner.warm import launch
 
 pytestmark = pytest.mark.requires("userns")
-
-# What a cell can see of its process; a cold kernel's is the measure.
-STATE = """
-import asyncio, faulthandler, gc, json, locale, logging, multiprocessing, os, resource, signal, sys
-import threading, time, warnings
-def handler(number):
-    try:
-        return str(getattr(signal.getsignal(number), "__qualname__", signal.getsignal(number)))
-    except ValueError:
-        return "?"
-names = [n for n in dir(resource) if n.startswith("RLIMIT")]
-limits = {n: resource.getrlimit(getattr(resource, n)) for n in names}
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(json.dumps({
-    "argv": sys.argv, "orig_argv_program": sys.orig_argv[0], "path": sys.path,
-    "main": sorted(n for n in vars(sys.modules["__main__"]) if n.startswith("__")),
-    "file": getattr(sys.modules["__main__"], "__file__", None), "name": __name__,
-    "signals": {n: handler(n) for n in range(1, 32)}, "blocked": status["SigBlk"].strip(),
-    "ignored": status["SigIgn"].strip(), "groups": status["Groups"].split(),
-    "capabilities": [status[n].strip() for n in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")],
-    "new_privileges": status["NoNewPrivs"].strip(), "seccomp": status["Seccomp"].strip(),
-    "dumpable_owner": os.stat("/proc/self/environ").st_uid == os.getuid(),
-    "faulthandler": faulthandler.is_enabled(), "threads": sorted(
-        type(t).__name__ for t in threading.enumerate()),
-    "gc": [gc.isenabled(), gc.get_threshold()], "flags": list(sys.flags),
-    "environment": " ".join(sorted(os.environ)), "home": os.environ["HOME"],
-    "cwd": os.getcwd(), "umask": os.umask(0o022), "pid": os.getpid(), "parent": os.getppid(),
-    "multiprocessing": [multiprocessing.get_start_method(), multiprocessing.current_process().name],
-    "policy": type(asyncio.get_event_loop_policy()).__name__,
-    "loop": asyncio.get_event_loop().is_running(),
-    "locale": locale.setlocale(locale.LC_ALL), "zone": time.tzname,
-    "handlers": [type(h).__name__ for h in logging.getLogger().handlers],
-    "limits": limits, "recursion": sys.getrecursionlimit(),
-    "stdin": [sys.stdin.name if sys.stdin else None], "unraisable": sys.unraisablehook.__name__,
-    "ours": sorted(n for n in sys.modules if n.startswith("sandbox_provisioner")),
-    "oom": open("/proc/self/oom_score_adj").read().strip(),
-    "hostname": os.uname().nodename, "users": [os.getresuid(), os.getresgid()],
-    "session": os.getsid(0) == os.getpid(), "history": [*get_ipython().history_manager.get_range()],
-    "number": get_ipython().execution_count,
-}))
-"""
-RANDOM = """
-import json, multiprocessing, os, random, secrets, tempfile, uuid
-values = [random.random(), str(uuid.uuid1()), str(uuid.uuid4()), os.urandom(8).hex(),
-    next(tempfile._get_candidate_names()), secrets.token_hex(8),
-    multiprocessing.current_process().authkey.hex(), get_ipython().kernel.ident]
-try:
-    import numpy
-    values += [float(numpy.random.rand()), float(numpy.random.default_rng().random())]
-except ImportError:
-    pass
-print(json.dumps(values))
-"""
-
-
-@pytest.fixture
-def warm(kernel: Any, kernelspec: Any) -> Any:
-    """``with warm() as k``: a kernel whose kernelspec wants a nursery."""
-
-    def start(**options: Any) -> Any:
-        return kernel(KernelManager(kernel_name=kernelspec(**({"warm": True} | options))))
-
-    return start
-
-
-@pytest.fixture
-def nursery(warm: Any, runtime_dir: Path) -> Iterator[Record]:
-    """The record of the nursery that a first, cold start has made."""
-    with warm():
-        pass
-    yield made(runtime_dir)
-
-
-def made(runtime_dir: Path) -> Record:
-    """Wait for the nursery that is being made in the background."""
-    ahead.wait()
-    (record,) = nurseries(runtime_dir)
-    return record
-
-
-def nurseries(runtime_dir: Path) -> list[Record]:
-    return [record for _, record in all_records(runtime_dir) if record.kind == "nursery"]
-
-
-def came_from(k: Any) -> str:
-    """The id of the nursery that the kernel of *k* was forked from, "" of a cold one."""
-    return str(k.provisioner.handle.record.nursery)
-
-
-def wait_for_end(record: Record) -> None:
-    pidfd = open_init(record)
-    if pidfd is not None:
-        assert select.select([pidfd], [], [], 30)[0]
-        os.close(pidfd)
 
 
 def test_the_first_start_is_cold_and_the_next_ones_come_from_a_nursery(
@@ -137,15 +52,10 @@ def test_without_the_option_no_nursery_is_made(kernel: Any, runtime_dir: Path) -
 def test_a_warm_kernel_cannot_be_told_from_a_cold_one(
     warm: Any, kernel: Any, nursery: Record
 ) -> None:
-    found = []
     with kernel(warm=False) as cold, warm() as k:
         assert came_from(cold) == ""
         assert came_from(k) == nursery.sandbox_id
-        for each in (cold, k):
-            state = json.loads(each.run(STATE))
-            state["argv"] = state["argv"][:-1]
-            found.append(state)
-    cold_state, warm_state = found
+        cold_state, warm_state = state_of(cold), state_of(k)
     for key, value in cold_state.items():
         assert (key, warm_state[key]) == (key, value)
 
@@ -227,14 +137,6 @@ def test_what_was_preloaded_is_there_at_once(warm: Any, runtime_dir: Path) -> No
         assert k.run("import sys; 'decimal' in sys.modules") == "True"
 
 
-def status_of(nursery: Record, runtime_dir: Path) -> Any:
-    channel = call(runtime_dir / nursery.sandbox_id / SOCKET)
-    assert channel
-    with channel:
-        channel.send(b"status")
-        return json.loads(channel.recv(1 << 16))
-
-
 def test_a_module_that_starts_threads_is_left_out(
     warm: Any, runtime_dir: Path, new_folder: Callable[[], Path], monkeypatch: Any
 ) -> None:
@@ -270,10 +172,6 @@ def test_a_nursery_that_hangs_or_dies_is_no_reason_not_to_start(
         assert before.run("1 + 1") == "2"
         if how == signal.SIGSTOP:
             os.kill(pid, signal.SIGCONT)
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_an_idle_nursery_ends_and_leaves_its_kernels(warm: Any, runtime_dir: Path) -> None:

@@ -13,7 +13,7 @@ from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IdRange
 from sandbox_provisioner.inside import steps
-from sandbox_provisioner.inside.enter import decode
+from sandbox_provisioner.inside.orders import decode
 from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
 from sandbox_provisioner.spec import Limits, SandboxSpec, UserIds
@@ -96,9 +96,9 @@ def test_a_root_server_takes_mounts_before_it_enters_the_user_namespace():
         "exit-file", "join-cgroup", "oom-score", "make-user-namespace", "take",
         "enter-user-namespace",
         "unshare", "fork-init", "new-session", "new-root", "symlink", "attach", "file", "attach",
-        "symlink", "mount", "mask", "freeze-paths", "scratch", "attach", "pivot", "hostname",
-        "loopback-up", "stdio", "fork-kernel", "resource-limit", "become", "environment", "chdir",
-        "system-call-filter", "execute",
+        "symlink", "mount", "mask", "freeze-paths", "scratch", "attach", "pivot",
+        "close-root", "hostname", "loopback-up", "stdio", "fork-kernel", "resource-limit",
+        "become", "environment", "chdir", "system-call-filter", "execute",
     ]  # fmt: skip
 
 

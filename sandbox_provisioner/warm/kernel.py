@@ -1,0 +1,194 @@
+"""warm/kernel.py - runs in a nursery, and in what it forks: a kernel, built as far as can be.
+
+Before the fork there are the application, with its command line read, and the shell. After it comes
+what one process alone may have: sockets, threads, the history's database, folders, random sources.
+A spare then waits for its start, and is bound to it.
+
+ipykernel is used as it is: `IPKernelApp.initialize` runs whole, and finds two of its steps done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sandbox_provisioner.inside import orders
+from sandbox_provisioner.inside.steps import Box
+
+_FILE_OPTION = "-f"
+# The sections of a configuration that the usual command line makes.
+_USUAL_SECTIONS = {"IPKernelApp"}
+# What a shell does when it is made that one process alone may do, or that needs its folders.
+_LATE = ("init_ipython_dir", "init_profile_dir", "init_history", "init_user_ns")
+
+
+class Kernel:
+    """A kernel that has no process yet: built once, in the nursery, and used in each child."""
+
+    def __init__(self) -> None:
+        """Build what can be built; needs ipykernel and IPython of the kernel's environment."""
+        from ipykernel.compiler import XCachingCompiler  # noqa: PLC0415
+        from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415
+        from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: PLC0415
+
+        self.main = sys.modules["__main__"]
+        app: Any = IPKernelApp.instance()
+        app.parse_command_line([_FILE_OPTION, "/any"])
+        app.init_crash_handler()  # the shell remembers what it finds
+        self.app = app
+        self.shell_class: Any = ZMQInteractiveShell
+        with _without(ZMQInteractiveShell, _LATE):
+            self.shell: Any = ZMQInteractiveShell.instance(
+                config=app.config, compiler_class=XCachingCompiler
+            )
+
+    def become(self, box: Box, imported: Mapping[str, str]) -> None:
+        """In the kernel's process, with every right given up: be the program of *box*, ipykernel
+        or what follows ``-c``. *imported* are variables that modules set when they were imported.
+        """
+        _set_variables(box.environment, imported)
+        words = box.kernel_argv
+        if "-m" not in words:
+            self._run_code(words[words.index("-c") + 1 :])
+            return
+        app = self._initialized(words[words.index("-m") + 2 :])
+        if box.unclaimed:
+            given = {os.fsdecode(name) for name in box.environment}
+            _bind(app, box, {name: v for name, v in os.environ.items() if name not in given})
+        app.start()
+
+    def _run_code(self, words: Sequence[str]) -> None:
+        """What ``python -c`` does: tests look around so in a box that a nursery made."""
+        _refresh()
+        sys.modules["__main__"] = self.main
+        sys.argv = ["-c", *words[1:]]
+        sys.path.insert(0, "")
+        exec(compile(words[0], "<string>", "exec"), vars(self.main))
+
+    def _initialized(self, arguments: Sequence[str]) -> Any:
+        """As `initialized`, from what was built; where *arguments* are others than those that it
+        was built for, from the beginning."""
+        if len(arguments) != 2 or arguments[0] != _FILE_OPTION:
+            self.app.clear_instance()
+            self.shell_class.clear_instance()
+            return initialized(arguments)
+        app = self.app
+        _set_arguments(arguments)
+        app.argv = list(arguments)
+        app.connection_file = app.config.IPKernelApp.connection_file = arguments[1]
+        app.parse_command_line = lambda argv=None: None
+        app.init_kernel = self._init_kernel
+        app.initialize()
+        del app.parse_command_line, app.init_kernel
+        return app
+
+    def _init_kernel(self) -> None:
+        """`IPKernelApp.init_kernel`, which makes the kernel's object and finds a shell; it makes
+        one where a configuration file has had something to say."""
+        unusual = set(self.app.config) - _USUAL_SECTIONS
+        if unusual:
+            self.shell_class.clear_instance()
+        type(self.app).init_kernel(self.app)
+        if not unusual:
+            self._settle(self.app.kernel)
+
+    def _settle(self, kernel: Any) -> None:
+        """What the shell has not done when it was made."""
+        shell = self.shell
+        for name in set(shell.config) - set(self.app.config):
+            self.app.config[name] = shell.config[name]  # made by looking for it
+        shell.config = self.app.config
+        shell.parent = shell.kernel = kernel
+        shell.init_ipython_dir(None)
+        shell.init_profile_dir(kernel.profile_dir)
+        shell.starting_dir = os.getcwd()
+        shell.save_sys_module_state()
+        shell.init_history()
+        shell.configurables.insert(1, shell.configurables.pop())  # where a new shell has it
+        shell.init_user_ns()
+
+
+@contextlib.contextmanager
+def _without(cls: type, names: Sequence[str]) -> Iterator[None]:
+    """*cls* with methods that do nothing in place of those of *names*."""
+    for name in names:
+        setattr(cls, name, lambda self, *words: None)
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(cls, name)
+
+
+def initialized(arguments: Sequence[str]) -> Any:
+    """What ``python -m ipykernel_launcher`` is when it has bound its sockets and is about to wait
+    for messages, in a process that has imported it."""
+    from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415
+
+    _set_arguments(arguments)
+    app: Any = IPKernelApp.instance()
+    app.initialize()
+    return app
+
+
+def _set_arguments(arguments: Sequence[str]) -> None:
+    import ipykernel_launcher  # noqa: PLC0415
+
+    _refresh()
+    sys.argv = [os.path.abspath(ipykernel_launcher.__file__), *arguments]
+
+
+def _set_variables(wanted: Mapping[bytes, bytes], imported: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update({os.fsdecode(k): os.fsdecode(v) for k, v in wanted.items()})
+    for name, value in imported.items():
+        os.environ.setdefault(name, value)
+    time.tzset()
+
+
+def _bind(app: Any, box: Box, made: Mapping[str, str]) -> None:
+    """Wait, as a spare, for the start that this is for (`inside/claim.py`), and become what a
+    kernel that had known of it from the beginning would be. *made* are variables that the kernel
+    has set itself."""
+    os.write(box.ready[1], b"1")
+    os.close(box.ready[1])
+    found = orders.read_all(box.binding[0])
+    if not found:
+        os._exit(0)
+    (cwd,), argv, pairs = orders.decode(found)
+    os.chdir(cwd)
+    _set_variables(dict(pair.split(b"=", 1) for pair in pairs), made)
+    os.unlink(app.connection_file)
+    words = [os.fsdecode(word) for word in argv]
+    sys.argv[1:] = app.argv[:] = words[words.index("-m") + 2 :]
+    app.connection_file = app.config.IPKernelApp.connection_file = sys.argv[2]
+    with open(app.connection_file) as file:
+        info = json.load(file)
+    app.session.signature_scheme = info["signature_scheme"]
+    app.session.key = info["key"].encode()
+    shell = app.shell
+    shell.starting_dir = os.getcwd()
+    shell.history_manager.dir_hist[:] = [Path.cwd()]
+    if name := os.environ.get("JPY_SESSION_NAME"):
+        shell.user_ns["__session__"] = shell.user_ns_hidden["__session__"] = name
+
+
+def _refresh() -> None:
+    """Random sources that Python's own fork hooks know nothing of; and nothing of ours is loaded
+    that a kernel would not have loaded."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox_provisioner"]:
+        del sys.modules[name]
+    random = sys.modules.get("numpy.random")
+    if random:
+        random.seed()
+    process = sys.modules.get("multiprocessing.process")
+    if process:
+        process.current_process().authkey = os.urandom(32)
+    gc.enable()
