@@ -190,6 +190,7 @@ class LocalHandle:
     def let_go(self) -> None:
         """Leave it to live on for whoever finds its record; the handle is of no use any more."""
         self._closed = True
+        self._tree.let_go()
         self.folder.release()
         self._close_ours()
 

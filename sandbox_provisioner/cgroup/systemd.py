@@ -40,6 +40,7 @@ class SystemdTree(V2Tree):
     """The tree of one sandbox in a scope; `open_tree` makes it, `CgroupTree` documents it."""
 
     _keeper: subprocess.Popen[bytes] | None = None
+    _string = -1
     _emptied: float | None = None
 
     @property
@@ -83,7 +84,24 @@ class SystemdTree(V2Tree):
         self._stop_if_it_lingers()
         return False
 
+    @property
+    def string(self) -> int:
+        """The write end of the pipe that the keeper waits at the other end of."""
+        return self._keeper.stdin.fileno() if self._keeper and self._keeper.stdin else self._string
+
+    def let_go(self) -> None:
+        if self._keeper and self._keeper.stdin:
+            self._keeper.stdin.close()
+            # It ends with its last string, and is then reaped by the next process that we start.
+            self._keeper = None
+
+    def take_over(self, string: int) -> None:
+        self._string = string
+
     def _end_keeper(self) -> None:
+        if self._string >= 0:
+            os.close(self._string)
+            self._string = -1
         if self._keeper is None:
             # Another process started it.
             kill_listed(self._keeper_group)

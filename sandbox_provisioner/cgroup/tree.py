@@ -94,6 +94,20 @@ class CgroupTree(Protocol):
         """The processes in the tree."""
         ...
 
+    @property
+    def string(self) -> int:
+        """A descriptor that has to stay open somewhere for the groups to outlive their processes;
+        -1 where they do anyway."""
+        ...
+
+    def let_go(self) -> None:
+        """Leave the groups to whoever has a duplicate of the `string`; they stay as they are."""
+        ...
+
+    def take_over(self, string: int) -> None:
+        """Own what another process has let go of, by a duplicate of its `string`."""
+        ...
+
     async def remove(self, timeout_seconds: float = 5.0) -> None:
         """Wait until the last process is gone, and remove the groups. Twice is fine.
 
@@ -218,6 +232,16 @@ class Tree(ABC):
     def pids(self) -> list[int]:
         return files.read_pids(self.groups[0]) if self.groups else []
 
+    @property
+    def string(self) -> int:
+        return -1
+
+    def let_go(self) -> None:  # noqa: B027  # directories stay by themselves
+        pass
+
+    def take_over(self, string: int) -> None:  # noqa: B027
+        pass
+
     async def remove(self, timeout_seconds: float = 5.0) -> None:
         deadline = time.monotonic() + timeout_seconds
         while not self._remove_now():
@@ -291,6 +315,7 @@ class NullTree:
 
     join_files: tuple[str, ...] = ()
     memory_group: tuple[int, str] | None = None
+    string = -1
 
     def __init__(self, facts: CgroupFacts, name: str) -> None:
         check_name(name)
@@ -318,6 +343,12 @@ class NullTree:
 
     def pids(self) -> list[int]:
         return []
+
+    def let_go(self) -> None:
+        """Nothing was made."""
+
+    def take_over(self, string: int) -> None:
+        """Nothing was made."""
 
     async def remove(self, timeout_seconds: float = 5.0) -> None:
         """Nothing was made."""

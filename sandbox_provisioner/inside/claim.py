@@ -6,6 +6,7 @@ a box that has everything but what only one start knows::
     kernel ──"ready"──▶ PID 1      it is initialised, and waits for its binding; PID 1 stops it
     PID 1  ──"sealed"──▶ maker     as of any kernel; the maker may end now
     server ──connects to the claims socket──▶ PID 1      one server only: the socket is closed then
+    PID 1  ──"string"──▶ server    where systemd made the groups: what holds them (`cgroup/`)
     server ──"go" + plan, mounts──▶ PID 1                work directory, volumes, connection file
     PID 1  ──binding──▶ kernel     arguments, directory, variables; it goes on (`init.wake`)
 
@@ -89,6 +90,9 @@ def _await_server(box: Box, kernel_pid: int, children: int) -> None:
     for fd in (box.claims_fd, box.nursery_fd, box.control_fd):
         os.close(fd)
     box.control_fd = server
+    if box.string_fd >= 0:
+        kernel.send_descriptors(server, b"string", [box.string_fd])
+        os.close(box.string_fd)
 
 
 def _poll(*fds: int) -> select.poll:

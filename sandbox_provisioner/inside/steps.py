@@ -86,6 +86,7 @@ class Box:
         self.received: list[int] = []
         self.nursery_fd = -1
         self.claims_fd = -1
+        self.string_fd = -1
         self.unclaimed: tuple[float, int] | None = None
         self.binding = self.ready = (-1, -1)
         self.bound = b""
@@ -141,7 +142,7 @@ def hand_over(box: Box) -> None:
 
 def receive(box: Box, *names: str) -> None:
     """Name what came with the plan: the exit file, files of the memory group, mounts by target,
-    the socket through which a spare is claimed."""
+    the socket through which a spare is claimed, the string that holds its groups."""
     for name, fd in zip(names, box.received, strict=True):
         if name == "exit-file":
             box.exit_fd = fd
@@ -149,6 +150,8 @@ def receive(box: Box, *names: str) -> None:
             box.memory_files.append(fd)
         elif name == "claims":
             box.claims_fd = fd
+        elif name == "string":
+            box.string_fd = fd
         else:
             box.taken[name] = fd
 

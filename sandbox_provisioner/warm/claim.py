@@ -54,6 +54,8 @@ class ClaimStart(Start):
         outside, inside = plans.compile_claim_plan(self.request, site)
         self.opener.begin(outside)
         folder = self.take_over(site)
+        if self.record.cgroup_manager:
+            self.tree.take_over(await self.claimed.string())
         fds = await self.opener.opened()
         if not fds:
             self.check(self.opener.report, outside, site)
@@ -103,6 +105,20 @@ class ClaimedProcess:
     def init_start(self) -> int:
         """The start time of PID 1, in clock ticks."""
         return self.record.init_start
+
+    async def string(self) -> int:
+        """What holds its groups; LaunchError if it has ended."""
+        await readable(self._control.fileno())
+        _, fds, _, _ = socket.recv_fds(self._control, 64, 1)
+        if not fds:
+            raise LaunchError(
+                attempt="start the sandbox",
+                answer="the spare has ended",
+                remedy="Starts do without it.",
+                step="claim",
+            )
+        os.set_inheritable(fds[0], False)
+        return fds[0]
 
     async def go(self, plan: Plan, fds: Sequence[int]) -> None:
         """Let PID 1 perform *plan* with *fds*; returns when it has, or has failed."""

@@ -130,17 +130,18 @@ def compile_warm_plan(request: LaunchRequest, site: Site, family: Family) -> tup
 
 
 def compile_spare_plan(
-    request: LaunchRequest, site: Site, family: Family, idle_seconds: float
+    request: LaunchRequest, site: Site, family: Family, idle_seconds: float, *, has_string: bool
 ) -> tuple[Plan, Plan]:
     """The same for a spare, which ends if nobody claims it for *idle_seconds*: a kernel without a
     work directory, whose root stays open for one. With the launcher's descriptors comes the socket
-    through which it is claimed."""
+    through which it is claimed, and, if it *has_string*, what holds its groups."""
     check(site)
     outside, received = _opening_steps(request, site, family)
     inner = _as_seen_inside(site)
     words = (f"{idle_seconds:g}", str(least_available_bytes()))
+    held = ("claims", "string") if has_string else ("claims",)
     inside = (
-        Step("receive", (*received, "claims"), "opened by a launcher that could"),
+        Step("receive", (*received, *held), "opened by a launcher that could"),
         *_box_steps(request, inner, site),
         *late_attach_steps(inner),
         *socket_steps(request, inner),

@@ -47,11 +47,16 @@ class SpareStart(WarmStart):
         site, folder = super().make_record(site)
         self.listener.bind(os.fspath(folder.path / CLAIMS))
         self.listener.listen(1)
-        self.more_fds = (os.dup(self.listener.fileno()),)
         return site, folder
 
     def compile(self, site: Site, family: plans.Family) -> tuple[Plan, Plan]:
-        return plans.compile_spare_plan(self.request, site, family, self.idle_seconds)
+        assert self.tree
+        string = self.tree.string
+        held = [self.listener.fileno(), *([string] if string >= 0 else [])]
+        self.more_fds = tuple(map(os.dup, held))
+        return plans.compile_spare_plan(
+            self.request, site, family, self.idle_seconds, has_string=string >= 0
+        )
 
 
 async def make_spare(
