@@ -1,10 +1,10 @@
-"""``python -m benchmarks start | steps``: see README.md beside this file."""
+"""``python -m benchmarks start | steps | density``: see README.md beside this file."""
 
 from __future__ import annotations
 
 import argparse
 
-from benchmarks import start, steps
+from benchmarks import density, start, steps
 
 
 def main() -> None:
@@ -18,7 +18,16 @@ def main() -> None:
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("--rounds", type=int, default=20, help="default: 20")
         command.add_argument("--json", metavar="FILE", help="save every sample to FILE")
+    about = "memory of each of many kernels, and starts while many are alive"
+    command = commands.add_parser("density", help=about, description=about)
+    command.add_argument("--each", type=int, default=50, help="kernels to weigh; default: 50")
+    command.add_argument("--alive", type=int, default=300, help="kernels at once; default: 300")
+    command.add_argument("--seconds", type=float, default=10, help="of starts; default: 10")
+    command.add_argument("--json", metavar="FILE", help="save every sample to FILE")
     options = parser.parse_args()
+    if options.command == "density":
+        density.main(options.each, options.alive, options.seconds, options.json)
+        return
     run = {"start": start.main, "steps": steps.main}[options.command]
     run(options.rounds, options.json)
 

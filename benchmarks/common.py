@@ -164,6 +164,12 @@ class Process:
         return not found.is_zombie or found.parent == os.getpid()
 
 
+def process(pid: int) -> Process:
+    """The process *pid* that lives now."""
+    found = _status(pid)
+    return Process(pid, found.start if found else "")
+
+
 class _Status(NamedTuple):
     parent: int
     start: str

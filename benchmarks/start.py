@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib.util
 import json
 import os
 import random
@@ -26,12 +27,16 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
 from benchmarks import common
+from sandbox_provisioner.warm import ahead
 
 SEED = 20240229
 LEFT_OVER_SECONDS = 0.25
 _TIMEOUT_SECONDS = 60
 KERNEL = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
-_MEASURES = ("reply_ms", "ready_ms", "shutdown_ms", "pss_mib")
+_MEASURES = ("reply_ms", "imported_ms", "ready_ms", "shutdown_ms", "pss_mib")
+# What a teaching notebook begins with; where it is not installed nothing is imported.
+_WISHED = ("numpy", "pandas", "matplotlib.pyplot")
+PRELOAD = [name for name in _WISHED if importlib.util.find_spec(name.partition(".")[0])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class Sample:
 
     variant: str
     reply_ms: float = 0.0
+    imported_ms: float = 0.0
     ready_ms: float = 0.0
     shutdown_ms: float = 0.0
     pss_mib: float = 0.0
@@ -116,6 +122,11 @@ def variants(found: Place) -> list[Variant]:
         Variant("plain ipc", transport="ipc"),
         Variant("sandbox", config=sandboxed),
         Variant("sandbox 1 cpu", config=sandboxed | {"cpu_limit": 1.0}),
+    ]
+    warm = sandboxed | {"warm": True, "preload": PRELOAD, "mem_limit": "2G"}
+    listed += [
+        Variant("nursery", config=warm),
+        Variant("spare", config=warm | {"spares": 1}),
     ]
     if shutil.which("bwrap"):
         listed.append(Variant("bubblewrap", argv=bubblewrap(found) + KERNEL, transport="ipc"))
@@ -197,6 +208,7 @@ def await_reply(client: Any) -> None:
 def measure(variant: Variant, found: Place, specs: KernelSpecManager) -> Sample:
     """Start, time, weigh and end one kernel."""
     sample = Sample(variant=variant.name)
+    ahead.wait()
     others = common.descendants(os.getpid())
     mounts = common.mount_count()
     manager = new_manager(variant, found, specs)
@@ -209,7 +221,7 @@ def measure(variant: Variant, found: Place, specs: KernelSpecManager) -> Sample:
         sample.reply_ms = _since(begin)
         client.wait_for_ready(timeout=_TIMEOUT_SECONDS)
         sample.ready_ms = _since(begin)
-        processes = common.descendants(os.getpid()) - others
+        processes = processes_of(manager, others)
         sample.processes = len(processes)
         sample.pss_mib = common.pss_bytes(processes) / (1 << 20)
         groups = common.own_cgroups(processes)
@@ -219,8 +231,35 @@ def measure(variant: Variant, found: Place, specs: KernelSpecManager) -> Sample:
         begin = time.perf_counter()
         manager.shutdown_kernel(now=False)
         sample.shutdown_ms = _since(begin)
-    sample.left = _left_overs(processes, others, groups, mounts, files)
+    sample.left = _left_overs(processes, groups, mounts, files)
     return sample
+
+
+def measure_imports(variant: Variant, found: Place, specs: KernelSpecManager) -> float:
+    """Start a kernel and import what a notebook begins with: milliseconds from the call on."""
+    ahead.wait()
+    manager = new_manager(variant, found, specs)
+    begin = time.perf_counter()
+    start_quietly(manager, found)
+    client = manager.client()
+    client.start_channels()
+    try:
+        message = client.execute(f"import {', '.join(PRELOAD or ['json'])}")
+        while client.get_shell_msg(timeout=_TIMEOUT_SECONDS)["parent_header"]["msg_id"] != message:
+            pass
+        return _since(begin)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def processes_of(manager: KernelManager, others: set[common.Process]) -> set[common.Process]:
+    """Those of *manager*'s kernel: of ours below its PID 1, of others what is new."""
+    handle = getattr(manager.provisioner, "handle", None)
+    if handle is None:
+        return common.descendants(os.getpid()) - others
+    init = common.process(handle.record.init_pid)
+    return common.descendants(init.pid) | {init}
 
 
 def _since(begin: float) -> float:
@@ -238,7 +277,6 @@ def _files_of(manager: KernelManager) -> list[str]:
 
 def _left_overs(
     processes: set[common.Process],
-    others: set[common.Process],
     groups: set[str],
     mounts: int,
     files: Sequence[str],
@@ -246,9 +284,8 @@ def _left_overs(
     """What is still there when its time is over."""
 
     def count() -> dict[str, int]:
-        alive = {process for process in processes if process.exists()}
         return {
-            "processes": len(alive | (common.descendants(os.getpid()) - others)),
+            "processes": sum(process.exists() for process in processes),
             "cgroups": sum(map(os.path.isdir, groups)),
             "mounts": max(0, common.mount_count() - mounts),
             "files": sum(len(glob.glob(pattern)) for pattern in files),
@@ -269,6 +306,8 @@ def run(rounds: int, listed: Sequence[Variant], found: Place) -> list[Sample]:
     for number in range(rounds + 1):
         order = shuffled.sample(listed, len(listed))
         taken = [measure(variant, found, specs) for variant in order]
+        for sample, variant in zip(taken, order, strict=True):
+            sample.imported_ms = measure_imports(variant, found, specs)
         samples += taken if number else []
         print(f"\rround {number} of {rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -277,7 +316,19 @@ def run(rounds: int, listed: Sequence[Variant], found: Place) -> list[Sample]:
 
 def table(samples: Sequence[Sample], names: Sequence[str]) -> list[list[str]]:
     """A row a variant: spread and ratio of each measure, and what was left."""
-    head = ["kernel", "reply ms", "", "ready ms", "", "shutdown ms", "", "PSS MiB", ""]
+    head = [
+        "kernel",
+        "reply ms",
+        "",
+        "imported ms",
+        "",
+        "ready ms",
+        "",
+        "shutdown ms",
+        "",
+        "PSS MiB",
+        "",
+    ]
     rows = [[*head, "processes", "left over"]]
     for name in names:
         mine = [sample for sample in samples if sample.variant == name]
@@ -312,8 +363,12 @@ def main(rounds: int, json_path: str | None) -> None:
     facts = common.machine()
     with place() as found:
         listed = variants(found)
-        samples = run(rounds, listed, found)
+        try:
+            samples = run(rounds, listed, found)
+        finally:
+            ahead.end_own()
     print(common.format_machine(facts))
+    print(f"imported: {', '.join(PRELOAD) or 'nothing: none of them is installed'}")
     print(f"rounds:   {rounds}; median (10th-90th percentile), and the ratio to plain tcp\n")
     print(common.format_table(table(samples, [variant.name for variant in listed])))
     if json_path:

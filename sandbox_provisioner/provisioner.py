@@ -53,7 +53,7 @@ from sandbox_provisioner.spec import (
     parse_cpuset,
 )
 from sandbox_provisioner.unboxed import inner_command
-from sandbox_provisioner.warm.ahead import Warmth, prepare
+from sandbox_provisioner.warm.ahead import Warmth, fill, prepare
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
 
 _POLL_SECONDS = 1.0
@@ -340,11 +340,7 @@ class SandboxProvisioner(LocalProvisioner):
     async def _start(self, cmd: list[str], kwargs: dict[str, Any]) -> LocalHandle:
         launcher = self.launcher
         request = self._request(cmd, kwargs)
-        labels = Labels(
-            kernel_id=self.kernel_id or "",
-            name=self.kernel_spec.display_name,
-            user=os.environ.get("JUPYTERHUB_USER") or user_name(),
-        )
+        labels = self._labels()
         # None would be the server's own stdin, perhaps the terminal of whoever started it.
         stdin = kwargs.get("stdin")
         stdin = subprocess.DEVNULL if stdin is None else stdin
@@ -354,11 +350,28 @@ class SandboxProvisioner(LocalProvisioner):
         await asyncio.to_thread(launcher.sweep)
         return await launcher.start(request, labels, stdio)
 
+    async def fill(self, cmd: list[str], **kwargs: Any) -> int:
+        """Called by `jupyter sandbox warm` in place of `launch_kernel`: make now what a start finds
+        ready, and return how many nurseries and spares that were; raises SandboxError."""
+        request, launcher = self._request(cmd, kwargs), self.launcher
+        launcher.sweep()
+        return await fill(launcher, request, self._labels(), self._warmth())
+
+    def _warmth(self) -> Warmth:
+        return Warmth(tuple(self.preload), self.spares, self.warm_idle_timeout)
+
+    def _labels(self) -> Labels:
+        return Labels(
+            kernel_id=self.kernel_id or "",
+            name=self.kernel_spec.display_name,
+            user=os.environ.get("JUPYTERHUB_USER") or user_name(),
+        )
+
     async def _start_warm(
         self, launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
     ) -> LocalHandle:
         """From what was prepared, or cold; and then the next start is prepared."""
-        warmth = Warmth(tuple(self.preload), self.spares, self.warm_idle_timeout)
+        warmth = self._warmth()
         try:
             handle = await start_warm(launcher, request, labels, stdio, warmth.preload)
         except WarmUnavailable as error:

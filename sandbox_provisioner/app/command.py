@@ -40,6 +40,10 @@ OPTION_ALIASES = {
     "volume": f"{OPTIONS}.volumes",
     "env-keep": f"{OPTIONS}.env_keep",
     "on-missing": f"{OPTIONS}.on_missing",
+    "warm": f"{OPTIONS}.warm",
+    "spares": f"{OPTIONS}.spares",
+    "preload": f"{OPTIONS}.preload",
+    "warm-idle-timeout": f"{OPTIONS}.warm_idle_timeout",
 }
 COMMON_ALIASES = {
     "config": "JupyterApp.config_file",

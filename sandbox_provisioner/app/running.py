@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,50 @@ from sandbox_provisioner.spec import format_bytes
 _CLEAR_SCREEN = "\033[H\033[2J"
 
 
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """The memory of a sandbox's processes by who has it: nobody else, or others too, as what a
+    nursery has imported; *pss_bytes* counts a page that n processes share as 1/n of it."""
+
+    private_bytes: int
+    shared_bytes: int
+    pss_bytes: int
+
+    @classmethod
+    def of(cls, pids: Iterable[int]) -> Pages | None:
+        """Of the processes *pids*, from proc_pid_smaps(5); None if none of them may be read."""
+        total: dict[str, int] = {}
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+                    name, _, rest = line.partition(":")
+                    total[name] = total.get(name, 0) + (int(rest.split()[0]) << 10)
+        if not total:
+            return None
+        return cls(
+            private_bytes=total["Private_Clean"] + total["Private_Dirty"],
+            shared_bytes=total["Shared_Clean"] + total["Shared_Dirty"],
+            pss_bytes=total["Pss"],
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """One that there is. *state* is running, starting, ended (its server has not removed it yet) or
-    left (its server is gone)."""
+    """One that there is. *state* is running, waiting (a spare), starting, ended (its server has not
+    removed it yet) or left (its server is gone)."""
 
     record: Record
     state: str
     usage: Usage
+    pages: Pages | None = None
     cpu_percent: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Flat, with the units in the names; null where the kernel does not tell."""
         record = asdict(self.record)
         shown = (
-            "sandbox_id", "kernel_id", "name", "user", "workdir", "started", "cpu_cores",
-            "confinement",
+            "sandbox_id", "kernel_id", "kind", "nursery", "name", "user", "workdir", "started",
+            "cpu_cores", "confinement",
         )  # fmt: skip
         usage = asdict(self.usage)
         usage["processes"] = usage.pop("pids")
@@ -58,16 +87,22 @@ class Sandbox:
             "pid": self.record.init_pid,
             "age_seconds": round(age_seconds(self.record), 1),
             "cpu_percent": self.cpu_percent,
+            "private_bytes": self.pages.private_bytes if self.pages else None,
+            "shared_bytes": self.pages.shared_bytes if self.pages else None,
+            "pss_bytes": self.pages.pss_bytes if self.pages else None,
             **usage,
         }
 
 
 def look(runtime: Path) -> list[Sandbox]:
     """Every sandbox with a record in *runtime*, oldest first; changes nothing."""
-    return [
-        Sandbox(record=record, state=_state(folder, record), usage=_usage(record))
-        for folder, record in all_records(runtime)
-    ]
+    return [_seen(folder, record) for folder, record in all_records(runtime)]
+
+
+def _seen(folder: RecordFolder, record: Record) -> Sandbox:
+    tree = open_existing(cgroup_facts(record), record.tree)
+    pages = Pages.of(tree.pids())
+    return Sandbox(record=record, state=_state(folder, record), usage=tree.usage(), pages=pages)
 
 
 def _state(folder: RecordFolder, record: Record) -> str:
@@ -77,14 +112,12 @@ def _state(folder: RecordFolder, record: Record) -> str:
     pidfd = open_init(record)
     if pidfd is not None:
         os.close(pidfd)
-        return "left" if orphan and not record.survives_server else "running"
+        if orphan and not record.survives_server:
+            return "left"
+        return "waiting" if record.kind == "spare" else "running"
     if orphan:
         return "left"
     return "ended" if record.init_pid else "starting"
-
-
-def _usage(record: Record) -> Usage:
-    return open_existing(cgroup_facts(record), record.tree).usage()
 
 
 _ALIASES = {"interval": "ListApp.interval", **COMMON_ALIASES}
@@ -100,9 +133,12 @@ class ListApp(SandboxCommand):
 
     usage = "jupyter sandbox list [--json] [--watch]"
     description = (
-        "Show the sandboxes that you have started on this machine: kernels, and what `run` runs. "
-        "The state is running, starting, ended (its server is about to remove it) or left (its "
-        "server was killed; see: jupyter sandbox gc)."
+        "Show the sandboxes that you have started on this machine: kernels, what `run` runs, and "
+        "the nurseries and spares that make starts fast. "
+        "The state is running, starting, waiting (a spare for the next start), ended (its server "
+        "is about to remove it) or left (its server was killed; see: jupyter sandbox gc). A kernel "
+        "that a nursery has forked shares memory with it: private is what would be free without "
+        "this kernel, shared what others have too."
     )
     examples = """
     jupyter sandbox list
@@ -146,33 +182,37 @@ def _compared(sandbox: Sandbox, before: Mapping[str, Sandbox], seconds: float) -
     if now is None or then is None:
         return sandbox
     percent = round(100 * (now - then) / seconds, 1)
-    return Sandbox(
-        record=sandbox.record, state=sandbox.state, usage=sandbox.usage, cpu_percent=percent
-    )
+    return replace(sandbox, cpu_percent=percent)
 
 
 def _as_table(found: list[Sandbox], *, watching: bool) -> str:
-    head = ["id", "name", "user", "state", "age", "memory", "cpu", "processes", "held by"]
+    head = [
+        "id", "kind", "name", "user", "state", "age", "memory", "private", "shared", "cpu",
+        "processes", "held by",
+    ]  # fmt: skip
     rows = [_row(sandbox) for sandbox in found]
     if watching:
-        head.insert(7, "now")
+        head.insert(10, "now")
         for row, sandbox in zip(rows, found, strict=True):
             percent = sandbox.cpu_percent
-            row.insert(7, "" if percent is None else f"{percent:.0f} %")
+            row.insert(10, "" if percent is None else f"{percent:.0f} %")
     return table([head, *rows])
 
 
 def _row(sandbox: Sandbox) -> list[str]:
-    record, usage = sandbox.record, sandbox.usage
+    record, usage, pages = sandbox.record, sandbox.usage, sandbox.pages
     used = "?" if usage.memory_bytes is None else format_bytes(usage.memory_bytes)
     cap = f" of {format_bytes(record.memory_limit_bytes)}" if record.memory_limit_bytes else ""
     return [
         short_id(record),
+        record.kind,
         record.name,
         record.user,
         sandbox.state,
         _format_age(age_seconds(record)),
         used + cap,
+        format_bytes(pages.private_bytes) if pages else "?",
+        format_bytes(pages.shared_bytes) if pages else "?",
         "?" if usage.cpu_seconds is None else f"{usage.cpu_seconds:.1f} s",
         "?" if usage.pids is None else str(usage.pids),
         record.confinement,

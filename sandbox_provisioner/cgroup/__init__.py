@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from sandbox_provisioner.cgroup.files import PARENT
 from sandbox_provisioner.cgroup.survey import CgroupFacts, survey
-from sandbox_provisioner.cgroup.systemd import SystemdTree, scope_names
+from sandbox_provisioner.cgroup.systemd import SystemdTree, reap_keepers, scope_names
 from sandbox_provisioner.cgroup.tree import (
     CgroupTree,
     NullTree,
@@ -43,6 +43,7 @@ __all__ = [
     "leftover_names",
     "open_existing",
     "open_tree",
+    "reap_keepers",
     "remove_leftovers",
     "survey",
 ]

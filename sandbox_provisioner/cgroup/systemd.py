@@ -92,7 +92,7 @@ class SystemdTree(V2Tree):
     def let_go(self) -> None:
         if self._keeper and self._keeper.stdin:
             self._keeper.stdin.close()
-            # It ends with its last string, and is then reaped by the next process that we start.
+            _left.append(self._keeper)
             self._keeper = None
 
     def take_over(self, string: int) -> None:
@@ -137,6 +137,15 @@ class SystemdTree(V2Tree):
     @property
     def _keeper_group(self) -> str:
         return f"{self._scope}/keeper"
+
+
+# Keepers that end with a string that somebody else has now; our children all the same.
+_left: list[subprocess.Popen[bytes]] = []
+
+
+def reap_keepers() -> None:
+    """Wait for those of the keepers that we have let go of that have ended."""
+    _left[:] = [keeper for keeper in _left if keeper.poll() is None]
 
 
 def scope_names(slice_: str) -> list[str]:

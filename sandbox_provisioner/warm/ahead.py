@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
+from sandbox_provisioner.cgroup import reap_keepers
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launch import Labels, LocalLauncher
@@ -148,6 +149,7 @@ def _available_bytes() -> int:
 
 def bury() -> None:
     """Remove what is left of our nurseries that have ended; called where another one is made."""
+    reap_keepers()
     with _lock:
         ended = [handle for handle in _made if handle.poll()]
         _made[:] = [handle for handle in _made if handle not in ended]
@@ -171,6 +173,7 @@ def end_own() -> None:
     for handle in made:
         asyncio.run(handle.close())
         sweep(handle.folder.path.parent)  # of what its spares leave
+    reap_keepers()
 
 
 def let_go() -> None:

@@ -31,7 +31,10 @@ CLAIMS = "claims"
 _SPARE = ".spare"
 _MODULES = ("ipykernel_launcher", "ipykernel")
 # Set in each kernel after the fork: no library reads them when it is loaded.
-_LATE = ("HOME", "HOSTNAME", "JPY_SESSION_NAME", "MEM_LIMIT", "CPU_LIMIT", "PWD", "OLDPWD")
+_LATE = (
+    "HOME", "HOSTNAME", "JPY_SESSION_NAME", "MEM_LIMIT", "CPU_LIMIT", "PWD", "OLDPWD", "PATH",
+    "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,12 @@ def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
     """What a nursery has to have been made of to serve *request*."""
     variables = variables_for(request, site)
     command = Command.of(request.argv)
+    program = site.files.program
     parts = (
-        str(command),
-        site.files.program,
-        freshness(site.files.program),
+        command.flags if command else (),
+        os.path.dirname(program),  # python and python3 there are one interpreter
+        os.path.realpath(program),
+        freshness(program),
         site.files.readonly,
         sorted((k, v) for k, v in variables.items() if not any(fnmatchcase(k, n) for n in _LATE)),
         preload,
@@ -77,7 +82,7 @@ def spare_key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -
     """What a spare has to have been made for to serve *request*: all but what it is bound to."""
     spec = replace(request.spec, workdir=HOME, volumes=())
     name = request.connection_file[0] if request.connection_file else ""
-    words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv]
+    words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
     parts = (key_of(request, site, preload), repr(spec), words, request.pump, site.home)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

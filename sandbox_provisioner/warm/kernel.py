@@ -29,6 +29,11 @@ _USUAL_SECTIONS = {"IPKernelApp"}
 _LATE = ("init_ipython_dir", "init_profile_dir", "init_history", "init_user_ns")
 
 
+# What is freed, and each name that is looked at, makes a shared page this process's own.
+_ours: list[str] = []
+_kept: list[object] = []
+
+
 class Kernel:
     """A kernel that has no process yet: built once, in the nursery, and used in each child."""
 
@@ -39,6 +44,7 @@ class Kernel:
         from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: PLC0415
 
         self.main = sys.modules["__main__"]
+        _ours[:] = [name for name in sys.modules if name.partition(".")[0] == "sandbox_provisioner"]
         app: Any = IPKernelApp.instance()
         app.parse_command_line([_FILE_OPTION, "/any"])
         app.init_crash_handler()  # the shell remembers what it finds
@@ -55,6 +61,7 @@ class Kernel:
         """
         _set_variables(box.environment, imported)
         words = box.kernel_argv
+        sys.executable = words[0]  # of several names of one interpreter
         if "-m" not in words:
             self._run_code(words[words.index("-c") + 1 :])
             return
@@ -167,6 +174,7 @@ def _bind(app: Any, box: Box, made: Mapping[str, str]) -> None:
     _set_variables(dict(pair.split(b"=", 1) for pair in pairs), made)
     os.unlink(app.connection_file)
     words = [os.fsdecode(word) for word in argv]
+    sys.executable = words[0]
     sys.argv[1:] = app.argv[:] = words[words.index("-m") + 2 :]
     app.connection_file = app.config.IPKernelApp.connection_file = sys.argv[2]
     with open(app.connection_file) as file:
@@ -183,8 +191,8 @@ def _bind(app: Any, box: Box, made: Mapping[str, str]) -> None:
 def _refresh() -> None:
     """Random sources that Python's own fork hooks know nothing of; and nothing of ours is loaded
     that a kernel would not have loaded."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox_provisioner"]:
-        del sys.modules[name]
+    for name in _ours:
+        _kept.append(sys.modules.pop(name))
     random = sys.modules.get("numpy.random")
     if random:
         random.seed()

@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from sandbox_provisioner.inside import enter, kernel_calls
 from sandbox_provisioner.inside.steps import Box
 from sandbox_provisioner.warm.kernel import Kernel, initialized
+from sandbox_provisioner.warm.pages import compact
 
 REQUEST_BYTES = 1 << 12
 _BASE = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell")
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit("IPython starts threads or opens sockets when its shell is made")
     changes = _watch_modules(begun)
     gc.collect()
+    compact()
     gc.freeze()
     told = {"preloaded": [n for n in wanted if n in sys.modules], "refused": refused} | failed
     box = _serve(listener, changes, idle, told)
@@ -204,9 +206,14 @@ def _watch_modules(begun: float) -> int:
 def _has_changed(changes: int) -> bool:
     while select.select([changes], [], [], 0)[0]:
         names = kernel_calls.names_of_changes(os.read(changes, 1 << 16))
-        if any(name.endswith(_WATCHED_SUFFIXES) or "." not in name for name in names):
+        if any(map(_is_code, names)):
             return True
     return False
+
+
+def _is_code(name: str) -> bool:
+    """Whether an entry of a folder of modules is one, or a package; caches come and go."""
+    return name.endswith(_WATCHED_SUFFIXES) or ("." not in name and name != "__pycache__")
 
 
 # -- requests

@@ -160,6 +160,7 @@ def compile_claim_plan(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
     assert request.connection_file
     hand_over = (*_rights_over_mounts(site), *takes, Step("hand-over"))
     received = tuple(str(step.words[0]) for step in takes)
+    words = (request.cwd, site.files.program, *request.argv[1:])
     inside = (
         Step("receive", received, "opened by a launcher that could"),
         *workdir_steps(inner),
@@ -167,9 +168,7 @@ def compile_claim_plan(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
         connection_step(request.connection_file, inner),
         Step("close-root", (), "read-only from here on"),
         environment_step(request, inner),
-        Step(
-            "bind-kernel", (request.cwd, *request.argv), "it goes on when init has no rights left"
-        ),
+        Step("bind-kernel", words, "it goes on when init has no rights left"),
     )
     return Plan(hand_over), Plan(inside)
 

@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,12 @@ async def make_nursery(
         own = _own_request(request, command, preload, idle_seconds)
         handle = await _start(launcher, own, replace(labels, kind=KIND))
         try:
-            await _ready(handle)
+            told = await _ready(handle)
         except BaseException:
             await handle.close()
             raise
+        for sentence in _left_out(told):
+            launcher.warn(sentence)
         _publish(handle, link_of(runtime, key))
         return handle
 
@@ -172,6 +174,14 @@ async def _ready(handle: LocalHandle) -> dict[str, Any]:
         step="wait-for-nursery",
         stderr_tail=story.stderr_tail if story else "",
     )
+
+
+def _left_out(told: Mapping[str, Any]) -> Iterator[str]:
+    """What a person who wrote ``preload`` has to know, once for each nursery."""
+    for name in told["refused"]:
+        yield f"{name} is not preloaded: it starts threads or opens sockets when it is imported."
+    for name, error in told["failed"].items():
+        yield f"{name} is not preloaded: {error}"
 
 
 def _publish(handle: LocalHandle, link: Path) -> None:

@@ -24,6 +24,7 @@ from warmth import (
     wait_for_end,
 )
 
+import sandbox_provisioner
 from sandbox_provisioner.inside import steps
 from sandbox_provisioner.plan import HOME
 from sandbox_provisioner.records import Record, all_records, sweep
@@ -314,8 +315,10 @@ def test_a_server_that_is_killed_leaves_spares_that_another_one_can_use(
     kernelspec: Any, runtime_dir: Path, warm: Any
 ) -> None:
     name = kernelspec(warm=True, spares=1)
+    ours = str(Path(sandbox_provisioner.__file__).parents[1])  # another copy has other nurseries
     script = f"""
-import os
+import os, sys
+sys.path.insert(0, {ours!r})
 from jupyter_client.manager import KernelManager
 from sandbox_provisioner.warm import ahead
 m = KernelManager(kernel_name={name!r})

@@ -137,8 +137,8 @@ def test_what_was_preloaded_is_there_at_once(warm: Any, runtime_dir: Path) -> No
         assert k.run("import sys; 'decimal' in sys.modules") == "True"
 
 
-def test_a_module_that_starts_threads_is_left_out(
-    warm: Any, runtime_dir: Path, new_folder: Callable[[], Path], monkeypatch: Any
+def test_a_module_that_starts_threads_is_left_out_and_reported_once(
+    warm: Any, runtime_dir: Path, new_folder: Callable[[], Path], monkeypatch: Any, caplog: Any
 ) -> None:
     folder = new_folder()
     folder.chmod(0o755)
@@ -152,6 +152,8 @@ def test_a_module_that_starts_threads_is_left_out(
     told = status_of(nursery, runtime_dir)
     assert (told["preloaded"], told["refused"]) == (["decimal"], ["busy", "calls"])
     with warm(preload=["busy", "decimal", "calls"]) as k:
+        assert caplog.text.count("busy is not preloaded: it starts threads") == 1
+        assert caplog.text.count("calls is not preloaded") == 1
         assert came_from(k) == nursery.sandbox_id
         assert k.run("import busy, calls, threading; calls.kept.family.name") == "'AF_INET'"
 

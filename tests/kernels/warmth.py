@@ -26,7 +26,8 @@ names = [n for n in dir(resource) if n.startswith("RLIMIT")]
 limits = {n: resource.getrlimit(getattr(resource, n)) for n in names}
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps({
-    "argv": sys.argv, "orig_argv_program": sys.orig_argv[0], "path": sys.path,
+    "argv": sys.argv, "executable": sys.executable,
+    "orig_argv_program": sys.orig_argv[0], "path": sys.path,
     "main": sorted(n for n in vars(sys.modules["__main__"]) if n.startswith("__")),
     "file": getattr(sys.modules["__main__"], "__file__", None), "name": __name__,
     "signals": {n: handler(n) for n in range(1, 32)}, "blocked": status["SigBlk"].strip(),
