@@ -1,10 +1,17 @@
-"""warm - a kernel from a process that has its imports behind it.
+"""warm - a kernel from a process that has its imports behind it, or one that waits for its start.
 
 ::
 
-    plans.py     pure: the nursery's own plan, and a kernel's plan in two parts
-    nursery.py   inside the nursery's box: imports, waits, forks, becomes a kernel
-    found.py     any process outside: which nursery serves a request, and where it is
-    start.py     makes a nursery
-    launch.py    in the launching process: a start from a nursery
+    in the launching process
+      found.py     which nursery serves a request, which spare, and where they are
+      plans.py     pure: a nursery's plan; a kernel's and a spare's, in two parts; a claim's
+      start.py     makes a nursery              spare.py   makes a spare
+      launch.py    a start from a nursery       claim.py   a start that is bound to a spare
+      process.py   what both of these start from: a PID 1 that is no child of ours
+      opener.py    a launcher that only opens what touches the host
+      ahead.py     prepares the next start, in a thread
+    inside a nursery's box
+      nursery.py   imports, waits, forks
+      kernel.py    a kernel, built as far as can be before the fork, and the rest after it
+      pages.py     arranges memory so that children share it
 """

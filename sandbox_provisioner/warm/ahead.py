@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sandbox_provisioner.cgroup import reap_keepers
 from sandbox_provisioner.errors import SandboxError
@@ -19,6 +19,7 @@ from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.records import sweep
 from sandbox_provisioner.spawn import stem
 from sandbox_provisioner.warm import plans
+from sandbox_provisioner.warm.launch import WarmUnavailable
 from sandbox_provisioner.warm.spare import make_spare
 from sandbox_provisioner.warm.start import make_nursery
 
@@ -58,24 +59,34 @@ def prepare(
 
 
 _lock = threading.Lock()
-_waiting: dict[tuple[str, str], tuple[LocalLauncher, LaunchRequest, Labels, Warmth]] = {}
+Wish = tuple[LocalLauncher, LaunchRequest, Labels, Warmth]
+_waiting: dict[tuple[str, str], Wish] = {}
 _threads: list[threading.Thread] = []
 # The nurseries that are children of this process: somebody has to wait for them when they end.
 _made: list[LocalHandle] = []
 
 
 def _work() -> None:
-    while True:
+    try:
+        while wish := _next():
+            bury()
+            try:
+                asyncio.run(_prepare(*wish))
+            except (SandboxError, WarmUnavailable) as error:
+                wish[0].warn(f"Kernels go on to start without preparation: {error}")
+    except BaseException:
         with _lock:
-            if not _waiting:
-                _threads.clear()
-                return
-            _, wish = _waiting.popitem()
-        bury()
-        try:
-            asyncio.run(_prepare(*wish))
-        except SandboxError as error:
-            wish[0].warn(f"Kernels go on to start without preparation: {error}")
+            _threads.clear()
+        raise
+
+
+def _next() -> Wish | None:
+    """What to prepare; None if there is nothing left, and this thread ends."""
+    with _lock:
+        if not _waiting:
+            _threads.clear()
+            return None
+        return _waiting.popitem()[1]
 
 
 async def _prepare(
@@ -108,7 +119,6 @@ async def fill(
         await _idle(patience_seconds)
         if _available_bytes() < _ROOM * plans.least_available_bytes():
             break
-        request = replace(request)
         if not await make_spare(
             launcher,
             request,

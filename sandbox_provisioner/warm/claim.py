@@ -10,12 +10,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import signal
 import socket
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,17 +19,12 @@ from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.launch import Labels, Start
-from sandbox_provisioner.plan import LaunchRequest, Plan, Site
+from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record, RecordFolder, open_init
-from sandbox_provisioner.spawn import (
-    LAUNCH_SECONDS,
-    Report,
-    Stdio,
-    Streams,
-    say_go,
-)
+from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.opener import Opener
+from sandbox_provisioner.warm.process import DistantProcess
 
 
 class ClaimStart(Start):
@@ -59,7 +50,7 @@ class ClaimStart(Start):
         fds = await self.opener.opened()
         if not fds:
             self.check(self.opener.report, outside, site)
-        await self.claimed.go(inside, fds)
+        await self.claimed.perform(inside, fds)
         self.check(self.claimed.report, inside, site)
         return self.hand_over(self.tree, folder)
 
@@ -74,37 +65,18 @@ class ClaimStart(Start):
         return self.folder
 
 
-class ClaimedProcess:
-    """PID 1 of a spare: `launch.StartedProcess`. It is a child of its nursery's PID 1."""
+class ClaimedProcess(DistantProcess):
+    """PID 1 of a spare, at the other end of *channel*."""
 
     def __init__(
         self, channel: socket.socket, folder: RecordFolder, record: Record, stdio: Stdio
     ) -> None:
+        super().__init__(channel, stdio)
         self.record = record
         self.folder = folder
-        self.report = Report()
-        self.end_signal: int = signal.SIGKILL
-        self.status: int | None = None
-        self.pidfd = -1 if (pidfd := open_init(record)) is None else pidfd
-        self._control = channel
-        self._report, self._report_write = os.pipe()
-        self._streams = Streams(stdio)
-        self.pipes = tuple(self._streams.pipes)
-
-    @property
-    def pid(self) -> int:
-        """PID 1: what was before it has ended long ago."""
-        return self.record.init_pid
-
-    @property
-    def init_pid(self) -> int:
-        """PID 1, as we see it."""
-        return self.record.init_pid
-
-    @property
-    def init_start(self) -> int:
-        """The start time of PID 1, in clock ticks."""
-        return self.record.init_start
+        self.pid, self.init_start = record.init_pid, record.init_start
+        found = open_init(record)
+        self.pidfd = -1 if found is None else found
 
     async def string(self) -> int:
         """What holds its groups; LaunchError if it has ended."""
@@ -119,46 +91,3 @@ class ClaimedProcess:
             )
         os.set_inheritable(fds[0], False)
         return fds[0]
-
-    async def go(self, plan: Plan, fds: Sequence[int]) -> None:
-        """Let PID 1 perform *plan* with *fds*; returns when it has, or has failed."""
-        try:
-            say_go(self._control, plan, (self._report_write, *self._streams.theirs, *fds))
-        finally:
-            self._sent(fds)
-        try:
-            async with asyncio.timeout(LAUNCH_SECONDS):
-                await self.report.read(self._report)
-        except TimeoutError:
-            raise LaunchError(
-                attempt="start the sandbox",
-                answer=f"the spare was not bound to it after {LAUNCH_SECONDS} s",
-                remedy="The machine may be overloaded; try again.",
-                step="read-report",
-            ) from None
-
-    def _sent(self, fds: Sequence[int] = ()) -> None:
-        if self._report_write >= 0:
-            os.close(self._report_write)
-            self._report_write = -1
-        self._streams.sent()
-        for fd in fds:
-            os.close(fd)
-
-    def hand_over(self) -> tuple[int, int]:
-        """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
-        os.close(self._report)
-        return self.pidfd, self._control.detach()
-
-    async def end(self) -> None:
-        """Kill PID 1 and wait for its end: the start has failed."""
-        self._control.close()
-        self._sent()
-        if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, self.end_signal)
-            await readable(self.pidfd)
-            os.close(self.pidfd)
-        for pipe in self.pipes:
-            pipe.close()
-        os.close(self._report)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -25,26 +24,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from sandbox_provisioner.cgroup import CgroupTree
-from sandbox_provisioner.errors import LaunchError, SandboxError
+from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.launch import Labels, LocalLauncher, Start, hurry
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, start_time
 from sandbox_provisioner.spawn import (
     HERE,
-    LAUNCH_SECONDS,
-    Report,
     Stdio,
-    Streams,
     control_pair,
     hear,
-    say_go,
     stem,
 )
 from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.claim import ClaimedProcess, ClaimStart
 from sandbox_provisioner.warm.found import Command, claim, find, key_of, spare_key_of
 from sandbox_provisioner.warm.opener import Opener
+from sandbox_provisioner.warm.process import DistantProcess
 
 _HERE_SECONDS = 5
 
@@ -164,11 +160,17 @@ class WarmStart(Start):
             fds = await self.opener.opened()
             if not fds:
                 self.check(self.opener.report, outside, site)
-            await self.child.go(inside, (*fds, *self.more_fds), joined)
+            fds, self.more_fds = [*fds, *self.more_fds], ()
+            await self.child.perform(inside, fds, self.child.say_joined(joined))
         finally:
             await asyncio.wait([joined])  # before anybody else can have the child's pid
         self.check(self.child.report, inside, site)
         return self.hand_over(tree, folder)
+
+    async def undo(self) -> None:
+        for fd in self.more_fds:
+            os.close(fd)
+        await super().undo()
 
     more_fds: tuple[int, ...] = ()
 
@@ -177,32 +179,22 @@ class WarmStart(Start):
         return plans.compile_warm_plan(self.request, site, family)
 
 
-class ForkedProcess:
-    """The nursery's child from its fork to its end: what `LauncherProcess` is for a cold start.
-
-    It is a child of the nursery's PID 1 and not of ours: nobody but that one can wait for it.
-    """
+class ForkedProcess(DistantProcess):
+    """The nursery's child from its fork on: PID 1 of a box that is not there yet."""
 
     def __init__(self, channel: socket.socket, stdio: Stdio) -> None:
         """Ask for the fork."""
-        self.report = Report()
-        self.pid = 0
-        self.pidfd = -1
-        self.init_start = 0
-        self.end_signal: int = signal.SIGKILL
-        self.status: int | None = None
-        self._report, self._report_write = os.pipe()
-        self._streams = Streams(stdio)
-        self.pipes = tuple(self._streams.pipes)
-        self._control, theirs = control_pair()
-        with channel, theirs:
+        control, theirs = control_pair()
+        super().__init__(control, stdio)
+        with channel, theirs, contextlib.suppress(BrokenPipeError):  # then `here` says so
             socket.send_fds(channel, [b"fork"], [theirs.fileno()])
 
     async def here(self) -> None:
         """Wait until it is there; WarmUnavailable if the nursery does not answer soon."""
         try:
             async with asyncio.timeout(_HERE_SECONDS):
-                self.pid = await self._hear(HERE)
+                await readable(self._control.fileno())
+                self.pid = hear(self._control, HERE)
         except TimeoutError:
             why = f"the nursery has not answered for {_HERE_SECONDS} s"
             raise WarmUnavailable(why, failed=True) from None
@@ -211,40 +203,6 @@ class ForkedProcess:
         # It waits for our word, so its pid is its own until we hold this.
         self.pidfd = os.pidfd_open(self.pid)
         self.init_start = start_time(self.pid)
-
-    @property
-    def init_pid(self) -> int:
-        """The child is PID 1."""
-        return self.pid
-
-    async def _hear(self, word: str) -> int:
-        await readable(self._control.fileno())
-        return hear(self._control, word)
-
-    async def go(self, plan: Plan, fds: Sequence[int], joined: asyncio.Future[None]) -> None:
-        """Let it perform *plan* with *fds*; returns when the kernel runs, or nothing does."""
-        try:
-            say_go(self._control, plan, (self._report_write, *self._streams.theirs, *fds))
-        finally:
-            self._sent(fds)
-        try:
-            async with asyncio.timeout(LAUNCH_SECONDS):
-                await asyncio.gather(self._say_joined(joined), self.report.read(self._report))
-        except TimeoutError:
-            raise LaunchError(
-                attempt="start the sandbox",
-                answer=f"the nursery's child was not done after {LAUNCH_SECONDS} s",
-                remedy="The machine may be overloaded; try again.",
-                step="read-report",
-            ) from None
-
-    def _sent(self, fds: Sequence[int] = ()) -> None:
-        if self._report_write >= 0:
-            os.close(self._report_write)
-            self._report_write = -1
-        self._streams.sent()
-        for fd in fds:
-            os.close(fd)
 
     async def join(self, files: Sequence[str]) -> None:
         """Move it into its groups: it sees none of their files. That waits for an RCU grace period
@@ -259,28 +217,8 @@ class ForkedProcess:
         with contextlib.suppress(ProcessLookupError):
             await asyncio.to_thread(move)
 
-    async def _say_joined(self, joined: asyncio.Future[None]) -> None:
+    async def say_joined(self, joined: asyncio.Future[None]) -> None:
+        """Let it go on once it is in its groups; what it does before needs none of them."""
         await joined
-        self._say(plans.JOINED)
-
-    def _say(self, word: str) -> None:
         with contextlib.suppress(OSError):
-            self._control.send(word.encode())
-
-    def hand_over(self) -> tuple[int, int]:
-        """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
-        os.close(self._report)
-        return self.pidfd, self._control.detach()
-
-    async def end(self) -> None:
-        """Kill it, and PID 1, and wait for both: a start has failed."""
-        self._control.close()
-        self._sent()
-        if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, self.end_signal)
-            await readable(self.pidfd)
-            os.close(self.pidfd)
-        for pipe in self.pipes:
-            pipe.close()
-        os.close(self._report)
+            self._control.send(plans.JOINED.encode())

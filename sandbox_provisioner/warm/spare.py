@@ -14,6 +14,7 @@ import uuid
 from dataclasses import replace
 
 from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
@@ -34,6 +35,7 @@ from sandbox_provisioner.warm.opener import Opener
 
 KIND = "spare"
 _FILE = "spare.json"
+_SILENT = Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
 
 
 class SpareStart(WarmStart):
@@ -71,7 +73,8 @@ async def make_spare(
     """Make one spare for starts such as *request*, unless there are *wanted* already, or they
     cannot be had: False then.
 
-    Returns when it can be claimed. Raises SandboxError if it fails; then nothing is left of it.
+    Returns when it can be claimed. Raises SandboxError or WarmUnavailable if it fails; then nothing
+    is left of it.
     """
     if Command.of(request.argv) is None:
         return False
@@ -79,44 +82,46 @@ async def make_spare(
     if plans.obstacle(request, site) or plans.spare_obstacle(request, site):
         return False
     key, runtime = spare_key_of(request, site, preload), launcher.runtime()
-    found = (
-        find(runtime, key_of(request, site, preload))
-        if len(spares(runtime, key)) < wanted
-        else None
-    )
+    if len(spares(runtime, key)) >= wanted:
+        return False
+    found = find(runtime, key_of(request, site, preload))
     if found is None:
         return False
+    channel, nursery = found
     own = _own_request(request)
-    site, tree = launcher.survey(own)
-    site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
-    labels = Labels(name=labels.name, user=labels.user, kind=KIND, nursery=found[1].sandbox_id)
-    child = ForkedProcess(
-        found[0], Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
-    )
-    start = SpareStart(own, child, runtime, labels)
-    start.nursery, start.idle_seconds = found[1], idle_seconds
+    labels = Labels(name=labels.name, user=labels.user, kind=KIND, nursery=nursery.sandbox_id)
+    start = SpareStart(own, ForkedProcess(channel, _SILENT), runtime, labels)
+    start.nursery, start.idle_seconds = nursery, idle_seconds
+    handle = await _start(launcher, start)
+    handle.let_go()
+    spare_link(runtime, key, own.sandbox_id).symlink_to(f"{own.sandbox_id}/{CLAIMS}")
+    return True
+
+
+async def _start(launcher: LocalLauncher, start: SpareStart) -> LocalHandle:
+    """Start it, and wait until it can be claimed."""
     start.opener = Opener(stem.launcher())
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as start.listener:
         try:
+            site, tree = launcher.survey(start.request)
+            site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
             handle = await start.run(site, tree)
         except BaseException:
             await start.undo()
             raise
         finally:
             await start.opener.end()
-    if await handle.sealed() != "sealed":
-        story = await handle.wait()
-        await handle.close()
-        raise LaunchError(
-            attempt="keep a spare",
-            answer="its kernel did not become ready",
-            remedy="Starts do without. See what it wrote:",
-            step="wait-for-spare",
-            stderr_tail=story.stderr_tail,
-        )
-    handle.let_go()
-    spare_link(runtime, key, own.sandbox_id).symlink_to(f"{own.sandbox_id}/{CLAIMS}")
-    return True
+    if await handle.sealed() == "sealed":
+        return handle
+    story = await handle.wait()
+    await handle.close()
+    raise LaunchError(
+        attempt="keep a spare",
+        answer="its kernel did not become ready",
+        remedy="Starts do without. See what it wrote:",
+        step="wait-for-spare",
+        stderr_tail=story.stderr_tail,
+    )
 
 
 def _own_request(request: LaunchRequest) -> LaunchRequest:

@@ -13,7 +13,7 @@ from boxes import WARM
 
 HERE = Path(__file__).parent
 # Tests that take a start apart, or what a test's own runtime directory has in it, are not among
-# them: tests/warm has theirs.
+# them: test_warm_starts has theirs.
 ROOMS = [
     ("test_file_system", 30),
     ("test_covers", 30),

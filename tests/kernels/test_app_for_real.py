@@ -22,7 +22,8 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from leaks import Watch
 
-from sandbox_provisioner.records import all_records
+from sandbox_provisioner.records import all_records, open_init
+from sandbox_provisioner.warm.found import SOCKET, call
 
 pytestmark = pytest.mark.requires("userns", "cgroup-memory", "cgroup-pids")
 
@@ -299,6 +300,46 @@ def test_gc_removes_what_a_killed_server_left(
         assert found["sandbox_id"] in jupyter_sandbox("gc").stdout
     assert watch.groups
     assert jupyter_sandbox("list").stdout == "No sandbox runs.\n"
+
+
+def test_warm_prepares_starts_and_list_shows_what_is_shared(
+    jupyter_sandbox: Run, runtime_dir: Path, workdir: Path, watch: Watch
+) -> None:
+    words = ["--prefix", os.environ["PREFIX"], "--name", "quick", "--warm", "True", "--spares", "2"]
+    assert jupyter_sandbox("install", *words, "--display-name", "Quick").returncode == 0
+    made = jupyter_sandbox("warm", "quick", "--cwd", str(workdir))
+    assert made.stdout == "Made 3 of nursery and spares.\n", made.stderr
+    again = jupyter_sandbox("warm", "quick", "--cwd", str(workdir))
+    assert again.stdout == "All of it is there already.\n", again.stderr
+    for _, record in all_records(runtime_dir):
+        watch.expect_gone(record, runtime_dir)
+    nursery, *spares = json.loads(jupyter_sandbox("list", "--json").stdout)
+    assert (nursery["kind"], nursery["state"]) == ("nursery", "running")
+    assert [(one["kind"], one["state"]) for one in spares] == [("spare", "waiting")] * 2
+    for one in spares:
+        assert one["nursery"] == nursery["sandbox_id"]
+        assert one["shared_bytes"] > one["private_bytes"] > 0
+        assert one["pss_bytes"] < one["shared_bytes"] + one["private_bytes"]
+    assert "waiting" in jupyter_sandbox("list").stdout
+    channel = call(runtime_dir / nursery["sandbox_id"] / SOCKET)
+    assert channel
+    with channel:
+        channel.send(b"retire")
+    for _, record in all_records(runtime_dir):
+        if (pidfd := open_init(record)) is not None:
+            select.select([pidfd], [], [], PATIENCE_SECONDS)
+            os.close(pidfd)
+    assert jupyter_sandbox("gc").stdout.count("Removed the sandbox") == 3
+
+
+def test_warm_refuses_what_no_start_would_use(jupyter_sandbox: Run) -> None:
+    words = ["--prefix", os.environ["PREFIX"], "--name", "slow"]
+    assert jupyter_sandbox("install", *words, "--display-name", "Slow").returncode == 0
+    for name, answer in (("slow", "its option warm is false"), ("none", "it is not installed")):
+        refused = jupyter_sandbox("warm", name)
+        assert refused.returncode == 1
+        assert answer in refused.stderr
+    assert jupyter_sandbox("warm").returncode == 2
 
 
 # -- kernels

@@ -1,0 +1,86 @@
+"""warm/process.py - in the launching process: a PID 1 that is no child of ours, from our first word
+to it to the handle.
+
+It is a child of its nursery's PID 1: nobody but that one can wait for it, we have a pidfd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Sequence
+
+from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.handle import readable
+from sandbox_provisioner.plan import Plan
+from sandbox_provisioner.spawn import LAUNCH_SECONDS, Report, Stdio, Streams, say_go
+
+
+class DistantProcess:
+    """What a fork of a nursery and a spare have in common: `launch.StartedProcess`."""
+
+    pid = 0
+    init_start = 0
+    pidfd = -1
+
+    def __init__(self, control: socket.socket, stdio: Stdio) -> None:
+        """*control* is our end of its control socket."""
+        self.report = Report()
+        self.end_signal: int = signal.SIGKILL
+        self.status: int | None = None
+        self._control = control
+        self._report, self._report_write = os.pipe()
+        self._streams = Streams(stdio)
+        self.pipes = tuple(self._streams.pipes)
+
+    @property
+    def init_pid(self) -> int:
+        """It is PID 1 already."""
+        return self.pid
+
+    async def perform(self, plan: Plan, fds: Sequence[int], *others: Awaitable[None]) -> None:
+        """Let it perform *plan* with *fds*, which are closed then, while *others* go on; returns
+        when it has, or has failed: see `report`."""
+        try:
+            say_go(self._control, plan, (self._report_write, *self._streams.theirs, *fds))
+        finally:
+            self._sent()
+            for fd in fds:
+                os.close(fd)
+        try:
+            async with asyncio.timeout(LAUNCH_SECONDS):
+                await asyncio.gather(self.report.read(self._report), *others)
+        except TimeoutError:
+            raise LaunchError(
+                attempt="start the sandbox",
+                answer=f"it was not made ready in {LAUNCH_SECONDS} s",
+                remedy="The machine may be overloaded; try again.",
+                step="read-report",
+            ) from None
+
+    def _sent(self) -> None:
+        if self._report_write >= 0:
+            os.close(self._report_write)
+            self._report_write = -1
+        self._streams.sent()
+
+    def hand_over(self) -> tuple[int, int]:
+        """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
+        os.close(self._report)
+        return self.pidfd, self._control.detach()
+
+    async def end(self) -> None:
+        """Kill it and wait for its end: the start has failed."""
+        self._control.close()
+        self._sent()
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, self.end_signal)
+            await readable(self.pidfd)
+            os.close(self.pidfd)
+        for pipe in self.pipes:
+            pipe.close()
+        os.close(self._report)

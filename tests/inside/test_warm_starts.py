@@ -1,0 +1,210 @@
+"""A start from a nursery, or of a spare, goes well or says what failed, and leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boxes import request_for, run
+
+from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.launch import Labels, LaunchRequest, LocalLauncher
+from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Stdio, stem
+from sandbox_provisioner.spec import Limits, Volume
+from sandbox_provisioner.warm import plans
+from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
+from sandbox_provisioner.warm.spare import make_spare
+from sandbox_provisioner.warm.start import make_nursery
+
+pytestmark = pytest.mark.requires("userns")
+
+QUIET = Stdio(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+SERVER_STEPS = ("make-record", "create-cgroup", "write-record")
+
+
+def kernel_request(workdir: Path, volume: Path | None = None) -> LaunchRequest:
+    """For a kernel, with nearly every step that a plan can have."""
+    name = "/run/jupyter/kernel.json"
+    volumes = (Volume(source=str(volume), target="/data"),) if volume else ()
+    return request_for(
+        workdir, [sys.executable, "-m", "ipykernel_launcher", "-f", name],
+        connection_file=("kernel.json", CONNECTION), pump=True, limits=Limits(pids=128),
+        volumes=volumes,
+    )  # fmt: skip
+
+
+CONNECTION = (
+    '{"transport": "ipc", "ip": "/run/kernel/s", "key": "k", "signature_scheme": "hmac-sha256",'
+    ' "shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}'
+)
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[LocalLauncher]:
+    """A launcher whose nursery is ready for `kernel_request`; all tests here share it."""
+    runtime, workdir = (Path(tempfile.mkdtemp(prefix="sbx-", dir="/run")) for _ in range(2))
+    launcher = LocalLauncher(runtime_dir=str(runtime))
+    handle = run(make_nursery(launcher, kernel_request(workdir), Labels(), idle_seconds=300))
+    assert handle
+    yield launcher
+    run(handle.close())
+    stem.end()
+    shutil.rmtree(workdir)
+    shutil.rmtree(runtime)
+
+
+def names(launcher: LocalLauncher) -> list[str]:
+    return sorted(os.listdir(launcher.runtime()))
+
+
+def verbs_of(launcher: LocalLauncher, request: LaunchRequest) -> set[str]:
+    site, _ = launcher.survey(request)
+    parts = plans.compile_warm_plan(request, site, plans.Family(1, 2))
+    return {step.verb for part in parts for step in part.steps}
+
+
+VERBS = (
+    "exit-file", "make-user-namespace", "take", "map-child", "hand-over", "receive",
+    "become-root-inside", "unshare", "await-word", "new-session", "new-root", "symlink", "attach",
+    "file", "mount", "mask", "freeze-paths", "scratch", "cover", "protect", "private-file",
+    "seal-after", "pivot", "close-root", "hostname", "loopback-up", "stdio", "fork-kernel",
+    "resource-limit", "become", "environment", "chdir", "system-call-filter", "run-kernel",
+)  # fmt: skip
+
+
+@pytest.mark.requires("root", "cgroup-pids")
+def test_every_step_of_a_warm_start_is_made_to_fail_here(
+    nursery: LocalLauncher, workdir: Path, new_folder: Any, monkeypatch: Any
+) -> None:
+    everything(workdir, monkeypatch)
+    assert verbs_of(nursery, kernel_request(workdir, new_folder())) == set(VERBS)
+
+
+def everything(workdir: Path, monkeypatch: Any) -> None:
+    (workdir / ".git").mkdir()
+    (workdir / ".git/config").touch()
+    monkeypatch.chdir(workdir)
+
+
+@pytest.mark.requires("root", "cgroup-pids")
+@pytest.mark.parametrize("step", [*VERBS, *SERVER_STEPS])
+def test_a_failing_step_of_a_warm_start_is_named_and_leaves_nothing(
+    nursery: LocalLauncher, workdir: Path, new_folder: Any, monkeypatch: Any, step: str
+) -> None:
+    everything(workdir, monkeypatch)
+    files, records = sorted(workdir.rglob("*")), names(nursery)
+    monkeypatch.setenv(FAIL_AT, step)
+    with pytest.raises(WarmUnavailable, match=rf"\[{step}\].*made to fail"):
+        run(start_warm(nursery, kernel_request(workdir, new_folder()), Labels(), QUIET, ()))
+    assert sorted(workdir.rglob("*")) == files
+    assert names(nursery) == records
+
+
+@pytest.mark.requires("root", "cgroup-pids")
+@pytest.mark.parametrize("step", ["receive", "stay-unclaimed", "pivot", "run-kernel", "hand-over"])
+def test_a_failing_step_of_a_spare_is_named_and_leaves_nothing(
+    nursery: LocalLauncher, workdir: Path, monkeypatch: Any, step: str
+) -> None:
+    records = names(nursery)
+    monkeypatch.setenv(FAIL_AT, step)
+    with pytest.raises(Exception, match=rf"\[{step}\].*made to fail"):
+        run(make_spare(nursery, kernel_request(workdir), Labels(), wanted=1, idle_seconds=60))
+    assert names(nursery) == records
+
+
+@pytest.mark.requires("root", "cgroup-pids")
+def test_a_warm_start_that_is_cancelled_leaves_nothing(
+    nursery: LocalLauncher, workdir: Path
+) -> None:
+    records = names(nursery)
+
+    async def start_and_cancel(turns: int) -> bool:
+        request = kernel_request(workdir)
+        task = asyncio.ensure_future(start_warm(nursery, request, Labels(), QUIET, ()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if task.done():
+            await task.result().close()
+            return True
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return False
+
+    for turns in (1, 2, 3, 5, 8, 13, 21, 34):
+        run(start_and_cancel(turns))
+        assert names(nursery) == records
+
+
+# -- the stem
+
+
+def test_a_stem_that_was_killed_is_replaced(launcher: LocalLauncher, workdir: Path) -> None:
+    def start() -> LocalHandle:
+        request = request_for(workdir, [sys.executable, "-c", "pass"])
+        handle: LocalHandle = run(launcher.start(request, stdio=QUIET))
+        return handle
+
+    run(start().close())
+    assert stem._process
+    os.kill(stem._process.pid, 9)
+    os.waitid(os.P_PID, stem._process.pid, os.WEXITED | os.WNOWAIT)
+    run(start().close())
+
+
+def test_a_stem_is_used_again_until_it_may_be_about_to_end(monkeypatch: Any) -> None:
+    run(stem.launcher().end())
+    assert stem._process
+    first = stem._process.pid
+    run(stem.launcher().end())
+    assert stem._process.pid == first
+    monkeypatch.setattr(stem, "_good_until", 0.0)
+    run(stem.launcher().end())
+    assert stem._process.pid != first
+
+
+def test_an_idle_stem_ends(monkeypatch: Any) -> None:
+    monkeypatch.setattr(stem, "_wanted_seconds", 0.1)
+    run(stem.launcher().end())
+    assert stem._process
+    assert stem._process.wait(10) == 0
+    run(stem.launcher().end())
+
+
+def test_launchers_are_told_apart_by_their_own_sockets() -> None:
+    """Many threads may start sandboxes at once, all through one stem."""
+    made: list[LauncherProcess] = []
+    lock = threading.Lock()
+
+    def ask() -> None:
+        process = stem.launcher()
+        assert process.pid
+        with lock:
+            made.append(process)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({process.pid for process in made}) == 8
+    for process in made:
+        run(process.end())
+
+
+def test_a_forked_process_has_a_stem_of_its_own() -> None:
+    run(stem.launcher().end())
+    assert stem._process
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if stem._process is None else 1)
+    assert os.waitpid(pid, 0)[1] == 0
