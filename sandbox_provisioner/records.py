@@ -221,20 +221,24 @@ class RecordFolder:
         return True
 
     def take_over(self, record: Record) -> RecordFolder:
-        """Make this folder, which is nobody's, ours and that of *record*; OSError if it has gone.
+        """Make this folder, which is nobody's, ours and that of *record*; HostError if it has gone.
 
         Who finds it meanwhile sees a sandbox that outlives servers, and leaves it alone.
         """
         runtime = self.path.parent
         ours = RecordFolder(runtime / record.sandbox_id)
         with _locked(runtime):
-            ours._owner = _lock(self.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.path.rename(ours.path)
-            if record.first_id:
-                link = runtime / f"{record.first_id}{_RANGE}"
-                link.unlink(missing_ok=True)
-                link.symlink_to(record.sandbox_id)
-            ours.write(record)
+            try:
+                ours._owner = _lock_soon(self.path / "owner")
+                self.path.rename(ours.path)
+                if record.first_id:
+                    link = runtime / f"{record.first_id}{_RANGE}"
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(record.sandbox_id)
+                ours.write(record)
+            except OSError as error:
+                ours.remove()  # what has not been renamed goes with the next sweep
+                raise _cannot_keep(ours.path, error.strerror or str(error)) from None
         return ours
 
     def release(self) -> None:

@@ -33,6 +33,11 @@ from sandbox_provisioner.unboxed import inner_command
 
 _CONNECTION_FILE = "kernel-example.json"
 _SHOWN_WIDTH = 60
+_WARM = (
+    "warm = true: where a nursery or a spare is ready, it has done the steps that are the same for "
+    "every kernel,\nand the rest is done by a fork of it, or when the spare is bound. "
+    "The box is the one below."
+)
 
 
 _ALIASES = {"cwd": "ExplainApp.cwd", **OPTION_ALIASES, **COMMON_ALIASES}
@@ -82,6 +87,8 @@ class ExplainApp(SandboxCommand):
         if provisioner.confinement == Confinement.LANDLOCK:
             lost = "\n".join(f"  - {text}" for text in losses(HostFacts.probe()))
             print(f'\nconfinement = "landlock" is weaker than namespaces:\n{lost}')
+        if provisioner.warm:
+            print(f"\n{_WARM}")
         print(f"\n{plan.describe()}")
 
     def _options(self, provisioner: SandboxProvisioner) -> Iterator[tuple[str, str, str]]:

@@ -72,7 +72,7 @@ def _work() -> None:
             bury()
             try:
                 asyncio.run(_prepare(*wish))
-            except (SandboxError, WarmUnavailable) as error:
+            except (SandboxError, WarmUnavailable, OSError) as error:
                 wish[0].warn(f"Kernels go on to start without preparation: {error}")
     except BaseException:
         with _lock:

@@ -380,6 +380,8 @@ def test_explain_shows_steps_reasons_and_where_options_come_from(
     assert ["cpu_limit", "0.5", "this", "command", "line"] in lines
     assert ["pids_limit", "512", "default"] in lines
     assert "pivot" in told
+    assert "warm = true" not in told
+    assert "warm = true: " in jupyter_sandbox("explain", "k", "--warm", "True").stdout
     assert "the new root becomes /" in told
     assert "ipykernel_launcher -f /run/kernel/kernel-example.json" in told
     assert jupyter_sandbox("list").stdout == "No sandbox runs.\n"

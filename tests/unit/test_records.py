@@ -91,6 +91,42 @@ def test_no_free_range_of_ids_is_an_error_with_a_remedy(make, monkeypatch):
         make("two", ids=True)
 
 
+# -- another one's folder
+
+
+def test_a_folder_that_is_taken_over_has_the_new_name_and_the_same_ids(make, runtime_dir):
+    spare, record = make("spare", ids=True)
+    spare.release()
+    ours = spare.take_over(replace(record, sandbox_id="kernel", group="spare"))
+    assert ours.path == runtime_dir / "kernel"
+    assert (ours.read().sandbox_id, ours.read().tree) == ("kernel", "spare")
+    assert not RecordFolder(ours.path).is_orphan()
+    assert os.readlink(runtime_dir / f"{FIRST_ID}.ids") == "kernel"
+    ours.remove()
+    assert os.listdir(runtime_dir) == ["lock"]
+
+
+def test_a_folder_that_has_gone_cannot_be_taken_over(make, runtime_dir):
+    spare, record = make("spare")
+    spare.remove()
+    with pytest.raises(HostError):
+        spare.take_over(replace(record, sandbox_id="kernel"))
+    assert os.listdir(runtime_dir) == ["lock"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_not_left_half_taken(make, runtime_dir, monkeypatch):
+    spare, record = make("spare", ids=True)
+    spare.release()
+
+    def full(folder, record):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordFolder, "write", full)
+    with pytest.raises(HostError, match="No space left"):
+        spare.take_over(replace(record, sandbox_id="kernel"))
+    assert os.listdir(runtime_dir) == ["lock"]
+
+
 # -- the runtime directory
 
 

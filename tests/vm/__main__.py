@@ -59,6 +59,7 @@ ESCAPES = (
     "tests/inside/test_file_system.py",
     f"{CONTRACT}_runs_in_a_sandbox_and_leaves_nothing",
     f"{CONTRACT}_that_reaches_its_memory_limit_says_why_under_the_cell",
+    "tests/kernels/test_spares.py::test_a_spare_that_reaches_its_memory_limit_says_why",
 )  # fmt: skip
 # A process in a login session may not move itself out of it; tests that move their own children
 # into groups run next to these.
