@@ -271,6 +271,7 @@ _CAP_LOSS = {
     "memory": "mem_limit: kernels that set it are refused",
     "cpu": "cpu_limit and cpu_guarantee: kernels that set them are refused",
     "cpuset": "cpuset: kernels that set it are refused",
+    "io": "io_limit: kernels that set it are refused",
     "pids": "pids_limit, which is set by default: kernels are refused",
 }
 

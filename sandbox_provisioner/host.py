@@ -361,6 +361,20 @@ def relative(path: str, base: str) -> str | None:
     return path[len(base) + 1 :] if path.startswith(f"{base}/") else None
 
 
+def disk_of(path: str) -> str:
+    """The disk that *path* lies on, as the "MAJOR:MINOR" that cgroups know it by; "" where it lies
+    on no disk of its own (overlay, btrfs, tmpfs, a file server). They know no partitions."""
+    try:
+        device = os.stat(path).st_dev
+        name = f"{os.major(device)}:{os.minor(device)}"
+        place = os.path.realpath(f"/sys/dev/block/{name}", strict=True)
+        if os.path.exists(f"{place}/partition"):
+            place = os.path.dirname(place)
+        return Path(f"{place}/dev").read_text().strip()
+    except OSError:
+        return ""
+
+
 def filesystem_of(path: str) -> str:
     """The type of the file system that *path* lies on, from proc_pid_mountinfo(5)."""
     device = os.stat(path).st_dev

@@ -25,7 +25,7 @@ from sandbox_provisioner import cgroup
 from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
 from sandbox_provisioner.handle import LocalHandle, SandboxHandle
-from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
+from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks, disk_of
 from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
 from sandbox_provisioner.kernel_files import find_kernel_files
 from sandbox_provisioner.landlock import compile_landlock_plan
@@ -140,7 +140,8 @@ class LocalLauncher:
     def tree(self, request: LaunchRequest, facts: HostFacts, name: str) -> CgroupTree:
         """The groups called *name*, with the caps of *request*; nothing is made yet."""
         spec = request.spec
-        return cgroup.open_tree(facts.cgroups, name, spec.limits, spec.may_lack, self.warn)
+        device = disk_of(spec.workdir) if spec.limits.io_bytes_per_second else ""
+        return cgroup.open_tree(facts.cgroups, name, spec.limits, spec.may_lack, self.warn, device)
 
     def explain(self, request: LaunchRequest) -> Plan:
         """The plan that `start` would perform; nothing is run."""

@@ -108,6 +108,13 @@ class SandboxProvisioner(LocalProvisioner):
     pids_limit = Integer(
         512, allow_none=True, help="The most processes and threads. None: no cap."
     ).tag(config=True)
+    io_limit = Union(
+        [Integer(), Unicode()],
+        allow_none=True,
+        default_value=None,
+        help="The most bytes a second that a kernel may read from the disk of its work directory, "
+        'and as much that it may write: "50M".',
+    ).tag(config=True)
     shm_limit = Union(
         [Integer(), Unicode()], default_value="64M", help="The size of /dev/shm."
     ).tag(config=True)
@@ -159,7 +166,7 @@ class SandboxProvisioner(LocalProvisioner):
     on_missing = Dict(
         value_trait=Enum([choice.value for choice in OnMissing]),
         help="What to do where a cap cannot be enforced here, by facility (memory, cpu, cpuset, "
-        'pids): "refuse", which is the default, or "warn".',
+        'pids, io): "refuse", which is the default, or "warn".',
     ).tag(config=True)
     warm = Bool(
         False,
@@ -236,6 +243,7 @@ class SandboxProvisioner(LocalProvisioner):
     def spec_for(self, cwd: str) -> SandboxSpec:
         """The options as a `SandboxSpec`, for a kernel that starts in *cwd*; raises SpecError."""
         memory = None if self.mem_limit is None else parse_bytes("mem_limit", self.mem_limit)
+        traffic = None if self.io_limit is None else parse_bytes("io_limit", self.io_limit)
         limits = Limits(
             memory_bytes=memory,
             interrupt_share=self._interrupt_share(),
@@ -243,6 +251,7 @@ class SandboxProvisioner(LocalProvisioner):
             cpu_guarantee_cores=self.cpu_guarantee,
             cpuset=parse_cpuset(self.cpuset) if self.cpuset else None,
             pids=self.pids_limit,
+            io_bytes_per_second=traffic,
             shm_bytes=parse_bytes("shm_limit", self.shm_limit),
             tmp_bytes=parse_bytes("tmp_limit", self.tmp_limit),
         )

@@ -22,6 +22,7 @@ _BYTES = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMGT]?)", re.ASCII)
 # The launcher and PID 1 are charged to the cap as well; below this no kernel could start.
 SMALLEST_MEMORY_BYTES = 32 << 20
 SMALLEST_PIDS = 8
+SMALLEST_IO_BYTES = 64 << 10
 
 
 def parse_bytes(name: str, value: int | float | str) -> int:
@@ -82,7 +83,8 @@ class Limits:
 
     *memory_bytes* includes the sandbox's tmpfs and shared memory, and no swap comes on top.
     *cpu_cores* is bandwidth (1.5 is 150 % of one core); *cpu_guarantee_cores* is a share that
-    counts only while the machine is busy. *pids* counts threads too. At *interrupt_share* of
+    counts only while the machine is busy. *pids* counts threads too.
+    *io_bytes_per_second* holds for reading and for writing, each. At *interrupt_share* of
     *memory_bytes* the kernel gets an interrupt; None means that it does not.
     """
 
@@ -91,6 +93,7 @@ class Limits:
     cpu_guarantee_cores: float | None = None
     cpuset: frozenset[int] | None = None
     pids: int | None = None
+    io_bytes_per_second: int | None = None
     interrupt_share: float | None = None
     shm_bytes: int = 64 << 20
     tmp_bytes: int = 1 << 30
@@ -100,6 +103,7 @@ class Limits:
         _at_least("cpu_limit", self.cpu_cores, 0.01, "Use at least 0.01 (cores).")
         _at_least("cpu_guarantee", self.cpu_guarantee_cores, 0.01, "Use at least 0.01 (cores).")
         _at_least("pids_limit", self.pids, SMALLEST_PIDS, f"Use at least {SMALLEST_PIDS}.")
+        _at_least("io_limit", self.io_bytes_per_second, SMALLEST_IO_BYTES, "Use at least 64K.")
         _at_least("shm_limit", self.shm_bytes, 4096, 'Use at least one page, "4K".')
         _at_least("tmp_limit", self.tmp_bytes, 4096, 'Use at least one page, "4K".')
         if self.cpuset is not None and not self.cpuset:
@@ -211,7 +215,7 @@ class OnMissing(StrEnum):
 
 # The facilities whose absence an administrator may accept, by the name of `on_missing`'s keys.
 # Namespaces, the root file system and the system call filter are not among them.
-WAIVABLE_FACILITIES = ("memory", "cpu", "cpuset", "pids")
+WAIVABLE_FACILITIES = ("memory", "cpu", "cpuset", "pids", "io")
 
 
 # The text of files that are made in a directory in which Jupyter runs, for whoever finds them.

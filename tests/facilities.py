@@ -141,6 +141,7 @@ _FACILITIES: dict[str, Callable[[], str]] = {
     "cgroup-cpu": _controller("cpu"),
     "cgroup-cpuset": _controller("cpuset"),
     "cgroup-pids": _controller("pids"),
+    "cgroup-io": _controller("io"),
     "cgroup-v1": _cgroup_version(1),
     "cgroup-v2": _cgroup_version(2),
     "systemd": _systemd,

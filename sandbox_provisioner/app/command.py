@@ -31,6 +31,7 @@ OPTION_ALIASES = {
     "cpu-guarantee": f"{OPTIONS}.cpu_guarantee",
     "cpuset": f"{OPTIONS}.cpuset",
     "pids-limit": f"{OPTIONS}.pids_limit",
+    "io-limit": f"{OPTIONS}.io_limit",
     "shm-limit": f"{OPTIONS}.shm_limit",
     "tmp-limit": f"{OPTIONS}.tmp_limit",
     "confinement": f"{OPTIONS}.confinement",

@@ -49,6 +49,18 @@ __all__ = [
 ]
 
 
+# Whatever groups there may be, for a tree that somebody else has made.
+_EVERY_CAP = Limits(
+    memory_bytes=1 << 30, cpu_cores=1, cpuset=frozenset({0}), pids=1 << 10,
+    io_bytes_per_second=1 << 30,
+)  # fmt: skip
+NO_DISK = "the work directory lies on no disk of this machine"
+NO_DISK_REMEDY = (
+    "Work in a directory on a disk (not on overlay, btrfs, zfs, tmpfs or a file server), or remove "
+    "io_limit."
+)
+
+
 def _driver(facts: CgroupFacts) -> type[Tree]:
     if facts.manager:
         return SystemdTree
@@ -61,34 +73,37 @@ def open_tree(
     limits: Limits,
     may_lack: Callable[[str], bool],
     warn: Callable[[str], None],
+    device: str = "",
 ) -> CgroupTree:
     """The tree for sandbox *name*, not made yet; `launch` calls it when it compiles a plan.
 
     A cap that cannot be enforced here is dropped with a call of *warn* if ``may_lack(facility)``
-    (`SandboxSpec.may_lack`), and raises HostError otherwise.
+    (`SandboxSpec.may_lack`), and raises HostError otherwise. *device* is the disk, "MAJOR:MINOR",
+    whose traffic a cap means, "" where there is none.
     """
-    waived = [facility for facility in facilities_asked(limits) if facility in facts.missing]
+    missing = {"io": NO_DISK} if not device else {}
+    missing |= facts.missing
+    waived = [facility for facility in facilities_asked(limits) if facility in missing]
     for facility in waived:
         wish = describe_cap(facility, limits)
-        reason = facts.missing[facility]
+        reason = missing[facility]
         if not may_lack(facility):
             raise HostError(
                 attempt=f"{wish} for sandbox {name}",
                 answer=reason,
-                remedy=facts.remedy(facility),
+                remedy=NO_DISK_REMEDY if reason is NO_DISK else facts.remedy(facility),
             )
         warn(f"Sandbox {name} runs without a wish of its options ({wish}), because {reason}.")
     if facts.version == 0:
         return NullTree(facts, name)
-    return _driver(facts)(facts, name, limits, waived)
+    return _driver(facts)(facts, name, limits, waived, device)
 
 
 def open_existing(facts: CgroupFacts, name: str) -> CgroupTree:
     """The tree that somebody else made, whatever caps it has; for a sandbox that was only found."""
     if facts.version == 0:
         return NullTree(facts, name)
-    every_cap = Limits(memory_bytes=1 << 30, cpu_cores=1, cpuset=frozenset({0}), pids=1 << 10)
-    return _driver(facts)(facts, name, every_cap)
+    return _driver(facts)(facts, name, _EVERY_CAP)
 
 
 def leftover_names(facts: CgroupFacts) -> list[str]:
@@ -114,7 +129,6 @@ def remove_leftovers(facts: CgroupFacts, name: str, *, timeout_seconds: float = 
     """
     if facts.version == 0:
         return
-    every_cap = Limits(memory_bytes=1 << 30, cpu_cores=1, cpuset=frozenset({0}), pids=1 << 10)
-    tree = _driver(facts)(facts, name, every_cap)
+    tree = _driver(facts)(facts, name, _EVERY_CAP)
     tree.kill()
     tree.remove_blocking(timeout_seconds)

@@ -23,7 +23,9 @@ from sandbox_provisioner.spec import WAIVABLE_FACILITIES as FACILITIES
 
 # cpuacct only counts; the freezer stops and, on v1, makes killing safe from forks. On v2 these two
 # need no controller, and "freezer" stands for what every group there can do.
-V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids", "freezer")
+V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids", "io", "freezer")
+# What v1 calls otherwise.
+_V1_NAMES = {"io": "blkio"}
 
 _DROP_IN = (
     "Let systemd delegate the controllers to its users' managers: "
@@ -180,13 +182,14 @@ def _survey_v1(mounts: Collection[_Mount], own: Mapping[str, str]) -> _Survey:
     lacks: dict[str, str] = {}
     remedies: dict[str, str] = {}
     for controller in V1_CONTROLLERS:
-        fitting = [m for m in mounts if m.kind == "cgroup" and controller in m.options]
-        base = next((d for m in fitting if (d := _directory(m, own.get(controller, "/")))), None)
+        name = _V1_NAMES.get(controller, controller)
+        fitting = [m for m in mounts if m.kind == "cgroup" and name in m.options]
+        base = next((d for m in fitting if (d := _directory(m, own.get(name, "/")))), None)
         if not fitting:
-            lacks[controller] = f"controller '{controller}' is not mounted"
-            remedies[controller] = _KERNEL.format(facility=controller)
+            lacks[controller] = f"controller '{name}' is not mounted"
+            remedies[controller] = _KERNEL.format(facility=name)
         elif base is None:
-            lacks[controller] = f"no mount shows our own group in the hierarchy of '{controller}'"
+            lacks[controller] = f"no mount shows our own group in the hierarchy of '{name}'"
         elif not _is_writable(base):
             lacks[controller] = _not_writable(base)
         else:

@@ -52,7 +52,7 @@ class SystemdTree(V2Tree):
         self._keeper = self._start_keeper()
         undo.callback(self._end_keeper)
         members = [self._keeper.pid, *([pid] if pid else [])]
-        properties = [*_properties(limits, members, self._name)]
+        properties = [*_properties(limits, members, self._name, self._device)]
         manager.start_scope(self._facts.manager, self.unit, properties)
         # First all processes go further down: a group with some cannot hand controllers down.
         self._make_below(self._keeper_group, self._keeper.pid)
@@ -175,7 +175,9 @@ def _spawn_keeper() -> subprocess.Popen[bytes]:
     )
 
 
-def _properties(limits: Limits, pids: list[int], name: str) -> Iterator[manager.Property]:
+def _properties(
+    limits: Limits, pids: list[int], name: str, device: str
+) -> Iterator[manager.Property]:
     """systemd.scope(5), systemd.resource-control(5), with the types of org.freedesktop.systemd1(5).
 
     Without OOMPolicy: of a delegated scope it is "continue", and the group below ends whole.
@@ -193,6 +195,9 @@ def _properties(limits: Limits, pids: list[int], name: str) -> Iterator[manager.
         yield "CPUWeight", ("t", weight_of(limits.cpu_guarantee_cores))
     if limits.pids is not None:
         yield "TasksMax", ("t", limits.pids + _KEEPER_TASKS)
+    if limits.io_bytes_per_second is not None:
+        for which in ("IOReadBandwidthMax", "IOWriteBandwidthMax"):
+            yield which, ("a(st)", [(f"/dev/block/{device}", limits.io_bytes_per_second)])
     if limits.cpuset is not None:
         yield "AllowedCPUs", ("ay", _bitmap(limits.cpuset))
 

@@ -32,6 +32,7 @@ _FIELDS = {
     "cpu": ("cpu_cores", "cpu_guarantee_cores"),
     "cpuset": ("cpuset",),
     "pids": ("pids",),
+    "io": ("io_bytes_per_second",),
 }
 
 
@@ -139,6 +140,8 @@ def describe_cap(facility: str, limits: Limits) -> str:
         return f"cap processes at {limits.pids}"
     if facility == "cpuset" and limits.cpuset is not None:
         return f"confine to CPUs {format_cpuset(limits.cpuset)}"
+    if facility == "io" and limits.io_bytes_per_second is not None:
+        return f"cap disk traffic at {format_bytes(limits.io_bytes_per_second)} a second"
     if limits.cpu_cores is not None:
         return f"cap CPU at {limits.cpu_cores:g} cores"
     return f"guarantee {limits.cpu_guarantee_cores:g} CPU cores"
@@ -159,6 +162,11 @@ def same_cpus(written: str, back: str) -> bool:
     return bool(back) and parse_cpuset(written) == parse_cpuset(back)
 
 
+def is_a_line_of(written: str, back: str) -> bool:
+    """Whether a file with a line a device has ours."""
+    return written in back.splitlines()
+
+
 def whole_pages(memory_bytes: int) -> str:
     """A cap on memory as the kernel will tell it: it counts pages and rounds down."""
     return str(memory_bytes - memory_bytes % PAGE_BYTES)
@@ -168,12 +176,19 @@ class Tree(ABC):
     """What v1 and v2 share: all-or-nothing creation, removal, and names for errors."""
 
     def __init__(
-        self, facts: CgroupFacts, name: str, limits: Limits, waived: Collection[str] = ()
+        self,
+        facts: CgroupFacts,
+        name: str,
+        limits: Limits,
+        waived: Collection[str] = (),
+        device: str = "",
     ) -> None:
-        """*limits* decides which controllers the tree uses, minus the caps of *waived*."""
+        """*limits* decides which controllers the tree uses, minus the caps of *waived*. *device* is
+        the disk, "MAJOR:MINOR", whose traffic is capped."""
         check_name(name)
         self._facts = facts
         self._name = name
+        self._device = device
         self._waived = frozenset(waived)
         self._asked = frozenset(facilities_asked(without(limits, self._waived)))
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from sandbox_provisioner.cgroup import files
 from sandbox_provisioner.cgroup.files import Setting
@@ -20,6 +21,7 @@ from sandbox_provisioner.cgroup.tree import (
     FREEZE_SECONDS,
     Tree,
     Usage,
+    is_a_line_of,
     kill_listed,
     whole_pages,
 )
@@ -117,6 +119,8 @@ class V1Tree(Tree):
             yield from self._cpu(limits)
         if limits.pids is not None:
             yield self._setting(f"{self._group('pids')}/pids.max", str(limits.pids), "pids", limits)
+        if limits.io_bytes_per_second is not None:
+            yield from self._io(limits)
         if self._facts.bases.get("cpuset") in self._used_bases():
             yield from self._cpuset(limits)
 
@@ -149,6 +153,14 @@ class V1Tree(Tree):
             shares = round(limits.cpu_guarantee_cores * _SHARES_PER_CORE)
             shares = max(_SMALLEST_SHARES, min(shares, _LARGEST_SHARES))
             yield self._setting(f"{group}/cpu.shares", str(shares), "cpu", limits)
+
+    def _io(self, limits: Limits) -> Iterator[Setting]:
+        """blkio-controller.rst: v1 sees what goes to the disk at once, so reading, and writing with
+        O_DIRECT or O_SYNC; what the page cache writes later it does not know whose it is."""
+        for file in ("blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device"):
+            value = f"{self._device} {limits.io_bytes_per_second}"
+            path = f"{self._group('io')}/{file}"
+            yield replace(self._setting(path, value, "io", limits), same=is_a_line_of)
 
     def _cpuset(self, limits: Limits) -> Iterator[Setting]:
         base, group = self._facts.bases["cpuset"], self._group("cpuset")

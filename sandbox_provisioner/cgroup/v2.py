@@ -11,6 +11,7 @@ import os
 import select
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from sandbox_provisioner.cgroup import files
 from sandbox_provisioner.cgroup.files import Setting
@@ -159,6 +160,11 @@ class V2Tree(Tree):
             yield self._setting(self._file("cpu.weight"), weight, "cpu", limits)
         if limits.pids is not None:
             yield self._setting(self._file("pids.max"), str(limits.pids), "pids", limits)
+        if limits.io_bytes_per_second is not None:
+            each = limits.io_bytes_per_second
+            value = f"{self._device} rbps={each} wbps={each}"
+            path = self._file("io.max")
+            yield replace(self._setting(path, value, "io", limits), same=_begins_a_line)
         if limits.cpuset is not None:
             cpus = format_cpuset(limits.cpuset)
             path = self._file("cpuset.cpus")
@@ -196,6 +202,11 @@ class V2Tree(Tree):
 def weight_of(cores: float) -> int:
     """The cpu.weight that stands for a guarantee of *cores*."""
     return max(_SMALLEST_WEIGHT, min(round(cores * _WEIGHT_PER_CORE), _LARGEST_WEIGHT))
+
+
+def _begins_a_line(written: str, back: str) -> bool:
+    """io.max tells limits on operations behind those on bytes."""
+    return any(line.startswith(f"{written} ") for line in back.splitlines())
 
 
 def _are_enabled(written: str, back: str) -> bool:

@@ -38,13 +38,18 @@ class Kernel:
     """A kernel that has no process yet: built once, in the nursery, and used in each child."""
 
     def __init__(self) -> None:
-        """Build what can be built; needs ipykernel and IPython of the kernel's environment."""
+        """Build what can be built, with ipykernel and IPython of the kernel's environment."""
+        self.main = sys.modules["__main__"]
+        _ours[:] = [name for name in sys.modules if name.partition(".")[0] == "sandbox_provisioner"]
+        self.app: Any = None
+        with contextlib.suppress(ImportError):  # it says so itself, when it is asked for
+            self._build()
+
+    def _build(self) -> None:
         from ipykernel.compiler import XCachingCompiler  # noqa: PLC0415
         from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415
         from ipykernel.zmqshell import ZMQInteractiveShell  # noqa: PLC0415
 
-        self.main = sys.modules["__main__"]
-        _ours[:] = [name for name in sys.modules if name.partition(".")[0] == "sandbox_provisioner"]
         app: Any = IPKernelApp.instance()
         app.parse_command_line([_FILE_OPTION, "/any"])
         app.init_crash_handler()  # the shell remembers what it finds
@@ -82,6 +87,8 @@ class Kernel:
     def _initialized(self, arguments: Sequence[str]) -> Any:
         """As `initialized`, from what was built; where *arguments* are others than those that it
         was built for, from the beginning."""
+        if self.app is None:
+            return initialized(arguments)
         if len(arguments) != 2 or arguments[0] != _FILE_OPTION:
             self.app.clear_instance()
             self.shell_class.clear_instance()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 
 import pytest
+from boxes import request_for
 
+from sandbox_provisioner import launch
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.host import HostFacts, disk_of
 from sandbox_provisioner.spec import Limits
 
 pytestmark = pytest.mark.requires("userns")
@@ -100,6 +105,42 @@ def test_a_smaller_sandbox_than_a_python_needs_says_what_it_died_of(sandbox):
         assert box.readline() == b""
         assert story.oom_killed
         assert "32 MiB" in story.reason
+
+
+@pytest.mark.requires("cgroup-io")
+def test_reading_the_work_directorys_disk_takes_the_time_that_its_cap_says(sandbox, workdir):
+    """Only the least that it may take: a busy machine may take longer."""
+
+    def read_directly(path):
+        import mmap
+        import os
+        import time
+
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        buffer = mmap.mmap(-1, 1 << 20)  # O_DIRECT wants whole pages
+        begin, count = time.monotonic(), 0
+        while got := os.readv(fd, [buffer]):
+            count += got
+        return count, time.monotonic() - begin
+
+    assert disk_of(str(workdir))
+    data = workdir / "data"
+    data.write_bytes(bytes(4 * MIB))
+    fd = os.open(data, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+    with sandbox(limits=Limits(io_bytes_per_second=2 * MIB)) as box:
+        count, seconds = box.call(read_directly, str(data))
+    assert count == 4 * MIB
+    assert seconds > 1.0
+
+
+@pytest.mark.requires("cgroup-io")
+def test_a_cap_on_a_disk_that_is_none_is_refused(launcher, monkeypatch):
+    monkeypatch.setattr(launch, "disk_of", lambda path: "")
+    request = request_for("/dev/shm", limits=Limits(io_bytes_per_second=2 * MIB))
+    with pytest.raises(HostError, match=r"cap disk traffic at 2 MiB a second .*on no disk"):
+        launcher.tree(request, HostFacts.probe(), "test")
 
 
 @pytest.mark.requires("cgroup-pids")

@@ -74,8 +74,8 @@ def test_the_table_holds_each_variant_against_the_first() -> None:
     _, plain, boxed = start.table(samples, ["plain", "boxed"])
     assert plain[:3] == ["plain", "100 (100-100)", "x1.00"]
     assert boxed[:3] == ["boxed", "150 (150-150)", "x1.50"]
-    assert boxed[6] == "x0.50"
-    assert boxed[7:9] == ["50.0 (50.0-50.0)", "x1.25"]
+    assert boxed[8] == "x0.50"
+    assert boxed[9:11] == ["50.0 (50.0-50.0)", "x1.25"]
 
 
 def test_what_was_left_over_is_summed_by_kind() -> None:

@@ -24,9 +24,9 @@ from sandbox_provisioner.cgroup import (
     survey,
 )
 from sandbox_provisioner.errors import HostError, SpecError
-from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.spec import WAIVABLE_FACILITIES, Limits
 
-FOUR = ["cpu", "cpuset", "memory", "pids"]
+CONTROLLERS = ["cpu", "cpuset", "io", "memory", "pids"]
 ALL = " ".join(["cpuset", "cpu", "io", "memory", "pids"])
 MIB = 1 << 20
 
@@ -50,6 +50,7 @@ BY_CONTROLLER = {
     },
     "pids": {"pids.current": "3", "pids.max": "max", "pids.events": "max 4"},
     "cpu": {"cpu.max": "max 100000", "cpu.weight": "100"},
+    "io": {"io.max": ""},
     "cpuset": {"cpuset.cpus": "", "cpuset.cpus.effective": "0-3"},
 }
 
@@ -129,7 +130,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
 
 @pytest.fixture
 def facts(kernel: FakeKernel) -> CgroupFacts:
-    bases = dict.fromkeys([*FOUR, "freezer"], str(kernel.top))
+    bases = dict.fromkeys([*CONTROLLERS, "freezer"], str(kernel.top))
     return CgroupFacts(version=2, bases=bases, missing={})
 
 
@@ -179,9 +180,12 @@ def unwritable(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return paths
 
 
+V1_NAMES = ("memory", "cpu,cpuacct", "cpuset", "pids", "blkio", "freezer")
+
+
 def v1_mounts(proc: Proc, tmp_path: Path, group: str, *, root: str = "/") -> dict[str, Path]:
     points = {}
-    for number, names in enumerate(["memory", "cpu,cpuacct", "cpuset", "pids", "freezer"]):
+    for number, names in enumerate(V1_NAMES):
         point = points[names] = tmp_path / "v1" / names
         shown = group.removeprefix(root) if root != "/" else group
         (point / shown.lstrip("/")).mkdir(parents=True)
@@ -249,7 +253,7 @@ def test_a_user_without_cpu_is_told_so_with_the_line_for_systemd(
     manager, _ = user_groups(proc, kernel, unwritable, "memory pids")
     facts = proc.survey()
     assert facts.missing["cpu"] == f"controller 'cpu' is not delegated to {manager}"
-    assert set(facts.missing) == {"cpu", "cpuset"}
+    assert set(facts.missing) == {"cpu", "cpuset", "io"}
     assert "Delegate=cpu cpuset io memory pids" in facts.remedy("cpu")
 
 
@@ -269,6 +273,7 @@ def test_v1_has_a_base_for_each_controller(proc: Proc, tmp_path: Path) -> None:
     facts = proc.survey()
     assert (facts.version, dict(facts.missing)) == (1, {})
     assert facts.bases["memory"] == f"{points['memory']}/batch/job 7"
+    assert facts.bases["io"] == f"{points['blkio']}/batch/job 7"
     assert facts.bases["cpu"] == facts.bases["cpuacct"] == f"{points['cpu,cpuacct']}/batch/job 7"
 
 
@@ -276,12 +281,13 @@ def test_v1_tells_what_is_not_mounted_and_what_is_not_ours(
     proc: Proc, tmp_path: Path, unwritable: list[Path]
 ) -> None:
     points = v1_mounts(proc, tmp_path, "/")
-    del proc.mounts[2]
+    del proc.mounts[2], proc.mounts[3]
     unwritable.append(points["memory"])
     facts = proc.survey()
     assert dict(facts.missing) == {
         "memory": f"{points['memory']} is not writable for uid {os.getuid()}",
         "cpuset": "controller 'cpuset' is not mounted",
+        "io": "controller 'blkio' is not mounted",
     }
     assert "cgroup_disable=" in facts.remedy("cpuset")
     assert "administrator" in facts.remedy("memory")
@@ -340,7 +346,7 @@ def test_what_lies_above_a_cgroup_namespace_is_no_base(proc: Proc, kernel: FakeK
 
 def test_a_machine_without_cgroups_has_nothing_and_says_so(proc: Proc) -> None:
     facts = proc.survey()
-    assert (facts.version, list(facts.missing)) == (0, ["memory", "cpu", "cpuset", "pids"])
+    assert (facts.version, list(facts.missing)) == (0, [*WAIVABLE_FACILITIES])
     assert facts.missing["memory"] == "no cgroup file system is mounted"
     assert "mount -t cgroup2" in facts.remedy("memory")
 
@@ -348,7 +354,9 @@ def test_a_machine_without_cgroups_has_nothing_and_says_so(proc: Proc) -> None:
 # --- opening
 
 
-NOTHING = CgroupFacts(version=0, bases={}, missing=dict.fromkeys(FOUR, "there are no cgroups"))
+NOTHING = CgroupFacts(
+    version=0, bases={}, missing=dict.fromkeys(CONTROLLERS, "there are no cgroups")
+)
 
 
 def test_a_cap_that_cannot_be_enforced_is_refused_with_a_remedy() -> None:
@@ -393,19 +401,22 @@ EVERYTHING = Limits(
     cpu_guarantee_cores=0.25,
     cpuset=frozenset({0, 1, 3}),
     pids=64,
+    io_bytes_per_second=5 * MIB,
 )
+DISK = "254:0"
 
 
 def create(facts: CgroupFacts, limits: Limits, name: str = "k1") -> Path:
-    tree = open_tree(facts, name, limits, refuse, pytest.fail)
+    tree = open_tree(facts, name, limits, refuse, pytest.fail, DISK)
     tree.create(limits)
     return Path(tree.join_files[0]).parent
 
 
 def test_v2_writes_every_cap(kernel: FakeKernel, facts: CgroupFacts) -> None:
-    kernel.lies = {"cpuset.cpus": "0-1,3"}
+    io = f"254:0 rbps={5 * MIB} wbps={5 * MIB}"
+    kernel.lies = {"cpuset.cpus": "0-1,3", "io.max": f"8:0 rbps=1\n{io} riops=max wiops=max"}
     create(facts, EVERYTHING)
-    enable = "+cpu +cpuset +memory +pids"
+    enable = "+cpu +cpuset +io +memory +pids"
     group = "sandbox-provisioner/k1"
     assert kernel.written == [
         ("cgroup.subtree_control", enable),
@@ -416,6 +427,7 @@ def test_v2_writes_every_cap(kernel: FakeKernel, facts: CgroupFacts) -> None:
         (f"{group}/cpu.max", "150000 100000"),
         (f"{group}/cpu.weight", "25"),
         (f"{group}/pids.max", "64"),
+        (f"{group}/io.max", io),
         (f"{group}/cpuset.cpus", "0,1,3"),
     ]
 
@@ -520,7 +532,7 @@ def test_a_value_that_does_not_stay_is_an_error(kernel: FakeKernel, facts: Cgrou
 
 def test_a_controller_that_stays_off_is_an_error(kernel: FakeKernel, facts: CgroupFacts) -> None:
     kernel.lies = {"cgroup.subtree_control": "memory"}
-    with pytest.raises(HostError, match=r"enable cpu, cpuset, memory, pids .* reads 'memory'"):
+    with pytest.raises(HostError, match=r"enable cpu, cpuset, io, memory, pids .* reads 'memory'"):
         create(facts, EVERYTHING)
 
 

@@ -37,13 +37,14 @@ LIMITS = Limits(
     cpu_guarantee_cores=0.25,
     cpuset=frozenset({0, 9}),
     pids=40,
+    io_bytes_per_second=5 * MIB,
 )
 OFFERED = "cpuset cpu io memory hugetlb pids"
 FILES = {
     "cgroup.procs": "", "cgroup.kill": "", "cgroup.events": "populated 0", "memory.max": "max",
     "memory.swap.max": "max", "memory.oom.group": "0", "memory.events": "oom_kill 3",
     "memory.peak": "4096", "cpu.max": "max 100000", "cpu.weight": "100", "pids.max": "max",
-    "cpuset.cpus": "", "cpu.stat": "usage_usec 1500000", "pids.events": "max 2",
+    "io.max": "", "cpuset.cpus": "", "cpu.stat": "usage_usec 1500000", "pids.events": "max 2",
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ class FakeManager:
     slice: Path
     started: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
-    controllers: str = "cpu cpuset memory pids"
+    controllers: str = "cpu cpuset io memory pids"
     makes_it: bool = True
 
     def start_scope(self, which: str, unit: str, properties: list[manager.Property]) -> None:
@@ -94,7 +95,8 @@ class FakeManager:
         if path.endswith("subtree_control"):
             words = {word.removeprefix("+") for word in value.split()}
             value = " ".join(sorted(words & set(self.controllers.split())))
-        Path(path).write_text(value)
+        # As Linux tells it: with the limits on operations.
+        Path(path).write_text(f"{value} riops=max wiops=max" if path.endswith("io.max") else value)
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def make(facts: CgroupFacts, fake: FakeManager) -> Iterator[Make]:
     made: list[SystemdTree] = []
 
     def create(limits: Limits, pid: int = 0) -> SystemdTree:
-        tree = open_tree(facts, "k1", limits, lambda facility: False, pytest.fail)
+        tree = open_tree(facts, "k1", limits, lambda facility: False, pytest.fail, "254:0")
         assert isinstance(tree, SystemdTree)
         made.append(tree)
         tree.create(limits, pid)
@@ -157,6 +159,8 @@ def test_every_cap_is_a_property_of_the_scope_with_room_for_the_keeper(
         "CPUWeight": 25,
         "TasksMax": 41,
         "AllowedCPUs": b"\x01\x02",
+        "IOReadBandwidthMax": [("/dev/block/254:0", 5 * MIB)],
+        "IOWriteBandwidthMax": [("/dev/block/254:0", 5 * MIB)],
     }
 
 
@@ -165,7 +169,7 @@ def test_the_caps_that_count_are_on_a_group_below_and_read_back(
 ) -> None:
     make(LIMITS)
     scope = fake.slice / "sandbox-k1.scope"
-    assert (scope / "cgroup.subtree_control").read_text() == "cpu cpuset memory pids"
+    assert (scope / "cgroup.subtree_control").read_text() == "cpu cpuset io memory pids"
     found = {name: (scope / "k1" / name).read_text() for name in FILES}
     assert found["memory.max"] == str(64 * MIB)
     assert found["memory.swap.max"] == "0"
@@ -173,6 +177,7 @@ def test_the_caps_that_count_are_on_a_group_below_and_read_back(
     assert found["cpu.max"] == "150000 100000"
     assert found["pids.max"] == "40"
     assert found["cpuset.cpus"] == "0,9"
+    assert found["io.max"].startswith(f"254:0 rbps={5 * MIB} wbps={5 * MIB}")
 
 
 def test_the_launcher_and_the_keeper_are_moved_below_before_controllers_are_handed_down(
@@ -236,9 +241,9 @@ def test_a_controller_that_the_manager_does_not_hand_down_is_an_error_and_ends_t
     facts: CgroupFacts, fake: FakeManager
 ) -> None:
     fake.controllers = "memory pids"
-    tree = open_tree(facts, "k1", LIMITS, lambda facility: False, pytest.fail)
+    tree = open_tree(facts, "k1", LIMITS, lambda facility: False, pytest.fail, "254:0")
     assert isinstance(tree, SystemdTree)
-    with pytest.raises(HostError, match=r"enable cpu, cpuset, .* reads 'memory pids'"):
+    with pytest.raises(HostError, match=r"enable cpu, cpuset, io, .* reads 'memory pids'"):
         tree.create(LIMITS)
     assert tree._keeper is not None
     assert tree._keeper.returncode == 0
@@ -447,13 +452,13 @@ def test_a_login_session_asks_its_users_manager(machine: Machine) -> None:
     assert (facts.version, facts.manager) == (2, "user")
     assert set(facts.bases) == {"cpu", "memory", "pids", "freezer"}
     assert set(facts.bases.values()) == {f"{machine.top}/cgroup/{MANAGER}/app.slice"}
-    assert set(facts.missing) == {"cpuset"}
+    assert set(facts.missing) == {"cpuset", "io"}
 
 
 def test_a_controller_that_is_not_delegated_comes_with_the_drop_in(machine: Machine) -> None:
     machine.group(MANAGER, "memory pids")
     facts = machine.survey(SESSION)
-    assert set(facts.missing) == {"cpu", "cpuset"}
+    assert set(facts.missing) == {"cpu", "cpuset", "io"}
     remedy = facts.remedy("cpu")
     assert "/etc/systemd/system/user@.service.d/delegate.conf" in remedy
     assert "Delegate=cpu cpuset io memory pids" in remedy
