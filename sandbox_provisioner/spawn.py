@@ -374,6 +374,7 @@ class Stem:
                 env={},
                 cwd="/",
                 pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # Ctrl-C is for the server
             )
         except OSError as error:
             requests.close()

@@ -180,6 +180,12 @@ def test_an_idle_stem_ends(monkeypatch: Any) -> None:
     run(stem.launcher().end())
 
 
+def test_a_stem_is_out_of_the_terminals_reach() -> None:
+    run(stem.launcher().end())
+    assert stem._process
+    assert os.getsid(stem._process.pid) != os.getsid(0)
+
+
 def test_launchers_are_told_apart_by_their_own_sockets() -> None:
     """Many threads may start sandboxes at once, all through one stem."""
     made: list[LauncherProcess] = []
