@@ -18,6 +18,8 @@ def main() -> None:
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("--rounds", type=int, default=20, help="default: 20")
         command.add_argument("--json", metavar="FILE", help="save every sample to FILE")
+    kinds = ("cold", "nursery", "spare")
+    command.add_argument("--kind", choices=kinds, default="cold", help="of start; default: cold")
     about = "memory of each of many kernels, and starts while many are alive"
     command = commands.add_parser("density", help=about, description=about)
     command.add_argument("--each", type=int, default=50, help="kernels to weigh; default: 50")
@@ -28,8 +30,10 @@ def main() -> None:
     if options.command == "density":
         density.main(options.each, options.alive, options.seconds, options.json)
         return
-    run = {"start": start.main, "steps": steps.main}[options.command]
-    run(options.rounds, options.json)
+    if options.command == "steps":
+        steps.main(options.rounds, options.kind, options.json)
+        return
+    start.main(options.rounds, options.json)
 
 
 if __name__ == "__main__":

@@ -24,38 +24,69 @@ from unittest import mock
 from benchmarks import common, start
 from sandbox_provisioner import launch, provisioner, spawn
 from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.warm import ahead
+from sandbox_provisioner.warm import launch as warm
 
 # (where, which function, what is done when it returns), in the order of a start.
-_STAMPED: tuple[tuple[Any, str, str], ...] = (
-    (provisioner.SandboxProvisioner, "pre_launch", "options and command"),
-    (launch.LocalLauncher, "sweep", "sweep of what is left over"),
-    (spawn.LauncherProcess, "__init__", "launcher spawned"),
-    (launch.LocalLauncher, "survey", "survey of the host"),
-    (launch.Start, "make_record", "record folder"),
-    (launch, "compile_plan", "plan"),
-    (launch.Start, "create_cgroup", "control groups"),
-)
-_AFTER: tuple[tuple[Any, str, str], ...] = (
-    (spawn.LauncherProcess, "perform", "kernel executed (server has heard)"),
-    (launch.LocalLauncher, "start", "record written"),
+Stamped = tuple[tuple[Any, str, str], ...]
+_FIRST: Stamped = ((provisioner.SandboxProvisioner, "pre_launch", "options and command"),)
+_LAST: Stamped = (
     (LocalHandle, "sealed", "sockets bound and sealed"),
     (provisioner.SandboxProvisioner, "post_launch", "start_kernel about to return"),
 )
+_STAMPED: dict[str, Stamped] = {
+    "cold": (
+        (launch.LocalLauncher, "sweep", "sweep of what is left over"),
+        (spawn.Stem, "launcher", "launcher asked for"),
+        (launch.LocalLauncher, "survey", "survey of the host"),
+        (launch.Start, "make_record", "record folder"),
+        (launch, "compile_plan", "plan"),
+        (launch.Start, "create_cgroup", "control groups"),
+        (spawn.LauncherProcess, "perform", "kernel executed (server has heard)"),
+        (launch.LocalLauncher, "start", "record written"),
+    ),
+    "nursery": (
+        (spawn.Stem, "launcher", "launcher asked for"),
+        (launch.LocalLauncher, "survey", "survey of the host"),
+        (warm, "find", "nursery found"),
+        (warm.ForkedProcess, "__init__", "fork asked for"),
+        (launch.Start, "make_record", "record folder"),
+        (launch.Start, "create_cgroup", "control groups"),
+        (warm.ForkedProcess, "here", "child is there"),
+        (warm.WarmStart, "compile", "plan"),
+        (warm.Opener, "opened", "work directory opened"),
+        (warm.ForkedProcess, "perform", "kernel forked in its box (server has heard)"),
+        (launch.Start, "hand_over", "record written"),
+    ),
+    "spare": (
+        (spawn.Stem, "launcher", "launcher asked for"),
+        (launch.LocalLauncher, "survey", "survey of the host"),
+        (warm, "claim", "spare claimed"),
+        (warm.Opener, "begin", "work directory asked for"),
+        (warm.ClaimStart, "take_over", "folder taken over"),
+        (warm.Opener, "opened", "work directory opened"),
+        (warm.ClaimedProcess, "perform", "spare bound"),
+    ),
+}
+_CONFIG: dict[str, dict[str, Any]] = {
+    "cold": {},
+    "nursery": {"warm": True},
+    "spare": {"warm": True, "spares": 1},
+}
 _KIND = "benchmark"
 _BOOT = """
 import time
-stamps = [b"interpreter"+b" %d" % time.monotonic_ns()]
+stamps = []
 def stamp(name):
     stamps.append(b"%s %d" % (name.encode(), time.monotonic_ns()))
 import sys
 sys.path.append(sys.argv[1])
-from sandbox_provisioner.inside import enter, steps
-stamp("import")
-decode = enter.decode
+from sandbox_provisioner.inside import enter, orders, steps
+decode = orders.decode
 def decoded(text):
     stamp("word")
     return decode(text)
-enter.decode = decoded
+orders.decode = decoded
 def wrap(name, verb):
     def timed(box, *words):
         if name == "execute":
@@ -117,10 +148,10 @@ def stamping(function: Callable[..., Any], name: str, found: Start) -> Callable[
 
 
 @contextlib.contextmanager
-def watched(found: Start) -> Iterator[None]:
-    """The core's functions wrapped, and the launcher's first line replaced."""
+def watched(found: Start, kind: str) -> Iterator[None]:
+    """The core's functions wrapped, and the stem's first line replaced."""
     with contextlib.ExitStack() as stack:
-        for where, name, label in (*_STAMPED, *_AFTER):
+        for where, name, label in (*_FIRST, *_STAMPED[kind], *_LAST):
             wrapped = stamping(getattr(where, name), label, found)
             stack.enter_context(mock.patch.object(where, name, wrapped))
         stack.enter_context(mock.patch.object(spawn, "BOOT", _BOOT))
@@ -150,10 +181,12 @@ def _reader(found: Start) -> Callable[[Any, bytes], None]:
 def measure(found: start.Place, specs: Any, variant: start.Variant) -> Start:
     """Start a kernel, wait for its first reply, end it."""
     taken = Start()
+    ahead.wait()
     manager = start.new_manager(variant, found, specs)
-    with watched(taken):
+    with watched(taken, variant.name):
         taken.stamp("call")
         start.start_quietly(manager, found)
+        taken.stamp("start_kernel returned (jupyter_client sleeps 10 ms)")
         client = manager.client()
         client.start_channels()
         try:
@@ -179,20 +212,16 @@ def inside_intervals(taken: Start) -> dict[str, float]:
     """What the launcher, PID 1 and the kernel's process did, by verb, in ms; a verb that came
     several times is summed under "VERB *".
 
-    The interpreter's start runs from the moment before `spawn`, whose own return comes later.
+    The stem is there already: of a server's first start this is all but its interpreter.
     """
     marks = {name: end for name, _, end in taken.inside}
-    spawned = dict(taken.stamps)["sweep of what is left over"]
-    rows = {
-        "interpreter starts": (marks["interpreter"] - spawned) / 1e6,
-        "imports": (marks["import"] - marks["interpreter"]) / 1e6,
-        "waits for the plan": (marks["word"] - marks["import"]) / 1e6,
-    }
-    apart = {"interpreter", "import", "word", "(end)"}
+    asked = dict(taken.stamps)["launcher asked for"]
+    rows = {"is forked, waits for the plan": (marks["word"] - asked) / 1e6}
+    apart = {"word", "(end)"}
     steps = [entry for entry in taken.inside if entry[0] not in apart]
     rows |= _by_verb(steps)
     known = sum(rows.values())
-    rows["decoding, calls, forks"] = (marks["(end)"] - spawned) / 1e6 - known
+    rows["decoding, calls, forks"] = (marks["(end)"] - asked) / 1e6 - known
     return rows
 
 
@@ -217,23 +246,28 @@ def rows_of(samples: Sequence[dict[str, float]], head: str) -> list[list[str]]:
     return [*rows, ["whole", f"{whole:.2f}", "", ""]]
 
 
-def main(rounds: int, json_path: str | None) -> None:
-    """Measure, print, and save the stamps if *json_path* says where."""
+def main(rounds: int, kind: str, json_path: str | None) -> None:
+    """Measure starts of *kind*, print, and save the stamps if *json_path* says where."""
     facts = common.machine()
-    variant = start.Variant("sandbox", config={"mem_limit": "1G", "network": "none"})
+    config = {"mem_limit": "1G", "network": "none"} | _CONFIG[kind]
+    variant = start.Variant(kind, config=config)
     with start.place() as found:
         specs = start.write_kernels(found, [variant])
         taken = []
-        for number in range(rounds + 1):
-            taken.append(measure(found, specs, variant))
-            print(f"\rround {number} of {rounds}", end="", file=sys.stderr, flush=True)
+        try:
+            for number in range(rounds + 1):
+                taken.append(measure(found, specs, variant))
+                print(f"\rround {number} of {rounds}", end="", file=sys.stderr, flush=True)
+        finally:
+            ahead.end_own()
     del taken[0]
     print(file=sys.stderr)
     print(common.format_machine(facts))
-    print(f"rounds:   {rounds}; medians\n")
+    print(f"rounds:   {rounds}; medians of {kind} starts\n")
     outer = [intervals(one.stamps) for one in taken]
     print(common.format_table(rows_of(outer, "until ... (server)")), end="\n\n")
-    inner = [inside_intervals(one) for one in taken]
-    print(common.format_table(rows_of(inner, "launcher, PID 1, kernel up to execve")))
+    if kind == "cold":
+        inner = [inside_intervals(one) for one in taken]
+        print(common.format_table(rows_of(inner, "launcher, PID 1, kernel up to execve")))
     if json_path:
         common.save_json(json_path, {"machine": facts, "rounds": rounds, "starts": taken})

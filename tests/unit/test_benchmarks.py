@@ -101,15 +101,14 @@ def test_stamps_become_the_time_since_the_one_before() -> None:
 
 
 def test_the_launchers_stamps_are_summed_by_verb_and_add_up() -> None:
-    taken = steps.Start(stamps=[("sweep of what is left over", 0)])
+    taken = steps.Start(stamps=[("launcher asked for", 0)])
     ms = 1_000_000
     taken.read(
-        f"interpreter {9 * ms};import {12 * ms};word {12 * ms};take {14 * ms} {13 * ms};"
+        f"word {12 * ms};take {14 * ms} {13 * ms};"
         f"take {17 * ms} {15 * ms};pivot {20 * ms} {19 * ms};(end) {21 * ms}"
     )
     rows = steps.inside_intervals(taken)
-    assert rows["interpreter starts"] == 9
-    assert rows["imports"] == 3
+    assert rows["is forked, waits for the plan"] == 12
     assert rows["take x2"] == 3
     assert rows["pivot x1"] == 1
     assert rows["decoding, calls, forks"] == 5
