@@ -1,7 +1,7 @@
 """warm/ahead.py - in the server, in a thread: prepares the next start when the last one is done.
 
-A launcher, a nursery, spares: each only where the one before it is there, and not in the way of
-what somebody waits for. The thread ends when there is nothing left to do.
+A nursery, then spares: not in the way of what somebody waits for, and only while there is memory.
+The thread ends when there is nothing left to do.
 """
 
 from __future__ import annotations

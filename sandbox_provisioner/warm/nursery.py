@@ -247,15 +247,9 @@ def _serve(
                 for fd in fds:
                     os.close(fd)
             elif word == b"status":
-                connection.send(json.dumps(told | {"memory": _memory()}).encode())
+                connection.send(json.dumps(told).encode())
             elif word == b"retire":
                 return None
-
-
-def _memory() -> dict[str, int]:
-    with open("/proc/self/smaps_rollup") as file:
-        lines = [line.split() for line in file.readlines()[1:]]
-    return {words[0].rstrip(":"): int(words[1]) << 10 for words in lines}
 
 
 def _child(control: int, alive: int) -> Box:
