@@ -35,8 +35,9 @@ def everything(workdir, new_folder, monkeypatch):
     monkeypatch.chdir(workdir)
     (workdir / ".git").mkdir()
     (workdir / ".git/config").touch()
+    limits = Limits(pids=64, memory_bytes=256 * MIB, interrupt_share=0.92)
     return {
-        "limits": Limits() if missing("cgroup-pids") else Limits(pids=64),
+        "limits": Limits() if missing("cgroup-memory") else limits,
         "volumes": (Volume(source=str(new_folder()), target="/data"),),
         "connection_file": ("kernel.json", "{}"),
         "survive_server": True,
