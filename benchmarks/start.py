@@ -126,7 +126,8 @@ def variants(found: Place) -> list[Variant]:
     warm = sandboxed | {"warm": True, "preload": PRELOAD, "mem_limit": "2G"}
     listed += [
         Variant("nursery", config=warm),
-        Variant("spare", config=warm | {"spares": 1}),
+        # Another cap, or the kernels of the row above would take them.
+        Variant("spare", config=warm | {"spares": 1, "mem_limit": "3G"}),
     ]
     if shutil.which("bwrap"):
         listed.append(Variant("bubblewrap", argv=bubblewrap(found) + KERNEL, transport="ipc"))
