@@ -37,8 +37,7 @@ _BASE = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell")
 _REHEARSAL_SECONDS = 60
 # Each fork copies the page tables of all that was imported, so the child is PID 1 at once.
 _NAMESPACES = kernel_calls.CLONE_NEWUSER | kernel_calls.CLONE_NEWPID
-# What is freed later would touch shared pages; what never is need not be looked at again.
-_WATCHED_SUFFIXES = (".py", ".so", ".pth", ".dist-info", ".egg-link", ".zip")
+_OF_INSTALLATION = (".pth", ".dist-info", ".egg-info", ".egg-link")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,12 +64,12 @@ def main(argv: Sequence[str]) -> None:
     kernel = Kernel()
     if not _is_clean():
         raise SystemExit("IPython starts threads or opens sockets when its shell is made")
-    changes = _watch_modules(begun)
+    watched = Watched(begun)
     gc.collect()
     compact()
     gc.freeze()
     told = {"preloaded": [n for n in wanted if n in sys.modules], "refused": refused} | failed
-    box = _serve(listener, changes, idle, told)
+    box = _serve(listener, watched, idle, told)
     if box is None:
         os._exit(0)  # nothing that the shell would do at a kernel's end is ours to do
     imported = {name: v for name, v in os.environ.items() if before.get(name) != v}
@@ -190,47 +189,46 @@ def _visit(connection: str, listed: str) -> None:
 # -- whether it is still what a new kernel would be
 
 
-def _watch_modules(begun: float) -> int:
-    """An inotify descriptor that becomes readable when something that was imported changes."""
-    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    paths = {os.path.realpath(file) for file in files if file}
-    folders = {os.path.dirname(path) for path in paths}
-    folders |= {path for path in sys.path if os.path.isdir(path)}
-    changes = kernel_calls.watch_changes(sorted(folders))
-    newest = max(os.stat(path).st_mtime for path in paths)
-    if newest > begun:
-        raise SystemExit("a module was changed while it was being imported")
-    return changes
+class Watched:
+    """What was imported, as files that may change. What is merely added beside it is seen by every
+    kernel when it looks for a module, but for what says that something was installed."""
 
+    def __init__(self, begun: float) -> None:
+        """*begun* is when the first of it was imported."""
+        files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+        paths = {os.path.realpath(file) for file in files if file}
+        folders = {os.path.dirname(path) for path in paths}
+        # Of a package that is replaced as a whole the folder above it tells.
+        self._names = {os.path.basename(path) for path in paths | folders}
+        folders |= {path for path in sys.path if os.path.isdir(path)}
+        self.fd = kernel_calls.watch_changes(sorted(folders))
+        if max(os.stat(path).st_mtime for path in paths) > begun:
+            raise SystemExit("a module was changed while it was being imported")
 
-def _has_changed(changes: int) -> bool:
-    while select.select([changes], [], [], 0)[0]:
-        names = kernel_calls.names_of_changes(os.read(changes, 1 << 16))
-        if any(map(_is_code, names)):
-            return True
-    return False
-
-
-def _is_code(name: str) -> bool:
-    """Whether an entry of a folder of modules is one, or a package; caches come and go."""
-    return name.endswith(_WATCHED_SUFFIXES) or ("." not in name and name != "__pycache__")
+    def has_changed(self) -> bool:
+        """Whether some of it has; does not wait."""
+        while select.select([self.fd], [], [], 0)[0]:
+            for name in kernel_calls.names_of_changes(os.read(self.fd, 1 << 16)):
+                if name in self._names or name.endswith(_OF_INSTALLATION):
+                    return True
+        return False
 
 
 # -- requests
 
 
 def _serve(
-    listener: socket.socket, changes: int, idle: float, told: dict[str, object]
+    listener: socket.socket, watched: Watched, idle: float, told: dict[str, object]
 ) -> Box | None:
     """Answer requests until it is over (None); in a child its box, when it is to be the kernel."""
     # A spare has one end, and ends when the other one closes: with this process.
     alive, ours = os.pipe()
     poll = select.poll()
     poll.register(listener, select.POLLIN)
-    poll.register(changes, select.POLLIN)
+    poll.register(watched.fd, select.POLLIN)
     while True:
         ready = dict(poll.poll(idle * 1000))
-        if not ready or (changes in ready and _has_changed(changes)):
+        if not ready or (watched.fd in ready and watched.has_changed()):
             return None
         if listener.fileno() not in ready:
             continue
@@ -241,7 +239,7 @@ def _serve(
                 if kernel_calls.fork_as_sibling(_NAMESPACES) == 0:
                     listener.close()
                     connection.close()
-                    os.close(changes)
+                    os.close(watched.fd)
                     os.close(ours)
                     return _child(fds[0], alive)
                 for fd in fds:

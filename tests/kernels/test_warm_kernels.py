@@ -116,6 +116,11 @@ def test_a_nursery_ends_when_what_it_has_imported_changes(
     with warm(preload=["mine"]) as k:
         assert came_from(k) == before.sandbox_id
         assert k.run("import mine; mine.answer") == "1"
+    (folder / "unrelated.py").write_text("")
+    (folder / "unrelated").mkdir()
+    with warm(preload=["mine"]) as k:
+        assert came_from(k) == before.sandbox_id
+        assert k.run("import unrelated; mine = 0") == ""
     (folder / "mine.py").write_text("answer = 22\n")
     wait_for_end(before)
     with warm(preload=["mine"]) as k:
