@@ -41,6 +41,7 @@ from sandbox_provisioner.spec import STAND_IN_NOTE, Confinement
 # sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
 LONGEST_SOCKET_PATH = 107
 _RANGE = ".ids"
+BUILDING = ".building"  # locked by who makes a nursery
 # What a record that is not (yet) whole, or somebody else's file, is read as.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError)
 # It is held for a few reads and writes of small files.
@@ -416,7 +417,8 @@ def _folders(runtime: Path) -> list[Path]:
 
 def _sweep_unwritten(runtime: Path) -> None:
     """Remove the folders whose server was killed before it had written a record into them, and
-    links that lead to nothing: to nurseries, and to the owners of ranges of ids."""
+    links that lead to nothing: to nurseries, and to the owners of ranges of ids; and the locks of
+    those who were killed while they made a nursery."""
     with _locked(runtime):
         for path in _folders(runtime):
             folder = RecordFolder(path)
@@ -424,8 +426,18 @@ def _sweep_unwritten(runtime: Path) -> None:
                 folder.remove()
         with os.scandir(runtime) as entries:
             for entry in entries:
-                if entry.is_symlink() and not os.path.exists(entry.path):
+                dangling = entry.is_symlink() and not os.path.exists(entry.path)
+                if dangling or (entry.name.endswith(BUILDING) and _is_free(Path(entry.path))):
                     os.unlink(entry.path)
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds the lock *path*."""
+    try:
+        _unlock(_lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def cgroup_facts(record: Record) -> cgroup.CgroupFacts:

@@ -95,12 +95,6 @@ class Streams:
             os.close(fd)
         self._made.clear()
 
-    def close(self) -> None:
-        """Close everything: there is no other side."""
-        self.sent()
-        for pipe in self.pipes:
-            pipe.close()
-
 
 def _is_open(fd: int) -> bool:
     try:
@@ -186,9 +180,8 @@ class LauncherProcess:
         assert self.pid  # before anything else is said on the socket
         self._go(plan, stdio)
         await asyncio.gather(asyncio.to_thread(self._join, join_files[:1]), self._read_report())
-        await (
-            self._wait()
-        )  # it forked PID 1 long before the pipe's end, and has ended or is about to
+        # It forked PID 1 long before the pipe's end, and has ended or is about to.
+        await self._wait()
         self._open_init()
 
     def begin(self, plan: Plan) -> None:
@@ -210,7 +203,9 @@ class LauncherProcess:
         streams = Streams(stdio)
         self.pipes = tuple(streams.pipes)
         try:
-            say_go(self._control, plan, (report, *streams.theirs))
+            # Without a launcher the report pipe ends at once, and says as much.
+            with contextlib.suppress(BrokenPipeError):
+                say_go(self._control, plan, (report, *streams.theirs))
         finally:
             os.close(report)
             streams.sent()

@@ -67,13 +67,14 @@ class WarmApp(SandboxCommand):
         cmd, options = await manager._async_pre_start_kernel(cwd=cwd)
         provisioner = manager.provisioner
         assert isinstance(provisioner, SandboxProvisioner)
-        if not provisioner.warm:
-            raise SpecError(
-                attempt=f"prepare starts of the kernel {name!r}",
-                answer="its option warm is false, so that no start would use it",
-                remedy=f'Set "warm": true in {provisioner.kernel_spec.resource_dir}/kernel.json.',
-            )
         try:
+            if not provisioner.warm:
+                folder = provisioner.kernel_spec.resource_dir
+                raise SpecError(
+                    attempt=f"prepare starts of the kernel {name!r}",
+                    answer="its option warm is false, so that no start would use it",
+                    remedy=f'Set "warm": true in {folder}/kernel.json.',
+                )
             return await provisioner.fill(cmd, **options)
         finally:
             manager.cleanup_connection_file()

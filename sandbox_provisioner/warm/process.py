@@ -46,6 +46,13 @@ class DistantProcess:
         when it has, or has failed: see `report`."""
         try:
             say_go(self._control, plan, (self._report_write, *self._streams.theirs, *fds))
+        except BrokenPipeError:
+            raise LaunchError(
+                attempt="start the sandbox",
+                answer="its PID 1 has ended",
+                remedy="Starts do without it.",
+                step="perform",
+            ) from None
         finally:
             self._sent()
             for fd in fds:

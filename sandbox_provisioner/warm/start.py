@@ -25,7 +25,7 @@ from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.launch import ColdStart, Labels, LocalLauncher
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
-from sandbox_provisioner.records import RecordFolder
+from sandbox_provisioner.records import BUILDING, RecordFolder
 from sandbox_provisioner.spawn import Stdio, stem
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.warm import plans
@@ -77,7 +77,7 @@ async def make_nursery(
     if command is None or plans.obstacle(request, site):
         return None
     key = key_of(request, site, preload)
-    with _alone(runtime / f"{key}.building") as alone:
+    with _alone(runtime / f"{key}{BUILDING}") as alone:
         found = find(runtime, key)
         if found:
             found[0].close()
@@ -106,8 +106,10 @@ def _alone(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        yield True
-        path.unlink(missing_ok=True)
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
     finally:
         os.close(fd)
 

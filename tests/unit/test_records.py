@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from dataclasses import replace
@@ -89,6 +90,17 @@ def test_no_free_range_of_ids_is_an_error_with_a_remedy(make, monkeypatch):
     make("one", ids=True)
     with pytest.raises(HostError, match=r"all 1 ranges.*gc"):
         make("two", ids=True)
+
+
+def test_the_lock_of_a_killed_maker_goes_and_that_of_a_living_one_stays(make, runtime_dir):
+    make("one")
+    for name in ("left.building", "held.building"):
+        (runtime_dir / name).touch()
+    fd = os.open(runtime_dir / "held.building", os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    sweep(runtime_dir)
+    os.close(fd)
+    assert sorted(os.listdir(runtime_dir)) == ["held.building", "lock", "one"]
 
 
 # -- another one's folder
