@@ -227,10 +227,11 @@ class WorkdirFacts:
         except OSError as error:
             raise _bad_workdir(path, error.strerror or str(error)) from None
         filesystem = filesystem_of(source)
-        homes = {facts.home, *(home for home in facts.homes if _is_related(home, source))}
+        related = {facts.home, *(home for home in facts.homes if _is_related(home, source))}
+        homes = {home: _entries(home, source) for home in map(os.path.realpath, related)}
         repository = (source,) if os.path.isdir(os.path.join(source, ".git")) else ()
         directories = {
-            *_below(homes, covers.home_directories),
+            *_in_homes(homes, covers.home_directories),
             *_below(repository, covers.repository_directories),
             *facts.own_folders,
         }
@@ -242,10 +243,11 @@ class WorkdirFacts:
             filesystem=filesystem,
             idmappable=_is_idmappable(filesystem, facts),
             directories=_within(source, directories),
-            files=_within(source, _below(homes, covers.home_files)),
+            files=_within(source, _in_homes(homes, covers.home_files)),
             server_files=_within(source, _below((facts.cwd,), covers.server_files)),
             frozen=_frozen(
-                source, _below(repository, covers.frozen) | _below(homes, covers.home_frozen)
+                source,
+                _below(repository, covers.frozen) | _in_homes(homes, covers.home_frozen),
             ),
         )
 
@@ -268,6 +270,30 @@ def _below(folders: Iterable[str], names: Iterable[str]) -> set[str]:
     names = tuple(names)
     real = {os.path.realpath(folder) for folder in folders}
     return {os.path.join(folder, name) for folder in real for name in names}
+
+
+def _entries(home: str, source: str) -> frozenset[str] | None:
+    """What is in *home*, where only that matters: where *source* lies elsewhere or deeper, what is
+    not there can neither lead into it nor have it in it. Else, or if nobody may list it, None."""
+    if relative(home, source) is not None:
+        return None
+    try:
+        return frozenset(os.listdir(home))
+    except OSError:
+        return None
+
+
+def _in_homes(homes: Mapping[str, frozenset[str] | None], names: Iterable[str]) -> set[str]:
+    """*names* in all *homes*, but for those that need no look: see `_entries`. There can be many of
+    them, and each path costs a look."""
+    found: set[str] = set()
+    for home, there in homes.items():
+        wanted = names
+        if there is not None:
+            apart = there | {"", ".", ".."}  # not an entry of it
+            wanted = [name for name in names if name.partition("/")[0] in apart]
+        found |= {os.path.join(home, name) for name in wanted}
+    return found
 
 
 def _within(source: str, paths: Iterable[str]) -> tuple[str, ...]:

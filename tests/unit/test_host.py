@@ -44,6 +44,30 @@ def test_what_a_link_at_a_covered_place_leads_to_counts_too(tmp_path: Path) -> N
     assert found.directories == (".ssh",)
 
 
+@pytest.mark.parametrize("may_be_listed", [True, False])
+def test_a_link_in_a_home_elsewhere_counts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_be_listed: bool
+) -> None:
+    def refuse(path: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", path)
+
+    work, home = tmp_path / "work", tmp_path / "home"
+    work.mkdir()
+    home.mkdir()
+    (home / ".ssh").symlink_to(work / "keys")
+    (home / ".bashrc").symlink_to(work / "bashrc")
+    if not may_be_listed:
+        monkeypatch.setattr(os, "listdir", refuse)
+    found = probe(work, home=str(home))
+    assert (found.directories, found.files) == (("keys",), ("bashrc",))
+
+
+def test_a_work_directory_in_a_covered_part_of_a_home_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".ssh/work").mkdir(parents=True)
+    with pytest.raises(SpecError, match="holds secrets"):
+        probe(tmp_path / ".ssh/work", home=str(tmp_path))
+
+
 def test_the_directory_that_the_server_runs_in_is_covered_where_it_lies_inside(
     tmp_path: Path,
 ) -> None:
