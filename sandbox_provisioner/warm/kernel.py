@@ -21,6 +21,7 @@ from typing import Any
 
 from sandbox_provisioner.inside import orders
 from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.warm.pages import ListedModules, bring_names_together
 
 _FILE_OPTION = "-f"
 # The sections of a configuration that the usual command line makes.
@@ -59,6 +60,11 @@ class Kernel:
             self.shell: Any = ZMQInteractiveShell.instance(
                 config=app.config, compiler_class=XCachingCompiler
             )
+
+    def list_modules(self) -> None:
+        """Called last of all: what it makes lies together."""
+        bring_names_together()
+        self.listed = ListedModules(_ours)
 
     def become(self, box: Box, imported: Mapping[str, str]) -> None:
         """In the kernel's process, with every right given up: be the program of *box*, ipykernel
@@ -106,10 +112,17 @@ class Kernel:
     def _init_kernel(self) -> None:
         """`IPKernelApp.init_kernel`, which makes the kernel's object and finds a shell; it makes
         one where a configuration file has had something to say."""
-        unusual = set(self.app.config) - _USUAL_SECTIONS
+        # Looking for a section makes an empty one.
+        unusual = {n for n, found in self.app.config.items() if found} - _USUAL_SECTIONS
         if unusual:
             self.shell_class.clear_instance()
-        type(self.app).init_kernel(self.app)
+        from ipykernel import ipkernel  # noqa: PLC0415
+
+        vars(ipkernel)["sys"] = self.listed
+        try:
+            type(self.app).init_kernel(self.app)
+        finally:
+            vars(ipkernel)["sys"] = sys
         if not unusual:
             self._settle(self.app.kernel)
 

@@ -29,8 +29,9 @@ from collections.abc import Callable, Sequence
 
 from sandbox_provisioner.inside import enter, kernel_calls
 from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.warm.immortal import immortalize
 from sandbox_provisioner.warm.kernel import Kernel, initialized
-from sandbox_provisioner.warm.pages import compact
+from sandbox_provisioner.warm.pages import forget_lookups, plug
 
 REQUEST_BYTES = 1 << 12
 _BASE = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell")
@@ -66,7 +67,10 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit("IPython starts threads or opens sockets when its shell is made")
     watched = Watched(begun)
     gc.collect()
-    compact()
+    plug()
+    kernel.list_modules()
+    if not immortalize():
+        forget_lookups()
     gc.freeze()
     told = {"preloaded": [n for n in wanted if n in sys.modules], "refused": refused} | failed
     box = _serve(listener, watched, idle, told)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 
 _kept: list[object] = []
 # Objects/bytesobject.c: what a bytes object takes besides its content, and the smallest that is not
@@ -17,23 +18,58 @@ _BYTES_OVERHEAD = sys.getsizeof(b"")
 _SMALLEST = 48
 
 
-def compact() -> None:
-    """Called once all is imported."""
-    _plug()
-    # Each kernel makes a list of these: of all modules that are loaded when it begins.
-    for module in list(sys.modules.values()):
-        names = getattr(module, "__dict__", {})
-        path = names.get("__file__")
-        if type(path) is str:
-            names["__file__"] = "".join(list(path))
+def _copied(text: str) -> str:
+    """The same text beside what was made last, wherever *text* lies."""
+    return "".join(list(text))
 
 
-def _plug() -> None:
-    """Fill the holes that freed objects have left, so that what a kernel allocates lies together on
-    new pages, and does not make shared ones its own one by one."""
+def bring_names_together() -> None:
+    """Called once all is imported: each kernel makes a set of the names of all modules."""
+    modules = {
+        _copied(name) if type(name) is str else name: module for name, module in sys.modules.items()
+    }
+    sys.modules.clear()
+    sys.modules.update(modules)
+
+
+class _Module:
+    """What `ListedModules` tells of one."""
+
+    __slots__ = ("__file__",)
+
+    def __init__(self, path: str) -> None:
+        self.__file__ = _copied(path)
+
+
+class ListedModules:
+    """Stands in for `sys` where each kernel makes a list of the files of all modules: to look at
+    a thousand modules is to write to two pages of each."""
+
+    def __init__(self, ours: Collection[str]) -> None:
+        """*ours* are names of modules that no kernel has."""
+        found = (module for name, module in list(sys.modules.items()) if name not in ours)
+        paths = (getattr(module, "__file__", None) for module in found)
+        self.modules = dict(enumerate(_Module(path) for path in paths if type(path) is str))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(sys, name)
+
+
+def plug() -> None:
+    """Called once all is imported: fill the holes that freed objects have left, so that what a
+    kernel allocates lies together on new pages, and does not make shared ones its own one by one.
+    """
     for size, free in _holes():
         if size >= _SMALLEST:
             _kept.append([bytes(size - _BYTES_OVERHEAD) for _ in range(free)])
+
+
+def forget_lookups() -> None:
+    """Called last of all, where references are counted: empty the cache of attributes of types by
+    their names. Each lookup of a kernel's would push one of the nursery's out of it, and count a
+    reference to a name less, wherever that lies."""
+    if hasattr(sys, "_clear_type_cache"):  # a name of CPython's own, which may go
+        sys._clear_type_cache()
 
 
 def _holes() -> list[tuple[int, int]]:

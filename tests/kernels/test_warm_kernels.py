@@ -60,6 +60,22 @@ def test_a_warm_kernel_cannot_be_told_from_a_cold_one(
         assert (key, warm_state[key]) == (key, value)
 
 
+def test_the_shell_of_a_warm_kernel_was_made_in_the_nursery(warm: Any, nursery: Record) -> None:
+    """The collector does not list what was frozen before the fork."""
+    code = "import gc; [any(o is x for o in gc.get_objects()) for x in (get_ipython(), {})]"
+    with warm() as k:
+        assert came_from(k) == nursery.sandbox_id
+        assert k.run(code.replace("{}", "get_ipython().kernel")) == "[False, True]"
+
+
+def test_a_warm_kernel_counts_no_references_to_what_it_shares(warm: Any, nursery: Record) -> None:
+    """Where Python can: in 3.12 and 3.13."""
+    code = "import sys, json; sys.getrefcount(json.dumps.__code__) > 1 << 30"
+    with warm() as k:
+        assert came_from(k) == nursery.sandbox_id
+        assert k.run(code) == str(sys.version_info[:2] in {(3, 12), (3, 13)})
+
+
 def test_no_two_warm_kernels_share_a_random_number_or_a_secret(warm: Any, nursery: Record) -> None:
     with warm() as one, warm() as other:
         assert came_from(one) == came_from(other) == nursery.sandbox_id

@@ -48,6 +48,8 @@ print(json.dumps({
     "limits": limits, "recursion": sys.getrecursionlimit(),
     "stdin": [sys.stdin.name if sys.stdin else None], "unraisable": sys.unraisablehook.__name__,
     "ours": sorted(n for n in sys.modules if n.startswith("sandbox_provisioner")),
+    "listed": sorted(p for p in getattr(get_ipython().kernel, "_kernel_modules", ())
+        if "/sandbox_provisioner/" in p),
     "oom": open("/proc/self/oom_score_adj").read().strip(),
     "hostname": os.uname().nodename, "users": [os.getresuid(), os.getresgid()],
     "session": os.getsid(0) == os.getpid(), "history": [*get_ipython().history_manager.get_range()],
