@@ -52,10 +52,10 @@ _STAMPED: dict[str, Stamped] = {
         (warm.ForkedProcess, "__init__", "fork asked for"),
         (launch.Start, "make_record", "record folder"),
         (launch.Start, "create_cgroup", "control groups"),
-        (warm.ForkedProcess, "here", "child is there"),
         (warm.WarmStart, "compile", "plan"),
+        (warm.ForkedProcess, "here", "child is there"),
         (warm.Opener, "opened", "work directory opened"),
-        (warm.ForkedProcess, "perform", "kernel forked in its box (server has heard)"),
+        (warm.ForkedProcess, "performed", "kernel forked in its box (server has heard)"),
         (launch.Start, "hand_over", "record written"),
     ),
     "spare": (
@@ -65,7 +65,7 @@ _STAMPED: dict[str, Stamped] = {
         (warm.Opener, "begin", "work directory asked for"),
         (warm.ClaimStart, "take_over", "folder taken over"),
         (warm.Opener, "opened", "work directory opened"),
-        (warm.ClaimedProcess, "perform", "spare bound"),
+        (warm.ClaimedProcess, "performed", "spare bound"),
     ),
 }
 _CONFIG: dict[str, dict[str, Any]] = {

@@ -17,7 +17,13 @@ from typing import IO, Protocol
 
 from sandbox_provisioner.cgroup import CgroupTree, Usage
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.inside.init import COVER_LOST, FIRST_RELAYED, INTERRUPTED, MEMORY_WORD
+from sandbox_provisioner.inside.init import (
+    COVER_LOST,
+    FIRST_RELAYED,
+    INTERRUPTED,
+    MEMORY_WORD,
+    SEALED,
+)
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
 
@@ -78,7 +84,8 @@ class LocalHandle:
     """A sandbox on this machine: PID 1 by its pidfd, its groups, its folder.
 
     *pipes* are our ends of what the caller asked to be pipes; a kernel that still wrote to a closed
-    one would be told of it, so they stay open as long as it lives.
+    one would be told of it, so they stay open as long as it lives. *sealed*: its sockets listened
+    before it was ours.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class LocalHandle:
         record: Record,
         control: int,
         pipes: Sequence[IO[bytes]] = (),
+        sealed: bool = False,
     ) -> None:
         self.record = record
         self.folder = folder
@@ -97,6 +105,7 @@ class LocalHandle:
         self._tree = tree
         self._control = control
         self._pipes = pipes
+        self._sealed = sealed
         self._story: ExitStory | None = None
         self._closed = False
         self._killed_by_us = False
@@ -108,7 +117,7 @@ class LocalHandle:
         return self.record.init_pid
 
     def poll(self) -> ExitStory | None:
-        if self._story is None and (self._closed or _is_readable(self._pidfd)):
+        if self._story is None and (self._closed or is_readable(self._pidfd)):
             self._story = self._tell()
         return self._story
 
@@ -154,6 +163,8 @@ class LocalHandle:
 
         "" if it ended before.
         """
+        if self._sealed:
+            return SEALED
         await readable(self._control)
         try:
             return os.read(self._control, 4096).decode()
@@ -163,7 +174,7 @@ class LocalHandle:
     def notices(self) -> list[str]:
         """What PID 1 has told since it said "sealed", as sentences for a log; does not block."""
         told = []
-        while self._control >= 0 and not self._closed and _is_readable(self._control):
+        while self._control >= 0 and not self._closed and is_readable(self._control):
             try:
                 word, _, number = os.read(self._control, 4096).decode().partition(" ")
             except OSError:
@@ -270,7 +281,8 @@ def short_id(record: Record) -> str:
     return (record.kernel_id or record.sandbox_id)[:8]
 
 
-def _is_readable(fd: int) -> bool:
+def is_readable(fd: int) -> bool:
+    """Whether *fd* can be read, or has ended; does not wait."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))

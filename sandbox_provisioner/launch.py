@@ -159,7 +159,6 @@ class LocalLauncher:
         runtime = self.runtime()
         _fail_here("spawn-launcher")
         process = stem.launcher()
-        hurry(process)
         start = ColdStart(request, process, runtime, labels or Labels())
         start.stdio = stdio or Stdio()
         try:
@@ -167,14 +166,6 @@ class LocalLauncher:
         except BaseException:
             await start.undo()
             raise
-
-
-def hurry(process: LauncherProcess) -> None:
-    """Make the machine ready to move processes into groups, which takes a while: it comes first in
-    a start that will."""
-    groups = cgroup.survey()
-    if groups.version == 1:
-        process.hurry(next(iter(groups.bases.values())))
 
 
 def _id_range(spec: SandboxSpec, facts: HostFacts) -> IdRange | None:
@@ -236,6 +227,8 @@ class StartedProcess(Protocol):
 class Start:
     """One start, step by step, with what has to be undone if a later step fails."""
 
+    sealed = False  # before it was started
+
     def __init__(
         self, request: LaunchRequest, process: StartedProcess, runtime: Path, labels: Labels
     ) -> None:
@@ -258,6 +251,7 @@ class Start:
             record=self.record,
             control=control,
             pipes=self.process.pipes,
+            sealed=self.sealed,
         )
 
     def make_record(self, site: Site) -> tuple[Site, RecordFolder]:
@@ -316,12 +310,7 @@ class Start:
             step = next((step for step in plan.steps if step.verb == verb), Step(verb))
             raise failure_of(step, number, text, site)
         if self.process.pidfd < 0:
-            raise LaunchError(
-                attempt="start the sandbox",
-                answer=f"its launcher ended with status {self.process.status} and no word",
-                remedy="A cap may be too small for it; raise mem_limit or pids_limit.",
-                step="spawn-launcher",
-            )
+            raise without_a_word(self.process.status)
 
     def write_record(self, folder: RecordFolder) -> None:
         _fail_here("write-record")
@@ -347,6 +336,18 @@ class Start:
             self.folder.remove()
 
 
+def without_a_word(status: int | None) -> LaunchError:
+    """The error for a process that has ended, with *status* if that is known, before its plan was
+    performed, and has not said why."""
+    how = "" if status is None else f" with status {status}"
+    return LaunchError(
+        attempt="start the sandbox",
+        answer=f"its launcher ended{how} and no word",
+        remedy="A cap may be too small for it; raise mem_limit or pids_limit.",
+        step="spawn-launcher",
+    )
+
+
 class ColdStart(Start):
     """A start by a launcher of its own."""
 
@@ -363,7 +364,7 @@ class ColdStart(Start):
         plan = self.compile(site)
         self.create_cgroup(tree)
         self.process.end_signal = self.record.end_signal
-        await self.launcher.perform(plan, site.join_files, self.stdio)
+        await self.launcher.perform(plan, self.stdio)
         self.check(self.process.report, plan, site)
         return self.hand_over(tree, folder)
 
@@ -421,7 +422,8 @@ def _cause_of(verb: str, number: int, text: str, facts: HostFacts) -> Cause | No
             "See that /etc/subuid and /etc/subgid give this user ids that exist here (compare "
             '/proc/self/uid_map), or set user_ids to "single".',
         )
-    if number == errno.EINVAL and not text.startswith("unshare("):
+    made = verb != "fork-init" and text.startswith(("unshare(", "clone("))
+    if number == errno.EINVAL and not made:
         return None
     if verb in _NAMESPACE_VERBS:
         return cause_of(number, text, Surroundings.probe(), privileged=facts.privileged)

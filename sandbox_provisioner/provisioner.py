@@ -34,6 +34,7 @@ from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError
 from sandbox_provisioner.handle import ExitStory, LocalHandle
 from sandbox_provisioner.host import relative
+from sandbox_provisioner.inside.init import SEALED
 from sandbox_provisioner.landlock import private
 from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.launch import Labels, LocalLauncher
@@ -197,6 +198,7 @@ class SandboxProvisioner(LocalProvisioner):
         False, help="Let kernels live on when the server ends (as with independent=True)."
     ).tag(config=True)
 
+    spec: SandboxSpec
     handle: LocalHandle | None = None
     story: ExitStory | None = None
 
@@ -301,7 +303,7 @@ class SandboxProvisioner(LocalProvisioner):
         try:
             self._refuse_unknown_keys()
             kwargs["cwd"] = os.path.abspath(kwargs.get("cwd") or os.getcwd())
-            self.spec_for(kwargs["cwd"])
+            self.spec = self.spec_for(kwargs["cwd"])
             self._refuse_silent_weakness()
             if self.parent:
                 self._choose_transport(self.parent)
@@ -392,7 +394,6 @@ class SandboxProvisioner(LocalProvisioner):
 
     def _request(self, cmd: list[str], kwargs: dict[str, Any]) -> LaunchRequest:
         cwd = kwargs["cwd"]
-        spec = self.spec_for(cwd)
         outside = getattr(self.parent, "connection_file", "") if self.parent else ""
         name = os.path.basename(outside)
         if outside:
@@ -402,11 +403,11 @@ class SandboxProvisioner(LocalProvisioner):
             cmd = [_replaced(word, paths, inside) for word in cmd]
         return LaunchRequest(
             sandbox_id=self.sandbox_id,
-            spec=spec,
+            spec=self.spec,
             argv=tuple(cmd),
             environment=kwargs.get("env", os.environ),
             env_keep=tuple(self.env_keep),
-            cwd=cwd if relative(cwd, spec.workdir) is not None else spec.workdir,
+            cwd=cwd if relative(cwd, self.spec.workdir) is not None else self.spec.workdir,
             connection_file=(name, self._inside_connection()) if outside else None,
             survive_server=self.survive_server or bool(kwargs.get("independent")),
             extra_files=self._resources(cmd),
@@ -446,7 +447,7 @@ class SandboxProvisioner(LocalProvisioner):
                 step="wait-for-kernel",
                 stderr_tail=tail,
             ) from None
-        if answer == "sealed" and self._sockets_are_right(handle):
+        if answer == SEALED and self._sockets_are_right(handle):
             return
         if answer:
             handle.kill()

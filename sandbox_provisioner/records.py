@@ -179,7 +179,7 @@ class RecordFolder:
 
     def write(self, record: Record) -> None:
         """Save *record*, whole or not at all."""
-        text = json.dumps(asdict(record), indent=1)
+        text = json.dumps(asdict(record))
         new = self.path / "record.json.new"
         new.write_text(text)
         new.replace(self.path / "record.json")

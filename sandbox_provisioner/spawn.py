@@ -49,6 +49,7 @@ FAIL_AT = "SANDBOX_FAIL_AT"
 LAUNCH_SECONDS = 60
 HERE = "here"
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7)
+_DESCRIPTOR = struct.Struct("i")
 _IDLE_SECONDS = 60.0
 _MARGIN_SECONDS = 5.0
 
@@ -122,6 +123,13 @@ class Report:
         elif kind == "failed" and self.failure is None:
             self.failure = (words[0], int(words[1]), words[2])
 
+    def drain(self, fd: int) -> None:
+        """Take in what is there already."""
+        os.set_blocking(fd, False)
+        with contextlib.suppress(BlockingIOError):
+            for line in os.read(fd, 1 << 16).split(b"\n"):
+                self.add(line)
+
     async def read(self, fd: int) -> None:
         """Take in everything until the pipe's end."""
         rest = b""
@@ -141,8 +149,6 @@ class LauncherProcess:
     def __init__(self, control: socket.socket) -> None:
         """*control* is our end of its socket; it says "here" on it, and waits for its orders."""
         self._pid = 0
-        self._hearing = threading.Lock()
-        self._hurried: asyncio.Future[None] | None = None
         self.report = Report()
         self.pidfd = -1
         self.end_signal: int = signal.SIGKILL
@@ -154,8 +160,7 @@ class LauncherProcess:
     @property
     def pid(self) -> int:
         """Its own, which stays its until we have waited for it; LaunchError if it has none."""
-        with self._hearing:
-            self._pid = self._pid or hear(self._control, HERE)
+        self._pid = self._pid or hear(self._control, HERE)[0]
         if not self._pid:
             raise LaunchError(
                 attempt="start the launcher",
@@ -165,21 +170,11 @@ class LauncherProcess:
             )
         return self._pid
 
-    def hurry(self, group: str) -> None:
-        """Begin the wait for an RCU grace period (some 10 ms) that the first move of a process into
-        another cgroup costs, by moving this one into *group*, v1's, which it is in."""
-
-        def move() -> None:
-            with contextlib.suppress(OSError, LaunchError), open(f"{group}/cgroup.procs", "w") as f:
-                f.write(str(self.pid))
-
-        self._hurried = asyncio.get_running_loop().run_in_executor(None, move)
-
-    async def perform(self, plan: Plan, join_files: Sequence[str], stdio: Stdio) -> None:
+    async def perform(self, plan: Plan, stdio: Stdio) -> None:
         """Let it perform *plan*; returns when the kernel runs, or nothing does: see `report`."""
         assert self.pid  # before anything else is said on the socket
         self._go(plan, stdio)
-        await asyncio.gather(asyncio.to_thread(self._join, join_files[:1]), self._read_report())
+        await self._read_report()
         # It forked PID 1 long before the pipe's end, and has ended or is about to.
         await self._wait()
         self._open_init()
@@ -210,17 +205,6 @@ class LauncherProcess:
             os.close(report)
             streams.sent()
 
-    def _join(self, files: Sequence[str]) -> None:
-        """Move the launcher into its first cgroup while it is still starting.
-
-        The first move costs the wait for an RCU grace period, some 10 ms, the later ones next to
-        nothing; the launcher still joins by itself, and fails if it cannot. Its pid is its own, as
-        we wait for it only later.
-        """
-        for path in files:
-            with contextlib.suppress(OSError), open(path, "w") as file:
-                file.write(str(self.pid))
-
     async def _read_report(self) -> None:
         try:
             async with asyncio.timeout(LAUNCH_SECONDS):
@@ -232,15 +216,6 @@ class LauncherProcess:
                 remedy="The machine may be overloaded; try again.",
                 step="read-report",
             ) from None
-
-    def _drain_report(self) -> None:
-        """Take in what nobody has read yet: a start that was cancelled may not know PID 1."""
-        if self._report < 0:
-            return
-        os.set_blocking(self._report, False)
-        with contextlib.suppress(BlockingIOError):
-            for line in os.read(self._report, 1 << 16).split(b"\n"):
-                self.report.add(line)
 
     def _open_init(self) -> None:
         """PID 1 is our child and nobody else reaps it: its pid cannot have been given away."""
@@ -260,8 +235,6 @@ class LauncherProcess:
 
     async def _wait(self) -> None:
         """Learn how it ended; its pid is its own until then."""
-        if self._hurried:
-            await asyncio.wait([self._hurried])
         if self.status is None:
             self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -276,7 +249,8 @@ class LauncherProcess:
             if self.status is None:
                 os.kill(self.pid, signal.SIGKILL)
             await self._wait()
-        self._drain_report()
+        if self._report >= 0:
+            self.report.drain(self._report)  # a start that was cancelled may not know PID 1
         self._open_init()
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
@@ -292,13 +266,19 @@ class LauncherProcess:
             os.close(self._report)
 
 
-def hear(control: socket.socket, word: str) -> int:
-    """The sender's pid, as unix(7) translates it for us, once it says *word*; 0 at its end."""
-    text, ancillary, _, _ = control.recvmsg(64, socket.CMSG_SPACE(_CREDENTIALS.size))
+def hear(control: socket.socket, word: str) -> tuple[int, int]:
+    """The sender's pid, as unix(7) translates it for us, once it says *word*, and the descriptor
+    that comes with it, -1 without one; (0, -1) at its end."""
+    room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_DESCRIPTOR.size)
+    try:
+        text, ancillary, _, _ = control.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:  # it has ended, and left unread what we had told it
+        return 0, -1
+    found = {kind: data for _, kind, data in ancillary}
+    (fd,) = _DESCRIPTOR.unpack(found.get(socket.SCM_RIGHTS, _DESCRIPTOR.pack(-1)))
     if text != word.encode():
-        return 0
-    (_, _, credentials), *_ = ancillary
-    return int(_CREDENTIALS.unpack(credentials)[0])
+        return 0, fd
+    return _CREDENTIALS.unpack(found[socket.SCM_CREDENTIALS])[0], fd
 
 
 def control_pair() -> tuple[socket.socket, socket.socket]:

@@ -183,8 +183,8 @@ def cause_of(number: int, text: str, around: Surroundings, *, privileged: bool) 
     if number == errno.EINVAL:
         found = "this Linux was built without user namespaces"
         return Cause(found, "Boot one with CONFIG_USER_NS=y.")
-    at_unshare = text.startswith("unshare(") and number in {errno.EPERM, errno.ENOSYS}
-    if around.filtered and at_unshare:  # AppArmor answers EACCES there
+    at_making = text.startswith(("unshare(", "clone(")) and number in {errno.EPERM, errno.ENOSYS}
+    if around.filtered and at_making:  # AppArmor answers EACCES there
         return _filter_cause(around)
     return _module_cause(around, privileged=privileged) or _other_cause(around)
 
@@ -249,11 +249,11 @@ def _other_cause(around: Surroundings) -> Cause:
 def _filter_cause(around: Surroundings) -> Cause:
     if around.container:
         return Cause(
-            f"the system call filter (seccomp) of {around.place} forbids unshare(2)",
+            f"the system call filter (seccomp) of {around.place} forbids new namespaces",
             container_setting(around.container, _FILTER, _PROFILE, _PROC),
         )
     return Cause(
-        "a system call filter (seccomp) is on this server, which forbids unshare(2)",
+        "a system call filter (seccomp) is on this server, which forbids new namespaces",
         "Of a systemd service, set RestrictNamespaces=no and let SystemCallFilter= allow @mount "
         f"and unshare. If this is a container: {container_setting('', _FILTER, _PROFILE, _PROC)}",
     )

@@ -4,7 +4,8 @@
 
     facts = survey()                                      what may we do here
     tree = open_tree(facts, name, limits, spec.may_lack, warn)    which controllers; nothing made
-    tree.join_files                                       for the launcher's plan
+    tree.join_files                                       for the launcher's plan, or, opened
+    open_to_join(tree)                                    here, for a process that could not
     tree.create(limits, pid)                              groups and caps, all or nothing
     tree.usage() · freeze() · thaw() · kill() · pids()    while it runs
     await tree.remove()                                   when it is over
@@ -19,7 +20,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from sandbox_provisioner.cgroup.files import PARENT
+from sandbox_provisioner.cgroup.files import PARENT, refused
 from sandbox_provisioner.cgroup.survey import CgroupFacts, survey
 from sandbox_provisioner.cgroup.systemd import SystemdTree, reap_keepers, scope_names
 from sandbox_provisioner.cgroup.tree import (
@@ -42,6 +43,7 @@ __all__ = [
     "Usage",
     "leftover_names",
     "open_existing",
+    "open_to_join",
     "open_tree",
     "reap_keepers",
     "remove_leftovers",
@@ -119,6 +121,21 @@ def leftover_names(facts: CgroupFacts) -> list[str]:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names.update(entry.name for entry in os.scandir(f"{base}/{PARENT}") if entry.is_dir())
     return sorted(names)
+
+
+def open_to_join(tree: CgroupTree) -> list[int]:
+    """Descriptors of the tree's `join_files`: who opens one has to have the right to move, who
+    writes to it is moved (credentials are those of the open since Linux 5.16). HostError."""
+    fds: list[int] = []
+    try:
+        for path in tree.join_files:
+            fds.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as error:
+        for fd in fds:
+            os.close(fd)
+        remedy = "See: jupyter sandbox doctor"
+        raise refused(f"opening {path}", error, "join the groups of a sandbox", remedy) from error
+    return fds
 
 
 def remove_leftovers(facts: CgroupFacts, name: str, *, timeout_seconds: float = 5.0) -> None:

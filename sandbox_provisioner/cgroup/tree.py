@@ -59,7 +59,8 @@ class CgroupTree(Protocol):
 
     @property
     def join_files(self) -> tuple[str, ...]:
-        """The cgroup.procs files to which the launcher writes "0"; known before `create`."""
+        """The files to which a process with one thread writes "0" to move itself into the groups;
+        known before `create`."""
         ...
 
     @property

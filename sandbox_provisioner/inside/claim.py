@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     Perform = Callable[[Box, list[list[bytes]], str], None]
 
-SEALED = b"sealed"
 _SIGSTOP = 19
 _SIGCHLD = 17
 _LOOK_SECONDS = 5.0  # at the machine's memory, which no event tells of
@@ -45,7 +44,7 @@ def await_claim(box: Box, kernel_pid: int, perform: Perform) -> None:
     children = kernel.signal_fd((_SIGCHLD,))
     _await_ready(box, children)
     os.kill(kernel_pid, _SIGSTOP)
-    os.write(box.control_fd, SEALED)
+    os.write(box.control_fd, init.SEALED.encode())
     _await_server(box, kernel_pid, children)
     os.close(children)
     found = orders.receive(box.control_fd)
@@ -66,6 +65,7 @@ def _await_ready(box: Box, children: int) -> None:
     if not (seal.bound() and seal.listening()):
         os._exit(init.FAILED)
     seal.close()
+    os.close(seal.events)
     box.seal_names = ()
     if box.memory:
         box.memory.arm()

@@ -33,6 +33,7 @@ CAP_KILL = 5
 COVER_LOST = b"cover-lost"  # the word for it in the exit file
 FAILED = 125  # the exit status of whoever could not do its part
 INTERRUPTED = b"interrupted"  # as well: it ended just after the interrupt near its memory cap
+SEALED = "sealed"  # on the control socket: all sockets listen
 MEMORY_WORD = "memory"  # and the number of bytes: on the control socket
 _SIGINT = 2
 _SIGCHLD = 17
@@ -112,7 +113,6 @@ class _Init:
         while rest:
             rest = rest[os.write(binding, rest) :]
         os.close(binding)
-        self.tell("sealed")
         os.set_blocking(self.box.control_fd, False)
 
     def keep(self, path: str) -> None:
@@ -265,12 +265,14 @@ class _Init:
             self.seal.close()
             if self.box.namespaces:
                 kernel.set_capabilities(CAP_KILL)
-            answer = "sealed"
+            answer = SEALED
         except OSError as error:
             answer = str(error)
-        self.seal = None
         os.write(self.box.control_fd, answer.encode())
         os.set_blocking(self.box.control_fd, False)
+        # The end of an inotify instance waits for a grace period of SRCU, some 15 ms.
+        os.close(self.seal.events)
+        self.seal = None
         if self.box.memory:
             self.box.memory.arm()
             self.memory = self.box.memory
@@ -349,7 +351,6 @@ class Seal:
         if self.is_mount:
             kernel.mount_setattr(self.directory, add=kernel.MOUNT_RDONLY, recursive=False)
         os.close(self.directory)
-        os.close(self.events)
 
 
 def run(box: Box, kernel_pid: int) -> None:

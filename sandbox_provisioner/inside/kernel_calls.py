@@ -1,4 +1,4 @@
-"""inside/kernel_calls.py - runs in the launcher: the only file with ctypes, one function a call.
+"""inside/kernel_calls.py - runs in the launcher: speaks to the C library, one function a call.
 
 May import: os, ctypes.  May raise: CallFailed, whose text names every operand that the kernel was
 told.  Constants are those of the Linux UAPI headers; the numbers of the calls that the C library
@@ -187,17 +187,21 @@ def setns(fd: int, kind: int) -> None:
     _check(_libc.setns(fd, kind), "setns", fd=fd, kind=hex(kind))
 
 
-def fork_as_sibling(namespaces: int = 0) -> int:
-    """clone(2) with CLONE_PARENT: like fork, but the child is a child of *our* parent, and in new
-    *namespaces*.
+def fork_into(namespaces: int) -> int:
+    """clone(2): like fork, but the child is in new *namespaces*.
 
-    So the server is the parent of PID 1, and this process may end. Only for a process with one
-    thread: none of Python's after-fork hooks run, and none is needed.
+    Only for a process with one thread: none of Python's after-fork hooks run, and none is needed.
     """
     number = _BY_MACHINE[_MACHINE][0]
-    flags = ctypes.c_ulong(_CLONE_PARENT | _SIGCHLD | namespaces)
+    flags = ctypes.c_ulong(_SIGCHLD | namespaces)
     pid = _syscall(number, flags, None, None, None, None)
-    return _check(pid, "clone", flags=f"CLONE_PARENT|SIGCHLD|{namespaces:#x}")
+    return _check(pid, "clone", flags=hex(namespaces))
+
+
+def fork_as_sibling(namespaces: int = 0) -> int:
+    """The same with CLONE_PARENT: the child is a child of *our* parent. So the server is the parent
+    of PID 1, and this process may end."""
+    return fork_into(_CLONE_PARENT | namespaces)
 
 
 def open_tree(path: str, *, dir_fd: int = AT_FDCWD) -> int:

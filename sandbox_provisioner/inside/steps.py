@@ -84,6 +84,7 @@ class Box:
         self.memory: Memory | None = None
         self.memory_files: list[int] = []
         self.received: list[int] = []
+        self.group_files: list[int] = []
         self.nursery_fd = -1
         self.claims_fd = -1
         self.string_fd = -1
@@ -111,10 +112,17 @@ def exit_file(box: Box, path: str) -> None:
     box.exit_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def join_cgroup(_box: Box, *files: str) -> None:
-    """cgroups(7): writing 0 to cgroup.procs moves the writer."""
+def join_cgroup(box: Box, *files: str) -> None:
+    """cgroups(7): writing 0 moves the writer, into the groups of *files* and of those that came
+    with the plan (whoever opened them has the right to)."""
     for path in files:
         _write(path, "0")
+    for number, fd in enumerate(box.group_files):
+        try:
+            os.write(fd, b"0")
+        except OSError as error:
+            raise kernel.CallFailed("write", error.errno or 0, group=number, text="0") from None
+        os.close(fd)
 
 
 def open_memory(box: Box, version: str, group: str) -> None:
@@ -141,13 +149,15 @@ def hand_over(box: Box) -> None:
 
 
 def receive(box: Box, *names: str) -> None:
-    """Name what came with the plan: the exit file, files of the memory group, mounts by target,
-    the socket through which a spare is claimed, the string that holds its groups."""
+    """Name what came last: files to join groups by, the socket through which a spare is claimed,
+    the string that holds its groups; the exit file, files of the memory group, mounts by target."""
     for name, fd in zip(names, box.received, strict=True):
         if name == "exit-file":
             box.exit_fd = fd
         elif name == "memory":
             box.memory_files.append(fd)
+        elif name == "group":
+            box.group_files.append(fd)
         elif name == "claims":
             box.claims_fd = fd
         elif name == "string":
@@ -156,9 +166,11 @@ def receive(box: Box, *names: str) -> None:
             box.taken[name] = fd
 
 
-def await_word(box: Box, word: str) -> None:
-    """Go on when the server has said *word*; end if it has thought better of it."""
-    if os.read(box.control_fd, 64) != os.fsencode(word):
+def await_opened(box: Box) -> None:
+    """Go on when the server has sent what a launcher has opened for us; end if it has thought
+    better of it."""
+    word, box.received = kernel.receive_descriptors(box.control_fd)
+    if not word:
         os._exit(0)
 
 
@@ -186,47 +198,33 @@ def make_user_namespace(box: Box, name: str, uid_map: str, gid_map: str) -> None
     """Make a user namespace that lives as long as our descriptor of it.
 
     user_namespaces(7): the maps are written from outside of it, by one who has CAP_SETUID there. A
-    child makes the namespace and waits, so that we stay who we are.
+    child is made in it and waits, so that we stay who we are.
     """
 
     def write_maps(pid: int) -> None:
         _write(f"/proc/{pid}/uid_map", uid_map)
         _write(f"/proc/{pid}/gid_map", gid_map)
 
-    box.user_namespaces[name] = _made_user_namespace(name, write_maps)
+    box.user_namespaces[name] = _made_user_namespace(write_maps)
 
 
-def _made_user_namespace(name: str, write_maps: Callable[[int], None]) -> int:
+def _made_user_namespace(write_maps: Callable[[int], None]) -> int:
     """A descriptor of a new user namespace; *write_maps* gets the pid of a process in it."""
-    asked, told = os.pipe()
     done, finish = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _hold_user_namespace(told, finish, done)
-    os.close(told)
-    os.close(done)
     try:
-        number = (os.read(asked, 1) or b"\1")[0]
-        if number:
-            raise kernel.CallFailed("unshare", number, flags="CLONE_NEWUSER", namespace=name)
+        pid = kernel.fork_into(kernel.CLONE_NEWUSER)
+        if pid == 0:
+            os.close(finish)
+            os.read(done, 1)
+            os._exit(0)
+    finally:
+        os.close(done)
+    try:
         write_maps(pid)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.close(asked)
         os.close(finish)
         os.waitpid(pid, 0)
-
-
-def _hold_user_namespace(told: int, finish: int, done: int) -> None:
-    os.close(finish)
-    try:
-        kernel.unshare(kernel.CLONE_NEWUSER)
-        os.write(told, b"\0")
-        os.read(done, 1)
-    except OSError as error:
-        os.write(told, bytes([error.errno or errno.EPERM]))
-    finally:
-        os._exit(0)
 
 
 def take(box: Box, target: str, path: str, *attributes: str) -> None:
@@ -297,7 +295,7 @@ def map_user_namespace(
         _run_helper(uid_helper, str(pid), *uid_map.split())
         _run_helper(gid_helper, str(pid), *gid_map.split())
 
-    fd = _made_user_namespace("range", run_helpers)
+    fd = _made_user_namespace(run_helpers)
     kernel.setns(fd, kernel.CLONE_NEWUSER)
     os.close(fd)
 
@@ -803,7 +801,7 @@ _OF_LANDLOCK = (
 )  # fmt: skip
 # Those that only a start from a nursery has, and the nursery's own.
 _OF_WARM_START = (
-    hand_over, receive, await_word, outlive_kernel, run_kernel, map_child, map_own_ids,
+    hand_over, receive, await_opened, outlive_kernel, run_kernel, map_child, map_own_ids,
     become_root_inside, stay_unclaimed, bind_kernel,
 )  # fmt: skip
 LANDLOCK_VERBS = frozenset(verb.__name__.replace("_", "-") for verb in _OF_LANDLOCK)

@@ -31,6 +31,7 @@ class ClaimStart(Start):
     """A `Start` of what runs already."""
 
     opener: Opener
+    sealed = True
 
     def __init__(
         self, request: LaunchRequest, process: ClaimedProcess, runtime: Path, labels: Labels
@@ -50,7 +51,8 @@ class ClaimStart(Start):
         fds = await self.opener.opened()
         if not fds:
             self.check(self.opener.report, outside, site)
-        await self.claimed.perform(inside, fds)
+        self.claimed.begin(inside, fds)
+        await self.claimed.performed()
         self.check(self.claimed.report, inside, site)
         return self.hand_over(self.tree, folder)
 

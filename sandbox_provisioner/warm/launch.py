@@ -2,10 +2,11 @@
 
 ::
 
-    nursery   "fork" ─▶ child                        while we survey and make the record
-    launcher  opens what touches the host ─▶ us      (a launcher as always, `spawn.py`)
-    child     "here" ─▶ we move it into the groups   "joined"
-              performs its part of the plan          it is PID 1 from the beginning
+    nursery   "fork" ─▶ child                        while we make the record and the groups
+    child     "here" ─▶ us                           it is PID 1 from the beginning
+    child     joins the groups, begins with its part of the plan, and at the same time
+    launcher  opens what touches the host ─▶ us ─▶ child      (a launcher as always, `spawn.py`)
+    child     does the rest
     LocalHandle
 
 Nothing here falls back by itself: `WarmUnavailable` says why there is no start from a nursery, and
@@ -23,10 +24,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sandbox_provisioner.cgroup import CgroupTree
+from sandbox_provisioner.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.handle import LocalHandle, readable
-from sandbox_provisioner.launch import Labels, LocalLauncher, Start, hurry
+from sandbox_provisioner.launch import Labels, LocalLauncher, Start, without_a_word
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, start_time
 from sandbox_provisioner.spawn import (
@@ -78,7 +79,6 @@ async def start_warm(
             raise WarmUnavailable(why)
         start = _claimed(launcher, request, site, labels, stdio, preload)
         if start is None:
-            hurry(process)
             start = _forked(launcher, request, site, labels, stdio, preload)
         start.opener = opener
         return await _run(start, site, tree)
@@ -151,32 +151,32 @@ class WarmStart(Start):
     async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
         site, folder = self.make_record(site)
         self.create_cgroup(tree)
+        inside = self.compile(site)
+        # It finds its plan when it is there, and waits in the middle of it for what is opened.
+        self.child.begin(inside, open_to_join(tree), self.held())
         await self.child.here()
-        joined = asyncio.ensure_future(self.child.join(tree.join_files))
-        try:
-            family = plans.Family(self.nursery.init_pid, self.child.pid)
-            outside, inside = self.compile(site, family)
-            self.opener.begin(outside)
-            fds = await self.opener.opened()
-            if not fds:
-                self.check(self.opener.report, outside, site)
-            fds, self.more_fds = [*fds, *self.more_fds], ()
-            await self.child.perform(inside, fds, self.child.say_joined(joined))
-        finally:
-            await asyncio.wait([joined])  # before anybody else can have the child's pid
+        family = plans.Family(self.nursery.init_pid, self.child.pid)
+        outside = plans.compile_opening_plan(self.request, site, family)
+        self.opener.begin(outside)
+        fds = await self.opener.opened()
+        if not fds:
+            # Nothing can be opened for one that has ended.
+            self.check(self.child.told(), inside, site)
+            if self.child.has_ended():
+                raise without_a_word(self.child.status)
+            self.check(self.opener.report, outside, site)
+        self.child.give(fds)
+        await self.child.performed()
         self.check(self.child.report, inside, site)
         return self.hand_over(tree, folder)
 
-    async def undo(self) -> None:
-        for fd in self.more_fds:
-            os.close(fd)
-        await super().undo()
+    def held(self) -> tuple[int, ...]:
+        """Descriptors of ours that the child shall have as well."""
+        return ()
 
-    more_fds: tuple[int, ...] = ()
-
-    def compile(self, site: Site, family: plans.Family) -> tuple[Plan, Plan]:
-        """What a launcher, and what the nursery's child shall do."""
-        return plans.compile_warm_plan(self.request, site, family)
+    def compile(self, site: Site) -> Plan:
+        """What the nursery's child shall do."""
+        return plans.compile_warm_plan(self.request, site)
 
 
 class ForkedProcess(DistantProcess):
@@ -186,7 +186,7 @@ class ForkedProcess(DistantProcess):
         """Ask for the fork."""
         control, theirs = control_pair()
         super().__init__(control, stdio)
-        with channel, theirs, contextlib.suppress(BrokenPipeError):  # then `here` says so
+        with channel, theirs, contextlib.suppress(ConnectionError):  # then `here` says so
             socket.send_fds(channel, [b"fork"], [theirs.fileno()])
 
     async def here(self) -> None:
@@ -194,31 +194,21 @@ class ForkedProcess(DistantProcess):
         try:
             async with asyncio.timeout(_HERE_SECONDS):
                 await readable(self._control.fileno())
-                self.pid = hear(self._control, HERE)
+                self.pid, self.pidfd = hear(self._control, HERE)
         except TimeoutError:
             why = f"the nursery has not answered for {_HERE_SECONDS} s"
             raise WarmUnavailable(why, failed=True) from None
         if not self.pid:
             raise WarmUnavailable("the nursery has ended", failed=True)
-        # It waits for our word, so its pid is its own until we hold this.
-        self.pidfd = os.pidfd_open(self.pid)
+        # Of one that has ended this may be somebody else's; then it is not used any more.
         self.init_start = start_time(self.pid)
 
-    async def join(self, files: Sequence[str]) -> None:
-        """Move it into its groups: it sees none of their files. That waits for an RCU grace period
-        (cgroups v1: some 10 ms), so it begins before anything else."""
-
-        def move() -> None:
-            for path in files:
-                with open(path, "w") as file:
-                    file.write(str(self.pid))
-
-        # Without its process there is nothing to move: it has failed, and its report says why.
-        with contextlib.suppress(ProcessLookupError):
-            await asyncio.to_thread(move)
-
-    async def say_joined(self, joined: asyncio.Future[None]) -> None:
-        """Let it go on once it is in its groups; what it does before needs none of them."""
-        await joined
-        with contextlib.suppress(OSError):
-            self._control.send(plans.JOINED.encode())
+    def give(self, fds: Sequence[int]) -> None:
+        """Let it go on with *fds*, which are closed then."""
+        try:
+            # If it has ended its report says why.
+            with contextlib.suppress(ConnectionError):
+                socket.send_fds(self._control, [b"opened"], fds)
+        finally:
+            for fd in fds:
+                os.close(fd)

@@ -5,8 +5,9 @@ socket but the one that requests come through, no ZeroMQ context, no thread and 
 every kernel inherits all of it::
 
     server   ──"fork" + control socket──▶ nursery     fork ──▶ child, PID 1 of a namespace
-    child    ──"here"──▶ server           on control; with it comes the child's pid
-    server   ──"go" + plan, report, stdio, exit file, memory group, mounts──▶ child
+    server   ──"go" + plan, report, stdio, groups──▶ child     on control, before it is there
+    child    ──"here" + its pidfd──▶ server     with it comes the child's pid
+    server   ──"opened" + exit file, memory group, mounts──▶ child     in the middle of the plan
     child                                  performs the plan, and is the kernel
     anybody  ──"status"──▶ nursery        one line of JSON, as soon as it is ready
     anybody  ──"retire"──▶ nursery        ends; its kernels stay
@@ -27,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from sandbox_provisioner.inside import enter, kernel_calls
+from sandbox_provisioner.inside import enter, init, kernel_calls
 from sandbox_provisioner.inside.steps import Box
 from sandbox_provisioner.warm.immortal import immortalize
 from sandbox_provisioner.warm.kernel import Kernel, initialized
@@ -257,5 +258,10 @@ def _serve(
 def _child(control: int, alive: int) -> Box:
     """Be PID 1 of a box, then the kernel: what a launcher, PID 1 and the kernel are in a cold
     start."""
-    os.write(control, b"here")
-    return enter.obey(control, alive)
+    try:
+        # It may fail, and be waited for, before the server has heard of it: its number tells
+        # nobody else's process from it then, this does.
+        kernel_calls.send_descriptors(control, b"here", [os.pidfd_open(os.getpid())])
+        return enter.obey(control, alive)
+    except OSError:  # the server has gone
+        os._exit(init.FAILED)

@@ -7,7 +7,8 @@ from sandbox_provisioner.spawn import LauncherProcess, Report
 
 
 class Opener:
-    """One launcher for the first part of a plan; ends when it has handed over what it opened."""
+    """One launcher for the first part of a plan. It ends when it has handed over what it opened;
+    whoever makes this calls `end` when there is time to wait for it."""
 
     def __init__(self, launcher: LauncherProcess) -> None:
         self._launcher: LauncherProcess | None = launcher
@@ -21,10 +22,7 @@ class Opener:
     async def opened(self) -> list[int]:
         """The descriptors, in the plan's order; none if a step failed: see `report`."""
         assert self._launcher
-        fds = await self._launcher.opened()
-        if fds:
-            await self.end()
-        return fds
+        return await self._launcher.opened()
 
     async def end(self) -> None:
         """End the launcher; more than once is fine."""

@@ -10,7 +10,8 @@ the user namespace that it makes for itself::
 
     launcher (the server's rights)   exit file, memory group, work directory, volumes, sockets
                                      └── descriptors ──▶ server ──▶ child
-    child (nobody's)                 namespaces, root, covers, init, filter: the same steps as ever
+    child (nobody's)                 groups, namespaces, programs, meanwhile; with what was opened
+                                     root, covers, init, filter: the same steps as ever
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ from sandbox_provisioner.plan import (
 )
 from sandbox_provisioner.spec import UserIds
 
-JOINED = "joined"
 _MEMORY_FILES = {1: 4, 2: 3}
 _LEAST_AVAILABLE_PART = 20
 
@@ -111,13 +111,11 @@ class Family:
     child: int
 
 
-def compile_warm_plan(request: LaunchRequest, site: Site, family: Family) -> tuple[Plan, Plan]:
-    """The two parts of the plan for *request*: for the launcher, and for the nursery's child."""
+def compile_warm_plan(request: LaunchRequest, site: Site) -> Plan:
+    """The plan for *request*, for the nursery's child."""
     check(site)
-    outside, received = _opening_steps(request, site, family)
     inner = _as_seen_inside(site)
-    inside = (
-        Step("receive", received, "opened by a launcher that could"),
+    steps = (
         *_box_steps(request, inner, site),
         *workdir_steps(inner),
         *late_attach_steps(inner),
@@ -126,30 +124,28 @@ def compile_warm_plan(request: LaunchRequest, site: Site, family: Family) -> tup
         Step("close-root", (), "read-only from here on"),
         *_last_steps(request, inner),
     )
-    return Plan(outside), Plan(inside)
+    return Plan(steps)
 
 
 def compile_spare_plan(
-    request: LaunchRequest, site: Site, family: Family, idle_seconds: float, *, has_string: bool
-) -> tuple[Plan, Plan]:
+    request: LaunchRequest, site: Site, idle_seconds: float, *, has_string: bool
+) -> Plan:
     """The same for a spare, which ends if nobody claims it for *idle_seconds*: a kernel without a
-    work directory, whose root stays open for one. With the launcher's descriptors comes the socket
-    through which it is claimed, and, if it *has_string*, what holds its groups."""
+    work directory, whose root stays open for one. With the plan comes the socket through which it
+    is claimed, and, if it *has_string*, what holds its groups."""
     check(site)
-    outside, received = _opening_steps(request, site, family)
     inner = _as_seen_inside(site)
     words = (f"{idle_seconds:g}", str(least_available_bytes()))
     held = ("claims", "string") if has_string else ("claims",)
-    inside = (
-        Step("receive", (*received, *held), "opened by a launcher that could"),
-        *_box_steps(request, inner, site),
+    steps = (
+        *_box_steps(request, inner, site, held),
         *late_attach_steps(inner),
         *socket_steps(request, inner),
         Step("pivot", (), "the new root becomes /; of the nursery's nothing stays reachable"),
         Step("stay-unclaimed", words, "nobody's code runs before a server has claimed it"),
         *_last_steps(request, inner),
     )
-    return Plan(outside), Plan(inside)
+    return Plan(steps)
 
 
 def compile_claim_plan(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
@@ -178,33 +174,46 @@ def least_available_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _LEAST_AVAILABLE_PART
 
 
-def _opening_steps(
-    request: LaunchRequest, site: Site, family: Family
-) -> tuple[tuple[Step, ...], tuple[str, ...]]:
-    """What a launcher opens for the nursery's child, and the names under which it arrives."""
-    opened = tuple(step for step in watch_steps(request, site) if step.verb == "open-memory")
-    takes = tuple(given_take_steps(request, site))
-    outside = (
+def compile_opening_plan(request: LaunchRequest, site: Site, family: Family) -> Plan:
+    """The plan for the launcher of both: it opens what the nursery's child waits for."""
+    steps = (
         Step("exit-file", (site.exit_file,), "where init will write how the kernel ended"),
-        *opened,
+        *_memory_steps(request, site),
         *_rights_over_mounts(site),
-        *takes,
+        *given_take_steps(request, site),
         *_map_steps(site, family),
         Step("hand-over", (), "for a process that could open none of it"),
     )
-    memory = ("memory",) * (_MEMORY_FILES[int(str(opened[0].words[0]))] if opened else 0)
-    return outside, ("exit-file", *memory, *(str(step.words[0]) for step in takes))
+    return Plan(steps)
 
 
-def _box_steps(request: LaunchRequest, inner: Site, site: Site) -> Iterator[Step]:
-    """From the nursery's child to PID 1 in a root with everything that its kernels share."""
-    yield from _become_inside(site)
-    yield from (step for step in watch_steps(request, site) if step.verb == "watch-memory")
-    new = ("mount", "network", "ipc", "uts")
+def _memory_steps(request: LaunchRequest, site: Site) -> tuple[Step, ...]:
+    return tuple(step for step in watch_steps(request, site) if step.verb == "open-memory")
+
+
+def _opened(request: LaunchRequest, site: Site) -> Iterator[str]:
+    """What comes from the launcher, by the names that ``receive`` knows, in the plan's order."""
+    yield "exit-file"
+    for step in _memory_steps(request, site):
+        yield from ("memory",) * _MEMORY_FILES[int(str(step.words[0]))]
+    yield from (str(step.words[0]) for step in given_take_steps(request, site))
+
+
+def _box_steps(
+    request: LaunchRequest, inner: Site, site: Site, held: tuple[str, ...] = ()
+) -> Iterator[Step]:
+    """From the nursery's child to PID 1 in a root with everything that its kernels share. *held*
+    comes with the plan."""
+    groups = ("group",) * len(site.join_files)
+    yield Step("receive", (*groups, *held), "opened by the server")
+    yield Step("join-cgroup", (), "memory, CPU and processes are charged from here on")
+    new = ("mount", "network", "ipc", "uts", "cgroup")
     yield Step("unshare", new, "everything below is private; it is PID 1 of its namespace already")
     yield from program_take_steps(inner)
-    yield Step("await-word", (JOINED,), "memory, CPU and processes are charged from here on")
-    yield Step("unshare", ("cgroup",), "its own group is the root of those that it sees")
+    yield Step("await-opened", (), "from here on it needs what touches the host")
+    yield Step("receive", tuple(_opened(request, site)), "opened by a launcher that could")
+    yield from _become_inside(site)
+    yield from (step for step in watch_steps(request, site) if step.verb == "watch-memory")
     yield Step("new-session", (), "no terminal, process group or keyring of the nursery")
     yield from root_steps(request, inner)
 

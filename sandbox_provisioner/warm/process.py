@@ -11,10 +11,10 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.handle import readable
+from sandbox_provisioner.handle import is_readable, readable
 from sandbox_provisioner.plan import Plan
 from sandbox_provisioner.spawn import LAUNCH_SECONDS, Report, Stdio, Streams, say_go
 
@@ -41,12 +41,12 @@ class DistantProcess:
         """It is PID 1 already."""
         return self.pid
 
-    async def perform(self, plan: Plan, fds: Sequence[int], *others: Awaitable[None]) -> None:
-        """Let it perform *plan* with *fds*, which are closed then, while *others* go on; returns
-        when it has, or has failed: see `report`."""
+    def begin(self, plan: Plan, fds: Sequence[int], kept: Sequence[int] = ()) -> None:
+        """Let it perform *plan* with *fds*, which are closed then, and *kept*, which are not."""
+        ours = (self._report_write, *self._streams.theirs)
         try:
-            say_go(self._control, plan, (self._report_write, *self._streams.theirs, *fds))
-        except BrokenPipeError:
+            say_go(self._control, plan, (*ours, *fds, *kept))
+        except ConnectionError:
             raise LaunchError(
                 attempt="start the sandbox",
                 answer="its PID 1 has ended",
@@ -57,9 +57,21 @@ class DistantProcess:
             self._sent()
             for fd in fds:
                 os.close(fd)
+
+    def told(self) -> Report:
+        """What it has reported so far."""
+        self.report.drain(self._report)
+        return self.report
+
+    def has_ended(self) -> bool:
+        """Whether it is no more."""
+        return is_readable(self.pidfd)
+
+    async def performed(self) -> None:
+        """Return when it has performed its plan, or has failed: see `report`."""
         try:
             async with asyncio.timeout(LAUNCH_SECONDS):
-                await asyncio.gather(self.report.read(self._report), *others)
+                await self.report.read(self._report)
         except TimeoutError:
             raise LaunchError(
                 attempt="start the sandbox",

@@ -16,6 +16,7 @@ from dataclasses import replace
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
+from sandbox_provisioner.inside.init import SEALED
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import RecordFolder
@@ -51,14 +52,14 @@ class SpareStart(WarmStart):
         self.listener.listen(1)
         return site, folder
 
-    def compile(self, site: Site, family: plans.Family) -> tuple[Plan, Plan]:
+    def compile(self, site: Site) -> Plan:
+        string = len(self.held()) > 1
+        return plans.compile_spare_plan(self.request, site, self.idle_seconds, has_string=string)
+
+    def held(self) -> tuple[int, ...]:
         assert self.tree
         string = self.tree.string
-        held = [self.listener.fileno(), *([string] if string >= 0 else [])]
-        self.more_fds = tuple(map(os.dup, held))
-        return plans.compile_spare_plan(
-            self.request, site, family, self.idle_seconds, has_string=string >= 0
-        )
+        return (self.listener.fileno(), string) if string >= 0 else (self.listener.fileno(),)
 
 
 async def make_spare(
@@ -111,7 +112,7 @@ async def _start(launcher: LocalLauncher, start: SpareStart) -> LocalHandle:
             raise
         finally:
             await start.opener.end()
-    if await handle.sealed() == "sealed":
+    if await handle.sealed() == SEALED:
         return handle
     story = await handle.wait()
     await handle.close()

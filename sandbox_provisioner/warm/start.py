@@ -33,8 +33,8 @@ from sandbox_provisioner.warm.found import SOCKET, Command, call, find, key_of, 
 
 KIND = "nursery"
 _READY_SECONDS = 180
-# What a child touches before it is moved into its own group (page tables, above all) stays charged
-# to the nursery as long as it lives: some 1.3 MB each.
+# What a child touches before it joins its own group (page tables, above all) stays charged to the
+# nursery as long as it lives: some 1.3 MB each.
 _FORKS_BYTES = 4 << 30
 _PACKAGE = os.path.dirname(os.path.abspath(sandbox_provisioner.__file__))
 # What is appended to the path is taken from it again: a kernel shall find what it would find.

@@ -171,7 +171,7 @@ def test_a_containers_filter_is_named_with_the_setting_that_lifts_it(workdir, ne
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     told = run(*words, *script(FILTERED, workdir, new_folder()), **pod)
     assert "unshare(flags=" in told
-    assert "the system call filter (seccomp) of a Kubernetes pod forbids unshare(2)" in told
+    assert "the system call filter (seccomp) of a Kubernetes pod forbids new namespaces" in told
     assert "seccompProfile: {type: Unconfined}" in told
 
 

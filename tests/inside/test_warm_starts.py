@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,12 +17,13 @@ from typing import Any
 import pytest
 from boxes import request_for, run
 
-from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.launch import Labels, LaunchRequest, LocalLauncher
+from sandbox_provisioner.records import Record
 from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Stdio, stem
 from sandbox_provisioner.spec import Limits, Volume
-from sandbox_provisioner.warm import plans
-from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
+from sandbox_provisioner.warm import launch, plans
+from sandbox_provisioner.warm.launch import ForkedProcess, WarmUnavailable, start_warm
 from sandbox_provisioner.warm.spare import make_spare
 from sandbox_provisioner.warm.start import make_nursery
 
@@ -68,14 +70,16 @@ def names(launcher: LocalLauncher) -> list[str]:
 
 def verbs_of(launcher: LocalLauncher, request: LaunchRequest) -> set[str]:
     site, _ = launcher.survey(request)
-    parts = plans.compile_warm_plan(request, site, plans.Family(1, 2))
+    opening = plans.compile_opening_plan(request, site, plans.Family(1, 2))
+    parts = (opening, plans.compile_warm_plan(request, site))
     return {step.verb for part in parts for step in part.steps}
 
 
 VERBS = (
     "exit-file", "make-user-namespace", "take", "map-child", "hand-over", "receive",
-    "become-root-inside", "unshare", "await-word", "new-session", "new-root", "symlink", "attach",
-    "file", "mount", "mask", "freeze-paths", "scratch", "cover", "protect", "private-file",
+    "join-cgroup", "become-root-inside", "unshare", "await-opened", "new-session", "new-root",
+    "symlink", "attach", "file", "mount", "mask", "freeze-paths", "scratch", "cover", "protect",
+    "private-file",
     "seal-after", "pivot", "close-root", "hostname", "loopback-up", "stdio", "fork-kernel",
     "resource-limit", "become", "environment", "chdir", "system-call-filter", "run-kernel",
 )  # fmt: skip
@@ -143,6 +147,45 @@ def test_a_warm_start_that_is_cancelled_leaves_nothing(
     for turns in (1, 2, 3, 5, 8, 13, 21, 34):
         run(start_and_cancel(turns))
         assert names(nursery) == records
+
+
+@pytest.mark.requires("root", "cgroup-pids")
+@pytest.mark.parametrize("step", ["receive", "join-cgroup", "unshare", "take"])
+def test_a_child_that_has_ended_when_the_server_looks_has_said_why(
+    nursery: LocalLauncher, workdir: Path, monkeypatch: Any, step: str
+) -> None:
+    """Its number may be somebody else's by then."""
+    records, here = names(nursery), ForkedProcess.here
+
+    async def late(child: ForkedProcess) -> None:
+        await readable(child._report)
+        await here(child)
+        await readable(child.pidfd)
+
+    monkeypatch.setenv(FAIL_AT, step)
+    monkeypatch.setattr(ForkedProcess, "here", late)
+    with pytest.raises(WarmUnavailable, match=rf"\[{step}\].*made to fail"):
+        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ()))
+    assert names(nursery) == records
+
+
+def test_a_nursery_that_ends_when_it_is_asked_is_no_error_of_the_start(
+    nursery: LocalLauncher, workdir: Path, monkeypatch: Any
+) -> None:
+    """It has closed what it was sent, and left unread what was said on it."""
+    records, begin = names(nursery), ForkedProcess.begin
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def lost(child: ForkedProcess, *words: Any) -> None:
+        begin(child, *words)
+        _, fds, _, _ = socket.recv_fds(theirs, 64, 1)
+        os.close(fds[0])
+
+    monkeypatch.setattr(ForkedProcess, "begin", lost)
+    monkeypatch.setattr(launch, "find", lambda *words: (ours, Record(sandbox_id="gone")))
+    with theirs, pytest.raises(WarmUnavailable, match="the nursery has ended"):
+        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ()))
+    assert names(nursery) == records
 
 
 # -- the stem

@@ -19,6 +19,7 @@ from sandbox_provisioner.cgroup import (
     Usage,
     files,
     leftover_names,
+    open_to_join,
     open_tree,
     remove_leftovers,
     survey,
@@ -471,6 +472,30 @@ def test_v2_knows_its_join_file_before_it_is_made(kernel: FakeKernel, facts: Cgr
     tree = open_tree(facts, "k1", Limits(), refuse, pytest.fail)
     assert tree.join_files == (f"{kernel.top}/sandbox-provisioner/k1/cgroup.procs",)
     assert not (kernel.top / "sandbox-provisioner").exists()
+
+
+def test_v1_is_joined_by_one_thread_at_a_time(tmp_path: Path) -> None:
+    """Linux lets a process move itself at once so."""
+    bases = {name: str(tmp_path / name) for name in ("memory", "pids")}
+    tree = open_tree(
+        CgroupFacts(version=1, bases=bases, missing={}), "k1", Limits(), refuse, pytest.fail
+    )
+    groups = [f"{tmp_path}/{name}/sandbox-provisioner/k1" for name in bases]
+    assert tree.join_files == tuple(f"{group}/tasks" for group in groups)
+
+
+def test_who_may_not_open_a_group_is_told_which(tmp_path: Path) -> None:
+    bases = {name: str(tmp_path / name) for name in ("memory", "pids")}
+    tree = open_tree(
+        CgroupFacts(version=1, bases=bases, missing={}), "k1", Limits(), refuse, pytest.fail
+    )
+    first, second = map(Path, tree.join_files)
+    first.parent.mkdir(parents=True)
+    first.touch()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(HostError, match=rf"opening {second}: ENOENT"):
+        open_to_join(tree)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_v2_tells_usage_in_plain_units(facts: CgroupFacts) -> None:

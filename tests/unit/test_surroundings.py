@@ -23,6 +23,7 @@ from sandbox_provisioner.surroundings import (
 )
 
 UNSHARE = "unshare(flags='0x10000000') failed: EPERM (Operation not permitted)"
+CLONE = "clone(flags='0x10000000') failed: EPERM (Operation not permitted)"
 WRITE = "write(file='/proc/self/uid_map', text='1 1 1') failed: EPERM (Operation not permitted)"
 PROC = "fsmount(name='proc', attributes='0xe') failed: EPERM (Operation not permitted)"
 UBUNTU = {APPARMOR: "1"}
@@ -155,15 +156,18 @@ def failure(
 @pytest.mark.parametrize(
     ("verb", "number", "text", "kind", "told"),
     [
-        ("unshare-user-namespace", errno.EPERM, UNSHARE, HostError, "forbids unshare(2)"),
+        ("unshare-user-namespace", errno.EPERM, UNSHARE, HostError, "forbids new namespaces"),
         ("unshare-user-namespace", errno.EINVAL, "unshare(x)", HostError, "CONFIG_USER_NS"),
+        ("make-user-namespace", errno.EPERM, CLONE, HostError, "forbids new namespaces"),
+        ("make-user-namespace", errno.EINVAL, CLONE, HostError, "CONFIG_USER_NS"),
+        ("fork-init", errno.EINVAL, CLONE, LaunchError, "doctor"),
         ("unshare-user-namespace", errno.EINVAL, "write(x)", LaunchError, "doctor"),
         ("mount", errno.EPERM, PROC, HostError, "systempaths=unconfined"),
         ("new-root", errno.EACCES, "mount(x)", HostError, "forbids mounts"),
         ("take", errno.EACCES, "open_tree(x)", LaunchError, "Make the path readable"),
         ("mount", errno.ENOSPC, "fsmount(name='tmpfs'", LaunchError, "doctor"),
         ("map-user-namespace", errno.EPERM, "newuidmap(x)", HostError, "/etc/subgid give"),
-        ("map-user-namespace", errno.EPERM, UNSHARE, HostError, "forbids unshare(2)"),
+        ("map-user-namespace", errno.EPERM, UNSHARE, HostError, "forbids new namespaces"),
     ],
 )
 def test_a_failed_step_is_this_machines_fault_only_where_it_forbids_it(
