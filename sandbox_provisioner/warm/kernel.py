@@ -26,6 +26,7 @@ from sandbox_provisioner.warm.pages import ListedModules, bring_names_together
 _FILE_OPTION = "-f"
 # The sections of a configuration that the usual command line makes.
 _USUAL_SECTIONS = {"IPKernelApp"}
+_ORDERLY_SECONDS = 5.0
 # What a shell does when it is made that one process alone may do, or that needs its folders.
 _LATE = ("init_ipython_dir", "init_profile_dir", "init_history", "init_user_ns")
 
@@ -81,6 +82,7 @@ class Kernel:
             given = {os.fsdecode(name) for name in box.environment}
             _bind(app, box, {name: v for name, v in os.environ.items() if name not in given})
         app.start()
+        _end_in_order(app)
 
     def _run_code(self, words: Sequence[str]) -> None:
         """What ``python -c`` does: tests look around so in a box that a nursery made."""
@@ -178,6 +180,16 @@ def _set_variables(wanted: Mapping[bytes, bytes], imported: Mapping[str, str]) -
     for name, value in imported.items():
         os.environ.setdefault(name, value)
     time.tzset()
+
+
+def _end_in_order(app: Any) -> None:
+    """Let the thread of the control channel end before the one that publishes: ipykernel ends them
+    the other way round, and waits ten seconds for what the first still wants published. The sooner
+    a kernel ends the more often: one of ten here."""
+    control = getattr(app, "control_thread", None)
+    if control and control.is_alive():
+        control.stop()
+        control.join(_ORDERLY_SECONDS)
 
 
 def _bind(app: Any, box: Box, made: Mapping[str, str]) -> None:

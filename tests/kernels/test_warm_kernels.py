@@ -112,6 +112,29 @@ def test_a_warm_kernel_can_start_threads_processes_and_loops(warm: Any, nursery:
         assert k.run(code) == "[1, 2] [3] b'said\\n'\n"
 
 
+def test_a_warm_kernels_threads_end_in_order(warm: Any, nursery: Record, workdir: Path) -> None:
+    """Else the one that answers may wait for ten seconds for the one that publishes."""
+    code = (
+        "import threading\n"
+        "app, passed = get_ipython().kernel.parent, threading.Event()\n"
+        "loop, stop = app.control_thread.io_loop, app.iopub_thread.stop\n"
+        "stop_loop = loop.stop\n"
+        "def noted():\n"
+        "    open('answers-still', 'w').write(str(app.control_thread.is_alive()))\n"
+        "    passed.set()\n"
+        "    stop()\n"
+        "def late():\n"
+        "    passed.wait(1)\n"
+        "    stop_loop()\n"
+        "app.iopub_thread.stop, loop.stop = noted, late\n"
+    )
+    with warm() as k:
+        assert came_from(k) == nursery.sandbox_id
+        k.run(code)
+        k.manager.shutdown_kernel()
+    assert (workdir / "answers-still").read_text() == "False"
+
+
 def test_a_kernel_with_another_command_or_with_other_variables_starts_cold(
     kernel: Any, kernelspec: Any, nursery: Record, monkeypatch: Any
 ) -> None:
