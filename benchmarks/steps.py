@@ -183,21 +183,18 @@ def measure(found: start.Place, specs: Any, variant: start.Variant) -> Start:
     taken = Start()
     ahead.wait()
     manager = start.new_manager(variant, found, specs)
-    try:
-        with watched(taken, variant.name):
-            taken.stamp("call")
-            start.start_quietly(manager, found)
-            taken.stamp("start_kernel returned (jupyter_client sleeps 10 ms)")
-            client = manager.client()
-            client.start_channels()
-            try:
-                taken.stamp("client connected")
-                start.await_reply(client)
-                taken.stamp("kernel_info_reply")
-            finally:
-                client.stop_channels()
-    finally:
-        manager.shutdown_kernel(now=False)  # the next start is prepared meanwhile: no stamps of it
+    # The shutdown comes when nothing is watched any more: the next start is prepared meanwhile.
+    with contextlib.ExitStack() as ending, watched(taken, variant.name):
+        taken.stamp("call")
+        start.start_quietly(manager, found)
+        ending.callback(manager.shutdown_kernel, now=False)
+        taken.stamp("start_kernel returned (jupyter_client sleeps 10 ms)")
+        client = manager.client()
+        client.start_channels()
+        ending.callback(client.stop_channels)
+        taken.stamp("client connected")
+        start.await_reply(client)
+        taken.stamp("kernel_info_reply")
     return taken
 
 

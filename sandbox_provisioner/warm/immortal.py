@@ -32,7 +32,7 @@ def immortalize() -> bool:
     """Called once all is imported: make all that is there immortal; whether this Python can."""
     if not _can():
         return False
-    waiting: list[object] = [sys.modules, *gc.get_objects()]
+    waiting: list[object] = gc.get_objects()
     while waiting:
         found = waiting.pop()
         count = _count_of(found)

@@ -53,8 +53,11 @@ class SpareStart(WarmStart):
         return site, folder
 
     def compile(self, site: Site) -> Plan:
-        string = len(self.held()) > 1
-        return plans.compile_spare_plan(self.request, site, self.idle_seconds, has_string=string)
+        assert self.tree
+        has_string = self.tree.string >= 0
+        return plans.compile_spare_plan(
+            self.request, site, self.idle_seconds, has_string=has_string
+        )
 
     def held(self) -> tuple[int, ...]:
         assert self.tree
