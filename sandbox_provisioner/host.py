@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_provisioner.cgroup import CgroupFacts, survey
+from sandbox_provisioner.covers import bad_workdir, find_covered
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.kernel_calls import landlock_version
-from sandbox_provisioner.spec import Covers, Volume
+from sandbox_provisioner.spec import Covers, Volume, relative
 from sandbox_provisioner.surroundings import current_obstacle
 
 # The new mount API with mount_setattr(2) came with this release.
@@ -225,16 +226,16 @@ class WorkdirFacts:
             if not os.path.isdir(source):
                 raise NotADirectoryError(20, "it is not a directory")
         except OSError as error:
-            raise _bad_workdir(path, error.strerror or str(error)) from None
+            raise bad_workdir(path, error.strerror or str(error)) from None
         filesystem = filesystem_of(source)
-        related = {facts.home, *(home for home in facts.homes if _is_related(home, source))}
-        homes = {home: _entries(home, source) for home in map(os.path.realpath, related)}
-        repository = (source,) if os.path.isdir(os.path.join(source, ".git")) else ()
-        directories = {
-            *_in_homes(homes, covers.home_directories),
-            *_below(repository, covers.repository_directories),
-            *facts.own_folders,
-        }
+        covered = find_covered(
+            source,
+            covers,
+            home=facts.home,
+            homes=facts.homes,
+            own_folders=facts.own_folders,
+            cwd=facts.cwd,
+        )
         return cls(
             path=path.rstrip("/"),
             source=source,
@@ -242,86 +243,11 @@ class WorkdirFacts:
             owner_gid=status.st_gid,
             filesystem=filesystem,
             idmappable=_is_idmappable(filesystem, facts),
-            directories=_within(source, directories),
-            files=_within(source, _in_homes(homes, covers.home_files)),
-            server_files=_within(source, _below((facts.cwd,), covers.server_files)),
-            frozen=_frozen(
-                source,
-                _below(repository, covers.frozen) | _in_homes(homes, covers.home_frozen),
-            ),
+            directories=covered.directories,
+            files=covered.files,
+            server_files=covered.server_files,
+            frozen=covered.frozen,
         )
-
-
-def _is_related(home: str, source: str) -> bool:
-    """Whether one lies in the other. Of all other homes only the server's own is looked at, since
-    a link in it may lead here: there can be very many, and each path costs a look."""
-    home = os.path.realpath(home)
-    return relative(home, source) is not None or relative(source, home) is not None
-
-
-def _frozen(source: str, places: set[str]) -> tuple[str, ...]:
-    if os.path.isfile(os.path.join(source, ".git")):
-        places |= {f"{source}/.git"}  # of a work tree: it names the repository, hooks and all
-    apart = {place for place in places if relative(source, place) is None}
-    return tuple(path for path in _within(source, apart) if os.path.exists(f"{source}/{path}"))
-
-
-def _below(folders: Iterable[str], names: Iterable[str]) -> set[str]:
-    names = tuple(names)
-    real = {os.path.realpath(folder) for folder in folders}
-    return {os.path.join(folder, name) for folder in real for name in names}
-
-
-def _entries(home: str, source: str) -> frozenset[str] | None:
-    """What is in *home*, where only that matters: where *source* lies elsewhere or deeper, what is
-    not there can neither lead into it nor have it in it. Else, or if nobody may list it, None."""
-    if relative(home, source) is not None:
-        return None
-    try:
-        return frozenset(os.listdir(home))
-    except OSError:
-        return None
-
-
-def _in_homes(homes: Mapping[str, frozenset[str] | None], names: Iterable[str]) -> set[str]:
-    """*names* in all *homes*, but for those that need no look: see `_entries`. There can be many of
-    them, and each path costs a look."""
-    found: set[str] = set()
-    for home, there in homes.items():
-        wanted = names
-        if there is not None:
-            apart = there | {"", ".", ".."}  # not an entry of it
-            wanted = [name for name in names if name.partition("/")[0] in apart]
-        found |= {os.path.join(home, name) for name in wanted}
-    return found
-
-
-def _within(source: str, paths: Iterable[str]) -> tuple[str, ...]:
-    """Those of *paths* that lie in *source*, relative to it; and where symbolic links at these
-    places lead to in it, since the host would read what a kernel writes there (or makes there, if a
-    link leads to nothing yet). SpecError if *source* itself is such a place."""
-    found: set[str] = set()
-    known: dict[str, str] = {}
-    for path in paths:
-        if relative(source, path) is not None:
-            answer = f"it lies in {path}, which holds secrets or is run by the host"
-            raise _bad_workdir(source, answer)
-        for candidate in (path, _real(path, known)):
-            inside = relative(candidate, source)
-            if inside:
-                found.add(inside)
-    return tuple(sorted(found))
-
-
-def _real(path: str, known: dict[str, str]) -> str:
-    """os.path.realpath, for many paths that share their directories: *known* has those."""
-    if ".." in path.split("/"):
-        return os.path.realpath(path)
-    if path not in known:
-        above, name = os.path.split(path)
-        joined = os.path.join(_real(above, known), name) if name else above
-        known[path] = os.path.realpath(joined) if os.path.islink(joined) else joined
-    return known[path]
 
 
 _REFUSED_TREES = ("/etc", "/usr", "/boot", "/proc", "/sys", "/dev", "/bin", "/sbin", "/lib")
@@ -330,18 +256,10 @@ _REFUSED = ("/", "/home", "/tmp", "/var", "/var/tmp", "/run", "/opt", "/mnt", "/
 
 def _refuse_system_path(path: str) -> None:
     if (path.rstrip("/") or "/") in _REFUSED:
-        raise _bad_workdir(path, "it would show the sandbox more than one person's files")
+        raise bad_workdir(path, "it would show the sandbox more than one person's files")
     for tree in _REFUSED_TREES:
         if relative(path, tree) is not None:
-            raise _bad_workdir(path, f"it lies in {tree}, which belongs to the system")
-
-
-def _bad_workdir(path: str, answer: str) -> SpecError:
-    return SpecError(
-        attempt=f"use {path!r} as the work directory",
-        answer=answer,
-        remedy="Start the notebook in a directory of its own, or set workdir to one.",
-    )
+            raise bad_workdir(path, f"it lies in {tree}, which belongs to the system")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,14 +295,6 @@ class VolumeFacts:
 
 def _is_idmappable(filesystem: str, facts: HostFacts) -> bool:
     return facts.kernel >= _IDMAPPED_SINCE.get(filesystem, (1 << 16, 0))
-
-
-def relative(path: str, base: str) -> str | None:
-    """*path* as seen from *base* ("" for itself), or None where it does not lie in it."""
-    path, base = path.rstrip("/") or "/", base.rstrip("/")
-    if path == (base or "/"):
-        return ""
-    return path[len(base) + 1 :] if path.startswith(f"{base}/") else None
 
 
 def disk_of(path: str) -> str:

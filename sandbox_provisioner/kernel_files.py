@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.host import HostFacts, relative
+from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.spec import relative
 
 _ASK_SECONDS = 30
 # Runs in the kernel's interpreter. Ours may be the same one, but its sys.path has more: the folder

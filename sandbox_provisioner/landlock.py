@@ -14,9 +14,10 @@ import os
 from collections.abc import Iterator
 
 from sandbox_provisioner.errors import HostError, SpecError
-from sandbox_provisioner.host import HostFacts, relative
+from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.seccomp import SHARED, compile_filter
 from sandbox_provisioner.plan import SOCKET_NAMES, LaunchRequest, Plan, Site, Step
+from sandbox_provisioner.spec import relative
 from sandbox_provisioner.variables import kernel_environment
 
 # What each version of Landlock's ABI brought that nothing else of this plan has instead.

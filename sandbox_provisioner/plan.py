@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sandbox_provisioner.errors import HostError, SpecError
-from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, relative
+from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import ATTEMPT as RANGE_ATTEMPT
 from sandbox_provisioner.id_range import IdRange, id_map
 from sandbox_provisioner.inside.seccomp import KERNEL, compile_filter, describe
 from sandbox_provisioner.kernel_files import KernelFiles
-from sandbox_provisioner.spec import STAND_IN_NOTE, SandboxSpec, UserIds, format_bytes
+from sandbox_provisioner.spec import STAND_IN_NOTE, SandboxSpec, UserIds, format_bytes, relative
 from sandbox_provisioner.variables import kernel_environment
 
 HOME = "/home/jovyan"

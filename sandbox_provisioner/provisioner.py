@@ -33,7 +33,6 @@ from traitlets import Bool, Dict, Enum, Float, Integer, List, Unicode, Union
 from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError
 from sandbox_provisioner.handle import ExitStory, LocalHandle
-from sandbox_provisioner.host import relative
 from sandbox_provisioner.inside.init import SEALED
 from sandbox_provisioner.landlock import private
 from sandbox_provisioner.last_words import LastWords
@@ -52,6 +51,7 @@ from sandbox_provisioner.spec import (
     Volume,
     parse_bytes,
     parse_cpuset,
+    relative,
 )
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.warm.ahead import Warmth, fill, prepare

@@ -33,10 +33,9 @@ from typing import Any
 
 from sandbox_provisioner import cgroup
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.host import relative
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.inside.init import FIRST_RELAYED
-from sandbox_provisioner.spec import STAND_IN_NOTE, Confinement
+from sandbox_provisioner.spec import STAND_IN_NOTE, Confinement, relative
 
 # sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
 LONGEST_SOCKET_PATH = 107

@@ -184,6 +184,14 @@ def check_path(what: str, path: str) -> None:
     )
 
 
+def relative(path: str, base: str) -> str | None:
+    """*path* as seen from *base* ("" for itself), or None where it does not lie in it."""
+    path, base = path.rstrip("/") or "/", base.rstrip("/")
+    if path == (base or "/"):
+        return ""
+    return path[len(base) + 1 :] if path.startswith(f"{base}/") else None
+
+
 class Network(StrEnum):
     """Which network a sandbox has: NONE is a loopback interface of its own and nothing else."""
 

@@ -24,11 +24,11 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.errors import SpecError
-from sandbox_provisioner.host import HostFacts, relative
+from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.landlock import losses
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner, places
-from sandbox_provisioner.spec import Confinement
+from sandbox_provisioner.spec import Confinement, relative
 from sandbox_provisioner.unboxed import inner_command
 
 _CONNECTION_FILE = "kernel-example.json"

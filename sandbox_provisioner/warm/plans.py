@@ -20,7 +20,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from sandbox_provisioner.host import relative
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID, id_map
 from sandbox_provisioner.inside.seccomp import NURSERY
 from sandbox_provisioner.plan import (
@@ -45,7 +44,7 @@ from sandbox_provisioner.plan import (
     watch_steps,
     workdir_steps,
 )
-from sandbox_provisioner.spec import UserIds
+from sandbox_provisioner.spec import UserIds, relative
 
 _MEMORY_FILES = {1: 4, 2: 3}
 _LEAST_AVAILABLE_PART = 20

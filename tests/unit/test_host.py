@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sandbox_provisioner.errors import SpecError
-from sandbox_provisioner.host import HostFacts, WorkdirFacts, relative
-from sandbox_provisioner.spec import Covers
+from sandbox_provisioner.host import HostFacts, WorkdirFacts
+from sandbox_provisioner.spec import Covers, relative
 
 COVERS = Covers(home_directories=(".ssh",), home_files=(".bashrc",), server_files=("conf.py",))
 

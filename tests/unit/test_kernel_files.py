@@ -10,8 +10,9 @@ import pytest
 
 from sandbox_provisioner import kernel_files
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.host import HostFacts, relative
+from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.kernel_files import find_kernel_files
+from sandbox_provisioner.spec import relative
 
 
 @pytest.fixture(scope="module")
