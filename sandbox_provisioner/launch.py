@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -325,15 +326,20 @@ class Start:
             self.record = folder.finish(running, planned=self.record.made)
 
     async def undo(self) -> None:
-        """Leave nothing behind, in the reverse order of making."""
-        await self.process.end()
-        if self.tree:
-            self.tree.kill()
-            await self.tree.remove()
+        """Leave nothing behind, in the reverse order of making; each whatever became of the others,
+        since the next start may use the same names."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self.folder:
+                stack.callback(self.folder.remove)
+            stack.callback(self._remove_stand_ins)
+            if self.tree:
+                stack.push_async_callback(self.tree.remove)
+                stack.callback(self.tree.kill)
+            stack.push_async_callback(self.process.end)
+
+    def _remove_stand_ins(self) -> None:
         made = tuple(self.process.report.made)
         remove_stand_ins(self.runtime, replace(self.record, made=made))
-        if self.folder:
-            self.folder.remove()
 
 
 def without_a_word(status: int | None) -> LaunchError:

@@ -171,7 +171,7 @@ class RecordFolder:
         if ids:
             self._first_id = _take_range(self.path.parent, record.sandbox_id)
             record = replace(record, first_id=self._first_id)
-        self._owner = _lock(self.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._owner = _lock_soon(self.path / "owner")  # a sweep looks at it for a moment
         self.sockets.mkdir(mode=0o700)
         self.write(record)
         return record
@@ -211,13 +211,19 @@ class RecordFolder:
             return b""
 
     def is_orphan(self) -> bool:
-        """Whether no server holds it (any more); then it is ours until `remove`."""
+        """Whether no server holds it (any more); then it is ours until `remove`.
+
+        Without an owner's file it is being made, or removed, by somebody: see `_sweep_unwritten`.
+        """
         try:
-            self._owner = _lock(self.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            owner = _lock(self.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB, make=False)
+        except (BlockingIOError, FileNotFoundError):
             return False
-        except FileNotFoundError:
-            return True
+        if not os.fstat(owner).st_nlink:
+            # It was removed before we had it; what has the name now may be a new start's.
+            _unlock(owner)
+            return False
+        self._owner = owner
         return True
 
     def take_over(self, record: Record) -> RecordFolder:
@@ -229,7 +235,7 @@ class RecordFolder:
         ours = RecordFolder(runtime / record.sandbox_id)
         with _locked(runtime):
             try:
-                ours._owner = _lock_soon(self.path / "owner")
+                ours._owner = _lock_soon(self.path / "owner", make=False)
                 self.path.rename(ours.path)
                 if record.first_id:
                     link = runtime / f"{record.first_id}{_RANGE}"
@@ -251,7 +257,9 @@ class RecordFolder:
         """Remove the folder, and give its range of ids back; more than once is fine."""
         with contextlib.suppress(*_UNREADABLE):
             first_id = self._first_id or self.read().first_id
-            self.path.parent.joinpath(f"{first_id}{_RANGE}").unlink()
+            link = self.path.parent / f"{first_id}{_RANGE}"
+            if os.readlink(link) == self.path.name:  # somebody who removed us as well gave it back
+                link.unlink()
         _open_up(self.path / "private")
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
@@ -415,13 +423,15 @@ def _folders(runtime: Path) -> list[Path]:
 
 
 def _sweep_unwritten(runtime: Path) -> None:
-    """Remove the folders whose server was killed before it had written a record into them, and
-    links that lead to nothing: to nurseries, and to the owners of ranges of ids; and the locks of
-    those who were killed while they made a nursery."""
+    """Remove the folders whose server was killed before it had written a record into them, or while
+    it removed them; links that lead to nothing: to nurseries, and to the owners of ranges of ids;
+    and the locks of those who were killed while they made a nursery."""
     with _locked(runtime):
         for path in _folders(runtime):
             folder = RecordFolder(path)
-            if not (path / "record.json").exists() and folder.is_orphan():
+            if not (path / "owner").exists():
+                folder.remove()  # who makes one has the lock; who removes one does not mind
+            elif not (path / "record.json").exists() and folder.is_orphan():
                 folder.remove()
         with os.scandir(runtime) as entries:
             for entry in entries:
@@ -476,8 +486,8 @@ def _take_range(runtime: Path, sandbox_id: str) -> int:
     )
 
 
-def _lock(path: Path, operation: int) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(path: Path, operation: int, *, make: bool = True) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
     try:
         fcntl.flock(fd, operation)
     except OSError:
@@ -495,12 +505,12 @@ def _locked(runtime: Path) -> Iterator[None]:
         _unlock(fd)
 
 
-def _lock_soon(path: Path) -> int:
+def _lock_soon(path: Path, *, make: bool = True) -> int:
     """Lock *path*; HostError if somebody holds it for longer than any of us ever needs to."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
-            return _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB, make=make)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise HostError(

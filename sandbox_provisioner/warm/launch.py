@@ -90,12 +90,18 @@ async def _run(start: ClaimStart | WarmStart, site: Site, tree: CgroupTree) -> L
     try:
         return await start.run(site, tree)
     except SandboxError as error:
-        await start.undo()
+        await _undo(start)
         why = f"a start from the nursery failed: {error}"
         raise WarmUnavailable(why, failed=True) from error
     except BaseException:
-        await start.undo()
+        await _undo(start)
         raise
+
+
+async def _undo(start: ClaimStart | WarmStart) -> None:
+    """The opener first: it makes a file in the folder that goes then."""
+    await start.opener.end()
+    await start.undo()
 
 
 def _claimed(

@@ -111,10 +111,10 @@ async def _start(launcher: LocalLauncher, start: SpareStart) -> LocalHandle:
             site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
             handle = await start.run(site, tree)
         except BaseException:
+            await start.opener.end()  # it makes a file in the folder that goes then
             await start.undo()
             raise
-        finally:
-            await start.opener.end()
+        await start.opener.end()
     if await handle.sealed() == SEALED:
         return handle
     story = await handle.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from jupyter_client.manager import KernelManager
+from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from warmth import (
     RANDOM,
     came_from,
@@ -24,6 +26,7 @@ from warmth import (
     wait_for_end,
 )
 
+from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.records import Record
 from sandbox_provisioner.warm import launch
 
@@ -218,6 +221,29 @@ def test_a_nursery_that_hangs_or_dies_is_no_reason_not_to_start(
         assert before.run("1 + 1") == "2"
         if how == signal.SIGSTOP:
             os.kill(pid, signal.SIGCONT)
+
+
+def test_starts_at_once_that_fail_in_a_nursery_go_on_cold(
+    nursery: Record, kernelspec: Any, monkeypatch: Any
+) -> None:
+    """Each under the names that it had: nothing of the first try is in the way of the second."""
+
+    def fail(self: Any, report: Any, plan: Any, site: Any) -> None:
+        raise LaunchError(attempt="start", answer="it failed", remedy="None.", step="test")
+
+    monkeypatch.setattr(launch.WarmStart, "check", fail)
+    name = kernelspec(warm=True)
+
+    async def live() -> list[str]:
+        manager = AsyncMultiKernelManager()
+        ids = await asyncio.gather(*(manager.start_kernel(kernel_name=name) for _ in range(6)))
+        kernels = [manager.get_kernel(each).provisioner for each in ids]
+        found = [each.handle.record.nursery for each in kernels]
+        await manager.shutdown_all(now=True)
+        manager.context.destroy(linger=0)
+        return found
+
+    assert asyncio.run(live()) == [""] * 6
 
 
 def test_an_idle_nursery_ends_and_leaves_its_kernels(warm: Any, runtime_dir: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,6 +224,61 @@ def test_a_folder_without_a_record_is_swept_unless_a_server_is_making_it(make, r
     folder.release()
     sweep(runtime_dir)
     assert not folder.path.exists()
+
+
+def test_sweeps_at_the_same_time_neither_stop_a_start_nor_leave_its_folder(runtime_dir):
+    """What fails is made again under the same name: a start from a nursery, then a cold one."""
+    done = threading.Event()
+
+    def sweep_on():
+        while not done.is_set():
+            sweep(runtime_dir)
+
+    sweepers = [threading.Thread(target=sweep_on) for _ in range(2)]
+    for thread in sweepers:
+        thread.start()
+    try:
+        for _ in range(200):
+            folder, _ = RecordFolder.create(runtime_dir, Record(sandbox_id="one"), ids=True)
+            folder.remove()
+            assert not folder.path.exists()
+    finally:
+        done.set()
+        for thread in sweepers:
+            thread.join()
+
+
+def test_a_folder_that_somebody_has_removed_and_made_anew_is_no_orphan(
+    make, runtime_dir, monkeypatch
+):
+    """Between the moment at which a sweep opens the lock and that at which it has it."""
+    make("one")[0].release()
+
+    def flock(fd, operation):
+        monkeypatch.undo()
+        RecordFolder(runtime_dir / "one").remove()
+        make("one")
+        fcntl.flock(fd, operation)
+
+    monkeypatch.setattr(records.fcntl, "flock", flock)
+    assert not RecordFolder(runtime_dir / "one").is_orphan()
+
+
+def test_a_folder_whose_remover_was_killed_goes_with_a_sweep(make, runtime_dir):
+    folder, _ = make("one")
+    folder.release()
+    (folder.path / "owner").unlink()
+    sweep(runtime_dir)
+    assert not folder.path.exists()
+
+
+def test_a_range_of_ids_that_somebody_else_has_now_is_not_given_back(make, runtime_dir):
+    folder, record = make("one", ids=True)
+    link = runtime_dir / f"{record.first_id}.ids"
+    link.unlink()
+    link.symlink_to("two")
+    folder.remove()
+    assert os.readlink(link) == "two"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"sandbox_id": "x", "no_such": 1}'])
