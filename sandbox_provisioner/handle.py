@@ -194,7 +194,7 @@ class LocalHandle:
         if self.record.confinement == Confinement.LANDLOCK:
             self._tree.kill()  # an init that somebody killed from outside has ended nobody else
         await self._tree.remove()
-        remove_stand_ins(self.folder.path.parent, self._reread())
+        remove_stand_ins(self.folder.path.parent, self.record)
         self.folder.remove()
         self._close_ours()
 
@@ -211,12 +211,6 @@ class LocalHandle:
                 os.close(fd)
         for pipe in self._pipes:
             pipe.close()
-
-    def _reread(self) -> Record:
-        """The record as it is now: another sandbox may have left us stand-ins to remove."""
-        with contextlib.suppress(OSError, ValueError):
-            return self.folder.read()
-        return self.record
 
     def _tell(self) -> ExitStory:
         _reap(self._pidfd)

@@ -287,7 +287,7 @@ class Start:
             confinement=self.request.spec.confinement.value,
             kind=self.labels.kind,
             nursery=self.labels.nursery,
-            made=planned_stand_ins(site.workdir),
+            planned=planned_stand_ins(site.workdir),
         )
 
     def site_with(self, site: Site, folder: RecordFolder) -> Site:
@@ -323,7 +323,7 @@ class Start:
             made=tuple(report.made),
         )
         if running != self.record:
-            self.record = folder.finish(running, planned=self.record.made)
+            self.record = folder.finish(running)
 
     async def undo(self) -> None:
         """Leave nothing behind, in the reverse order of making; each whatever became of the others,

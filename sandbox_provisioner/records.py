@@ -52,8 +52,8 @@ _LOCK_AGAIN_SECONDS = 0.005
 class Record:
     """What somebody who did not start a sandbox needs to find, show, stop or clean it up.
 
-    *made* are (kind, path) of stand-ins' mount points that did not exist before; while a sandbox
-    starts, those that its plan would make.
+    *made* are (kind, path) of stand-ins' mount points that did not exist before, and that go with
+    this sandbox; *planned*, while it starts, those that its plan would make.
     *init_start* is the start time of PID 1 in clock ticks (proc(5)), which makes a pid unique.
     *kind* is "kernel", "nursery" for a process that kernels are forked from, or "spare" for a
     kernel that waits for a start; *nursery* is the id of the one that this kernel is forked from.
@@ -76,6 +76,7 @@ class Record:
     first_id: int = 0
     workdir: str = ""
     made: tuple[tuple[str, str], ...] = ()
+    planned: tuple[tuple[str, str], ...] = ()
     confinement: str = "namespaces"
     kind: str = "kernel"
     nursery: str = ""
@@ -183,19 +184,19 @@ class RecordFolder:
         new.write_text(text)
         new.replace(self.path / "record.json")
 
-    def finish(self, record: Record, planned: Iterable[tuple[str, str]]) -> Record:
+    def finish(self, record: Record) -> Record:
         """Save *record* of a sandbox that runs now: what it has really made in place of what was
-        *planned*, and what others have left to it meanwhile."""
+        planned, and what others have left to it meanwhile."""
         with _locked(self.path.parent):
-            left = set(self.read().made) - set(planned)
-            record = replace(record, made=(*sorted(left), *record.made))
+            record = replace(record, made=_joined(record.made, self.read().made), planned=())
             self.write(record)
         return record
 
     def read(self) -> Record:
         """Load the record; OSError or ValueError where it is not (yet) there whole."""
         found: dict[str, Any] = json.loads((self.path / "record.json").read_text())
-        found["made"] = tuple((kind, path) for kind, path in found["made"])
+        for name in ("made", "planned"):
+            found[name] = tuple((kind, path) for kind, path in found[name])
         return Record(**found)
 
     @property
@@ -281,14 +282,16 @@ def _open_up(folder: Path) -> None:
 
 
 def remove_stand_ins(runtime: Path, record: Record) -> None:
-    """Remove the mount points that *record*'s sandbox made in its work directory.
+    """Remove the mount points that *record*'s sandbox made in its work directory, and those that
+    others have left to it.
 
     Not while another sandbox works in the same tree: rmdir(2) of a directory that is a mount point
     in another namespace takes the mount away there, and what it covered would be open.
     """
-    if not record.made:
-        return
     with _locked(runtime):
+        record = _leaving(RecordFolder(runtime / record.sandbox_id), record)
+        if not record.made:
+            return
         others = [o for _, o in all_records(runtime) if o.sandbox_id != record.sandbox_id]
         if any(_same_tree(record.workdir, other.workdir) for other in others):
             _bequeath(runtime, record)
@@ -296,6 +299,24 @@ def remove_stand_ins(runtime: Path, record: Record) -> None:
         for kind, path in reversed(record.made):
             with contextlib.suppress(OSError):
                 _remove_empty(kind, path, record.workdir)
+
+
+def _leaving(folder: RecordFolder, record: Record) -> Record:
+    """*record* with what others have left to it; from now on nobody leaves it anything."""
+    try:
+        found = folder.read()
+    except _UNREADABLE:
+        return record
+    if not found.workdir:
+        return record
+    with contextlib.suppress(OSError):  # on a full disk it may be left something, and lose it
+        folder.write(replace(found, workdir="", made=()))
+    return replace(record, made=_joined(record.made, found.made))
+
+
+def _joined(*parts: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """All stand-ins of *parts*, a directory before what is in it."""
+    return tuple(sorted({pair for part in parts for pair in part}, key=lambda pair: pair[1]))
 
 
 def _bequeath(runtime: Path, record: Record) -> None:
@@ -409,8 +430,7 @@ def _sweep_one(runtime: Path, folder: RecordFolder, record: Record) -> bool:
     if pidfd is not None:
         _end(pidfd, record.end_signal)
     cgroup.remove_leftovers(cgroup_facts(record), record.tree)
-    folder.path.joinpath("record.json").unlink(missing_ok=True)
-    remove_stand_ins(runtime, record)
+    remove_stand_ins(runtime, replace(record, made=_joined(record.made, record.planned)))
     folder.remove()
     return True
 

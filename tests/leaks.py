@@ -59,7 +59,7 @@ class Watch:
     def expect_gone(self, record: Record, runtime: Path) -> None:
         """Watch a sandbox that another process made, by its record in *runtime*."""
         self.folders.add(runtime / record.sandbox_id)
-        self.stand_ins.update(path for _, path in record.made)
+        self.stand_ins.update(path for _, path in (*record.made, *record.planned))
         tree = open_existing(cgroup_facts(record), record.tree)
         self.groups.update(os.path.dirname(file) for file in tree.join_files)
 
@@ -159,7 +159,7 @@ def note_what_is_made(patch: Callable[[Any, str, Any], None], watch: Watch) -> N
         return create_folder(runtime, record, **options)
 
     def noting_write(folder: RecordFolder, record: Record) -> None:
-        watch.stand_ins.update(path for _, path in record.made)
+        watch.stand_ins.update(path for _, path in (*record.made, *record.planned))
         write(folder, record)
 
     patch(Tree, "create", noting_tree)

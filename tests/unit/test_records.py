@@ -368,6 +368,37 @@ def test_stand_ins_are_left_to_another_sandbox_in_the_same_tree(
     assert left.made == ()
 
 
+def test_stand_ins_that_are_left_to_a_start_are_not_taken_for_those_it_has_planned(
+    make, runtime_dir, workdir
+):
+    made = made_in(workdir, ".bashrc")
+    folder, record = make("one", workdir=str(workdir), made=made)
+    heir, starting = make("two", workdir=str(workdir), planned=made)
+    remove_stand_ins(runtime_dir, record)
+    folder.remove()
+    remove_stand_ins(runtime_dir, heir.finish(starting))
+    assert os.listdir(workdir) == []
+
+
+def test_a_start_that_fails_removes_what_was_left_to_it(make, runtime_dir, workdir):
+    made = made_in(workdir, ".bashrc")
+    folder, record = make("one", workdir=str(workdir), made=made)
+    _, starting = make("two", workdir=str(workdir), planned=made)
+    remove_stand_ins(runtime_dir, record)
+    folder.remove()
+    remove_stand_ins(runtime_dir, starting)
+    assert os.listdir(workdir) == []
+
+
+def test_who_is_leaving_is_left_nothing(make, runtime_dir, workdir):
+    made = made_in(workdir, ".bashrc")
+    _, leaving = make("one", workdir=str(workdir))
+    _, record = make("two", workdir=str(workdir), made=made)
+    remove_stand_ins(runtime_dir, leaving)  # its folder goes a moment later
+    remove_stand_ins(runtime_dir, record)
+    assert os.listdir(workdir) == []
+
+
 def test_the_own_record_on_disk_is_not_another_sandbox(make, runtime_dir, workdir):
     """A start that fails half-way has written a record that does not know of the stand-ins yet."""
     _, record = make("one", workdir=str(workdir))
