@@ -9,19 +9,24 @@
 
 Every error tells the attempt, the answer, and the next act. How a kernel *ended* is data
 (`handle.ExitStory`), not an exception.
+
+Errors end up in terminals, logs and dialogs, and name what a kernel may have named: they are made
+printable here, once for all.
 """
 
 from __future__ import annotations
+
+from sandbox_provisioner.inside.printable import one_line, printable
 
 
 class SandboxError(Exception):
     """The common root: *attempt* failed, *answer* came back, *remedy* is what to do next."""
 
     def __init__(self, *, attempt: str, answer: str, remedy: str) -> None:
-        self.attempt = attempt
-        self.answer = answer
-        self.remedy = remedy
-        super().__init__(f"Could not {attempt}: {answer}. {remedy}")
+        self.attempt = one_line(attempt)
+        self.answer = one_line(answer)
+        self.remedy = one_line(remedy)
+        super().__init__(f"Could not {self.attempt}: {self.answer}. {self.remedy}")
 
 
 class SpecError(SandboxError):
@@ -43,7 +48,12 @@ class LaunchError(SandboxError):
         self, *, attempt: str, answer: str, remedy: str, step: str, stderr_tail: str = ""
     ) -> None:
         self.step = step
-        self.stderr_tail = stderr_tail
-        if stderr_tail:
-            remedy = f"{remedy}\nThe last lines that it wrote:\n{stderr_tail.rstrip()}"
+        self.stderr_tail = printable(stderr_tail)
         super().__init__(attempt=attempt, answer=f"[{step}] {answer}", remedy=remedy)
+
+    def __str__(self) -> str:
+        """What it wrote is set in: it cannot look like a line of a log."""
+        if not self.stderr_tail:
+            return super().__str__()
+        lines = "\n".join(f"    {line}" for line in self.stderr_tail.rstrip().split("\n"))
+        return f"{super().__str__()}\nThe last lines that it wrote:\n{lines}"

@@ -24,6 +24,7 @@ from sandbox_provisioner.inside.init import (
     MEMORY_WORD,
     SEALED,
 )
+from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
 
@@ -36,7 +37,7 @@ class ExitStory:
     nobody could learn it. *cover_lost*: it was ended because somebody outside had replaced a file
     that it must not reach. *interrupted*: it ended by itself, just after the interrupt near its
     memory cap. *reason* is a sentence for the person at the notebook where the sandbox ended it, ""
-    otherwise. *stderr_tail* is the last that it wrote to stderr.
+    otherwise. *stderr_tail* is the last that it wrote to stderr, made printable.
     """
 
     code: int | None
@@ -231,7 +232,7 @@ class LocalHandle:
             pids_limit_hits=usage.pids_limit_hits or 0,
             cover_lost=words[2:] == [COVER_LOST],
             interrupted=words[2:] == [INTERRUPTED] and not oom_killed,
-            stderr_tail=tail.decode(errors="replace"),
+            stderr_tail=printable(tail.decode(errors="replace")),
         )
         return with_reason(story, self.record)
 

@@ -28,6 +28,7 @@ from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
 from sandbox_provisioner.handle import LocalHandle, SandboxHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks, disk_of
 from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
+from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.kernel_files import find_kernel_files
 from sandbox_provisioner.landlock import compile_landlock_plan
 from sandbox_provisioner.landlock import obstacle as landlock_obstacle
@@ -102,7 +103,11 @@ class LocalLauncher:
 
     def __init__(self, *, runtime_dir: str = "", warn: Warn = lambda _: None) -> None:
         self._runtime_dir = runtime_dir
-        self.warn = warn
+        self._warn = warn
+
+    def warn(self, text: str) -> None:
+        """Tell whoever starts sandboxes; what *text* names may have been named by a kernel."""
+        self._warn(one_line(text))
 
     def runtime(self) -> Path:
         """Where the records of our sandboxes are."""

@@ -19,6 +19,7 @@ from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import ATTEMPT as RANGE_ATTEMPT
 from sandbox_provisioner.id_range import IdRange, id_map
+from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.inside.seccomp import KERNEL, compile_filter, describe
 from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.spec import STAND_IN_NOTE, SandboxSpec, UserIds, format_bytes, relative
@@ -64,7 +65,7 @@ class Step:
             shown = [f"({len(self.words[0]) // 8} statements: {policy})"]
         else:
             shown = [_short(str(word)) for word in self.words]
-        return " ".join([self.verb, *shown])
+        return one_line(" ".join([self.verb, *shown]))
 
 
 def _short(word: str) -> str:
@@ -84,7 +85,7 @@ class Plan:
         for number, step in enumerate(self.steps, 1):
             lines.append(f"{number:3}. {step.describe()}")
             if step.why:
-                lines.append(f"       {step.why}")
+                lines.append(f"       {one_line(step.why)}")
         return "\n".join(lines)
 
     def encode(self) -> bytes:

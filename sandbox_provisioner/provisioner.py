@@ -34,6 +34,7 @@ from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError
 from sandbox_provisioner.handle import ExitStory, LocalHandle
 from sandbox_provisioner.inside.init import SEALED
+from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.landlock import private
 from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.launch import Labels, LocalLauncher
@@ -387,7 +388,7 @@ class SandboxProvisioner(LocalProvisioner):
             handle = await start_warm(launcher, request, labels, stdio, warmth.preload)
         except WarmUnavailable as error:
             level = logging.WARNING if error.failed else logging.INFO
-            self.log.log(level, "Kernel %s starts cold: %s", self.kernel_id, error)
+            self.log.log(level, "Kernel %s starts cold: %s", self.kernel_id, one_line(str(error)))
             handle = await launcher.start(request, labels, stdio)
         prepare(launcher, request, labels, warmth)
         return handle

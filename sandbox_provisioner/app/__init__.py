@@ -22,6 +22,7 @@ from traitlets import TraitError
 
 from sandbox_provisioner.app.command import SandboxCommand, UsageError
 from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.inside.printable import printable
 
 __all__ = ["SandboxApp", "main"]
 
@@ -90,5 +91,5 @@ def main() -> None:
 
 def _leave(status: int, text: str = "") -> None:
     if text:
-        print(f"jupyter sandbox: {text}", file=sys.stderr)
+        print(f"jupyter sandbox: {printable(text)}", file=sys.stderr)
     raise SystemExit(status)

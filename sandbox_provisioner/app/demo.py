@@ -34,6 +34,7 @@ from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.app.twins import twin_of, write_twin
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.inside.printable import one_line, printable
 
 _CAP = "256M"
 _BEYOND_CAP_MIB = 400
@@ -186,9 +187,10 @@ class DemoApp(SandboxCommand):
             question.held(*answers)
             for question, *answers in zip(asked, plain.texts, boxed.texts, strict=True)
         ]
-        print(_comparison(asked, verdicts, plain, boxed))
+        print(printable(_comparison(asked, verdicts, plain, boxed)))
         if boxed.last_words:
-            print(f"\nThe person who filled the memory read, under the cell:\n  {boxed.last_words}")
+            print("\nThe person who filled the memory read, under the cell:")
+            print(f"  {one_line(boxed.last_words)}")
         for facility, reason in missing.items():
             if reason:
                 print(f"\nThere is no cap on {facility} here: {reason}.")

@@ -33,6 +33,7 @@ from sandbox_provisioner.app.leftovers import left_groups, left_sandboxes
 from sandbox_provisioner.errors import LaunchError, SandboxError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.id_range import find_id_range
+from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner
@@ -79,7 +80,7 @@ class DoctorApp(SandboxCommand):
         if self.json_output:
             print(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
         else:
-            print(doctor.describe(checks))
+            print(printable(doctor.describe(checks)))
         if isinstance(findings.trial, SandboxError):
             raise SystemExit(1)
 

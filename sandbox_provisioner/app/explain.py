@@ -25,6 +25,7 @@ from sandbox_provisioner.app.command import (
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.landlock import losses
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner, places
@@ -82,7 +83,8 @@ class ExplainApp(SandboxCommand):
         if provisioner.workdir == "root":
             provisioner.workdir = cwd
         plan = provisioner.launcher.explain(request_for(provisioner, kernel, cwd))
-        print(f"{kernel.display_name} ({kernel.resource_dir}), started in {cwd}\n")
+        title = f"{kernel.display_name} ({kernel.resource_dir}), started in {cwd}"
+        print(f"{one_line(title)}\n")
         print(table([("option", "value", "from"), *options], widest=(20, _SHOWN_WIDTH, 60)))
         if provisioner.confinement == Confinement.LANDLOCK:
             lost = "\n".join(f"  - {text}" for text in losses(HostFacts.probe()))

@@ -24,6 +24,7 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.twins import twin_of, write_twin
 from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.provisioner import SandboxProvisioner
 
 _ALIASES = {
@@ -102,7 +103,7 @@ class InstallApp(SandboxCommand):
         twin = twin_of(kernel, self._checked_options(), display_name=self.display_name)
         name = (self.kernel_name or f"{self.kernel}-sandbox").lower()
         folder = self._install(manager, kernel, twin, name)
-        print(_report(manager, name, twin, folder))
+        print(printable(_report(manager, name, twin, folder)))
 
     def _checked_options(self) -> dict[str, Any]:
         """Read the options as a start would; nothing is written with one that cannot be meant."""

@@ -21,6 +21,7 @@ from sandbox_provisioner.app.command import (
 from sandbox_provisioner.app.terminal import relayed
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import ExitStory, LocalHandle
+from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner, user_name
@@ -72,7 +73,7 @@ class RunApp(SandboxCommand):
         except LaunchError as error:
             raise _for_a_command(error, command[0]) from None
         if story.reason:
-            print(f"jupyter sandbox: {story.reason}", file=sys.stderr)
+            print(f"jupyter sandbox: {one_line(story.reason)}", file=sys.stderr)
         raise SystemExit(_status(story))
 
 

@@ -1,9 +1,11 @@
-"""app/tables.py - pure: plain text tables."""
+"""app/tables.py - pure: plain text tables, whatever stands in their cells."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+
+from sandbox_provisioner.inside.printable import one_line
 
 
 def table(rows: Sequence[Sequence[str]], *, widest: Sequence[int] = ()) -> str:
@@ -22,7 +24,7 @@ def table(rows: Sequence[Sequence[str]], *, widest: Sequence[int] = ()) -> str:
 
 
 def _lines(cell: str, limit: int) -> list[str]:
-    return textwrap.wrap(cell, limit) or [""]
+    return textwrap.wrap(one_line(cell), limit) or [""]
 
 
 def _printed(row: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:

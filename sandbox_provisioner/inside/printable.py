@@ -1,0 +1,38 @@
+"""inside/printable.py - pure; in PID 1 and outside: text that a terminal and a log show as text.
+
+What a kernel writes, and the names that it gives to files, may hold control characters: they move
+a terminal's cursor, set its title, or answer for the person at it (ECMA-48 calls them C0 and C1);
+others turn the order of the letters around (Unicode's bidirectional controls). May import: nothing.
+"""
+
+from __future__ import annotations
+
+_NEW_LINE = 0x0A
+_TAB = 0x09
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
+# ALM, LRM, RLM; line and paragraph separator; LRE to RLO; LRI to PDI.
+_OF_UNICODE = (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_NAMES = {code: f"\\x{code:02x}" for code in _CONTROLS}
+_NAMES |= {code: f"\\u{code:04x}" for code in _OF_UNICODE}
+_IN_A_LINE = dict(_NAMES)
+_IN_LINES = {code: name for code, name in _NAMES.items() if code not in (_NEW_LINE, _TAB)}
+
+
+def printable(text: str) -> str:
+    """*text* with every control character as its number, but for tabs and the ends of lines."""
+    return _encodable(text).translate(_IN_LINES)
+
+
+def one_line(text: str) -> str:
+    """The same in one line: a name with an end of line in it cannot look like a line of a log."""
+    return _encodable(text).translate(_IN_A_LINE)
+
+
+def printable_bytes(data: bytes) -> bytes:
+    """`printable` for UTF-8; what is none is shown as its numbers."""
+    return data.decode("utf-8", "backslashreplace").translate(_IN_LINES).encode()
+
+
+def _encodable(text: str) -> str:
+    """Surrogates, which stand for bytes of a name that are not UTF-8, fail on their way out."""
+    return text.encode("utf-8", "backslashreplace").decode()
