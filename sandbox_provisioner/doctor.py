@@ -229,12 +229,12 @@ def _work_directory(found: Findings) -> Check:
             loss="kernels that start in the directory you are in now",
             remedy=workdir.remedy,
         )
-    where = f"{workdir.path} on {workdir.filesystem}"
+    where = f"{workdir.path} on {workdir.place.filesystem}"
     if not found.host.privileged:
         return Check(facility=facility, state=State.OK, found=f"{where}; kernels have your uid")
     if workdir.idmappable:
         return Check(facility=facility, state=State.OK, found=f"{where}: mounts can be id-mapped")
-    loses_all = workdir.owner_uid == 0
+    loses_all = workdir.place.owner_uid == 0
     return Check(
         facility=facility,
         state=State.LACK if loses_all else State.NOTE,

@@ -10,6 +10,7 @@ import os
 import pwd
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from sandbox_provisioner.cgroup import CgroupFacts, survey
 from sandbox_provisioner.covers import bad_workdir, find_covered
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.kernel_calls import landlock_version
-from sandbox_provisioner.spec import Covers, Volume, relative
+from sandbox_provisioner.places import Asker, Place
+from sandbox_provisioner.spec import Covers, Volume
 from sandbox_provisioner.surroundings import current_obstacle
 
 # The new mount API with mount_setattr(2) came with this release.
@@ -69,6 +71,11 @@ class HostFacts:
     own_folders: frozenset[str]
     cwd: str
     landlock: int = 0
+
+    @property
+    def asker(self) -> Asker:
+        """Who opens what a kernel is given. Anybody can set HOME: that one counts for nothing."""
+        return Asker(self.uid, self.homes - {self.home})
 
     @classmethod
     def probe(cls) -> HostFacts:
@@ -190,46 +197,48 @@ def count_tasks(uid: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkdirFacts:
-    """What is true of a work directory. *source* is the real path of *path*, "" if there is none.
+    """What is true of a work directory, which is open as *place*. *path* is where it shows inside.
 
     *directories*, *files*, *server_files* and *frozen* are what `Covers` means here, as paths
     relative to it, with what symbolic links at these places lead to.
     """
 
-    path: str
-    source: str
-    owner_uid: int
-    owner_gid: int
-    filesystem: str
+    place: Place
     idmappable: bool
     directories: tuple[str, ...]
     files: tuple[str, ...]
     server_files: tuple[str, ...]
     frozen: tuple[str, ...]
 
+    @property
+    def path(self) -> str:
+        """What was asked for, which is also where it shows inside."""
+        return self.place.path
+
+    @property
+    def source(self) -> str:
+        """Its real path, "" if there is none."""
+        return self.place.source
+
     @classmethod
     def nowhere(cls) -> WorkdirFacts:
         """For a box that has none."""
         return cls(
-            path="", source="", owner_uid=0, owner_gid=0, filesystem="", idmappable=True,
+            place=Place.nowhere(), idmappable=True,
             directories=(), files=(), server_files=(), frozen=(),
         )  # fmt: skip
 
     @classmethod
-    def probe(cls, path: str, facts: HostFacts, covers: Covers) -> WorkdirFacts:
-        """Look at *path*; SpecError where it cannot be anybody's work directory."""
-        source = os.path.realpath(path)
-        for candidate in (path, source):
-            _refuse_system_path(candidate)
-        try:
-            status = os.stat(source)
-            if not os.path.isdir(source):
-                raise NotADirectoryError(20, "it is not a directory")
-        except OSError as error:
-            raise bad_workdir(path, error.strerror or str(error)) from None
-        filesystem = filesystem_of(source)
+    def probe(cls, path: str, facts: HostFacts, covers: Covers, opened: ExitStack) -> WorkdirFacts:
+        """Open *path* until *opened* closes, and look at it; SpecError where it cannot be anybody's
+        work directory."""
+        attempt = f"use {path!r} as the work directory"
+        place = Place.open(path, facts.asker, opened, attempt=attempt)
+        answer = place.refusal(facts.asker)
+        if answer or not place.is_directory:
+            raise bad_workdir(path, answer or "it is not a directory")
         covered = find_covered(
-            source,
+            place.source,
             covers,
             home=facts.home,
             homes=facts.homes,
@@ -237,12 +246,8 @@ class WorkdirFacts:
             cwd=facts.cwd,
         )
         return cls(
-            path=path.rstrip("/"),
-            source=source,
-            owner_uid=status.st_uid,
-            owner_gid=status.st_gid,
-            filesystem=filesystem,
-            idmappable=_is_idmappable(filesystem, facts),
+            place=place,
+            idmappable=_is_idmappable(place, facts),
             directories=covered.directories,
             files=covered.files,
             server_files=covered.server_files,
@@ -250,79 +255,34 @@ class WorkdirFacts:
         )
 
 
-_REFUSED_TREES = ("/etc", "/usr", "/boot", "/proc", "/sys", "/dev", "/bin", "/sbin", "/lib")
-_REFUSED = ("/", "/home", "/tmp", "/var", "/var/tmp", "/run", "/opt", "/mnt", "/media")
-
-
-def _refuse_system_path(path: str) -> None:
-    if (path.rstrip("/") or "/") in _REFUSED:
-        raise bad_workdir(path, "it would show the sandbox more than one person's files")
-    for tree in _REFUSED_TREES:
-        if relative(path, tree) is not None:
-            raise bad_workdir(path, f"it lies in {tree}, which belongs to the system")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeFacts:
-    """What is true of a volume's source: its real path, its owner, and whether its ids can be
+    """What is true of a volume's source, which is open as *place*, and whether its ids can be
     mapped, so that what belongs to the owner outside belongs to the kernel's user inside."""
 
     volume: Volume
-    source: str
-    owner_uid: int
-    owner_gid: int
+    place: Place
     idmappable: bool
 
+    @property
+    def source(self) -> str:
+        """Its real path."""
+        return self.place.source
+
     @classmethod
-    def probe(cls, volume: Volume, facts: HostFacts) -> VolumeFacts:
-        """Look at *volume*; SpecError if it is not there, or shows what nobody may be given."""
-        source = os.path.realpath(volume.source)
-        if not os.path.exists(source):
-            raise SpecError(
-                attempt=f"use the volume {volume.source}",
-                answer="there is no such path",
-                remedy="Create it, or correct the option volumes.",
-            )
-        status = os.stat(source)
-        return cls(
-            volume=volume,
-            source=source,
-            owner_uid=status.st_uid,
-            owner_gid=status.st_gid,
-            idmappable=_is_idmappable(filesystem_of(source), facts),
-        )
+    def probe(cls, volume: Volume, facts: HostFacts, opened: ExitStack) -> VolumeFacts:
+        """Open the source of *volume* until *opened* closes, and look at it; SpecError if it is not
+        there, or is what no kernel may write to."""
+        attempt = f"use the volume {volume.source!r}"
+        place = Place.open(volume.source, facts.asker, opened, attempt=attempt)
+        if place.source == "/" or place.source.split("/")[1] in {"proc", "sys", "dev"}:
+            answer, remedy = f"it leads to {place.source}", "Name a directory of files."
+            raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
+        if answer := "" if volume.readonly else place.refusal(facts.asker):
+            remedy = "Show it read-only, or a part of it."
+            raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
+        return cls(volume=volume, place=place, idmappable=_is_idmappable(place, facts))
 
 
-def _is_idmappable(filesystem: str, facts: HostFacts) -> bool:
-    return facts.kernel >= _IDMAPPED_SINCE.get(filesystem, (1 << 16, 0))
-
-
-def disk_of(path: str) -> str:
-    """The disk that *path* lies on, as the "MAJOR:MINOR" that cgroups know it by; "" where it lies
-    on no disk of its own (overlay, btrfs, tmpfs, a file server). They know no partitions."""
-    try:
-        device = os.stat(path).st_dev
-        name = f"{os.major(device)}:{os.minor(device)}"
-        place = os.path.realpath(f"/sys/dev/block/{name}", strict=True)
-        if os.path.exists(f"{place}/partition"):
-            place = os.path.dirname(place)
-        return Path(f"{place}/dev").read_text().strip()
-    except OSError:
-        return ""
-
-
-def filesystem_of(path: str) -> str:
-    """The type of the file system that *path* lies on, from proc_pid_mountinfo(5)."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    best, name = -1, "unknown"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        words = left.split()
-        mount_point = words[4].encode().decode("unicode_escape")
-        # btrfs gives each subvolume a device number of its own: then the longest path decides.
-        inside = relative(path, mount_point) is not None
-        score = len(mount_point) + (1 << 16) * (words[2] == wanted)
-        if inside and score > best:
-            best, name = score, right.split()[0]
-    return name
+def _is_idmappable(place: Place, facts: HostFacts) -> bool:
+    return facts.kernel >= _IDMAPPED_SINCE.get(place.filesystem, (1 << 16, 0))

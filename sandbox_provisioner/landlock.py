@@ -92,7 +92,9 @@ def compile_landlock_plan(request: LaunchRequest, site: Site) -> Plan:
     folder = os.path.dirname(site.sockets)
     rules = tuple(_rule_steps(request, site, folder))
     named = (word for rule in rules if rule.verb == "landlock-allow" for word in rule.words[1:])
+    opened = tuple(f"place:{place.source}" for _, place in site.places)
     steps = (
+        Step("receive", opened, "opened and judged before; no path is looked up again"),
         Step("share-namespaces", (), "; ".join(losses(site.facts))),
         Step("exit-file", (site.exit_file,), "where init will write how the kernel ended"),
         Step("join-cgroup", site.join_files, "memory, CPU and processes are charged from here on"),

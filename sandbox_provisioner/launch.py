@@ -18,6 +18,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol
@@ -26,12 +27,13 @@ from sandbox_provisioner import cgroup
 from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
 from sandbox_provisioner.handle import LocalHandle, SandboxHandle
-from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks, disk_of
+from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.kernel_files import find_kernel_files
 from sandbox_provisioner.landlock import compile_landlock_plan
 from sandbox_provisioner.landlock import obstacle as landlock_obstacle
+from sandbox_provisioner.places import disk_of
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
 from sandbox_provisioner.records import (
     Record,
@@ -119,22 +121,28 @@ class LocalLauncher:
 
     def survey(self, request: LaunchRequest) -> tuple[Site, CgroupTree]:
         """Find out all that `compile_plan` needs; starts and changes nothing (but asks a Python
-        that is not ours for its paths)."""
+        that is not ours for its paths). The caller closes what it has opened: ``site.opened``."""
+        with ExitStack() as opened:
+            site, tree = self._survey(request, opened)
+            return replace(site, opened=opened.pop_all()), tree
+
+    def _survey(self, request: LaunchRequest, opened: ExitStack) -> tuple[Site, CgroupTree]:
         facts = HostFacts.probe()
         spec = request.spec
         shared = spec.confinement is Confinement.LANDLOCK
         obstacle = landlock_obstacle(facts) if shared else facts.obstacle
         if obstacle:
             raise obstacle
-        tree = self.tree(request, facts, request.sandbox_id)
+        workdir = WorkdirFacts.probe(spec.workdir, facts, spec.covers, opened)
+        tree = self.tree(request, facts, workdir, request.sandbox_id)
         files = find_kernel_files(request.argv, request.environment, facts, request.extra_files)
         for path in files.too_broad:
             self.warn(f"{path} is on the kernel's path, but would show it more than that: left out")
         site = Site(
             facts=facts,
-            workdir=WorkdirFacts.probe(spec.workdir, facts, spec.covers),
+            workdir=workdir,
             files=files,
-            volumes=tuple(VolumeFacts.probe(volume, facts) for volume in spec.volumes),
+            volumes=tuple(VolumeFacts.probe(volume, facts, opened) for volume in spec.volumes),
             join_files=tree.join_files,
             id_range=_id_range(spec, facts),
             user_tasks=count_tasks(facts.uid) if shared else 0,
@@ -143,17 +151,20 @@ class LocalLauncher:
         )
         return site, tree
 
-    def tree(self, request: LaunchRequest, facts: HostFacts, name: str) -> CgroupTree:
+    def tree(
+        self, request: LaunchRequest, facts: HostFacts, workdir: WorkdirFacts, name: str
+    ) -> CgroupTree:
         """The groups called *name*, with the caps of *request*; nothing is made yet."""
         spec = request.spec
-        device = disk_of(spec.workdir) if spec.limits.io_bytes_per_second else ""
+        device = disk_of(workdir.place.device) if spec.limits.io_bytes_per_second else ""
         return cgroup.open_tree(facts.cgroups, name, spec.limits, spec.may_lack, self.warn, device)
 
     def explain(self, request: LaunchRequest) -> Plan:
         """The plan that `start` would perform; nothing is run."""
         site, _ = self.survey(request)
-        sockets = str(RecordFolder(self.runtime() / request.sandbox_id).sockets)
-        return compile_for(request, replace(site, first_id=FIRST_ID, sockets=sockets))
+        with site.opened:
+            sockets = str(RecordFolder(self.runtime() / request.sandbox_id).sockets)
+            return compile_for(request, replace(site, first_id=FIRST_ID, sockets=sockets))
 
     async def start(
         self, request: LaunchRequest, labels: Labels | None = None, stdio: Stdio | None = None
@@ -168,7 +179,9 @@ class LocalLauncher:
         start = ColdStart(request, process, runtime, labels or Labels())
         start.stdio = stdio or Stdio()
         try:
-            return await start.run(*self.survey(request))
+            site, tree = self.survey(request)
+            with site.opened:
+                return await start.run(site, tree)
         except BaseException:
             await start.undo()
             raise
@@ -375,7 +388,7 @@ class ColdStart(Start):
         plan = self.compile(site)
         self.create_cgroup(tree)
         self.process.end_signal = self.record.end_signal
-        await self.launcher.perform(plan, self.stdio)
+        await self.launcher.perform(plan, self.stdio, site.descriptors)
         self.check(self.process.report, plan, site)
         return self.hand_over(tree, folder)
 
@@ -391,11 +404,15 @@ _REMEDIES: Mapping[str, str] = {
     "cover": "Make the work directory writable for its owner, or choose another one with workdir.",
     "watch-memory": "Set mem_interrupt = 0 to do without.",
     "take": "Make the path readable, or correct the option that names it.",
+    "find-again": "Start again when nobody moves or replaces it.",
 }
 _NAMESPACE_VERBS = (
     "make-user-namespace", "unshare-user-namespace", "map-user-namespace", "unshare", "fork-init",
 )  # fmt: skip
-_MOUNT_VERBS = ("take", "new-root", "attach", "mount", "scratch", "mask", "freeze-paths", "pivot")
+_TAKE_VERBS = ("take", "take-place")
+_MOUNT_VERBS = (
+    *_TAKE_VERBS, "new-root", "attach", "mount", "scratch", "mask", "freeze-paths", "pivot",
+)  # fmt: skip
 _REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSPC, errno.ENOSYS, errno.EINVAL}
 
 
@@ -439,7 +456,7 @@ def _cause_of(verb: str, number: int, text: str, facts: HostFacts) -> Cause | No
     if verb in _NAMESPACE_VERBS:
         return cause_of(number, text, Surroundings.probe(), privileged=facts.privileged)
     # What is taken is the server's to read: EACCES means a closed path there.
-    forbids = {errno.EPERM} if verb == "take" else {errno.EPERM, errno.EACCES}
+    forbids = {errno.EPERM} if verb in _TAKE_VERBS else {errno.EPERM, errno.EACCES}
     if verb not in _MOUNT_VERBS or number not in forbids:
         return None
     around = Surroundings.probe()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from sandbox_provisioner.errors import HostError, SpecError
@@ -22,6 +23,7 @@ from sandbox_provisioner.id_range import IdRange, id_map
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.inside.seccomp import KERNEL, compile_filter, describe
 from sandbox_provisioner.kernel_files import KernelFiles
+from sandbox_provisioner.places import Place
 from sandbox_provisioner.spec import STAND_IN_NOTE, SandboxSpec, UserIds, format_bytes, relative
 from sandbox_provisioner.variables import kernel_environment
 
@@ -133,6 +135,7 @@ class Site:
     the host's directory that shows inside as /run/kernel, *exit_file* where init tells the end.
     *id_range* is what an ordinary user's sandbox maps all ids but the user's own to; None: nothing.
     *user_tasks* is how many processes and threads the user has, where a cap is to count from there.
+    *opened* closes the descriptors of `places`: whoever made the site does, when the start is done.
     """
 
     facts: HostFacts
@@ -147,6 +150,18 @@ class Site:
     exit_file: str = ""
     user_tasks: int = 0
     server_environment: Mapping[str, str] = field(default_factory=dict)
+    opened: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
+
+    @property
+    def places(self) -> tuple[tuple[str, Place], ...]:
+        """What of the host this one kernel is given, and where that shows inside."""
+        workdir = ((self.workdir.path, self.workdir.place),) if self.workdir.source else ()
+        return (*workdir, *((facts.volume.target, facts.place) for facts in self.volumes))
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those of `places`, which go to the launcher with the plan."""
+        return tuple(place.fd for _, place in self.places)
 
     @property
     def uid(self) -> int:
@@ -163,14 +178,18 @@ class Site:
         """The kernel's user id as the host sees it."""
         if not self.facts.privileged:
             return self.facts.uid
-        return self.first_id + KERNEL_ID if self.workdir.idmappable else self.workdir.owner_uid
+        return (
+            self.first_id + KERNEL_ID if self.workdir.idmappable else self.workdir.place.owner_uid
+        )
 
     @property
     def outside_gid(self) -> int:
         """The kernel's group id as the host sees it."""
         if not self.facts.privileged:
             return self.facts.gid
-        return self.first_id + KERNEL_ID if self.workdir.idmappable else self.workdir.owner_gid
+        return (
+            self.first_id + KERNEL_ID if self.workdir.idmappable else self.workdir.place.owner_gid
+        )
 
     @property
     def home(self) -> str:
@@ -183,6 +202,7 @@ def compile_plan(request: LaunchRequest, site: Site) -> Plan:
     """The steps for *request* at *site*. Raises HostError if this host cannot do it as asked."""
     check(site)
     steps = (
+        *receive_steps(site),
         Step("exit-file", (site.exit_file,), "where init will write how the kernel ended"),
         Step("join-cgroup", site.join_files, "memory, CPU and processes are charged from here on"),
         *watch_steps(request, site),
@@ -204,6 +224,13 @@ def compile_plan(request: LaunchRequest, site: Site) -> Plan:
         *kernel_steps(request, site),
     )
     return Plan(tuple(step for step in steps if step.verb != "join-cgroup" or step.words))
+
+
+def receive_steps(site: Site) -> Iterator[Step]:
+    """Name the descriptors that come with the plan."""
+    if site.places:
+        names = tuple(f"place:{target}" for target, _ in site.places)
+        yield Step("receive", names, "opened and judged before; no path is looked up again")
 
 
 def check(site: Site) -> None:
@@ -238,11 +265,11 @@ def _interrupted(cap: int) -> str:
 
 def _check_ids(site: Site) -> None:
     workdir = site.workdir
-    if site.facts.privileged and not workdir.idmappable and workdir.owner_uid == 0:
+    if site.facts.privileged and not workdir.idmappable and workdir.place.owner_uid == 0:
         raise HostError(
             attempt=f"show {workdir.path} to a kernel that is not root",
             answer=f"it belongs to root, and Linux {'.'.join(map(str, site.facts.kernel))} cannot "
-            f"map the ids of a mount of {workdir.filesystem}",
+            f"map the ids of a mount of {workdir.place.filesystem}",
             remedy=f"Give it to an ordinary user (chown), or work on a file system such as ext4, "
             f"xfs or btrfs, so that the files in {workdir.path} can keep their owner.",
         )
@@ -275,6 +302,7 @@ def namespace_and_mount_steps(
     if not site.facts.privileged:
         yield _own_user_namespace(request, site)
         yield new
+        yield from find_again_steps(site)
         yield from takes
         return
     why = "uid 0 inside is nobody outside: the server's root maps to an id range of its own"
@@ -289,6 +317,13 @@ def namespace_and_mount_steps(
     yield new
 
 
+def find_again_steps(site: Site) -> Iterator[Step]:
+    """For who takes mounts in a mount namespace of its own."""
+    for target, place in site.places:
+        why = "of the mounts that we now have a copy of; it must be the very same file"
+        yield Step("find-again", (target, place.source), why)
+
+
 def owner_map_steps(site: Site) -> Iterator[Step]:
     """A user namespace for each mount whose ids a root server maps."""
     why = "for an id-mapped mount: who owns it outside appears as the kernel's user"
@@ -297,8 +332,8 @@ def owner_map_steps(site: Site) -> Iterator[Step]:
     mapped = [(f"volume-{n}", facts) for n, facts in enumerate(site.volumes) if facts.idmappable]
     for name, facts in (*owned, *mapped):
         owner = (
-            f"{facts.owner_uid} {site.outside_uid} 1",
-            f"{facts.owner_gid} {site.outside_gid} 1",
+            f"{facts.place.owner_uid} {site.outside_uid} 1",
+            f"{facts.place.owner_gid} {site.outside_gid} 1",
         )
         yield Step("make-user-namespace", (name, *owner), why)
 
@@ -339,16 +374,16 @@ def given_take_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
     mapped = ("idmap=workdir",) if site.facts.privileged and site.workdir.idmappable else ()
     if site.workdir.source:
         yield Step(
-            "take",
-            (site.workdir.path, site.workdir.source, *mapped, "nosuid", "nodev"),
+            "take-place",
+            (site.workdir.path, *mapped, "nosuid", "nodev"),
             "the work directory, writable; its files keep their owner",
         )
     for number, facts in enumerate(site.volumes):
         how = ("readonly",) if facts.volume.readonly else ()
         if site.facts.privileged and facts.idmappable:
             how = (f"idmap=volume-{number}", *how)
-        words = (facts.volume.target, facts.source, *how, "nosuid", "nodev")
-        yield Step("take", words, "asked for by volumes")
+        words = (facts.volume.target, *how, "nosuid", "nodev")
+        yield Step("take-place", words, "asked for by volumes")
     if request.connection_file:
         attributes = ("nosuid", "nodev", "noexec")
         yield Step("take", (SOCKETS, site.sockets, *attributes), "the kernel's own sockets")

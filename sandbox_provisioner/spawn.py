@@ -170,19 +170,20 @@ class LauncherProcess:
             )
         return self._pid
 
-    async def perform(self, plan: Plan, stdio: Stdio) -> None:
-        """Let it perform *plan*; returns when the kernel runs, or nothing does: see `report`."""
+    async def perform(self, plan: Plan, stdio: Stdio, fds: Sequence[int] = ()) -> None:
+        """Let it perform *plan*, to which *fds* belong; returns when the kernel runs, or nothing
+        does: see `report`."""
         assert self.pid  # before anything else is said on the socket
-        self._go(plan, stdio)
+        self._go(plan, stdio, fds)
         await self._read_report()
         # It forked PID 1 long before the pipe's end, and has ended or is about to.
         await self._wait()
         self._open_init()
 
-    def begin(self, plan: Plan) -> None:
-        """Let it perform *plan*, which ends with ``hand-over``."""
+    def begin(self, plan: Plan, fds: Sequence[int]) -> None:
+        """Let it perform *plan*, which ends with ``hand-over``, and to which *fds* belong."""
         assert self.pid
-        self._go(plan, Stdio(stdout=subprocess.DEVNULL))
+        self._go(plan, Stdio(stdout=subprocess.DEVNULL), fds)
 
     async def opened(self) -> list[int]:
         """The descriptors that it opened, in the plan's order. Empty if a step failed: see
@@ -193,14 +194,14 @@ class LauncherProcess:
             await self._read_report()
         return fds
 
-    def _go(self, plan: Plan, stdio: Stdio) -> None:
+    def _go(self, plan: Plan, stdio: Stdio, fds: Sequence[int]) -> None:
         self._report, report = os.pipe()
         streams = Streams(stdio)
         self.pipes = tuple(streams.pipes)
         try:
             # Without a launcher the report pipe ends at once, and says as much.
             with contextlib.suppress(BrokenPipeError):
-                say_go(self._control, plan, (report, *streams.theirs))
+                say_go(self._control, plan, (report, *streams.theirs, *fds))
         finally:
             os.close(report)
             streams.sent()

@@ -21,7 +21,7 @@ from typing import Any
 
 from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.cgroup.tree import Tree
-from sandbox_provisioner.host import filesystem_of
+from sandbox_provisioner.places import filesystem_of
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts
 from sandbox_provisioner.spec import STAND_IN_NOTE
 
@@ -131,7 +131,14 @@ def _processes_of(parent: int) -> Iterator[str]:
 
 def _is_group(path: str) -> bool:
     """A test may also make believe, in a folder that is no cgroup's."""
-    return os.path.isdir(path) and filesystem_of(path).startswith("cgroup")
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        return filesystem_of(fd).startswith("cgroup")
+    finally:
+        os.close(fd)
 
 
 def _is_stand_in(path: str) -> bool:

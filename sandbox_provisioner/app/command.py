@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any
@@ -210,5 +211,7 @@ def lend(folder: Path, host: HostFacts) -> None:
     What belongs to root can only be shown through an id-mapped mount, and a file system under /tmp
     that has none says nothing about where notebooks are.
     """
-    if host.privileged and not WorkdirFacts.probe(str(folder), host, Covers()).idmappable:
+    with ExitStack() as opened:
+        found = WorkdirFacts.probe(str(folder), host, Covers(), opened)
+    if host.privileged and not found.idmappable:
         os.chown(folder, _NOBODY, _NOBODY)

@@ -12,6 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,13 @@ class DoctorApp(SandboxCommand):
             raise SystemExit(1)
 
     def _find(self) -> doctor.Findings:
-        host = HostFacts.probe()
+        host, here = HostFacts.probe(), working_directory()
         provisioner = self.provisioner()
         runtime = _answer(provisioner.launcher.runtime)
         usable = not isinstance(runtime, SandboxError)
         return doctor.Findings(
             host=host,
-            workdir=_answer(lambda: WorkdirFacts.probe(working_directory(), host, Covers())),
+            workdir=_answer(lambda: _work_directory(here, host)),
             sysctls=dict(_sysctls()),
             surroundings=Surroundings.probe(),
             id_range=_answer(lambda: find_id_range(host.uid)),
@@ -113,6 +114,11 @@ class DoctorApp(SandboxCommand):
                 sandboxed=provisioner_name_of(spec["metadata"]) == PROVISIONER,
                 guarded=inner_command(spec["argv"]) != spec["argv"],
             )
+
+
+def _work_directory(path: str, host: HostFacts) -> WorkdirFacts:
+    with ExitStack() as opened:
+        return WorkdirFacts.probe(path, host, Covers(), opened)
 
 
 def _answer(question: Any) -> Any:

@@ -60,6 +60,7 @@ _LANDLOCK_KINDS = {
 # Targets are looked up below a descriptor and never through a symbolic link: what an earlier kernel
 # left in a work directory cannot lead a mount elsewhere.
 _STRAIGHT = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
+_NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _LOOK = os.O_PATH | os.O_NOFOLLOW
 _OPEN_FILES = 1 << 20
 
@@ -72,6 +73,7 @@ class Box:
         self.control_fd = control_fd
         self.exit_fd = -1
         self.user_namespaces: dict[str, int] = {}
+        self.places: dict[str, int] = {}
         self.taken: dict[str, int] = {}
         self.root_fd = -1
         self.kernel_uid = -1
@@ -149,8 +151,9 @@ def hand_over(box: Box) -> None:
 
 
 def receive(box: Box, *names: str) -> None:
-    """Name what came last: files to join groups by, the socket through which a spare is claimed,
-    the string that holds its groups; the exit file, files of the memory group, mounts by target."""
+    """Name what came last: places of the host; files to join groups by, the socket through which a
+    spare is claimed, the string that holds its groups; the exit file, files of the memory group,
+    mounts by target."""
     for name, fd in zip(names, box.received, strict=True):
         if name == "exit-file":
             box.exit_fd = fd
@@ -162,6 +165,8 @@ def receive(box: Box, *names: str) -> None:
             box.claims_fd = fd
         elif name == "string":
             box.string_fd = fd
+        elif name.startswith("place:"):
+            box.places[name.removeprefix("place:")] = fd
         else:
             box.taken[name] = fd
 
@@ -227,9 +232,33 @@ def _made_user_namespace(write_maps: Callable[[int], None]) -> int:
         os.waitpid(pid, 0)
 
 
+def find_again(box: Box, target: str, path: str) -> None:
+    """Let the place for *target* be what stands at *path*, which has to be the same file.
+
+    open_tree(2) clones only mounts of our own mount namespace; a descriptor from before unshare(2)
+    belongs to those of the old one.
+    """
+    before = box.places.pop(target)
+    box.places[target] = kernel.openat2(kernel.AT_FDCWD, path, os.O_PATH, _NO_LINKS)
+    same = os.path.samestat(os.fstat(before), os.fstat(box.places[target]))
+    os.close(before)
+    if not same:
+        raise OSError(errno.ESTALE, f"{path!r} has been replaced during the start")
+
+
+def take_place(box: Box, target: str, *attributes: str) -> None:
+    """The same as `take`, for the place that came with the plan."""
+    fd = box.places.pop(target)
+    _keep_clone(box, target, kernel.open_tree("", dir_fd=fd), attributes)
+    os.close(fd)
+
+
 def take(box: Box, target: str, path: str, *attributes: str) -> None:
     """Clone the mounts at *path*, detached, with *attributes*, for `attach` at *target* later."""
-    source = kernel.open_tree(path)
+    _keep_clone(box, target, kernel.open_tree(path), attributes)
+
+
+def _keep_clone(box: Box, target: str, source: int, attributes: tuple[str, ...]) -> None:
     box.taken[target] = source
     added = 0
     for word in attributes:
@@ -708,7 +737,7 @@ def keep_paths(box: Box, *paths: str) -> None:
         if path.startswith("/proc/self/"):
             box.kept_of_kernel.append(path.removeprefix("/proc/self/"))
         else:
-            box.kept.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+            box.kept.append(_opened(box, path))
 
 
 def landlock_rules(box: Box, version: str) -> None:
@@ -723,7 +752,7 @@ def landlock_rules(box: Box, version: str) -> None:
 def landlock_allow(box: Box, kind: str, *paths: str) -> None:
     """What may be done with each of *paths*, and with what lies beneath it."""
     for path in paths:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        fd = _opened(box, path)
         try:
             access = _LANDLOCK_KINDS[kind] & box.rules
             if not stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -731,6 +760,13 @@ def landlock_allow(box: Box, kind: str, *paths: str) -> None:
             kernel.landlock_allow(box.rules_fd, path, fd, access)
         finally:
             os.close(fd)
+
+
+def _opened(box: Box, path: str) -> int:
+    """A descriptor of *path*: of the place that came with the plan, if that is one."""
+    if path in box.places:
+        return os.dup(box.places[path])
+    return os.open(path, os.O_PATH | os.O_CLOEXEC)
 
 
 def landlock_restrict(box: Box) -> None:
@@ -801,7 +837,7 @@ _OF_LANDLOCK = (
 )  # fmt: skip
 # Those that only a start from a nursery has, and the nursery's own.
 _OF_WARM_START = (
-    hand_over, receive, await_opened, outlive_kernel, run_kernel, map_child, map_own_ids,
+    hand_over, await_opened, outlive_kernel, run_kernel, map_child, map_own_ids,
     become_root_inside, stay_unclaimed, bind_kernel,
 )  # fmt: skip
 LANDLOCK_VERBS = frozenset(verb.__name__.replace("_", "-") for verb in _OF_LANDLOCK)
@@ -812,6 +848,7 @@ def _names() -> dict[str, Callable[..., None]]:
     verbs = (
         *_OF_LANDLOCK, *_OF_WARM_START,
         exit_file, join_cgroup, open_memory, watch_memory, oom_score, make_user_namespace, take,
+        find_again, take_place, receive,
         enter_user_namespace, unshare_user_namespace, map_user_namespace, unshare, fork_init,
         new_session, new_root, symlink, file, private_file, attach, mount, scratch, mask,
         freeze_paths, cover, protect, seal_after, pivot, close_root, hostname, loopback_up,

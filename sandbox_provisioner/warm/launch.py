@@ -75,13 +75,14 @@ async def start_warm(
     opener = Opener(process)
     try:
         site, tree = launcher.survey(request)
-        if why := plans.obstacle(request, site):
-            raise WarmUnavailable(why)
-        start = _claimed(launcher, request, site, labels, stdio, preload)
-        if start is None:
-            start = _forked(launcher, request, site, labels, stdio, preload)
-        start.opener = opener
-        return await _run(start, site, tree)
+        with site.opened:
+            if why := plans.obstacle(request, site):
+                raise WarmUnavailable(why)
+            start = _claimed(launcher, request, site, labels, stdio, preload)
+            if start is None:
+                start = _forked(launcher, request, site, labels, stdio, preload)
+            start.opener = opener
+            return await _run(start, site, tree)
     finally:
         await opener.end()
 
@@ -119,7 +120,7 @@ def _claimed(
         return None
     process = ClaimedProcess(*found, stdio)
     start = ClaimStart(request, process, launcher.runtime(), labels)
-    start.tree = launcher.tree(request, site.facts, process.record.tree)
+    start.tree = launcher.tree(request, site.facts, site.workdir, process.record.tree)
     return start
 
 
@@ -163,7 +164,7 @@ class WarmStart(Start):
         await self.child.here()
         family = plans.Family(self.nursery.init_pid, self.child.pid)
         outside = plans.compile_opening_plan(self.request, site, family)
-        self.opener.begin(outside)
+        self.opener.begin(outside, site.descriptors)
         fds = await self.opener.opened()
         if not fds:
             # Nothing can be opened for one that has ended.

@@ -33,12 +33,14 @@ from sandbox_provisioner.plan import (
     check,
     connection_step,
     environment_step,
+    find_again_steps,
     given_take_steps,
     kernel_steps,
     late_attach_steps,
     namespace_and_mount_steps,
     owner_map_steps,
     program_take_steps,
+    receive_steps,
     root_steps,
     socket_steps,
     watch_steps,
@@ -57,7 +59,7 @@ def obstacle(request: LaunchRequest, site: Site) -> str:
     if request.spec.user_ids is UserIds.RANGE and not site.facts.privileged:
         return "it wants a range of user ids"
     if site.facts.privileged and site.workdir.source and not site.workdir.idmappable:
-        return f"the ids of {site.workdir.filesystem} cannot be mapped"
+        return f"the ids of {site.workdir.place.filesystem} cannot be mapped"
     return ""
 
 
@@ -153,7 +155,7 @@ def compile_claim_plan(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
     takes = tuple(step for step in given_take_steps(request, site) if step.words[0] != SOCKETS)
     inner = _as_seen_inside(site)
     assert request.connection_file
-    hand_over = (*_rights_over_mounts(site), *takes, Step("hand-over"))
+    hand_over = (*receive_steps(site), *_rights_over_mounts(site), *takes, Step("hand-over"))
     received = tuple(str(step.words[0]) for step in takes)
     words = (request.cwd, site.files.program, *request.argv[1:])
     inside = (
@@ -176,6 +178,7 @@ def least_available_bytes() -> int:
 def compile_opening_plan(request: LaunchRequest, site: Site, family: Family) -> Plan:
     """The plan for the launcher of both: it opens what the nursery's child waits for."""
     steps = (
+        *receive_steps(site),
         Step("exit-file", (site.exit_file,), "where init will write how the kernel ended"),
         *_memory_steps(request, site),
         *_rights_over_mounts(site),
@@ -233,6 +236,7 @@ def _rights_over_mounts(site: Site) -> Iterator[Step]:
     maps = f"{site.uid} {site.facts.uid} 1", f"{site.gid} {site.facts.gid} 1"
     yield Step("unshare-user-namespace", maps)
     yield Step("unshare", ("mount",))
+    yield from find_again_steps(site)
 
 
 def _map_steps(site: Site, family: Family) -> Iterator[Step]:

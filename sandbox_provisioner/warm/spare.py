@@ -83,6 +83,7 @@ async def make_spare(
     if Command.of(request.argv) is None:
         return False
     site, _ = launcher.survey(request)
+    site.opened.close()  # a spare gets a work directory when it is claimed
     if plans.obstacle(request, site) or plans.spare_obstacle(request, site):
         return False
     key, runtime = spare_key_of(request, site, preload), launcher.runtime()
@@ -108,6 +109,7 @@ async def _start(launcher: LocalLauncher, start: SpareStart) -> LocalHandle:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as start.listener:
         try:
             site, tree = launcher.survey(start.request)
+            site.opened.close()
             site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
             handle = await start.run(site, tree)
         except BaseException:

@@ -73,6 +73,7 @@ async def make_nursery(
     wrote if its imports fail; then nothing is left of it.
     """
     site, _ = launcher.survey(request)
+    site.opened.close()  # a nursery is given none of it
     command, runtime = Command.of(request.argv), launcher.runtime()
     if command is None or plans.obstacle(request, site):
         return None
@@ -135,6 +136,7 @@ def _own_request(
 
 async def _start(launcher: LocalLauncher, request: LaunchRequest, labels: Labels) -> LocalHandle:
     site, tree = launcher.survey(request)
+    site.opened.close()
     site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
     runtime = launcher.runtime()
     path = runtime / f"{request.sandbox_id}.{SOCKET}"

@@ -12,7 +12,8 @@ from boxes import request_for
 
 from sandbox_provisioner import launch
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.host import HostFacts, disk_of
+from sandbox_provisioner.host import HostFacts, WorkdirFacts
+from sandbox_provisioner.places import disk_of
 from sandbox_provisioner.spec import Limits
 
 pytestmark = pytest.mark.requires("userns")
@@ -123,7 +124,7 @@ def test_reading_the_work_directorys_disk_takes_the_time_that_its_cap_says(sandb
             count += got
         return count, time.monotonic() - begin
 
-    assert disk_of(str(workdir))
+    assert disk_of(os.stat(workdir).st_dev)
     data = workdir / "data"
     data.write_bytes(bytes(4 * MIB))
     fd = os.open(data, os.O_RDONLY)
@@ -137,10 +138,10 @@ def test_reading_the_work_directorys_disk_takes_the_time_that_its_cap_says(sandb
 
 @pytest.mark.requires("cgroup-io")
 def test_a_cap_on_a_disk_that_is_none_is_refused(launcher, monkeypatch):
-    monkeypatch.setattr(launch, "disk_of", lambda path: "")
+    monkeypatch.setattr(launch, "disk_of", lambda device: "")
     request = request_for("/dev/shm", limits=Limits(io_bytes_per_second=2 * MIB))
     with pytest.raises(HostError, match=r"cap disk traffic at 2 MiB a second .*on no disk"):
-        launcher.tree(request, HostFacts.probe(), "test")
+        launcher.tree(request, HostFacts.probe(), WorkdirFacts.nowhere(), "test")
 
 
 @pytest.mark.requires("cgroup-pids")

@@ -193,12 +193,15 @@ def test_a_work_directory_behind_a_link_shows_at_the_path_that_was_asked_for(
         open("made", "w").close()
         return os.getcwd()
 
-    real = workdir / "real"
+    real, link = workdir / "real", new_folder()
     real.mkdir()
-    link = new_folder() / "link"
-    link.symlink_to(real)
-    assert run_inside(look, workdir=link) == str(link)
-    assert (real / "made").exists()
+    link.rmdir()
+    link.symlink_to(real)  # in the host's /tmp
+    try:
+        assert run_inside(look, workdir=link) == str(link)
+        assert (real / "made").exists()
+    finally:
+        link.unlink()
 
 
 # -- the runtime directory

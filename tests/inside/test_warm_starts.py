@@ -70,13 +70,14 @@ def names(launcher: LocalLauncher) -> list[str]:
 
 def verbs_of(launcher: LocalLauncher, request: LaunchRequest) -> set[str]:
     site, _ = launcher.survey(request)
+    site.opened.close()
     opening = plans.compile_opening_plan(request, site, plans.Family(1, 2))
     parts = (opening, plans.compile_warm_plan(request, site))
     return {step.verb for part in parts for step in part.steps}
 
 
 VERBS = (
-    "exit-file", "make-user-namespace", "take", "map-child", "hand-over", "receive",
+    "exit-file", "make-user-namespace", "take", "take-place", "map-child", "hand-over", "receive",
     "join-cgroup", "become-root-inside", "unshare", "await-opened", "new-session", "new-root",
     "symlink", "attach", "file", "mount", "mask", "freeze-paths", "scratch", "cover", "protect",
     "private-file",

@@ -28,6 +28,7 @@ from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import HostError, LaunchError, SpecError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IdRange
+from sandbox_provisioner.places import Place
 from sandbox_provisioner.surroundings import APPARMOR, Surroundings
 
 Command = Callable[..., str]
@@ -380,12 +381,19 @@ def host_facts(**changes: Any) -> HostFacts:
 
 
 def workdir_facts(**changes: Any) -> WorkdirFacts:
-    facts: dict[str, Any] = {
+    place: dict[str, Any] = {
         "path": "/home/u/w",
         "source": "/home/u/w",
+        "fd": -1,
+        "device": 1,
+        "inode": 2,
         "owner_uid": 1000,
         "owner_gid": 1000,
         "filesystem": "ext4",
+    }
+    place |= {name: changes.pop(name) for name in place.keys() & changes.keys()}
+    facts: dict[str, Any] = {
+        "place": Place(**place),
         "idmappable": True,
         "directories": (),
         "files": (),
@@ -523,7 +531,7 @@ def test_doctor_looks_at_the_work_directory_only_as_far_as_it_matters() -> None:
     root = host_facts(uid=0, privileged=True)
     assert check("work directory", workdir=fixed).state is doctor.State.OK
     assert check("work directory", workdir=fixed, host=root).state is doctor.State.NOTE
-    of_root = dataclasses.replace(fixed, owner_uid=0)
+    of_root = workdir_facts(idmappable=False, filesystem="overlay", owner_uid=0)
     assert check("work directory", workdir=of_root, host=root).state is doctor.State.LACK
     assert check("work directory", workdir=NO_NAMESPACES).remedy == "Ask root."
 

@@ -140,6 +140,10 @@ def test_the_spec_stands_on_nothing_but_errors():
     assert ours_of(PACKAGE / "spec.py") == {f"{NAME}.errors"}
 
 
+def test_what_opens_places_stands_on_the_spec_alone():
+    assert ours_of(PACKAGE / "places.py") == {f"{NAME}.errors", f"{NAME}.spec"}
+
+
 def test_errors_stand_on_nothing_but_what_makes_them_printable():
     assert ours_of(PACKAGE / "errors.py") == {f"{NAME}.inside.printable"}
     assert imports_of(PACKAGE / "inside" / "printable.py") == {"__future__"}
@@ -174,7 +178,8 @@ def _top_names(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     "name",
     [
-        "plan", "spec", "host", "id_range", "surroundings", "handle", "records", "launch", "cgroup",
+        "plan", "spec", "places", "host", "id_range", "surroundings", "handle", "records", "launch",
+        "cgroup",
     ],
 )  # fmt: skip
 def test_nothing_below_knows_who_stands_above(name):

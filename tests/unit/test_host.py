@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandbox_provisioner.errors import SpecError
-from sandbox_provisioner.host import HostFacts, WorkdirFacts
-from sandbox_provisioner.spec import Covers, relative
+from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
+from sandbox_provisioner.spec import Covers, Volume, relative
 
 COVERS = Covers(home_directories=(".ssh",), home_files=(".bashrc",), server_files=("conf.py",))
 
@@ -19,7 +20,12 @@ COVERS = Covers(home_directories=(".ssh",), home_files=(".bashrc",), server_file
 def probe(path: Path, **changes: Any) -> WorkdirFacts:
     nothing = {"homes": frozenset(), "home": "/x", "own_folders": frozenset(), "cwd": "/"}
     facts = dataclasses.replace(HostFacts.probe(), **{**nothing, **changes})
-    return WorkdirFacts.probe(str(path), facts, COVERS)
+    return look_at(str(path), facts, COVERS)
+
+
+def look_at(path: str, facts: HostFacts, covers: Covers) -> WorkdirFacts:
+    with ExitStack() as opened:
+        return WorkdirFacts.probe(path, facts, covers, opened)
 
 
 def test_a_plain_directory_has_nothing_to_cover(tmp_path: Path) -> None:
@@ -30,7 +36,7 @@ def test_a_plain_directory_has_nothing_to_cover(tmp_path: Path) -> None:
 def test_each_home_in_the_work_directory_is_covered_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "people/me").mkdir(parents=True)
     homes = frozenset({str(tmp_path), f"{tmp_path}/people/me", "/elsewhere"})
-    found = probe(tmp_path, homes=homes)
+    found = probe(tmp_path, homes=homes, uid=1000)
     assert found.directories == (".ssh", "people/me/.ssh")
     assert found.files == (".bashrc", "people/me/.bashrc")
 
@@ -98,7 +104,7 @@ def test_a_part_of_a_home_is_covered_by_what_lies_in_it(tmp_path: Path) -> None:
     covers = Covers(home_directories=(".local/share/jupyter", ".local/bin", ".ssh"))
     (tmp_path / ".local").mkdir()
     facts = dataclasses.replace(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
-    found = WorkdirFacts.probe(f"{tmp_path}/.local", facts, covers)
+    found = look_at(f"{tmp_path}/.local", facts, covers)
     assert {"share/jupyter", "bin"} <= set(found.directories)
 
 
@@ -109,15 +115,26 @@ def test_a_covered_place_is_no_work_directory(tmp_path: Path) -> None:
             probe(tmp_path / name, homes=frozenset({str(tmp_path)}))
 
 
-@pytest.mark.parametrize("path", ["/", "/home", "/tmp", "/etc/cron.d", "/usr/lib", "/proc/self"])
+@pytest.mark.parametrize(
+    "path", ["/", "/home", "/srv", "/tmp", "/etc/cron.d", "/usr/lib", "/proc/self"]
+)
 def test_a_directory_of_the_system_is_nobodys_work_directory(path: str) -> None:
     with pytest.raises(SpecError, match="as the work directory"):
         probe(Path(path))
 
 
+def test_roots_work_directory_has_nobodys_home_in_it(tmp_path: Path) -> None:
+    """Else its kernel, which writes there as root, could put a link in a home's place."""
+    (tmp_path / "people/me").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "people"):
+        with pytest.raises(SpecError, match="more than one person's files"):
+            probe(folder, homes=frozenset({f"{tmp_path}/people/me"}), uid=0)
+    assert probe(tmp_path / "people/me", homes=frozenset({f"{tmp_path}/people/me"}), uid=0)
+
+
 def test_a_link_to_a_directory_of_the_system_is_refused_too(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc")
-    with pytest.raises(SpecError, match="belongs to the system"):
+    with pytest.raises(SpecError, match="a symbolic link to '/etc'"):
         probe(tmp_path / "link")
 
 
@@ -141,3 +158,36 @@ def test_probing_the_host_opens_nothing_that_stays_open() -> None:
     before = os.listdir("/proc/self/fd")
     HostFacts.probe()
     assert os.listdir("/proc/self/fd") == before
+
+
+# -- volumes
+
+
+def volume_of(source: Path | str, *, readonly: bool = True) -> VolumeFacts:
+    volume = Volume(source=str(source), target="/data", readonly=readonly)
+    with ExitStack() as opened:
+        return VolumeFacts.probe(volume, HostFacts.probe(), opened)
+
+
+def test_a_volume_may_be_a_file_or_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert volume_of(tmp_path).place.is_directory
+    assert not volume_of(tmp_path / "file").place.is_directory
+
+
+def test_a_volume_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"volume.*missing.*No such file.*Create it"):
+        volume_of(tmp_path / "missing")
+
+
+def test_a_link_that_a_kernel_could_have_made_is_no_volume(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/home")
+    with pytest.raises(SpecError, match=r"link' is a symbolic link to '/home'"):
+        volume_of(tmp_path / "link")
+
+
+@pytest.mark.parametrize("path", ["/etc", "/home", "/tmp"])
+def test_no_kernel_writes_to_a_directory_in_which_links_are_followed(path: str) -> None:
+    assert volume_of(path).source == os.path.realpath(path)
+    with pytest.raises(SpecError, match=r"volume.*read-only"):
+        volume_of(path, readonly=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from test_plan import FACTS, FILES, WORKDIR, WORKDIR_FACTS
+from test_plan import FACTS, FILES, WORKDIR, WORKDIR_FACTS, place_of
 
 from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import HostError, SpecError
@@ -65,7 +65,7 @@ def test_every_verb_is_one_of_the_launchers():
 def test_nothing_of_it_needs_a_namespace_or_a_mount():
     verbs = set(verbs_of(plan_of()))
     assert not verbs & {"unshare", "unshare-user-namespace", "mount", "pivot", "attach", "take"}
-    assert verbs_of(plan_of())[0] == "share-namespaces"
+    assert verbs_of(plan_of())[:2] == ["receive", "share-namespaces"]
 
 
 def test_the_last_steps_lock_in_before_anything_of_the_kernels_runs():
@@ -110,7 +110,7 @@ def test_an_environment_in_the_work_directory_is_refused():
 
 def test_a_volume_elsewhere_than_outside_is_refused():
     volume = Volume(source="/data", target="/other")
-    facts = VolumeFacts(volume=volume, source="/data", owner_uid=0, owner_gid=0, idmappable=False)
+    facts = VolumeFacts(volume=volume, place=place_of("/data"), idmappable=False)
     with pytest.raises(SpecError, match="/data:/data"):
         plan_of(site_of(volumes=(facts,)))
 

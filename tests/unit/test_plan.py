@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.host import HostFacts, WorkdirFacts
+from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IdRange
 from sandbox_provisioner.inside import steps
 from sandbox_provisioner.inside.orders import decode
 from sandbox_provisioner.kernel_files import KernelFiles
+from sandbox_provisioner.places import Place
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
-from sandbox_provisioner.spec import Limits, SandboxSpec, UserIds
+from sandbox_provisioner.spec import Limits, SandboxSpec, UserIds, Volume
 
 WORKDIR = "/srv/me"
 FIRST_ID = 0x70000000
@@ -37,12 +38,18 @@ FACTS = HostFacts(
     own_folders=frozenset(),
     cwd="/",
 )
-WORKDIR_FACTS = WorkdirFacts(
+WORKDIR_PLACE = Place(
     path=WORKDIR,
     source=WORKDIR,
+    fd=-1,
+    device=1,
+    inode=2,
     owner_uid=500,
     owner_gid=600,
     filesystem="ext4",
+)
+WORKDIR_FACTS = WorkdirFacts(
+    place=WORKDIR_PLACE,
     idmappable=True,
     directories=(),
     files=(),
@@ -54,6 +61,10 @@ FILES = KernelFiles(program="/usr/bin/python3", readonly=())
 
 def changed(value, **changes):
     return dataclasses.replace(value, **changes)
+
+
+def place_of(path, **changes):
+    return changed(WORKDIR_PLACE, path=path, source=path, **changes)
 
 
 def site_of(facts=FACTS, workdir=WORKDIR_FACTS, files=FILES, **changes):
@@ -88,13 +99,19 @@ def words_of(plan, verb):
     return [step.words for step in plan.steps if step.verb == verb]
 
 
+def taken_of(plan):
+    """What is taken of the host, by its target inside, with the words that tell how."""
+    takes = [words for verb in ("take", "take-place") for words in words_of(plan, verb)]
+    return [(words[0], words[1:]) for words in takes]
+
+
 # -- the order of steps
 
 
 def test_a_root_server_takes_mounts_before_it_enters_the_user_namespace():
     assert verbs_of(plan_of(site_of(join_files=("/cg/procs",)))) == [
-        "exit-file", "join-cgroup", "oom-score", "make-user-namespace", "take",
-        "enter-user-namespace",
+        "receive", "exit-file", "join-cgroup", "oom-score", "make-user-namespace", "take",
+        "take-place", "enter-user-namespace",
         "unshare", "fork-init", "new-session", "new-root", "symlink", "attach", "file", "attach",
         "symlink", "mount", "mask", "freeze-paths", "scratch", "attach", "pivot",
         "close-root", "hostname", "loopback-up", "stdio", "fork-kernel", "resource-limit",
@@ -103,8 +120,9 @@ def test_a_root_server_takes_mounts_before_it_enters_the_user_namespace():
 
 
 def test_an_ordinary_user_takes_mounts_inside_the_user_namespace():
-    assert verbs_of(plan_of(site_of(ORDINARY)))[:5] == [
-        "exit-file", "oom-score", "unshare-user-namespace", "unshare", "take",
+    assert verbs_of(plan_of(site_of(ORDINARY)))[:7] == [
+        "receive", "exit-file", "oom-score", "unshare-user-namespace", "unshare", "find-again",
+        "take",
     ]  # fmt: skip
 
 
@@ -167,7 +185,7 @@ def test_the_owner_of_the_work_directory_appears_as_the_kernels_user():
         ("sandbox", f"0 {FIRST_ID} 65536", f"0 {FIRST_ID} 65536"),
         ("workdir", f"500 {outside} 1", f"600 {outside} 1"),
     ]
-    assert (WORKDIR, WORKDIR, "idmap=workdir", "nosuid", "nodev") in words_of(plan, "take")
+    assert words_of(plan, "take-place") == [(WORKDIR, "idmap=workdir", "nosuid", "nodev")]
     assert words_of(plan, "become") == [("1000", "1000")]
 
 
@@ -183,7 +201,8 @@ def test_without_id_mapped_mounts_the_kernel_is_the_owner_and_nobody_else():
 
 
 def test_root_is_never_mapped_in_even_where_ids_of_mounts_cannot_be():
-    owned = changed(WORKDIR_FACTS, idmappable=False, owner_uid=0, filesystem="nfs")
+    place = changed(WORKDIR_PLACE, owner_uid=0, filesystem="nfs")
+    owned = changed(WORKDIR_FACTS, idmappable=False, place=place)
     with pytest.raises(HostError, match=r"belongs to root.*nfs.*chown"):
         plan_of(site_of(workdir=owned))
 
@@ -222,7 +241,7 @@ def test_a_range_is_mapped_by_helpers_around_the_users_own_id():
         )
     ]
     assert words_of(plan, "unshare-user-namespace") == []
-    assert verbs_of(plan)[2:5] == ["map-user-namespace", "unshare", "take"]
+    assert verbs_of(plan)[3:6] == ["map-user-namespace", "unshare", "find-again"]
     assert words_of(plan, "become") == [("1000", "1001")]
 
 
@@ -246,16 +265,34 @@ def test_an_obstacle_of_the_host_is_raised_as_it_is():
 # -- mounts
 
 
+@pytest.mark.parametrize("facts", [FACTS, ORDINARY])
+def test_what_was_opened_is_mounted_and_never_looked_up_by_name(facts):
+    """But where only a copy of its mount can be taken: then it has to be the same file."""
+    data = Volume(source="/data", target="/d", readonly=False)
+    volume = VolumeFacts(volume=data, place=place_of("/real/data", fd=9), idmappable=True)
+    place = changed(WORKDIR_PLACE, fd=8, source="/real/me")
+    workdir = changed(WORKDIR_FACTS, place=place)
+    site = site_of(facts, workdir=workdir, volumes=(volume,))
+    plan = plan_of(site)
+    assert site.descriptors == (8, 9)
+    assert plan.steps[0].words == (f"place:{WORKDIR}", "place:/d")
+    assert [words[0] for words in words_of(plan, "take-place")] == [WORKDIR, "/d"]
+    looked_up = [words[1] for words in words_of(plan, "take")]
+    assert not {"/real/data", "/real/me", "/data", WORKDIR} & set(looked_up)
+    again = [] if facts is FACTS else [(WORKDIR, "/real/me"), ("/d", "/real/data")]
+    assert words_of(plan, "find-again") == again
+
+
 def test_only_the_work_directory_and_the_sockets_are_taken_writable():
-    takes = words_of(plan_of(connection_file=("kernel.json", "{}")), "take")
-    writable = {words[0] for words in takes if "readonly" not in words}
+    takes = taken_of(plan_of(connection_file=("kernel.json", "{}")))
+    writable = {target for target, how in takes if "readonly" not in how}
     assert {path for path in writable if not path.startswith("/dev/")} == {WORKDIR, "/run/kernel"}
 
 
 def test_everything_taken_is_put_somewhere_and_only_once():
     for facts in (FACTS, ORDINARY):
         plan = plan_of(site_of(facts, files=changed(FILES, readonly=("/opt/env",))))
-        taken = [words[0] for words in words_of(plan, "take")]
+        taken = [target for target, _ in taken_of(plan)]
         attached = [words[0] for words in words_of(plan, "attach")]
         assert sorted(taken) == sorted(attached)
         assert len(set(taken)) == len(taken)
@@ -264,8 +301,8 @@ def test_everything_taken_is_put_somewhere_and_only_once():
 def test_an_environment_outside_is_taken_and_one_in_the_work_directory_is_protected():
     paths = ("/opt/env", f"{WORKDIR}/.venv")
     plan = plan_of(site_of(files=changed(FILES, readonly=paths)))
-    assert "/opt/env" in [words[0] for words in words_of(plan, "take")]
-    assert f"{WORKDIR}/.venv" not in [words[0] for words in words_of(plan, "take")]
+    assert "/opt/env" in [target for target, _ in taken_of(plan)]
+    assert f"{WORKDIR}/.venv" not in [target for target, _ in taken_of(plan)]
     assert words_of(plan, "protect") == [(WORKDIR, ".venv")]
 
 
@@ -273,12 +310,12 @@ def test_an_environment_that_a_cover_hides_is_taken_apart():
     path = f"{WORKDIR}/.local/share/jupyter/env"
     workdir = changed(WORKDIR_FACTS, directories=(".local/share/jupyter",))
     plan = plan_of(site_of(workdir=workdir, files=changed(FILES, readonly=(path,))))
-    assert path in [words[0] for words in words_of(plan, "take")]
+    assert path in [target for target, _ in taken_of(plan)]
 
 
 def test_a_program_in_the_work_directory_itself_is_no_second_mount_of_it():
     plan = plan_of(site_of(files=changed(FILES, readonly=(WORKDIR,))))
-    assert [words[0] for words in words_of(plan, "take")].count(WORKDIR) == 1
+    assert [target for target, _ in taken_of(plan)].count(WORKDIR) == 1
 
 
 def test_room_in_memory_is_capped_in_bytes_and_in_files():

@@ -1,0 +1,253 @@
+"""places.py - reads only: a file or directory of the host, opened once by whoever launches.
+
+A path is text. Between two looks at it somebody else may change where it leads: a kernel, in its
+work directory, puts a symbolic link to another person's home where a directory was. So what a
+kernel is given is opened once; every fact and every refusal comes from that descriptor, and it is
+what the launcher mounts.
+
+A symbolic link on the way is followed only where no kernel can have put it (`_may_follow`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.spec import relative
+
+SYSTEM_TREES = ("/etc", "/usr", "/boot", "/proc", "/sys", "/dev", "/bin", "/sbin", "/lib")
+CROWDED = (
+    "/", "/home", "/tmp", "/var", "/var/tmp", "/run", "/opt", "/mnt", "/media", "/srv",
+)  # fmt: skip
+_SHOWS_MORE = "it would show the sandbox more than one person's files"
+_MOST_LINKS = 40  # as many as path_resolution(7) follows
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Whose rights open a place: the user *uid*. *homes* are the homes of this machine's users."""
+
+    uid: int
+    homes: frozenset[str]
+
+    def crowded(self) -> frozenset[str]:
+        """Directories that hold more than one person's files. None is a work directory, and so no
+        kernel writes into them; under root neither are those above a home, since a kernel would
+        write there as root."""
+        above = {path for home in self.homes for path in _above(home)} if self.uid == 0 else set()
+        return frozenset((*CROWDED, *above))
+
+
+def _above(path: str) -> Iterator[str]:
+    while (path := os.path.dirname(path.rstrip("/"))) not in {"", "/"}:
+        yield path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A file or directory that is open. *path* is what was asked for, *source* its real path when
+    it was opened; *fd* is a descriptor that stands for it, whatever its names become (O_PATH)."""
+
+    path: str
+    source: str
+    fd: int
+    device: int
+    inode: int
+    owner_uid: int
+    owner_gid: int
+    filesystem: str
+    is_directory: bool = True
+
+    @classmethod
+    def open(cls, path: str, asker: Asker, opened: ExitStack, *, attempt: str) -> Place:
+        """Open *path*, until *opened* closes; SpecError with *attempt* if that cannot be."""
+        path = "/" + "/".join(reversed(_names(path)))
+        try:
+            fd = _walk(path, asker, attempt)
+            opened.callback(os.close, fd)
+            status, source = os.fstat(fd), real_path(fd)
+            filesystem = filesystem_of(fd)
+        except OSError as error:
+            raise _cannot_open(attempt, error) from None
+        return cls(
+            path=path,
+            source=source,
+            fd=fd,
+            device=status.st_dev,
+            inode=status.st_ino,
+            owner_uid=status.st_uid,
+            owner_gid=status.st_gid,
+            filesystem=filesystem,
+            is_directory=stat.S_ISDIR(status.st_mode),
+        )
+
+    @classmethod
+    def nowhere(cls) -> Place:
+        """For a box that is given none."""
+        return cls(
+            path="", source="", fd=-1, device=0, inode=0, owner_uid=0, owner_gid=0, filesystem=""
+        )
+
+    def refusal(self, asker: Asker) -> str:
+        """Why no kernel may write to it, "" if one may."""
+        return _belongs_to_nobody(self.path, asker) or _refusal(
+            self.source, (self.device, self.inode), asker
+        )
+
+
+def _belongs_to_nobody(path: str, asker: Asker) -> str:
+    """Why what *path* names is no single person's, "" if it may be."""
+    for tree in SYSTEM_TREES:
+        if relative(path, tree) is not None:
+            return f"it lies in {tree}, which belongs to the system"
+    return _SHOWS_MORE if path in asker.crowded() else ""
+
+
+def _refusal(source: str, identity: tuple[int, int], asker: Asker) -> str:
+    """The same for a directory: also of a bind mount, which is another name for it."""
+    if answer := _belongs_to_nobody(source, asker):
+        return answer
+    if _is_one_of(identity, SYSTEM_TREES):
+        return "it is a directory that belongs to the system, by another name"
+    return _SHOWS_MORE if _is_one_of(identity, asker.crowded()) else ""
+
+
+def _is_one_of(identity: tuple[int, int], paths: Iterable[str]) -> bool:
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) == identity:
+            return True
+    return False
+
+
+def _cannot_open(attempt: str, error: OSError) -> SpecError:
+    return SpecError(
+        attempt=attempt,
+        answer=error.strerror or str(error),
+        remedy="Create it, make its path one that this user may follow, or name another one.",
+    )
+
+
+# -- the way to it
+
+
+def _walk(path: str, asker: Asker, attempt: str) -> int:
+    """An O_PATH descriptor of *path*, reached name by name from "/". OSError if that fails,
+    SpecError where a symbolic link on the way is not to be followed.
+
+    ".." goes back the way that we came, since a directory may be moved while we stand in it.
+    """
+    names, links = _names(path), 0
+    with ExitStack() as opened:
+        way = [_enter(None, "/", opened)]
+        while names:
+            name = names.pop()
+            if name == "..":
+                way = way[:-1] or way
+                continue
+            found = _enter(way[-1], name, opened)
+            link = os.fstat(found)
+            if not stat.S_ISLNK(link.st_mode):
+                way.append(found)
+                continue
+            links += 1
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            text = os.readlink("", dir_fd=found)
+            if not _may_follow(way[-1], link, asker):
+                raise _not_followed(os.path.join(real_path(way[-1]), name), text, attempt)
+            way = way[:1] if text.startswith("/") else way
+            names += _names(text)
+        return os.dup(way[-1])
+
+
+def _names(path: str) -> list[str]:
+    """The names in *path*, the last one first."""
+    return [name for name in path.split("/") if name not in {"", "."}][::-1]
+
+
+def _enter(parent: int | None, name: str, opened: ExitStack) -> int:
+    """A descriptor of *name* in *parent*, of a symbolic link itself if it is one.
+
+    O_DIRECTORY comes first since with O_PATH nothing else makes autofs mount a home.
+    """
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags | os.O_DIRECTORY, dir_fd=parent)
+    except NotADirectoryError:
+        fd = os.open(name, flags, dir_fd=parent)
+    opened.callback(os.close, fd)
+    return fd
+
+
+def _may_follow(parent: int, link: os.stat_result, asker: Asker) -> bool:
+    """Whether no kernel can have put *link* into the directory *parent*.
+
+    A kernel writes what its server may write, in work directories and writable volumes alone. That
+    of an ordinary user cannot write to what belongs to root and is closed to others; that of root
+    can, unless the directory is one that nobody may give to a kernel. In a directory such as /tmp
+    anybody can make a link: there its owner counts.
+    """
+    status = os.fstat(parent)
+    if status.st_uid != 0:
+        return False
+    is_shared = bool(_refusal(real_path(parent), (status.st_dev, status.st_ino), asker))
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        is_sticky = bool(status.st_mode & stat.S_ISVTX)
+        return is_shared and is_sticky and link.st_uid in {0, asker.uid}
+    return is_shared or asker.uid != 0
+
+
+def _not_followed(link: str, text: str, attempt: str) -> SpecError:
+    return SpecError(
+        attempt=attempt,
+        answer=f"{link!r} is a symbolic link to {text!r}, and lies where a kernel could have made "
+        "it, so it is not followed",
+        remedy="If you want what it leads to, name the real path, or start the notebook there.",
+    )
+
+
+# -- what is true of a descriptor
+
+
+def real_path(fd: int) -> str:
+    """The path of what is open as *fd*, at this moment; OSError if it has none (any more)."""
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    # proc_pid_fd(5) marks what was removed with " (deleted)", which may also be part of a name.
+    if not os.path.samestat(os.lstat(path), os.fstat(fd)):
+        raise OSError(errno.ESTALE, "it is being moved or replaced", path)
+    return path
+
+
+def filesystem_of(fd: int) -> str:
+    """The type of the file system that *fd* lies on, by its mount: a path can lie below more than
+    one mount, and a device number is not always that of the mount (btrfs)."""
+    told = Path(f"/proc/self/fdinfo/{fd}").read_bytes()
+    number = told.partition(b"mnt_id:")[2].split()[0]
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        if line.partition(b" ")[0] == number:
+            return os.fsdecode(line.partition(b" - ")[2].partition(b" ")[0])
+    return "unknown"
+
+
+def disk_of(device: int) -> str:
+    """The disk that a file of *device* lies on, as the "MAJOR:MINOR" that cgroups know it by; ""
+    where it lies on no disk of its own (overlay, btrfs, tmpfs, a file server). They know no
+    partitions."""
+    try:
+        name = f"{os.major(device)}:{os.minor(device)}"
+        place = os.path.realpath(f"/sys/dev/block/{name}", strict=True)
+        if os.path.exists(f"{place}/partition"):
+            place = os.path.dirname(place)
+        return Path(f"{place}/dev").read_text().strip()
+    except OSError:
+        return ""
