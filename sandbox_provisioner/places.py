@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.inside import kernel_calls
 from sandbox_provisioner.spec import relative
 
 SYSTEM_TREES = ("/etc", "/usr", "/boot", "/proc", "/sys", "/dev", "/bin", "/sbin", "/lib")
@@ -214,6 +215,35 @@ def _not_followed(link: str, text: str, attempt: str) -> SpecError:
         "it, so it is not followed",
         remedy="If you want what it leads to, name the real path, or start the notebook there.",
     )
+
+
+def open_again(path: str, device: int, inode: int) -> int:
+    """A descriptor of the directory that was open once, by its real *path* then; OSError if it is
+    not there any more, whatever is there now."""
+    no_links = kernel_calls.RESOLVE_NO_SYMLINKS | kernel_calls.RESOLVE_NO_MAGICLINKS
+    flags = os.O_PATH | os.O_DIRECTORY
+    fd = kernel_calls.openat2(kernel_calls.AT_FDCWD, path, flags, no_links)
+    status = os.fstat(fd)
+    if (status.st_dev, status.st_ino) != (device, inode):
+        os.close(fd)
+        raise OSError(errno.ESTALE, "another directory has taken its place", path)
+    return fd
+
+
+def find_below(directory: int, path: str) -> str | None:
+    """The real path of *path*, as seen from *directory*, None if there is no such thing in it. Who
+    follows a link that leads out is told nothing of what is there."""
+    stays = kernel_calls.RESOLVE_BENEATH | kernel_calls.RESOLVE_NO_MAGICLINKS
+    try:
+        fd = kernel_calls.openat2(directory, path or ".", os.O_PATH, stays)
+    except OSError:
+        return None
+    try:
+        return real_path(fd)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 # -- what is true of a descriptor

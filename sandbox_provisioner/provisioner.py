@@ -38,6 +38,7 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.landlock import private
 from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.places import find_below, open_again
 from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, LaunchRequest
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts, open_init
 from sandbox_provisioner.spawn import Stdio
@@ -580,11 +581,18 @@ class SandboxProvisioner(LocalProvisioner):
         """Where the server finds the kernel's *path*: only the work directory is shared."""
         if self.handle is None:
             return None
-        workdir = self.handle.record.workdir
-        absolute = os.path.normpath(os.path.join(workdir, path))
-        # A symbolic link that the kernel made must not tell what there is on the host.
-        inside = relative(os.path.realpath(absolute), workdir) is not None
-        return absolute if inside and os.path.exists(absolute) else None
+        record = self.handle.record
+        below = relative(os.path.normpath(os.path.join(record.shown_at, path)), record.shown_at)
+        if below is None:
+            return None
+        try:
+            workdir = open_again(record.workdir, record.device, record.inode)
+        except OSError:
+            return None
+        try:
+            return find_below(workdir, below)
+        finally:
+            os.close(workdir)
 
     # -- for another process
 

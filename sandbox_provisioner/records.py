@@ -35,6 +35,7 @@ from sandbox_provisioner import cgroup
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.inside.init import FIRST_RELAYED
+from sandbox_provisioner.places import open_again
 from sandbox_provisioner.spec import STAND_IN_NOTE, Confinement, relative
 
 # sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
@@ -58,6 +59,8 @@ class Record:
     *kind* is "kernel", "nursery" for a process that kernels are forked from, or "spare" for a
     kernel that waits for a start; *nursery* is the id of the one that this kernel is forked from.
     *group* is the name of its control groups where that is not its id: a spare keeps its own.
+    *workdir* is the real path of its work directory, which shows inside as *shown_at*; *device* and
+    *inode* tell that directory from whatever may stand at that path later.
     """
 
     sandbox_id: str
@@ -75,6 +78,9 @@ class Record:
     cpu_cores: float | None = None
     first_id: int = 0
     workdir: str = ""
+    shown_at: str = ""
+    device: int = 0
+    inode: int = 0
     made: tuple[tuple[str, str], ...] = ()
     planned: tuple[tuple[str, str], ...] = ()
     confinement: str = "namespaces"
@@ -293,12 +299,25 @@ def remove_stand_ins(runtime: Path, record: Record) -> None:
         if not record.made:
             return
         others = [o for _, o in all_records(runtime) if o.sandbox_id != record.sandbox_id]
-        if any(_same_tree(record.workdir, other.workdir) for other in others):
+        if any(_same_tree(record, other) for other in others):
             _bequeath(runtime, record)
             return
-        for kind, path in reversed(record.made):
-            with contextlib.suppress(OSError):
-                _remove_empty(kind, path, record.workdir)
+        try:
+            workdir = open_again(record.workdir, record.device, record.inode)
+        except OSError:
+            return  # it has gone, or is somewhere else: what stands at its path is not ours
+        try:
+            for kind, path in reversed(record.made):
+                with contextlib.suppress(OSError):
+                    _remove_empty(kind, _below(record, path), workdir)
+        finally:
+            os.close(workdir)
+
+
+def _below(record: Record, path: str) -> str:
+    """*path* of a stand-in as seen from the work directory, "" if it lies elsewhere: who made it
+    knew the path inside, who planned it the real one."""
+    return relative(path, record.workdir) or relative(path, record.shown_at) or ""
 
 
 def _leaving(folder: RecordFolder, record: Record) -> Record:
@@ -323,22 +342,27 @@ def _bequeath(runtime: Path, record: Record) -> None:
     """Let another living sandbox of the same tree remove them at its own end."""
     for folder, other in all_records(runtime):
         is_other = other.sandbox_id != record.sandbox_id
-        if is_other and _same_tree(record.workdir, other.workdir):
+        if is_other and _same_tree(record, other):
             folder.write(replace(other, made=(*record.made, *other.made)))
             return
 
 
-def _same_tree(one: str, other: str) -> bool:
-    """Whether one work directory lies in the other; a nursery has none."""
-    if not one or not other:
+def _same_tree(one: Record, other: Record) -> bool:
+    """Whether one work directory is the other, by whatever name, or lies in it; a nursery has
+    none."""
+    if not one.workdir or not other.workdir:
         return False
-    return relative(one, other) is not None or relative(other, one) is not None
+    if one.inode and (one.device, one.inode) == (other.device, other.inode):
+        return True
+    pairs = (one.workdir, other.workdir), (other.workdir, one.workdir)
+    return any(relative(path, base) is not None for path, base in pairs)
 
 
-def _remove_empty(kind: str, path: str, workdir: str) -> None:
-    """rmdir or unlink *path* if it is as empty as it was made; no symbolic link is followed."""
-    names = Path(path).relative_to(workdir).parts
-    fd = os.open(workdir, os.O_PATH | os.O_DIRECTORY)
+def _remove_empty(kind: str, path: str, workdir: int) -> None:
+    """rmdir or unlink *path* below the descriptor *workdir* if it is as empty as it was made; no
+    symbolic link is followed."""
+    names = path.split("/")
+    fd = os.dup(workdir)
     try:
         for name in names[:-1]:
             below = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)

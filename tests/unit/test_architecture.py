@@ -140,8 +140,9 @@ def test_the_spec_stands_on_nothing_but_errors():
     assert ours_of(PACKAGE / "spec.py") == {f"{NAME}.errors"}
 
 
-def test_what_opens_places_stands_on_the_spec_alone():
-    assert ours_of(PACKAGE / "places.py") == {f"{NAME}.errors", f"{NAME}.spec"}
+def test_what_opens_places_stands_on_the_spec_and_the_calls():
+    allowed = {"errors", "spec", "inside.kernel_calls"}
+    assert ours_of(PACKAGE / "places.py") == {f"{NAME}.{name}" for name in allowed}
 
 
 def test_errors_stand_on_nothing_but_what_makes_them_printable():

@@ -28,6 +28,14 @@ from sandbox_provisioner.records import (
 from sandbox_provisioner.spec import STAND_IN_NOTE
 
 
+def identity_of(workdir):
+    """What a record has to know of it, if it is there."""
+    if not os.path.exists(workdir):
+        return {}
+    status = os.stat(workdir)
+    return {"device": status.st_dev, "inode": status.st_ino}
+
+
 @pytest.fixture
 def make(runtime_dir):
     """Makes records; their folders are removed at the end."""
@@ -35,6 +43,7 @@ def make(runtime_dir):
 
     def make(name, **fields):
         ids = fields.pop("ids", False)
+        fields = {**identity_of(fields.get("workdir", "")), **fields}
         folder, record = RecordFolder.create(
             runtime_dir, Record(sandbox_id=name, **fields), ids=ids
         )
@@ -341,6 +350,49 @@ def test_a_link_in_place_of_a_stand_in_or_above_it_is_not_followed(make, runtime
     (workdir / ".local").unlink()
 
 
+@pytest.mark.parametrize("kind", ["link", "directory"])
+def test_what_stands_in_place_of_the_work_directory_now_is_left_alone(
+    make, runtime_dir, new_folder, kind
+):
+    workdir, other = new_folder() / "me", new_folder()
+    workdir.mkdir()
+    made = made_in(workdir, ".bashrc", ".ssh/")
+    made_in(other, ".bashrc", ".ssh/")
+    _, record = make("one", workdir=str(workdir), made=made)
+    workdir.rename(workdir.with_name("moved"))
+    if kind == "link":
+        workdir.symlink_to(other)
+    else:
+        other.rename(workdir)
+    remove_stand_ins(runtime_dir, record)
+    assert sorted(os.listdir(workdir)) == [".bashrc", ".ssh"]
+    (workdir / ".bashrc").unlink()
+    (workdir / ".ssh").rmdir()
+
+
+def test_stand_ins_of_a_home_behind_a_link_are_removed(make, runtime_dir, new_folder):
+    """Who made them knew the path that the home has inside."""
+    real, link = new_folder(), new_folder() / "me"
+    link.symlink_to(real)
+    planned = made_in(real, ".config/")
+    made = made_in(link, ".bashrc", ".local/", ".local/share/")
+    beside = ("file", f"{link}-beside/x")
+    _, record = make("one", workdir=str(real), shown_at=str(link), made=(*made, beside, *planned))
+    remove_stand_ins(runtime_dir, record)
+    assert os.listdir(real) == []
+
+
+def test_one_directory_by_two_names_is_one_tree(make, runtime_dir, new_folder):
+    """Such as by a bind mount, or if it was moved."""
+    workdir = new_folder() / "me"
+    workdir.mkdir()
+    made = made_in(workdir, ".bashrc")
+    _, record = make("one", workdir=str(workdir), made=made)
+    make("two", workdir="/elsewhere", **identity_of(workdir))
+    remove_stand_ins(runtime_dir, record)
+    (workdir / ".bashrc").unlink()
+
+
 def test_a_pipe_in_place_of_a_stand_in_does_not_block(make, runtime_dir, workdir):
     made = made_in(workdir, ".bashrc")
     (workdir / ".bashrc").unlink()
@@ -363,7 +415,8 @@ def test_stand_ins_are_left_to_another_sandbox_in_the_same_tree(
     folder.remove()
     assert (workdir / ".bashrc").exists()
     assert heir.read().made == made
-    remove_stand_ins(runtime_dir, replace(heir.read(), workdir=str(workdir)))
+    where = {"workdir": str(workdir), **identity_of(workdir)}
+    remove_stand_ins(runtime_dir, replace(heir.read(), **where))
     assert not (workdir / ".bashrc").exists()
     assert left.made == ()
 
