@@ -117,7 +117,7 @@ class LocalLauncher:
 
     def sweep(self) -> list[str]:
         """Remove what killed servers left; the ids of what is gone."""
-        return sweep(self.runtime())
+        return sweep(self.runtime(), self.warn)
 
     def survey(self, request: LaunchRequest) -> tuple[Site, CgroupTree]:
         """Find out all that `compile_plan` needs; starts and changes nothing (but asks a Python

@@ -11,27 +11,30 @@
         exit                    written by PID 1 when the kernel ends
         sockets/                the kernel's own: shows inside as /run/kernel
         private/                its home, /tmp and connection file, where it shares our mounts
+      <...>.trash/              what is left of one that was removed: see `removal.py`
 
+A kernel can write to the last two of a sandbox, and a name in a record may be its invention: what
+is read here is small and regular, and what is wrong with one folder concerns no other.
 The Linux kernel lets go of a dead process's locks, so "is its server still there" needs no pids.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sandbox_provisioner import cgroup
+from sandbox_provisioner import cgroup, removal
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.inside.init import FIRST_RELAYED
@@ -43,7 +46,13 @@ LONGEST_SOCKET_PATH = 107
 _RANGE = ".ids"
 BUILDING = ".building"  # locked by who makes a nursery
 # What a record that is not (yet) whole, or somebody else's file, is read as.
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError)
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+# A record names some hundred paths; nobody waits for the reading of more.
+_MOST_BYTES = 1 << 22
+# How long is spent on a kernel's many files while somebody waits for its end, or for a start. What
+# there is more goes with the next starts, or with `jupyter sandbox gc`.
+_AN_END_SECONDS = 0.02
+_A_SWEEP_SECONDS = 0.1
 # It is held for a few reads and writes of small files.
 _LOCK_SECONDS = 10
 _LOCK_AGAIN_SECONDS = 0.005
@@ -200,10 +209,10 @@ class RecordFolder:
 
     def read(self) -> Record:
         """Load the record; OSError or ValueError where it is not (yet) there whole."""
-        found: dict[str, Any] = json.loads((self.path / "record.json").read_text())
+        found: dict[str, Any] = json.loads(_read_small(self.path / "record.json"))
         for name in ("made", "planned"):
             found[name] = tuple((kind, path) for kind, path in found[name])
-        return Record(**found)
+        return _checked(Record(**found))
 
     @property
     def exit_file(self) -> Path:
@@ -213,8 +222,8 @@ class RecordFolder:
     def read_exit_file(self) -> bytes:
         """What PID 1 wrote, b"" if it did not live to."""
         try:
-            return self.exit_file.read_bytes()
-        except FileNotFoundError:
+            return _read_small(self.exit_file)
+        except OSError:
             return b""
 
     def is_orphan(self) -> bool:
@@ -261,30 +270,56 @@ class RecordFolder:
             self._owner = -1
 
     def remove(self) -> None:
-        """Remove the folder, and give its range of ids back; more than once is fine."""
+        """Remove the folder, and give its range of ids back; more than once is fine.
+
+        What cannot be removed, or is too much to wait for, is set aside for the next `sweep`.
+        """
         with contextlib.suppress(*_UNREADABLE):
             first_id = self._first_id or self.read().first_id
             link = self.path.parent / f"{first_id}{_RANGE}"
             if os.readlink(link) == self.path.name:  # somebody who removed us as well gave it back
                 link.unlink()
-        _open_up(self.path / "private")
-        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            aside = removal.set_aside(self.path)
+            # First of all, since who waits for this lock knows by that what he has got.
+            (aside / "owner").unlink(missing_ok=True)
+            removal.empty(aside, _AN_END_SECONDS)
         self.release()
 
 
-def _open_up(folder: Path) -> None:
-    """Make directories removable that a kernel has left so that not even their owner can look in.
+def _read_small(path: Path) -> bytes:
+    """What the regular file *path* holds; OSError for what is none, or is big."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", os.fspath(path))
+        with open(fd, "rb", closefd=False) as file:
+            text = file.read(_MOST_BYTES + 1)
+    finally:
+        os.close(fd)
+    if len(text) > _MOST_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
+    return text
 
-    os.fwalk follows no symbolic link, and everybody who could make one has ended.
-    """
-    if not folder.is_dir():
-        return
-    folder.chmod(0o700)
-    for _, names, _, fd in os.fwalk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                if not stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                    os.chmod(name, 0o700, dir_fd=fd)
+
+def _checked(record: Record) -> Record:
+    """*record*, whose fields have come from a file; ValueError if one is not of its kind."""
+    for known in fields(Record):
+        value = getattr(record, known.name)
+        wanted = _KINDS.get(known.name) or type(known.default)
+        if not isinstance(value, wanted):
+            raise ValueError(f"{known.name} is {type(value).__name__}")
+    return record
+
+
+# Of the fields whose kind is not that of their default.
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "sandbox_id": str,
+    "started": (int, float),
+    "cgroup_bases": dict,
+    "memory_limit_bytes": (int, type(None)),
+    "cpu_cores": (int, float, type(None)),
+}
 
 
 def remove_stand_ins(runtime: Path, record: Record) -> None:
@@ -423,33 +458,67 @@ def open_init(record: Record) -> int | None:
     return pidfd
 
 
-def sweep(runtime: Path) -> list[str]:
+def sweep(
+    runtime: Path,
+    warn: Callable[[str], None] = lambda _: None,
+    seconds: float = _A_SWEEP_SECONDS,
+) -> list[str]:
     """Remove what servers left that were killed; the ids of the sandboxes that are gone now.
 
     Safe at any time: what a living server owns is locked, and sandboxes that were asked to outlive
     their server are left alone while they live. Whose server lives costs one look at a lock.
+
+    What cannot be removed is told by *warn*, once in the life of this process, and stops nothing
+    else. For what was set aside it takes *seconds*, more or less.
     """
     gone = []
     for path in _folders(runtime):
         folder = RecordFolder(path)
-        if not folder.is_orphan():
-            continue
-        try:
-            record = folder.read()
-        except _UNREADABLE:
-            folder.release()  # `_sweep_unwritten` looks at it again, under the lock
-            continue
-        if _sweep_one(runtime, folder, record):
-            gone.append(record.sandbox_id)
-    _sweep_unwritten(runtime)
+        with _told(path, warn):
+            if folder.is_orphan() and _sweep_orphan(runtime, folder):
+                gone.append(path.name)
+        folder.release()
+    _sweep_unwritten(runtime, warn)
+    deadline = time.monotonic() + seconds
+    for path in _aside(runtime):
+        with _told(path, warn):
+            removal.empty(path, deadline - time.monotonic())
     return gone
+
+
+@contextlib.contextmanager
+def _told(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Whatever is wrong with *path* is a warning: every start sweeps first, and must not fail of
+    what some other sandbox has left."""
+    try:
+        yield
+    except _Locked:
+        raise  # this concerns the whole directory, and whoever starts a sandbox
+    except FileNotFoundError:
+        return  # somebody else has removed it
+    except Exception as error:
+        if path not in _told_of:
+            _told_of.add(path)
+            warn(f"Could not remove {path}, which a sandbox has left: {error}. Remove it by hand.")
+
+
+_told_of: set[Path] = set()
+
+
+def _sweep_orphan(runtime: Path, folder: RecordFolder) -> bool:
+    try:
+        record = folder.read()
+    except FileNotFoundError:
+        return False  # `_sweep_unwritten` looks at it again, under the lock
+    except RecursionError:
+        raise ValueError("its record is no record") from None
+    return _sweep_one(runtime, folder, record)
 
 
 def _sweep_one(runtime: Path, folder: RecordFolder, record: Record) -> bool:
     pidfd = open_init(record)
     if pidfd is not None and record.survives_server:
         os.close(pidfd)
-        folder.release()
         return False
     if pidfd is not None:
         _end(pidfd, record.end_signal)
@@ -463,25 +532,32 @@ def _folders(runtime: Path) -> list[Path]:
     if not runtime.is_dir():
         return []
     with os.scandir(runtime) as entries:
-        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        found = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return [path for path in found if not removal.is_aside(path.name)]
 
 
-def _sweep_unwritten(runtime: Path) -> None:
+def _aside(runtime: Path) -> list[Path]:
+    return [runtime / name for name in os.listdir(runtime) if removal.is_aside(name)]
+
+
+def _sweep_unwritten(runtime: Path, warn: Callable[[str], None]) -> None:
     """Remove the folders whose server was killed before it had written a record into them, or while
     it removed them; links that lead to nothing: to nurseries, and to the owners of ranges of ids;
     and the locks of those who were killed while they made a nursery."""
     with _locked(runtime):
         for path in _folders(runtime):
             folder = RecordFolder(path)
-            if not (path / "owner").exists():
-                folder.remove()  # who makes one has the lock; who removes one does not mind
-            elif not (path / "record.json").exists() and folder.is_orphan():
-                folder.remove()
+            with _told(path, warn):
+                if not (path / "owner").exists():
+                    folder.remove()  # who makes one has the lock; who removes one does not mind
+                elif not (path / "record.json").exists() and folder.is_orphan():
+                    folder.remove()
         with os.scandir(runtime) as entries:
             for entry in entries:
                 dangling = entry.is_symlink() and not os.path.exists(entry.path)
                 if dangling or (entry.name.endswith(BUILDING) and _is_free(Path(entry.path))):
-                    os.unlink(entry.path)
+                    with _told(Path(entry.path), warn):
+                        os.unlink(entry.path)
 
 
 def _is_free(path: Path) -> bool:
@@ -530,8 +606,13 @@ def _take_range(runtime: Path, sandbox_id: str) -> int:
     )
 
 
+class _Locked(HostError):
+    """Somebody holds a lock for too long."""
+
+
 def _lock(path: Path, operation: int, *, make: bool = True) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    fd = os.open(path, flags | (os.O_CREAT if make else 0), 0o600)
     try:
         fcntl.flock(fd, operation)
     except OSError:
@@ -557,7 +638,7 @@ def _lock_soon(path: Path, *, make: bool = True) -> int:
             return _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB, make=make)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise HostError(
+                raise _Locked(
                     attempt=f"lock {path}",
                     answer=f"another process has held it for {_LOCK_SECONDS} s",
                     remedy="See /proc/locks for who it is; end it if it hangs.",

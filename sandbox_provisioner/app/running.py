@@ -19,6 +19,7 @@ from sandbox_provisioner.app.leftovers import remove_left_groups
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.cgroup import Usage, open_existing
 from sandbox_provisioner.handle import short_id
+from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.records import (
     Record,
     RecordFolder,
@@ -236,7 +237,8 @@ class CollectApp(SandboxCommand):
     description = (
         "Remove what servers left that were killed: their sandboxes, with all processes in them, "
         "and empty control groups. What a living server has started is not touched, nor are "
-        "kernels that were asked to outlive their server, so that this is safe at any time. "
+        "kernels that were asked to outlive their server, so that this is safe at any time. What "
+        "cannot be removed is named, and the exit status is 1 then. "
         "Every start of a sandboxed kernel does the same for sandboxes that have a record."
     )
     examples = """
@@ -244,14 +246,20 @@ class CollectApp(SandboxCommand):
     """
 
     def start(self) -> None:
-        """Called once by `main`; HostError if processes cannot be ended."""
+        """Called once by `main`; HostError if processes cannot be ended, SystemExit with 1 if
+        something cannot be removed."""
         self.refuse_words()
         runtime = self.runtime()
-        gone = sweep(runtime)
+        stuck: list[str] = []
+        gone = sweep(runtime, stuck.append, seconds=float("inf"))
         for name in gone:
-            print(f"Removed the sandbox {name}, whose server is gone.")
+            print(f"Removed the sandbox {one_line(name)}, whose server is gone.")
         groups = remove_left_groups(runtime)
         for name in groups:
             print(f"Removed the empty control group {name}.")
-        if not gone and not groups:
+        if not gone and not groups and not stuck:
             print("Nothing to remove.")
+        for sentence in stuck:
+            print(f"jupyter sandbox: {one_line(sentence)}", file=sys.stderr)
+        if stuck:
+            raise SystemExit(1)

@@ -150,6 +150,10 @@ def test_errors_stand_on_nothing_but_what_makes_them_printable():
     assert imports_of(PACKAGE / "inside" / "printable.py") == {"__future__"}
 
 
+def test_who_removes_folders_stands_on_nothing():
+    assert ours_of(PACKAGE / "removal.py") == set()
+
+
 @pytest.mark.parametrize("name", ["plan", "spec", "variables", "errors"])
 def test_what_is_pure_starts_nothing_and_opens_nothing(name):
     forbidden = {"subprocess", "socket", "asyncio", "shutil", "tempfile", "threading", "ctypes"}
