@@ -1,0 +1,6 @@
+"""rooms.py - anywhere: imports all files that fill the table."""
+
+import calls  # noqa: F401
+import files  # noqa: F401
+import network  # noqa: F401
+import processes  # noqa: F401

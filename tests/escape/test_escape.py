@@ -1,0 +1,81 @@
+"""Attempted escapes, each by its number: what a kernel tries, in every way to have a kernel.
+
+All of a variant that leave their kernel whole are made in one cell; the first test that asks for an
+answer pays for it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import rooms  # noqa: F401
+from frame import VARIANTS, Attempt, Variant, table
+from stage import host_of, plain_answers, stage_for
+
+MARKS = {
+    "root": (pytest.mark.requires("root"),),
+    "user": (pytest.mark.ordinary_user, pytest.mark.requires("ordinary-user")),
+    "landlock": (pytest.mark.ordinary_user, pytest.mark.requires("landlock", "ordinary-user")),
+}
+
+
+def cases(*, alone: bool, inside: bool):
+    """A parameter set for each attempt in each variant."""
+    for variant in VARIANTS:
+        for attempt in table.values():
+            if (attempt.alone, attempt.inside) != (alone, inside) or attempt.answer(
+                variant
+            ) is None:
+                continue
+            name = f"{attempt.number}-{attempt.title}-{variant.name}"
+            yield pytest.param(attempt, variant, id=name, marks=MARKS[variant.group])
+
+
+@cache
+def answers_of(variant: Variant) -> dict[int, str]:
+    """What all attempts that share a kernel have answered."""
+    shared = [
+        a for a in table.values() if a.inside and not a.alone and a.answer(variant) is not None
+    ]
+    with stage_for(variant) as stage:
+        stage.fill()
+        with stage.kernel() as kernel:
+            found = kernel.answers(shared, stage.facts_inside(kernel))
+            assert kernel.run("6 * 7") == "42"
+        return found | {a.number: a.after(host_of(stage)) for a in shared if a.after}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("attempt", "variant"), [*cases(alone=False, inside=True)])
+def test_an_attempt_fails(attempt: Attempt, variant: Variant):
+    assert answers_of(variant)[attempt.number] in attempt.allowed(variant)
+
+
+@pytest.mark.parametrize(("attempt", "variant"), [*cases(alone=True, inside=True)])
+def test_an_attempt_in_a_kernel_of_its_own_fails(attempt: Attempt, variant: Variant):
+    with stage_for(variant) as stage:
+        stage.fill()
+        with stage.kernel(**attempt.options) as kernel:
+            answer = kernel.answers([attempt], stage.facts_inside(kernel))[attempt.number]
+            if attempt.after:
+                answer = attempt.after(host_of(stage))
+            assert kernel.run("6 * 7") == "42"
+    assert answer in attempt.allowed(variant)
+
+
+CONTROLLED = [a for a in table.values() if a.inside and a.control and a.present]
+
+
+@cache
+def plain() -> dict[int, str]:
+    """What the same attempts answer without a box."""
+    with stage_for(VARIANTS[0]) as stage:
+        stage.fill()
+        return plain_answers(CONTROLLED, stage.facts)
+
+
+@pytest.mark.requires("root")
+@pytest.mark.parametrize("attempt", CONTROLLED, ids=lambda a: f"{a.number}-{a.title}")
+def test_it_would_have_gone_well_without_the_box(attempt: Attempt):
+    assert plain()[attempt.number] in attempt.control.split("|")
