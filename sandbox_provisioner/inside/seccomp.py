@@ -13,8 +13,8 @@ Three facts hold the policy together:
 * A filter sees registers, not memory.  A call that hides flags behind a pointer (clone3, openat2)
   cannot be judged and does not exist here; libcs then use the older call, which can.
 * Every argument judged here is one the kernel itself cuts to 32 bits (`int`, `unsigned int`,
-  `umode_t`, or clone's flags), so its upper half is never looked at: it is no way round, and
-  sign-extended flags are no false alarm.
+  `umode_t`, or clone's flags), so its upper half is not looked at: it is no way round, and
+  sign-extended flags are no false alarm. Of a pointer that must be null both halves are judged.
 * A filter knows a call by its number *and* its ABI.  Numbers of i386 or arm32 mean other calls.
 """
 
@@ -23,8 +23,8 @@ from __future__ import annotations
 import errno
 import functools
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 from .syscall_numbers import AARCH64, NUMBERS, X86_64
 
@@ -40,6 +40,9 @@ def fail(number: int) -> int:
     """The verdict under which a call does nothing and returns this errno."""
     return 0x0005_0000 | number
 
+
+NOTHING = fail(0)
+"""The call does nothing, and says that it was done: for advice and wishes alone."""
 
 UNKNOWN = fail(errno.ENOSYS)
 """For every number no table names, so that libcs fall back as on an older kernel.
@@ -61,11 +64,13 @@ WHOLE = 0xFFFF_FFFF
 
 
 class Word(NamedTuple):
-    """True where the low 32 bits of an argument (0-5), cut by `mask`, are among these values."""
+    """True where the low (or the upper) 32 bits of an argument (0-5), cut by `mask`, are among
+    these values."""
 
     argument: int
     among: tuple[int, ...]
     mask: int = WHOLE
+    upper: bool = False
 
 
 class Case(NamedTuple):
@@ -88,6 +93,11 @@ def no_bits(argument: int, bits: int) -> Word:
     return Word(argument, (0,), bits)
 
 
+def only_bits(argument: int, bits: int) -> Word:
+    """True where an argument has no other bits than these."""
+    return no_bits(argument, WHOLE ^ bits)
+
+
 # ---- policy: calls without conditions ------------------------------------------------------------
 
 ALLOWED: dict[str, str] = {
@@ -97,33 +107,32 @@ ALLOWED: dict[str, str] = {
         renameat2 rmdir stat statfs statx symlink symlinkat truncate umask unlink unlinkat utime
         utimensat utimes""",
     "files by descriptor": """
-        close close_range copy_file_range dup dup2 dup3 fadvise64 fallocate fchown fcntl fdatasync
-        flock fstat fstatfs fsync ftruncate lseek pread64 preadv preadv2 pwrite64 pwritev pwritev2
-        read readahead readv sendfile sync sync_file_range syncfs write writev""",
+        close close_range copy_file_range dup dup2 dup3 fallocate fchown fdatasync flock fstat
+        fstatfs fsync ftruncate lseek pread64 preadv pwrite64 pwritev read readahead readv sendfile
+        sync_file_range write writev""",
     "extended attributes": """
         fgetxattr flistxattr fremovexattr fsetxattr getxattr getxattrat lgetxattr listxattr
         listxattrat llistxattr lremovexattr lsetxattr removexattr removexattrat setxattr
         setxattrat""",
     "waiting": """
         epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2
-        inotify_add_watch inotify_init inotify_init1 inotify_rm_watch pipe pipe2 poll ppoll
-        pselect6 select signalfd signalfd4 timerfd_create timerfd_gettime timerfd_settime""",
+        inotify_init inotify_init1 inotify_rm_watch pipe pipe2 poll ppoll pselect6 select
+        signalfd signalfd4 timerfd_create timerfd_gettime timerfd_settime""",
     "connected sockets": """
         accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg
         recvmsg sendmmsg sendmsg sendto shutdown""",
     "memory": """
-        brk get_mempolicy map_shadow_stack mbind memfd_create mincore mlock mlock2 mlockall mmap
-        mprotect mremap mseal msync munlock munlockall munmap pkey_alloc pkey_free pkey_mprotect
-        set_mempolicy set_mempolicy_home_node""",
+        brk get_mempolicy map_shadow_stack mbind mlock mlock2 mlockall mprotect mremap mseal msync
+        munlock munlockall munmap pkey_alloc pkey_free pkey_mprotect set_mempolicy
+        set_mempolicy_home_node""",
     "processes": """
         execve execveat exit exit_group fork getpgid getpgrp getpid getppid getpriority getrlimit
-        getrusage getsid gettid ioprio_get ioprio_set pidfd_open pidfd_send_signal prlimit64
-        setpgid setpriority setrlimit setsid vfork wait4 waitid""",
+        getrusage getsid gettid ioprio_get pidfd_open pidfd_send_signal setpgid setrlimit setsid
+        vfork wait4 waitid""",
     "threads": """
         arch_prctl futex futex_requeue futex_wait futex_waitv futex_wake get_robust_list getcpu
-        membarrier rseq sched_get_priority_max sched_get_priority_min sched_getaffinity
-        sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
-        sched_setattr sched_setparam sched_setscheduler sched_yield set_robust_list
+        rseq sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
+        sched_getparam sched_getscheduler sched_rr_get_interval sched_yield set_robust_list
         set_tid_address""",
     # uprobe and uretprobe are planted by an administrator's tracer, and refusing them kills the
     # traced program; called by hand they end in SIGILL.
@@ -144,7 +153,7 @@ ALLOWED: dict[str, str] = {
     # Their names and queues belong to an ipc namespace of the sandbox's own.
     "ipc": """
         mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv
-        msgsnd semctl semget semop semtimedop shmat shmctl shmdt shmget""",
+        msgsnd semctl semget semop semtimedop shmat shmctl shmdt""",
     "locking oneself further in": """
         landlock_add_rule landlock_create_ruleset landlock_restrict_self""",
 }
@@ -159,6 +168,17 @@ class Refusal(NamedTuple):
 
 
 REFUSED: tuple[Refusal, ...] = (
+    Refusal(
+        # sync(2) cannot fail, and promises its caller no file in particular; fsync(2) does.
+        0,
+        "sync",
+        "writes out every file system of the machine, for everybody on it",
+    ),
+    Refusal(
+        errno.EPERM,
+        "syncfs",
+        "writes out a whole file system, of which the sandbox has a part; fsync is allowed",
+    ),
     Refusal(
         errno.EPERM,
         """chroot fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree
@@ -209,6 +229,7 @@ ABSENT: dict[str, str] = {
     "io_setup": "takes from a number of events that the whole machine shares (fs.aio-max-nr)",
     "file_setattr": "changes a file's project, and with it the disk quota it counts to",
     "cachestat": "tells which pages of shared files others have read",
+    "mincore": "tells the same, of files that belong to the kernel's user",
     "memfd_secret": "pins memory that nobody can move or look at",
 }
 """Calls one might miss above: they answer ENOSYS like any unknown number, for these reasons."""
@@ -297,41 +318,131 @@ def making_node(mode: int) -> Rule:
     return Rule("no device, no set-id bit", (Case((plain,), ALLOW),), fail(errno.EPERM))
 
 
-# ioctl(2): commands by number, and whole families by their type byte.
-FICLONE, FICLONERANGE, FIDEDUPERANGE = 0x4004_9409, 0x4020_940D, 0xC018_9436
-FS_IOC_GETFSLABEL = 0x8100_9431
-IOCTL_TYPE_MASK = 0xFF00
+# ioctl(2). A filter does not see of which kind of file a descriptor is, and most devices have
+# commands of their own: only those of the files, sockets and terminals that a sandbox has exist.
+ALLOWED_IOCTLS: dict[str, tuple[int, ...]] = {
+    # asm-generic/ioctls.h: modes, windows, process groups, pairs of terminals
+    "terminals": (
+        *range(0x5401, 0x540C), 0x540E, 0x540F, 0x5410, 0x5411, 0x5413, 0x5414, 0x5420, 0x5422,
+        0x5424, 0x5425, 0x5427, 0x5428, 0x5429, 0x802C_542A, 0x402C_542B, 0x402C_542C, 0x402C_542D,
+        0x8004_5430, 0x4004_5431, 0x4004_5436, 0x8004_5438, 0x8004_5439, 0x8004_5440, 0x5441,
+    ),
+    # FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, FIOASYNC, FIOQSIZE
+    "all descriptors": (0x541B, 0x5421, 0x5450, 0x5451, 0x5452, 0x5460),
+    # linux/fs.h: FIGETBSZ, FIEMAP, GETFLAGS, GETVERSION, FSGETXATTR, GETFSLABEL, GETFSUUID,
+    # FICLONE, FICLONERANGE, FIDEDUPERANGE
+    "files": (
+        2, 0xC020_660B, 0x8008_6601, 0x8008_7601, 0x801C_581F, 0x8100_9431, 0x8011_1500,
+        0x4004_9409, 0x4020_940D, 0xC018_9436,
+    ),
+    # linux/sockios.h: who gets SIGURG, marks, stamps; then questions about interfaces, no changes
+    "sockets": (
+        *range(0x8901, 0x8908), 0x8010_8906, 0x8010_8907, 0x894B, 0x8910, 0x8912, 0x8913, 0x8915,
+        0x8917, 0x8919, 0x891B, 0x891D, 0x891F, 0x8921, 0x8927, 0x8933, 0x8935, 0x8938, 0x8942,
+        0x8946, 0x8970,
+    ),
+    "random numbers": (0x8004_5200,),  # RNDGETENTCNT
+}  # fmt: skip
 FORBIDDEN_IOCTLS: dict[int, str] = {
     0x5412: "TIOCSTI types into the terminal the server was started from",
     0x541C: "TIOCLINUX pastes into a console",
     0x541D: "TIOCCONS takes the machine's console output",
     0x5423: "TIOCSETD loads a line discipline's module",
-    0x894C: "SIOCGSKNS opens a socket's network namespace",
     0x4008_6602: "FS_IOC_SETFLAGS may end the inheritance of a disk quota's project",
     0x401C_5820: "FS_IOC_FSSETXATTR changes the project a disk quota counts",
 }
+IOCTL_TYPE_MASK = 0xFF00
 FORBIDDEN_IOCTL_TYPES: dict[int, str] = {
+    0x8900: "sockets: changes the network, or opens its namespace",
     0x9400: "btrfs: a new subvolume is outside its parent's quota",
     0xB700: "nsfs: opens and names namespaces around this one",
+    0xFF00: "pidfd: opens a process's namespaces",
 }
-IOCTL = Rule(
-    "nothing that reaches a terminal's owner, a disk quota or a namespace",
-    (
-        Case((Word(1, tuple(FORBIDDEN_IOCTLS)),), fail(errno.EPERM)),
-        # Linux took these from btrfs for all file systems, type byte included.
-        Case((Word(1, (FICLONE, FICLONERANGE, FIDEDUPERANGE, FS_IOC_GETFSLABEL)),), ALLOW),
-        Case(
-            (Word(1, tuple(FORBIDDEN_IOCTL_TYPES), IOCTL_TYPE_MASK),),
-            fail(errno.EPERM),
+
+
+def device_commands(*more: int) -> Rule:
+    """For ioctl(2): the table above, and a few *more*."""
+    known = tuple(number for numbers in ALLOWED_IOCTLS.values() for number in numbers)
+    return Rule(
+        f"commands of {', '.join(ALLOWED_IOCTLS)}",
+        (
+            Case((Word(1, known + more),), ALLOW),
+            Case((Word(1, tuple(FORBIDDEN_IOCTLS)),), fail(errno.EPERM)),
+            Case((Word(1, tuple(FORBIDDEN_IOCTL_TYPES), IOCTL_TYPE_MASK),), fail(errno.EPERM)),
         ),
-    ),
-    ALLOW,
+        fail(errno.ENOTTY),  # as from a file that knows no such command
+    )
+
+
+# fcntl(2), linux/fcntl.h. Not among them: F_SETLEASE (1024), which holds up whoever opens the file
+# for 45 s; F_NOTIFY (1026), which tells who reads in a directory; F_GETOWNER_UIDS.
+ALLOWED_FCNTLS = (
+    *range(12),  # copies, flags, locks of a process, the receiver of SIGIO
+    15, 16,  # F_SETOWN_EX, F_GETOWN_EX
+    36, 37, 38,  # F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW
+    1025,  # F_GETLEASE
+    1027, 1028,  # F_DUPFD_QUERY, F_CREATED_QUERY
+    *range(1030, 1039),  # F_DUPFD_CLOEXEC, sizes of pipes, seals, hints
+)  # fmt: skip
+
+# What happens to a file because somebody reads it or runs it: a process may watch whatever it may
+# read, and of the trees that all share this would tell what the host and other sandboxes do.
+IN_ACCESS, IN_CLOSE_NOWRITE, IN_OPEN = 0x1, 0x10, 0x20
+
+# preadv2(2), linux/fs.h. Not among them: RWF_NOWAIT, which tells whether somebody has read this
+# part of a file of late; EOPNOTSUPP is what a file system says that cannot do it.
+RWF_HIPRI, RWF_DSYNC, RWF_SYNC, RWF_APPEND, RWF_NOAPPEND = 0x1, 0x2, 0x4, 0x10, 0x20
+FLAGS_OF_A_TRANSFER = Rule(
+    "no RWF_NOWAIT",
+    (Case((only_bits(5, RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_APPEND | RWF_NOAPPEND),), ALLOW),),
+    fail(errno.EOPNOTSUPP),
 )
+POSIX_FADV_DONTNEED = 4
+
+# Huge pages are a pool of the machine's, which no memory cap counts.
+MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB = 0x4_0000, 0x4, 0o4000
+
+# The first process of the sandbox is its init, and that of an ordinary user's kernel has the same
+# user. Starved of CPU time it would watch the mounts, the sockets and the memory too late.
+INIT = 1
+PRIO_PROCESS, PRIO_PGRP = 0, 1
+IOPRIO_WHO_PROCESS, IOPRIO_WHO_PGRP = 1, 2
+
+
+def other_than_init(*words: Word, pid: int = 0) -> Rule:
+    """For calls that change how the process in this argument is served."""
+    return Rule(
+        "not of the sandbox's init",
+        (Case((Word(pid, (INIT,)),), fail(errno.EPERM)), Case(words, ALLOW)),
+        fail(errno.EPERM),
+    )
+
+
+# membarrier(2), linux/membarrier.h. Not among them: the expedited barrier of all processes
+# (MEMBARRIER_CMD_GLOBAL_EXPEDITED and its registration), which interrupts CPUs that others run on.
+MEMBARRIERS = (0, 1, 8, 16, 32, 64, 128, 256, 512)
 
 # personality(2): PER_LINUX, the question "which is it?", and no address randomisation for oneself,
 # with which SBCL and sanitizers restart.  All others loosen memory or serve 32-bit programs.
 PERSONALITIES = (0, 0xFFFF_FFFF, 0x0004_0000)
 
+# prctl(2), linux/prctl.h: those that change or tell of the calling process alone.
+ALLOWED_PRCTLS = (
+    1, 2, 3, 4,  # signal at the parent's death, dumpable
+    7, 8, 23, 24, 27, 28, 47,  # keeping and dropping capabilities
+    15, 16,  # name
+    21, 22, 38, 39,  # seccomp, no_new_privs
+    25, 26,  # time stamp counter
+    29, 30,  # slack of timers
+    33, 34,  # memory errors
+    36, 37, 40,  # child subreaper, address of the thread id
+    41, 42,  # transparent huge pages
+    50, 51, 54, 55, 56, 60, 61, 63, 64,  # aarch64: vectors, pointer authentication, tagged pointers
+    52, 53,  # speculation
+    59,  # system calls that the process answers itself
+    65, 66, 74, 75, 76,  # no memory both writable and executable, shadow stacks
+    0x4155_5856, 0x5356_4D41, 0x5961_6D61,  # auxiliary vector, names of memory, who may trace
+)  # fmt: skip
 FORBIDDEN_PRCTLS: dict[int, str] = {
     35: "PR_SET_MM forges what /proc tells of a process",
     62: "PR_SCHED_CORE idles sibling cores that others pay for",
@@ -363,16 +474,62 @@ CHECKED: dict[str, Rule] = {
     "fchmodat2": unset_id(2),
     "mknod": making_node(1),
     "mknodat": making_node(2),
-    "ioctl": IOCTL,
+    "ioctl": device_commands(),
+    "fcntl": Rule(
+        "no lease, no notice of who reads a directory",
+        (Case((Word(1, ALLOWED_FCNTLS),), ALLOW),),
+        fail(errno.EINVAL),
+    ),
+    "inotify_add_watch": Rule(
+        "changes, not who opens or reads",
+        (Case((no_bits(2, IN_ACCESS | IN_OPEN | IN_CLOSE_NOWRITE),), ALLOW),),
+        fail(errno.EPERM),
+    ),
+    "preadv2": FLAGS_OF_A_TRANSFER,
+    "pwritev2": FLAGS_OF_A_TRANSFER,
+    "fadvise64": Rule(
+        "POSIX_FADV_DONTNEED does nothing: it would empty a cache that all share",
+        (Case((Word(3, (POSIX_FADV_DONTNEED,)),), NOTHING),),
+        ALLOW,
+    ),
+    "mmap": Rule("no MAP_HUGETLB", (Case((no_bits(3, MAP_HUGETLB),), ALLOW),), fail(errno.ENOMEM)),
+    "memfd_create": Rule(
+        "no MFD_HUGETLB", (Case((no_bits(1, MFD_HUGETLB),), ALLOW),), fail(errno.EINVAL)
+    ),
+    "shmget": Rule(
+        "no SHM_HUGETLB", (Case((no_bits(2, SHM_HUGETLB),), ALLOW),), fail(errno.ENOMEM)
+    ),
+    "prlimit64": Rule(
+        "of the calling process; of others it only reads",
+        (
+            Case((Word(0, (0,)),), ALLOW),
+            Case((Word(2, (0,)), Word(2, (0,), upper=True)), ALLOW),
+        ),
+        fail(errno.EPERM),
+    ),
+    "sched_setaffinity": other_than_init(),
+    "sched_setattr": other_than_init(),
+    "sched_setparam": other_than_init(),
+    "sched_setscheduler": other_than_init(),
+    "setpriority": other_than_init(Word(0, (PRIO_PROCESS, PRIO_PGRP)), pid=1),
+    "ioprio_set": other_than_init(Word(0, (IOPRIO_WHO_PROCESS, IOPRIO_WHO_PGRP)), pid=1),
+    "membarrier": Rule(
+        "no expedited barrier of all processes",
+        (Case((Word(0, MEMBARRIERS),), ALLOW),),
+        fail(errno.EINVAL),
+    ),
     "personality": Rule(
         "64-bit Linux, with or without address randomisation",
         (Case((Word(0, PERSONALITIES),), ALLOW),),
         fail(errno.EPERM),
     ),
     "prctl": Rule(
-        "no PR_SET_MM, PR_SCHED_CORE, PR_SET_MEMORY_MERGE",
-        (Case((Word(0, tuple(FORBIDDEN_PRCTLS)),), fail(errno.EPERM)),),
-        ALLOW,
+        "of the calling process alone; no PR_SET_MM, PR_SCHED_CORE, PR_SET_MEMORY_MERGE",
+        (
+            Case((Word(0, ALLOWED_PRCTLS),), ALLOW),
+            Case((Word(0, tuple(FORBIDDEN_PRCTLS)),), fail(errno.EPERM)),
+        ),
+        fail(errno.EINVAL),
     ),
     # More filters only lock further in; a listener would answer calls in the kernel's place.
     "seccomp": Rule(
@@ -471,10 +628,13 @@ SHARED_CHECKED: dict[str, Rule] = {
 NURSERY_ALLOWED = """
     clone fsconfig fsmount fsopen keyctl mount mount_setattr move_mount open_tree openat2 pivot_root
     sethostname setns umount2 unshare"""
+SIOCSIFFLAGS = 0x8914  # the loopback of a kernel's network namespace is brought up
+NURSERY_CHECKED: dict[str, Rule] = {"ioctl": device_commands(SIOCSIFFLAGS)}
 
 # ---- from policy to ranges of numbers ------------------------------------------------------------
 
 Verdict = int | Rule
+T = TypeVar("T")
 
 AUDIT_ARCH = {X86_64: 0xC000_003E, AARCH64: 0xC000_00B7}  # linux/audit.h
 
@@ -505,6 +665,7 @@ def _shared_verdicts() -> Iterator[tuple[str, Verdict]]:
 
 def _nursery_verdicts() -> Iterator[tuple[str, Verdict]]:
     yield from ((name, ALLOW) for name in NURSERY_ALLOWED.split())
+    yield from NURSERY_CHECKED.items()
 
 
 def by_number(machine: str, profile: str = KERNEL) -> dict[int, Verdict]:
@@ -516,11 +677,15 @@ def by_number(machine: str, profile: str = KERNEL) -> dict[int, Verdict]:
 
 def ranges(table: dict[int, Verdict]) -> list[tuple[int, Verdict]]:
     """The table as (first number, verdict), ascending from 0, no two neighbours the same."""
-    found: list[tuple[int, Verdict]] = []
-    for number in range(max(table) + 2):
-        verdict = table.get(number, UNKNOWN)
-        if not found or found[-1][1] != verdict:
-            found.append((number, verdict))
+    return without_repeats([(n, table.get(n, UNKNOWN)) for n in range(max(table) + 2)])
+
+
+def without_repeats(parts: Iterable[tuple[int, T]]) -> list[tuple[int, T]]:
+    """Those of (first number, what follows) that differ from the one before."""
+    found: list[tuple[int, T]] = []
+    for first, what in parts:
+        if not found or found[-1][1] != what:
+            found.append((first, what))
     return found
 
 
@@ -529,6 +694,7 @@ def ranges(table: dict[int, Verdict]) -> list[tuple[int, Verdict]]:
 LOAD, AND, GO, RETURN = 0x20, 0x54, 0x05, 0x06
 IF_EQUAL, IF_AT_LEAST = 0x15, 0x35
 NUMBER_OFFSET, ARCH_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16
+FEW = 4  # values that are compared in turn
 NEAR = 254  # jumps hold 8 bits; one less leaves room for a stop between a branch and its target
 
 
@@ -577,12 +743,21 @@ class Program:
 
     def word(self, word: Word, yes: int, no: int) -> int:
         """Judge one argument."""
-        place = no
-        for value in reversed(word.among):
-            place = self.branch(IF_EQUAL, value, yes, place)
+        place = self.among(word.among, yes, no)
         if word.mask != WHOLE:
             place = self.step(AND, word.mask, place)
-        return self.step(LOAD, ARGUMENTS_OFFSET + 8 * word.argument, place)
+        return self.step(LOAD, ARGUMENTS_OFFSET + 8 * word.argument + 4 * word.upper, place)
+
+    def among(self, values: tuple[int, ...], yes: int, no: int) -> int:
+        """Whether the accumulator is one of these values: a few in turn, many by halves."""
+        if len(values) > FEW:
+            edges = sorted({0, *values, *(value + 1 for value in values)})
+            parts = without_repeats((edge, yes if edge in values else no) for edge in edges)
+            return self.halves(parts, lambda place: place)
+        place = no
+        for value in reversed(values):
+            place = self.branch(IF_EQUAL, value, yes, place)
+        return place
 
     def case(self, case: Case, otherwise: int) -> int:
         """Judge a case: all its words, or the place of the next case."""
@@ -601,12 +776,20 @@ class Program:
         return self.rules[rule]
 
     def search(self, parts: list[tuple[int, Verdict]]) -> int:
-        """Find the range that holds the accumulator, a call's number, by halves."""
+        """Find the range that holds the accumulator, a call's number."""
+        return self.halves(parts, self.verdict)
+
+    def verdict(self, verdict: Verdict) -> int:
+        """The place that answers a call."""
+        return self.rule(verdict) if isinstance(verdict, Rule) else self.finish(verdict)
+
+    def halves(self, parts: list[tuple[int, T]], place_of: Callable[[T], int]) -> int:
+        """Find the range that holds the accumulator, and go to its place."""
         if len(parts) == 1:
-            verdict = parts[0][1]
-            return self.rule(verdict) if isinstance(verdict, Rule) else self.finish(verdict)
+            return place_of(parts[0][1])
         middle = len(parts) // 2
-        upper, lower = self.search(parts[middle:]), self.search(parts[:middle])
+        upper = self.halves(parts[middle:], place_of)
+        lower = self.halves(parts[:middle], place_of)
         return self.branch(IF_AT_LEAST, parts[middle][0], upper, lower)
 
 
@@ -645,7 +828,7 @@ def describe(profile: str = KERNEL) -> str:
         *(f"  {', '.join(names)}: {tells}" for tells, names in _rules_in_words(checked).items()),
         "refused:",
         *(
-            f"  {', '.join(names)}: {errno.errorcode[refusal.error]}, {refusal.why}"
+            f"  {', '.join(names)}: {_answer_in_words(refusal.error)}, {refusal.why}"
             for refusal in refused
             if (names := [n for n in refusal.calls.split() if table[n] == fail(refusal.error)])
         ),
@@ -654,6 +837,10 @@ def describe(profile: str = KERNEL) -> str:
         "32-bit programs: killed by SIGSYS",
     ]
     return "\n".join(lines)
+
+
+def _answer_in_words(error: int) -> str:
+    return errno.errorcode[error] if error else "done, without an effect"
 
 
 def _rules_in_words(checked: dict[str, Rule]) -> dict[str, list[str]]:

@@ -253,3 +253,115 @@ def test_the_clock_and_the_kernel_log_are_out_of_reach(run_inside):
         return answer_of(lambda: time.clock_settime(time.CLOCK_REALTIME, time.time()))
 
     assert run_inside(attempt, using=(answer_of,)) == "EPERM"
+
+
+def reach_others(path):
+    """Commands of allowed calls, by which a process reaches whoever else opens, reads or runs."""
+    import ctypes
+    import fcntl
+    import mmap
+    import os
+
+    def lease():
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.fcntl(fd, 1024, fcntl.F_RDLCK)
+        finally:
+            os.close(fd)
+
+    def notice():
+        fd = os.open("/usr", os.O_RDONLY)
+        try:
+            fcntl.fcntl(fd, 1026, 0x80000001)
+            fcntl.fcntl(fd, 1026, 0)
+        finally:
+            os.close(fd)
+
+    def watch(mask):
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = libc.inotify_init1(os.O_CLOEXEC)
+        try:
+            if libc.inotify_add_watch(fd, b"/usr/bin", mask) < 0:
+                raise OSError(ctypes.get_errno(), "inotify_add_watch")
+        finally:
+            os.close(fd)
+
+    def cached():
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            return os.preadv(fd, [bytearray(9)], 0, os.RWF_NOWAIT)
+        finally:
+            os.close(fd)
+
+    return {
+        "lease": answer_of(lease),
+        "notice": answer_of(notice),
+        "watch of reads": answer_of(lambda: watch(0x1)),
+        "watch of starts": answer_of(lambda: watch(0x20)),
+        "watch of changes": answer_of(lambda: watch(0xFC8)),
+        "what is cached": answer_of(cached),
+        "huge pages": answer_of(lambda: os.close(os.memfd_create("huge", os.MFD_HUGETLB))),
+        "pages": answer_of(lambda: mmap.mmap(-1, 4096).close()),
+    }
+
+
+def test_no_allowed_call_has_a_command_that_reaches_others(run_inside, workdir):
+    path = workdir / "file"
+    path.write_text("something")
+    outside = reach_others(str(path))
+    assert {outside[name] for name in ("lease", "notice", "watch of reads", "huge pages")} == {
+        "None"
+    }
+    assert run_inside(reach_others, str(path), using=(answer_of,)) == {
+        "lease": "EINVAL",
+        "notice": "EINVAL",
+        "watch of reads": "EPERM",
+        "watch of starts": "EPERM",
+        "watch of changes": "None",
+        "what is cached": "ENOTSUP",
+        "huge pages": "EINVAL",
+        "pages": "None",
+    }
+
+
+def test_advice_to_forget_a_file_leaves_it_cached(run_inside, workdir):
+    """Whether it still is can only be asked from outside."""
+    path = workdir / "file"
+    path.write_text("something")
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+
+    def forget(path):
+        import os
+
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+    try:
+        run_inside(forget, str(path))
+        assert os.preadv(fd, [bytearray(9)], 0, os.RWF_NOWAIT) == 9
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        with pytest.raises(BlockingIOError):
+            os.preadv(fd, [bytearray(9)], 0, os.RWF_NOWAIT)
+    finally:
+        os.close(fd)
+
+
+def test_the_init_of_a_sandbox_is_served_as_before_whatever_the_kernel_asks_for(run_inside):
+    def attempt():
+        import os
+        import resource
+
+        return [
+            answer_of(lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (3, 3))),
+            answer_of(lambda: os.setpriority(os.PRIO_PROCESS, 1, 19)),
+            answer_of(lambda: os.setpriority(os.PRIO_USER, 0, 19)),
+            answer_of(lambda: os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))),
+            answer_of(lambda: os.sched_setaffinity(1, os.sched_getaffinity(0))),
+            answer_of(lambda: os.setpriority(os.PRIO_PROCESS, os.getpid(), 1)),
+            answer_of(lambda: os.sched_setaffinity(os.getpid(), os.sched_getaffinity(0))),
+        ]
+
+    answers = run_inside(attempt, using=(answer_of,))
+    assert answers == [*["EPERM"] * 5, "None", "None"]
