@@ -11,11 +11,13 @@ import contextlib
 import os
 import select
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Protocol
 
 from sandbox_provisioner.cgroup import CgroupTree, Usage
+from sandbox_provisioner.descriptors import keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.inside.init import (
     COVER_LOST,
@@ -111,6 +113,13 @@ class LocalHandle:
         self._closed = False
         self._killed_by_us = False
         self._last_usage = Usage()
+        keep_from_children(self)
+
+    def forget(self) -> None:
+        """In a child that was forked: the end of the control socket is a word to PID 1."""
+        if self._control >= 0:
+            os.close(self._control)
+            self._control = -1
 
     @property
     def pid(self) -> int:
@@ -207,14 +216,13 @@ class LocalHandle:
         self._close_ours()
 
     def _close_ours(self) -> None:
-        for fd in (self._pidfd, self._control):
-            if fd >= 0:
-                os.close(fd)
+        os.close(self._pidfd)
+        self.forget()
         for pipe in self._pipes:
             pipe.close()
 
     def _tell(self) -> ExitStory:
-        _reap(self._pidfd)
+        reap(self._pidfd)
         usage = self.usage()
         head, _, tail = self.folder.read_exit_file().partition(b"\n")
         words = head.split()
@@ -302,7 +310,39 @@ async def readable(fd: int) -> None:
         os.close(own)
 
 
-def _reap(pidfd: int) -> None:
-    """waitid(2): PID 1 is our child if we started it; one that we only found is somebody else's."""
+async def readable_within(fd: int, seconds: float) -> bool:
+    """Whether *fd* can be read, or has ended, before the time is over. A loop that was held up
+    meanwhile, by somebody else's work, looks once more."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await readable(fd)
+    return is_readable(fd)
+
+
+class LastWord:
+    """When a process that answers many, one after another, has last answered anybody: who waits
+    for his turn is not waiting for one that hangs."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    async def awaited(self, fd: int, seconds: float) -> bool:
+        """Whether its word comes on *fd*; not when it has been silent to everybody for so long."""
+        until = time.monotonic() + seconds
+        while not await readable_within(fd, max(0.0, until - time.monotonic())):
+            until = self.time + seconds
+            if time.monotonic() >= until:
+                return False
+        self.time = max(self.time, time.monotonic())
+        return True
+
+
+def reap(pidfd: int) -> int | None:
+    """waitid(2): take in the end of *pidfd*, a child of ours; its exit status, negative for a
+    signal. None while it runs, and where that is not known: of somebody else's child, or if the
+    server ignores SIGCHLD or has waited for it itself."""
     with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        if ended is not None:
+            return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    return None

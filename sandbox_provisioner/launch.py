@@ -389,6 +389,7 @@ class ColdStart(Start):
     async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
         site, folder = self.make_record(site)
         plan = self.compile(site)
+        await self.launcher.here()
         self.create_cgroup(tree)
         self.process.end_signal = self.record.end_signal
         await self.launcher.perform(plan, self.stdio, site.descriptors)

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_provisioner import cgroup, removal
+from sandbox_provisioner.descriptors import keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.inside.init import FIRST_RELAYED
@@ -151,6 +152,7 @@ class RecordFolder:
         self.path = path
         self._owner = -1
         self._first_id = 0  # of a record that may not have been written
+        keep_from_children(self)
 
     @property
     def sockets(self) -> Path:
@@ -267,6 +269,12 @@ class RecordFolder:
         """Let go of the lock and leave the folder, for a sandbox that outlives its server."""
         if self._owner >= 0:
             _unlock(self._owner)
+            self._owner = -1
+
+    def forget(self) -> None:
+        """In a child that was forked: a lock is held until the last copy of it is closed."""
+        if self._owner >= 0:
+            os.close(self._owner)
             self._owner = -1
 
     def remove(self) -> None:
@@ -557,7 +565,8 @@ def _sweep_unwritten(runtime: Path, warn: Callable[[str], None]) -> None:
                 dangling = entry.is_symlink() and not os.path.exists(entry.path)
                 if dangling or (entry.name.endswith(BUILDING) and _is_free(Path(entry.path))):
                     with _told(Path(entry.path), warn):
-                        os.unlink(entry.path)
+                        # Who removes a record does it too.
+                        Path(entry.path).unlink(missing_ok=True)
 
 
 def _is_free(path: Path) -> bool:

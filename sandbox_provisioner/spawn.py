@@ -5,11 +5,15 @@ The interpreter that they run in takes some 20 ms to start. So it is started onc
 
     server   spawn ─────────────▶ stem       python -SI, imports inside/
              a control socket ──▶ stem       forks a launcher, a child of ours
-             ◀────"here"───────── launcher   on its control socket; with it comes its pid
-             "go" ──control─────▶            with it the plan in a memfd, the report pipe, stdio;
-                                             performs the plan, forks PID 1, ends
+             ◀────"here"───────── launcher   on its control socket; with it its pid and a pidfd
+             "go" ──control─────▶            with it the plan in a memfd, the report pipe, our
+                                             pidfd, stdio; performs the plan, forks PID 1, ends
+             ◀────"init"───────── PID 1      on the control socket; with it its pid and a pidfd
              ◀───report pipe────             "pid" · "made" · "failed" (see inside/enter.py)
              ◀───end of file────             the kernel runs, or nothing does
+
+A stem that does not answer is ended, and another one asked. Nobody is waited for or signalled by
+number: a server may ignore SIGCHLD, or wait for all children itself.
 
 No Python of ours runs between fork and exec in the server, which has threads: `subprocess` spawns a
 fresh interpreter, and that one has a single thread.
@@ -23,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -35,8 +40,9 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import sandbox_provisioner
+from sandbox_provisioner.descriptors import keep_from_children, occupy_standard_streams
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.handle import readable
+from sandbox_provisioner.handle import LastWord, is_readable, readable, readable_within, reap
 from sandbox_provisioner.inside.kernel_calls import MOST_DESCRIPTORS
 from sandbox_provisioner.plan import Plan
 from sandbox_provisioner.records import start_time
@@ -48,6 +54,11 @@ BOOT = (
 FAIL_AT = "SANDBOX_FAIL_AT"
 LAUNCH_SECONDS = 60
 HERE = "here"
+INIT = "init"
+# For a word between two processes that takes a millisecond, or some tens where all are busy.
+WORD_SECONDS = 2.0
+_INTERPRETER_SECONDS = 10.0
+_ORDERLY_SECONDS = 1.0
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7)
 _DESCRIPTOR = struct.Struct("i")
 _IDLE_SECONDS = 60.0
@@ -75,7 +86,7 @@ class Streams:
             self.theirs.append(self._descriptor(number, wish))
 
     def _descriptor(self, number: int, wish: int | IO[Any] | None) -> int:
-        if wish is None and _is_open(number):
+        if wish is None and _is_stream(number):
             return number
         if wish == subprocess.STDOUT:
             return self.theirs[1]
@@ -97,12 +108,13 @@ class Streams:
         self._made.clear()
 
 
-def _is_open(fd: int) -> bool:
+def _is_stream(number: int) -> bool:
+    """Whether *number* is a stream, which children inherit. Where one was closed, a socket or a
+    counter of somebody's may lie there now, which they do not."""
     try:
-        os.fstat(fd)
+        return os.get_inheritable(number)
     except OSError:
         return False
-    return True
 
 
 @dataclass(slots=True)
@@ -146,49 +158,61 @@ class Report:
 class LauncherProcess:
     """One launcher; `launch.ColdStart` owns it, and calls `end` when a start fails."""
 
-    def __init__(self, control: socket.socket) -> None:
-        """*control* is our end of its socket; it says "here" on it, and waits for its orders."""
-        self._pid = 0
+    def __init__(self, stem: Stem) -> None:
+        """Ask *stem* for it: it says "here" on its control socket, and waits for its orders."""
+        self._stem = stem
+        self._control, self._asked = stem.ask()
+        self.pid = 0
+        self._own = -1  # its pidfd
         self.report = Report()
         self.pidfd = -1
         self.end_signal: int = signal.SIGKILL
         self.status: int | None = None
         self.pipes: tuple[IO[bytes], ...] = ()
         self._report = -1
-        self._control = control
+        self._has_init = False
 
-    @property
-    def pid(self) -> int:
-        """Its own, which stays its until we have waited for it; LaunchError if it has none."""
-        self._pid = self._pid or hear(self._control, HERE)[0]
-        if not self._pid:
+    async def here(self) -> None:
+        """Wait until it is there; LaunchError if there is none to be had."""
+        if not self.pid and not await self._hear_launcher():
+            self._stem.replace(self._asked)
+            self._control.close()
+            self._control, self._asked = self._stem.ask()
+            await self._hear_launcher()
+        if not self.pid:
             raise LaunchError(
                 attempt="start the launcher",
-                answer="it ended before it had begun",
+                answer="it ended before it had begun, or did not begin",
                 remedy="The machine may be out of processes or memory.",
                 step="spawn-launcher",
             )
-        return self._pid
+
+    async def _hear_launcher(self) -> bool:
+        if await self._stem.last_word.awaited(self._control.fileno(), WORD_SECONDS):
+            self.pid, self._own = hear(self._control, HERE)
+        return self.pid > 0
 
     async def perform(self, plan: Plan, stdio: Stdio, fds: Sequence[int] = ()) -> None:
         """Let it perform *plan*, to which *fds* belong; returns when the kernel runs, or nothing
         does: see `report`."""
-        assert self.pid  # before anything else is said on the socket
+        await self.here()  # before anything else is said on the socket
+        self._has_init = True
         self._go(plan, stdio, fds)
         await self._read_report()
         # It forked PID 1 long before the pipe's end, and has ended or is about to.
         await self._wait()
-        self._open_init()
+        self._hear_init()
 
-    def begin(self, plan: Plan, fds: Sequence[int]) -> None:
+    async def begin(self, plan: Plan, fds: Sequence[int]) -> None:
         """Let it perform *plan*, which ends with ``hand-over``, and to which *fds* belong."""
-        assert self.pid
+        await self.here()
         self._go(plan, Stdio(stdout=subprocess.DEVNULL), fds)
 
     async def opened(self) -> list[int]:
         """The descriptors that it opened, in the plan's order. Empty if a step failed: see
         `report`."""
-        await readable(self._control.fileno())
+        if not await readable_within(self._control.fileno(), LAUNCH_SECONDS):
+            raise _not_done(f"its launcher was not done after {LAUNCH_SECONDS} s")
         _, fds, _, _ = socket.recv_fds(self._control, 64, MOST_DESCRIPTORS)
         if not fds:
             await self._read_report()
@@ -201,7 +225,7 @@ class LauncherProcess:
         try:
             # Without a launcher the report pipe ends at once, and says as much.
             with contextlib.suppress(BrokenPipeError):
-                say_go(self._control, plan, (report, *streams.theirs, *fds))
+                say_go(self._control, plan, report, (*streams.theirs, *fds))
         finally:
             os.close(report)
             streams.sent()
@@ -211,18 +235,12 @@ class LauncherProcess:
             async with asyncio.timeout(LAUNCH_SECONDS):
                 await self.report.read(self._report)
         except TimeoutError:
-            raise LaunchError(
-                attempt="start the sandbox",
-                answer=f"its launcher was not done after {LAUNCH_SECONDS} s",
-                remedy="The machine may be overloaded; try again.",
-                step="read-report",
-            ) from None
+            raise _not_done(f"its launcher was not done after {LAUNCH_SECONDS} s") from None
 
-    def _open_init(self) -> None:
-        """PID 1 is our child and nobody else reaps it: its pid cannot have been given away."""
-        if self.report.init_pid and self.pidfd < 0:
-            with contextlib.suppress(ProcessLookupError):
-                self.pidfd = os.pidfd_open(self.report.init_pid)
+    def _hear_init(self) -> None:
+        """PID 1 tells of itself before it does anything else."""
+        if self.pidfd < 0 and is_readable(self._control.fileno()):
+            _, self.pidfd = hear(self._control, INIT)
 
     @property
     def init_pid(self) -> int:
@@ -235,9 +253,12 @@ class LauncherProcess:
         return start_time(self.report.init_pid)
 
     async def _wait(self) -> None:
-        """Learn how it ended; its pid is its own until then."""
-        if self.status is None:
-            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        """Wait until it has ended; learn how, if that can be known."""
+        if self._own >= 0:
+            await readable(self._own)
+            self.status = reap(self._own)
+            os.close(self._own)
+            self._own = -1
 
     def hand_over(self) -> tuple[int, int]:
         """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
@@ -246,25 +267,42 @@ class LauncherProcess:
 
     async def end(self) -> None:
         """Kill the launcher and PID 1, and wait for both: a start has failed."""
-        with contextlib.suppress(LaunchError):
-            if self.status is None:
-                os.kill(self.pid, signal.SIGKILL)
+        if not self.pid:
+            await self._hear_launcher()
+        if self._own >= 0:
+            signal_to(self._own, signal.SIGKILL)
             await self._wait()
         if self._report >= 0:
             self.report.drain(self._report)  # a start that was cancelled may not know PID 1
-        self._open_init()
+        if self._has_init and self.pidfd < 0:
+            # Without a launcher, PID 1 speaks, or there is none.
+            await readable_within(self._control.fileno(), WORD_SECONDS)
+            self._hear_init()
         if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, self.end_signal)
+            signal_to(self.pidfd, self.end_signal)
             await readable(self.pidfd)
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            reap(self.pidfd)
             os.close(self.pidfd)
         for pipe in self.pipes:
             pipe.close()
         self._control.close()
         if self._report >= 0:
             os.close(self._report)
+
+
+def _not_done(answer: str) -> LaunchError:
+    return LaunchError(
+        attempt="start the sandbox",
+        answer=answer,
+        remedy="The machine may be overloaded; try again.",
+        step="read-report",
+    )
+
+
+def signal_to(pidfd: int, number: int) -> None:
+    """Send signal *number*; nothing if the process has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
 
 
 def hear(control: socket.socket, word: str) -> tuple[int, int]:
@@ -289,15 +327,17 @@ def control_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def say_go(control: socket.socket, plan: Plan, fds: Sequence[int]) -> None:
-    """Send *plan* with *fds*, as `inside.enter.obey` takes them; OSError if nobody is there."""
-    memfd = os.memfd_create("plan")
-    try:
+def say_go(control: socket.socket, plan: Plan, report: int, fds: Sequence[int]) -> None:
+    """Send *plan* with *fds*, the first of which are standard streams, as `inside.enter.obey` takes
+    them; OSError if nobody is there. By our pidfd PID 1 sees our end."""
+    with contextlib.ExitStack() as stack:
+        memfd = os.memfd_create("plan")
+        stack.callback(os.close, memfd)
+        ourselves = os.pidfd_open(os.getpid())
+        stack.callback(os.close, ourselves)
         os.pwrite(memfd, plan.encode(), 0)
         word = b"go " + os.fsencode(os.environ.get(FAIL_AT, ""))
-        socket.send_fds(control, [word], [memfd, *fds])
-    finally:
-        os.close(memfd)
+        socket.send_fds(control, [word], [memfd, report, ourselves, *fds])
 
 
 class Stem:
@@ -305,48 +345,71 @@ class Stem:
 
     def __init__(self) -> None:
         self._wanted_seconds = _IDLE_SECONDS
-        self._forget()
+        self._begin()
         # Two servers with one stem would both hear its answers.
-        os.register_at_fork(after_in_child=self._forget)
+        keep_from_children(self)
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
         self._requests: socket.socket | None = None
         self._idle_seconds = 0.0
         self._good_until = 0.0
+        self.last_word = LastWord()
+
+    def forget(self) -> None:
+        """In a child that was forked: its first start makes another one."""
+        if self._requests:
+            self._requests.close()
+        self._begin()
 
     def stay(self, seconds: float) -> None:
         """Another start may come within so long: the next one that is made waits for it."""
         self._wanted_seconds = max(self._wanted_seconds, seconds)
 
     def launcher(self) -> LauncherProcess:
-        """A new launcher; LaunchError if the machine has no process left."""
+        """A new launcher, which may not be there yet; LaunchError if the machine has no process
+        left."""
+        return LauncherProcess(self)
+
+    def ask(self) -> tuple[socket.socket, object]:
+        """Our end of the control socket of a launcher that is forked now, and who forks it."""
+        occupy_standard_streams()
         control, theirs = control_pair()
         with theirs, self._lock:
             try:
                 self._ask(theirs)
-            except OSError:  # it has ended
-                self._end()
+            except OSError:  # it has ended, or takes no request any more
+                self._end(0.0)
                 self._ask(theirs)
-        return LauncherProcess(control)
+            return control, self._process
 
     def _ask(self, theirs: socket.socket) -> None:
         if time.monotonic() > self._good_until:
-            self._end()
+            self._end(_ORDERLY_SECONDS)
         requests = self._requests or self._spawn()
-        socket.send_fds(requests, [b"fork"], [theirs.fileno()])
+        socket.send_fds(requests, [b"fork"], [theirs.fileno()], socket.MSG_DONTWAIT)
         # It counts from when it has forked: this is earlier, and leaves no doubt.
         self._good_until = time.monotonic() + self._idle_seconds - _MARGIN_SECONDS
+
+    def replace(self, silent: object) -> None:
+        """End the process that does not answer, if it is still the one; the next launcher gets
+        another one."""
+        with self._lock:
+            if self._process is silent:
+                self._end(0.0)
 
     def _spawn(self) -> socket.socket:
         requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._idle_seconds = self._wanted_seconds
+        self.last_word.time = time.monotonic() + _INTERPRETER_SECONDS
         try:
             self._process = subprocess.Popen(
                 [*_command(), str(theirs.fileno()), f"{self._idle_seconds:g}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=None if _is_stream(2) else subprocess.DEVNULL,
                 env={},
                 cwd="/",
                 pass_fds=(theirs.fileno(),),
@@ -362,20 +425,28 @@ class Stem:
             ) from None
         finally:
             theirs.close()
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and nobody waits here
+            self._pidfd = os.pidfd_open(self._process.pid)
         self._requests = requests
         return requests
 
     def end(self) -> None:
         """End it; the next launcher gets another one."""
         with self._lock:
-            self._end()
+            self._end(_ORDERLY_SECONDS)
 
-    def _end(self) -> None:
+    def _end(self, patience_seconds: float) -> None:
+        """It does what it was asked for and ends; one that does not is killed."""
         if self._requests:
             self._requests.close()
+        if self._pidfd >= 0:
+            if not select.select([self._pidfd], [], [], patience_seconds)[0]:
+                signal_to(self._pidfd, signal.SIGKILL)
+            os.close(self._pidfd)
         if self._process:
             self._process.wait()
         self._process = self._requests = None
+        self._pidfd = -1
 
 
 stem = Stem()

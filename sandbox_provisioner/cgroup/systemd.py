@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from sandbox_provisioner.cgroup import files, manager
 from sandbox_provisioner.cgroup.tree import kill_listed, whole_pages
 from sandbox_provisioner.cgroup.v2 import V2Tree, weight_of
+from sandbox_provisioner.descriptors import keep_from_children
 from sandbox_provisioner.spec import Limits
 
 PREFIX, SUFFIX = "sandbox-", ".scope"
@@ -50,6 +51,7 @@ class SystemdTree(V2Tree):
 
     def _make_groups(self, limits: Limits, pid: int, undo: contextlib.ExitStack) -> None:
         self._keeper = self._start_keeper()
+        keep_from_children(self)
         undo.callback(self._end_keeper)
         members = [self._keeper.pid, *([pid] if pid else [])]
         properties = [*_properties(limits, members, self._name, self._device)]
@@ -97,6 +99,15 @@ class SystemdTree(V2Tree):
 
     def take_over(self, string: int) -> None:
         self._string = string
+        keep_from_children(self)
+
+    def forget(self) -> None:
+        """In a child that was forked: the string shall end with us."""
+        if self._keeper and self._keeper.stdin:
+            self._keeper.stdin.close()
+        if self._string >= 0:
+            os.close(self._string)
+            self._string = -1
 
     def _end_keeper(self) -> None:
         if self._string >= 0:

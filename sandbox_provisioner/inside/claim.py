@@ -50,7 +50,7 @@ def await_claim(box: Box, kernel_pid: int, perform: Perform) -> None:
     found = orders.receive(box.control_fd)
     if found is None:
         os._exit(0)
-    box.received, box.report_fd = found.fds, found.report_fd
+    box.received, box.report_fd, box.server_fd = found.fds, found.report_fd, found.server_fd
     perform(box, found.plan, found.fail_at)
     os.close(box.report_fd)
 
@@ -87,7 +87,7 @@ def _await_server(box: Box, kernel_pid: int, children: int) -> None:
         if not ready and (time.monotonic() >= until or _available_bytes() < least_bytes):
             os._exit(0)
     server = kernel.accept(box.claims_fd)
-    for fd in (box.claims_fd, box.nursery_fd, box.control_fd):
+    for fd in (box.claims_fd, box.nursery_fd, box.control_fd, box.server_fd):
         os.close(fd)
     box.control_fd = server
     if box.string_fd >= 0:

@@ -31,6 +31,12 @@ def main(argv: list[str]) -> None:
     """Be the stem, or, in a fork of it, a launcher; does not return."""
     requests_fd, idle_seconds = int(argv[0]), float(argv[1])
     os.set_inheritable(requests_fd, False)
+    # A server's standard error may be closed: nothing that we get may lie there.
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    # A server may ignore it; execve(2) keeps that, and waitpid(2) then tells nothing.
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     # Whatever is imported from here on would come from a root that is about to change.
     sys.meta_path.clear()
     sys.path.clear()
@@ -42,7 +48,7 @@ def main(argv: list[str]) -> None:
             break  # the server has ended
         if kernel.fork_as_sibling() == 0:
             os.close(requests_fd)
-            os.write(fds[0], b"here")  # the server learns our pid from the message's credentials
+            steps.say_who(fds[0], b"here")
             obey(fds[0])
         os.close(fds[0])
     os._exit(0)
@@ -55,7 +61,7 @@ def obey(control_fd: int, nursery_fd: int = -1) -> Box:
     if found is None:
         os._exit(0)
     box = Box(found.report_fd, control_fd)
-    box.received = found.fds
+    box.received, box.server_fd = found.fds, found.server_fd
     box.nursery_fd = nursery_fd
     perform(box, found.plan, found.fail_at)
     return box

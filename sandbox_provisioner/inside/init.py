@@ -7,6 +7,7 @@ real-time signals, over a pidfd of this very process, so that no stranger can be
     server ──pidfd: SIGRTMIN + N - 1──▶ PID 1 ──kill(-kernel, N)──▶ kernel and its group
     PID 1  ──control: "sealed"──▶ server      all sockets listen, their directory is read-only
     server ──control: end of file──▶ PID 1    the server is gone: so are we
+    server ──its pidfd: readable──▶ PID 1     the same, where a child of its holds the socket too
     PID 1  ──control: "memory USED"──▶ server     the kernel was interrupted before its cap
     PID 1  ──exit file: "CODE SIGNAL [WHY]\\n" and the last of stderr
 
@@ -129,6 +130,8 @@ class _Init:
             self.poll.register(self.mounts.fd, select.POLLPRI)
         if self.box.control_fd >= 0:
             self.poll.register(self.box.control_fd, select.POLLIN)
+        if not self.box.survives_server:
+            self.poll.register(self.box.server_fd, select.POLLIN)
         if self.seal:
             self.poll.register(self.seal.events, select.POLLIN)
         if self.memory:
@@ -152,6 +155,8 @@ class _Init:
             # Output first: what the kernel wrote before it died belongs to its tail.
             for pump in list(self.pumps):
                 self.serve_pump(pump, ready)
+            if self.box.server_fd in ready:
+                self.end_with_server()
             if self.box.control_fd in ready:
                 self.serve_control()
             if self.seal and self.seal.ready(ready):
@@ -250,12 +255,15 @@ class _Init:
         if os.read(self.box.control_fd, 64):
             return
         if not self.box.survives_server:
-            if not self.box.namespaces:
-                family.end_all()
-            os._exit(0)
+            self.end_with_server()
         self.poll.unregister(self.box.control_fd)
         os.close(self.box.control_fd)
         self.box.control_fd = -1
+
+    def end_with_server(self) -> None:
+        if not self.box.namespaces:
+            family.end_all()
+        os._exit(0)
 
     def end_start(self) -> None:
         """Everything is bound: close the directory, give up CAP_SYS_ADMIN, tell the server."""

@@ -384,7 +384,8 @@ def send_descriptors(socket_fd: int, text: bytes, fds: list[int]) -> None:
 
 
 def receive_descriptors(socket_fd: int, text_bytes: int = 4096) -> tuple[bytes, list[int]]:
-    """recvmsg(2): what `send_descriptors` sent, close-on-exec; b"" and nothing at the end."""
+    """recvmsg(2): what `send_descriptors` sent, close-on-exec; b"" and nothing at the end, also
+    where the other side has closed its own without having read what we had told it."""
     text = ctypes.create_string_buffer(text_bytes)
     control = ctypes.create_string_buffer(16 + 4 * MOST_DESCRIPTORS + 4)
     vector = _Vector(ctypes.cast(text, ctypes.c_char_p), text_bytes)
@@ -392,6 +393,8 @@ def receive_descriptors(socket_fd: int, text_bytes: int = 4096) -> tuple[bytes, 
         None, 0, ctypes.pointer(vector), 1, ctypes.cast(control, ctypes.c_void_p), len(control), 0
     )
     result = _libc.recvmsg(socket_fd, ctypes.byref(message), _MSG_CMSG_CLOEXEC)
+    if result < 0 and ctypes.get_errno() == errno.ECONNRESET:
+        return b"", []
     length = _check(result, "recvmsg", fd=socket_fd)
     if message.control_length < 16:
         return text.raw[:length], []

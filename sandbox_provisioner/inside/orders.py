@@ -2,7 +2,8 @@
 
 May import: os, kernel_calls.  The word is one message, and with it come descriptors::
 
-    "go FAIL_AT"   plan, report pipe, stdin, stdout, stderr, and what the plan's ``receive`` names
+    "go FAIL_AT"   plan, report pipe, pidfd of the server, stdin, stdout, stderr, and what the
+                   plan's ``receive`` names
 
 FAIL_AT is the step that a fault injection wants to fail, "" for none.
 """
@@ -15,12 +16,21 @@ from sandbox_provisioner.inside import kernel_calls as kernel
 
 
 class Orders:
-    """What came: the plan's steps as lists of words, the report pipe, the other descriptors."""
+    """What came: the plan's steps as lists of words, the report pipe, the server's pidfd, the other
+    descriptors."""
 
-    def __init__(self, plan: list[list[bytes]], fail_at: str, report_fd: int, fds: list[int]):
+    def __init__(
+        self,
+        plan: list[list[bytes]],
+        fail_at: str,
+        report_fd: int,
+        server_fd: int,
+        fds: list[int],
+    ):
         self.plan = plan
         self.fail_at = fail_at
         self.report_fd = report_fd
+        self.server_fd = server_fd
         self.fds = fds
 
 
@@ -30,11 +40,12 @@ def receive(control_fd: int) -> Orders | None:
     word, fds = kernel.receive_descriptors(control_fd)
     if not word.startswith(b"go "):
         return None
-    plan_fd, report_fd, *rest = fds
+    plan_fd, report_fd, server_fd, *rest = fds
     for number, fd in enumerate(rest[:3]):
         os.dup2(fd, number)
         os.close(fd)
-    return Orders(decode(read_all(plan_fd)), os.fsdecode(word[3:]), report_fd, rest[3:])
+    plan = decode(read_all(plan_fd))
+    return Orders(plan, os.fsdecode(word[3:]), report_fd, server_fd, rest[3:])
 
 
 def read_all(fd: int) -> bytes:

@@ -71,6 +71,7 @@ class Box:
     def __init__(self, report_fd: int, control_fd: int) -> None:
         self.report_fd = report_fd
         self.control_fd = control_fd
+        self.server_fd = -1
         self.exit_fd = -1
         self.user_namespaces: dict[str, int] = {}
         self.places: dict[str, int] = {}
@@ -362,6 +363,16 @@ def fork_init(box: Box) -> None:
         box.report("pid", str(pid))
         os._exit(0)
     box.init_pid = os.getpid()
+    say_who(box.control_fd, b"init")
+
+
+def say_who(control_fd: int, word: bytes) -> None:
+    """Tell the server *word*. It learns our pid from the message's credentials; with it comes a
+    pidfd, since we may have ended when it looks, and have been waited for by whatever handler of
+    SIGCHLD it has."""
+    pidfd = os.pidfd_open(os.getpid())
+    kernel.send_descriptors(control_fd, word, [pidfd])
+    os.close(pidfd)
 
 
 def new_session(_box: Box) -> None:

@@ -44,7 +44,7 @@ class ClaimStart(Start):
         assert self.tree
         site = replace(site, first_id=self.claimed.record.first_id)
         outside, inside = plans.compile_claim_plan(self.request, site)
-        self.opener.begin(outside, site.descriptors)
+        await self.opener.begin(outside, site.descriptors)
         folder = self.take_over(site)
         if self.record.cgroup_manager:
             self.tree.take_over(await self.claimed.string())

@@ -164,7 +164,7 @@ class WarmStart(Start):
         await self.child.here()
         family = plans.Family(self.nursery.init_pid, self.child.pid)
         outside = plans.compile_opening_plan(self.request, site, family)
-        self.opener.begin(outside, site.descriptors)
+        await self.opener.begin(outside, site.descriptors)
         fds = await self.opener.opened()
         if not fds:
             # Nothing can be opened for one that has ended.

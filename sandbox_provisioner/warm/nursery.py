@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from sandbox_provisioner.inside import enter, init, kernel_calls
+from sandbox_provisioner.inside import enter, init, kernel_calls, steps
 from sandbox_provisioner.inside.steps import Box
 from sandbox_provisioner.warm.immortal import immortalize
 from sandbox_provisioner.warm.kernel import Kernel, initialized
@@ -259,9 +259,7 @@ def _child(control: int, alive: int) -> Box:
     """Be PID 1 of a box, then the kernel: what a launcher, PID 1 and the kernel are in a cold
     start."""
     try:
-        # It may fail, and be waited for, before the server has heard of it: its number tells
-        # nobody else's process from it then, this does.
-        kernel_calls.send_descriptors(control, b"here", [os.pidfd_open(os.getpid())])
+        steps.say_who(control, b"here")
         return enter.obey(control, alive)
     except OSError:  # the server has gone
         os._exit(init.FAILED)

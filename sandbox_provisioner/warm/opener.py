@@ -16,10 +16,10 @@ class Opener:
         self._launcher: LauncherProcess | None = launcher
         self.report: Report = launcher.report
 
-    def begin(self, plan: Plan, fds: Sequence[int]) -> None:
+    async def begin(self, plan: Plan, fds: Sequence[int]) -> None:
         """Let it open what *plan*, which ends with ``hand-over``, names, or what came as *fds*."""
         assert self._launcher
-        self._launcher.begin(plan, fds)
+        await self._launcher.begin(plan, fds)
 
     async def opened(self) -> list[int]:
         """The descriptors, in the plan's order; none if a step failed: see `report`."""

@@ -43,9 +43,9 @@ class DistantProcess:
 
     def begin(self, plan: Plan, fds: Sequence[int], kept: Sequence[int] = ()) -> None:
         """Let it perform *plan* with *fds*, which are closed then, and *kept*, which are not."""
-        ours = (self._report_write, *self._streams.theirs)
         try:
-            say_go(self._control, plan, (*ours, *fds, *kept))
+            streams = (*self._streams.theirs, *fds, *kept)
+            say_go(self._control, plan, self._report_write, streams)
         except ConnectionError:
             raise LaunchError(
                 attempt="start the sandbox",

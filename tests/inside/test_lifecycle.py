@@ -123,6 +123,97 @@ def test_a_sandbox_that_shall_survive_its_server_does_until_it_ends_itself(
     assert records.sweep(runtime_dir) == [sandbox_id]
 
 
+# -- servers that are not as one expects
+
+FORKING = SERVER.replace(
+    "sys.stdin.read()",
+    """
+if os.fork() == 0:
+    sys.stdin.read()
+    os._exit(0)
+sys.stdin.read()
+""",
+)
+
+
+@pytest.mark.parametrize("warm", ["", "1"], ids=["cold", "warm"])
+def test_a_sandbox_ends_with_its_server_though_a_child_that_it_has_forked_lives(
+    start_server, runtime_dir, watch, monkeypatch, warm
+):
+    """multiprocessing forks so; the child has a copy of all that its server had open."""
+    monkeypatch.setattr(sys.modules[__name__], "SERVER", FORKING)
+    monkeypatch.setenv("SANDBOX_TEST_WARM", warm)
+    server, sandbox_id = start_server()
+    for _, record in records.all_records(runtime_dir):
+        watch.expect_gone(record, runtime_dir)
+    pidfds = {r.kind: records.open_init(r) for _, r in records.all_records(runtime_dir)}
+    server.kill()
+    assert has_ended(pidfds["kernel"], 10)
+    assert records.sweep(runtime_dir) == [sandbox_id]
+    if warm:
+        signal.pidfd_send_signal(pidfds["nursery"], signal.SIGKILL)
+        assert has_ended(pidfds["nursery"], 10)
+        records.sweep(runtime_dir)
+    for pidfd in pidfds.values():
+        os.close(pidfd)
+
+
+STRANGE = {
+    "ignores-children": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "waits-for-all-children": """
+def wait_for_all(*_):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+signal.signal(signal.SIGCHLD, wait_for_all)
+""",
+    "has-no-stdin": "os.closerange(0, 1)",
+    "has-no-streams": "os.closerange(0, 3)",
+    "has-something-else-there": "os.closerange(0, 3); kept = [os.eventfd(0) for _ in range(3)]",
+}
+STRANGE_SERVER = """
+import asyncio, os, signal, subprocess, sys
+from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.launch import LocalLauncher
+from sandbox_provisioner.spawn import Stdio, stem
+import boxes
+runtime, workdir, answer = sys.argv[1:]
+STRANGE
+async def live():
+    launcher, null = LocalLauncher(runtime_dir=runtime), subprocess.DEVNULL
+    request = boxes.request_for(workdir, ["/bin/sh", "-c", "echo hello; exit 7"], pump=True)
+    handle = await launcher.start(request, stdio=Stdio(null, None, subprocess.PIPE))
+    story = await handle.wait()
+    await handle.close()
+    try:
+        wrong = boxes.request_for(workdir, ["/bin/true"], cwd=f"{workdir}/missing")
+        await launcher.start(wrong)
+    except SandboxError as error:
+        return f"{story.code} {type(error).__name__} {os.listdir(runtime)}"
+found = asyncio.run(live())
+stem.end()
+with open(answer, "w") as file:
+    file.write(found)
+"""
+
+
+@pytest.mark.parametrize("how", STRANGE)
+@pytest.mark.parametrize("begun", ["<&- >&- 2>&-", ""], ids=["without-streams", "with-streams"])
+def test_a_start_goes_well_or_tells_why_in_a_server_that(runtime_dir, workdir, how, begun):
+    script = STRANGE_SERVER.replace("STRANGE", STRANGE[how], 1)
+    answer = workdir / "answer"
+    words = [sys.executable, "-c", script, str(runtime_dir), str(workdir), str(answer)]
+    subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {begun}', "sh", *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=60,
+        check=False,  # Python itself cannot flush its streams
+    )
+    assert answer.read_text() == "7 LaunchError ['lock']"
+
+
 SURVIVOR = SERVER.replace(
     "boxes.request_for(workdir,", "boxes.request_for(workdir, ['/bin/sleep', '1000'],"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from boxes import request_for, run
 
+from sandbox_provisioner import spawn
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.launch import Labels, LaunchRequest, LocalLauncher
 from sandbox_provisioner.records import Record
@@ -205,6 +207,39 @@ def test_a_stem_that_was_killed_is_replaced(launcher: LocalLauncher, workdir: Pa
     run(start().close())
 
 
+def test_a_stem_that_is_stopped_is_replaced(
+    launcher: LocalLauncher, workdir: Path, monkeypatch: Any
+) -> None:
+    """The loop goes on meanwhile, and none of several starts ends what another one has made."""
+    monkeypatch.setattr(spawn, "WORD_SECONDS", 0.3)
+    run(stem.launcher().end())
+    monkeypatch.setattr(stem.last_word, "time", 0.0)
+    assert stem._process
+    stopped = stem._process
+    os.kill(stopped.pid, signal.SIGSTOP)
+
+    async def start() -> set[int]:
+        processes = [stem.launcher() for _ in range(4)]
+        turns = asyncio.ensure_future(count_turns())
+        await asyncio.gather(*(process.here() for process in processes))
+        turns.cancel()
+        assert turned > 10
+        for process in processes:
+            await process.end()
+        return {process.pid for process in processes}
+
+    turned = 0
+
+    async def count_turns() -> None:
+        nonlocal turned
+        while True:
+            await asyncio.sleep(0.01)
+            turned += 1
+
+    assert len(run(start())) == 4
+    assert stopped.returncode == -signal.SIGKILL
+
+
 def test_a_stem_is_used_again_until_it_may_be_about_to_end(monkeypatch: Any) -> None:
     run(stem.launcher().end())
     assert stem._process
@@ -237,7 +272,7 @@ def test_launchers_are_told_apart_by_their_own_sockets() -> None:
 
     def ask() -> None:
         process = stem.launcher()
-        assert process.pid
+        run(process.here())
         with lock:
             made.append(process)
 
