@@ -7,100 +7,174 @@ paths below the work directory. What becomes of them is decided in `plan.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.places import Place
 from sandbox_provisioner.spec import Covers, relative
+
+# Repositories are looked for so deep below the work directory, and at so many entries.
+_REPOSITORY_DEPTH = 2
+_MOST_ENTRIES = 4096
+# Each cover is a mount, and a kernel can make any number of names that have to be covered.
+_MOST_COVERED = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Covered:
     """What `Covers` means in one work directory, as paths relative to it, with what symbolic links
-    at these places lead to."""
+    at these places lead to.
 
-    directories: tuple[str, ...]
-    files: tuple[str, ...]
-    server_files: tuple[str, ...]
-    frozen: tuple[str, ...]
+    The kernel gets an empty stand-in for each of *directories*, *files* and *links*, and finds what
+    is there of *frozen* read-only. Missing *directories* are made; so are *links*, which are all
+    missing, as symbolic links to nothing, which programs outside take for missing; and *placed*,
+    the files and their texts.
+    """
+
+    directories: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    placed: tuple[tuple[str, str], ...] = ()
+    frozen: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Found:
+    """The same while it is being found."""
+
+    directories: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
+    links: set[str] = field(default_factory=set)
+    placed: dict[str, str] = field(default_factory=dict)
+    frozen: set[str] = field(default_factory=set)
+
+    def covered(self) -> Covered:
+        """Without what lies in a directory that is covered as a whole."""
+        hidden = {path for path in self.directories if not _lies_in(path, self.directories)}
+        return Covered(
+            directories=tuple(sorted(hidden)),
+            files=_apart(self.files, hidden),
+            links=_apart(self.links - self.files, hidden),
+            placed=tuple((path, self.placed[path]) for path in _apart(self.placed, hidden)),
+            frozen=_apart({*self.frozen, *self.placed} - self.files, hidden),
+        )
+
+
+def _lies_in(path: str, folders: Collection[str]) -> bool:
+    """Whether a directory above *path* is one of *folders*."""
+    while path := os.path.dirname(path):
+        if path in folders:
+            return True
+    return False
+
+
+def _apart(paths: Iterable[str], hidden: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(p for p in paths if p not in hidden and not _lies_in(p, hidden)))
 
 
 def find_covered(
-    source: str,
+    place: Place,
     covers: Covers,
     *,
     home: str,
     homes: Iterable[str],
     own_folders: Iterable[str],
-    cwd: str,
 ) -> Covered:
-    """Look at the work directory *source*, a real path; SpecError if it is itself such a place.
+    """Look at the work directory *place*; SpecError if it is itself such a place, or if a home in
+    it cannot be listed.
 
     *home* is the server's own home, *homes* are all that the machine knows of, *own_folders* the
-    server's settings and data, *cwd* the directory that the server runs in.
+    server's settings and data.
     """
+    source, opened = place.source, f"/proc/self/fd/{place.fd}"
+    found = _Found(directories=_within(source, own_folders))
+    # Of all other homes only the server's own is looked at, since a link in it may lead here: there
+    # can be very many, and each path costs a look.
     related = {home, *(other for other in homes if _is_related(other, source))}
-    entries = {real: _entries(real, source) for real in map(os.path.realpath, related)}
-    repository = (source,) if os.path.isdir(os.path.join(source, ".git")) else ()
-    directories = {
-        *_in_homes(entries, covers.home_directories),
-        *_below(repository, covers.repository_directories),
-        *own_folders,
-    }
-    frozen = _below(repository, covers.frozen) | _in_homes(entries, covers.home_frozen)
-    return Covered(
-        directories=_within(source, directories),
-        files=_within(source, _in_homes(entries, covers.home_files)),
-        server_files=_within(source, _below((cwd,), covers.server_files)),
-        frozen=_frozen(source, frozen),
-    )
+    for real in map(os.path.realpath, related):
+        inside = relative(real, source)
+        if inside is None:
+            _look_from_outside(real, source, covers, found)
+        else:
+            _look_inside(source, opened, inside, covers, found)
+    for repository in _repositories(opened):
+        _look_at_repository(opened, repository, covers, found)
+    return found.covered()
 
 
 def _is_related(home: str, source: str) -> bool:
-    """Whether one lies in the other. Of all other homes only the server's own is looked at, since
-    a link in it may lead here: there can be very many, and each path costs a look."""
     home = os.path.realpath(home)
     return relative(home, source) is not None or relative(source, home) is not None
 
 
-def _frozen(source: str, places: set[str]) -> tuple[str, ...]:
-    if os.path.isfile(os.path.join(source, ".git")):
-        places |= {f"{source}/.git"}  # of a work tree: it names the repository, hooks and all
-    apart = {place for place in places if relative(source, place) is None}
-    return tuple(path for path in _within(source, apart) if os.path.exists(f"{source}/{path}"))
+def _look_inside(source: str, opened: str, home: str, covers: Covers, found: _Found) -> None:
+    """*home*, relative to *source*, lies in the work directory: what begins with a dot is covered,
+    and so is what programs look for and is not there. *opened* leads to *source*, also where
+    somebody has renamed it."""
+    there = _entries(source, os.path.join(opened, home))
+    visible = set(covers.home_visible)
+    dotted = {name for name in there if name.startswith(".")} - visible
+    if len(dotted) > _MOST_COVERED:
+        answer = f"more than {_MOST_COVERED} names in the home directory in it begin with a dot"
+        raise bad_workdir(source, answer)
+    named = {path.partition("/")[0] for path in covers.home_directories} - visible
+    frozen = set(covers.home_frozen) - named
+    hidden = (dotted | (set(covers.home_files) & there.keys())) - frozen
+    folders = named | {name for name in hidden if there[name]}
+    found.directories |= _below(home, folders)
+    found.files |= _below(home, hidden - folders)
+    found.links |= _below(home, {*covers.home_files, *frozen} - there.keys() - folders)
+    found.frozen |= _below(home, frozen & there.keys())
+    for name in (hidden | frozen) & there.keys():
+        _add_target(source, os.path.join(opened, home, name), found)
 
 
-def _below(folders: Iterable[str], names: Iterable[str]) -> set[str]:
-    names = tuple(names)
-    real = {os.path.realpath(folder) for folder in folders}
-    return {os.path.join(folder, name) for folder in real for name in names}
-
-
-def _entries(home: str, source: str) -> frozenset[str] | None:
-    """What is in *home*, where only that matters: where *source* lies elsewhere or deeper, what is
-    not there can neither lead into it nor have it in it. Else, or if nobody may list it, None."""
-    if relative(home, source) is not None:
-        return None
+def _entries(source: str, home: str) -> dict[str, bool]:
+    """The names in *home*, and whether each is a directory."""
     try:
-        return frozenset(os.listdir(home))
-    except OSError:
-        return None
+        with os.scandir(home) as listing:
+            return {entry.name: entry.is_dir(follow_symlinks=False) for entry in listing}
+    except OSError as error:
+        answer = f"the home directory in it cannot be listed: {error.strerror}"
+        raise bad_workdir(source, answer) from None
 
 
-def _in_homes(homes: Mapping[str, frozenset[str] | None], names: Iterable[str]) -> set[str]:
-    """*names* in all *homes*, but for those that need no look: see `_entries`. There can be many of
-    them, and each path costs a look."""
-    found: set[str] = set()
-    for home, there in homes.items():
-        wanted = names
-        if there is not None:
-            apart = there | {"", ".", ".."}  # not an entry of it
-            wanted = [name for name in names if name.partition("/")[0] in apart]
-        found |= {os.path.join(home, name) for name in wanted}
-    return found
+def _below(folder: str, names: Iterable[str]) -> set[str]:
+    return {os.path.join(folder, name) for name in names}
 
 
-def _within(source: str, paths: Iterable[str]) -> tuple[str, ...]:
+def _look_from_outside(home: str, source: str, covers: Covers, found: _Found) -> None:
+    """The work directory lies deeper in *home*, or elsewhere: what is not in *home* can neither
+    lead into the work directory nor have it in it."""
+    try:
+        there = set(os.listdir(home))
+    except OSError:  # nobody may list it
+        there = {path.partition("/")[0] for path in (*covers.home_directories, *covers.home_files)}
+
+    def inside(names: Iterable[str]) -> set[str]:
+        return _within(source, (os.path.join(home, n) for n in names if n.split("/")[0] in there))
+
+    found.directories |= inside(covers.home_directories)
+    found.files |= inside(covers.home_files)
+    outer = {path for path in covers.home_frozen if relative(source, f"{home}/{path}") is None}
+    found.frozen |= {path for path in inside(outer) if os.path.lexists(f"{source}/{path}")}
+    for name in there:
+        if name.startswith("."):
+            _add_target(source, os.path.join(home, name), found)
+
+
+def _add_target(source: str, path: str, found: _Found) -> None:
+    """What *path* leads to in the work directory, if it is a link: the host follows it."""
+    if not os.path.islink(path):
+        return
+    target = os.path.realpath(path)
+    inside = relative(target, source)
+    if inside and inside not in found.directories:
+        (found.directories if os.path.isdir(target) else found.files).add(inside)
+
+
+def _within(source: str, paths: Iterable[str]) -> set[str]:
     """Those of *paths* that lie in *source*, relative to it; and where symbolic links at these
     places lead to in it, since the host would read what a kernel writes there (or makes there, if a
     link leads to nothing yet). SpecError if *source* itself is such a place."""
@@ -114,7 +188,7 @@ def _within(source: str, paths: Iterable[str]) -> tuple[str, ...]:
             inside = relative(candidate, source)
             if inside:
                 found.add(inside)
-    return tuple(sorted(found))
+    return found
 
 
 def _real(path: str, known: dict[str, str]) -> str:
@@ -126,6 +200,52 @@ def _real(path: str, known: dict[str, str]) -> str:
         joined = os.path.join(_real(above, known), name) if name else above
         known[path] = os.path.realpath(joined) if os.path.islink(joined) else joined
     return known[path]
+
+
+# -- repositories
+
+
+def _repositories(opened: str) -> Iterator[str]:
+    """The directories that hold a repository, relative to *opened*: itself, and those near it.
+
+    A kernel of a home directory works above its owner's repositories.
+    """
+    left = _MOST_ENTRIES
+    waiting = [("", 0)]
+    while waiting and left > 0:
+        folder, depth = waiting.pop(0)
+        try:
+            with os.scandir(os.path.join(opened, folder)) as listing:
+                entries = list(zip(range(left), listing, strict=False))
+        except OSError:  # nobody may list it
+            continue
+        left -= len(entries)
+        for _, entry in entries:
+            if entry.name == ".git":
+                yield folder
+            elif depth < _REPOSITORY_DEPTH and _may_hold_one(entry):
+                waiting.append((os.path.join(folder, entry.name), depth + 1))
+
+
+def _may_hold_one(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+
+
+def _look_at_repository(opened: str, folder: str, covers: Covers, found: _Found) -> None:
+    """*folder* has a .git: a directory, or the file by which a work tree names its repository."""
+    git = os.path.join(folder, ".git")
+    if not os.path.isdir(os.path.join(opened, git)) or os.path.islink(os.path.join(opened, git)):
+        found.frozen.add(git)
+        return
+    found.directories |= _below(folder, covers.repository_directories)
+    for name in covers.repository_frozen:
+        path = os.path.join(folder, name)
+        if os.path.lexists(os.path.join(opened, path)):
+            found.frozen.add(path)
+    for name, text in covers.repository_placed:
+        path = os.path.join(folder, name)
+        if not os.path.lexists(os.path.join(opened, path)):
+            found.placed[path] = text
 
 
 def bad_workdir(path: str, answer: str) -> SpecError:

@@ -21,8 +21,10 @@ from sandbox_provisioner.descriptors import keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.inside.init import (
     COVER_LOST,
+    COVERED_WORD,
     FIRST_RELAYED,
     INTERRUPTED,
+    MADE_WORD,
     MEMORY_WORD,
     SEALED,
 )
@@ -37,9 +39,10 @@ class ExitStory:
 
     *code* is its exit status, or the negative number of the signal that ended it, or None if
     nobody could learn it. *cover_lost*: it was ended because somebody outside had replaced a file
-    that it must not reach. *interrupted*: it ended by itself, just after the interrupt near its
-    memory cap. *reason* is a sentence for the person at the notebook where the sandbox ended it, ""
-    otherwise. *stderr_tail* is the last that it wrote to stderr, made printable.
+    that it must not reach, *lost_path* in its work directory, and it may have got hold of the new
+    one. *interrupted*: it ended by itself, just after the interrupt near its memory cap.
+    *reason* is a sentence for the person at the notebook where the sandbox ended it, "" otherwise.
+    *stderr_tail* is the last that it wrote to stderr, made printable.
     """
 
     code: int | None
@@ -50,6 +53,7 @@ class ExitStory:
     cpu_seconds: float | None = None
     pids_limit_hits: int = 0
     cover_lost: bool = False
+    lost_path: str = ""
     interrupted: bool = False
     reason: str = ""
     stderr_tail: str = ""
@@ -186,13 +190,23 @@ class LocalHandle:
         told = []
         while self._control >= 0 and not self._closed and is_readable(self._control):
             try:
-                word, _, number = os.read(self._control, 4096).decode().partition(" ")
+                word, _, rest = os.fsdecode(os.read(self._control, 8192)).partition(" ")
             except OSError:
                 break
-            if word != MEMORY_WORD:
+            if word == MEMORY_WORD:
+                told.append(_interrupted(int(rest), self.record))
+            elif word == COVERED_WORD:
+                told.append(_covered(rest, self.record))
+            elif word == MADE_WORD:
+                self._remember(*rest.split(" ", 1))
+            else:
                 break  # its end
-            told.append(_interrupted(int(number), self.record))
         return told
+
+    def _remember(self, kind: str, path: str) -> None:
+        """A stand-in to remove at the end, made while the kernel runs."""
+        with contextlib.suppress(OSError, ValueError):
+            self.folder.remember(kind, path)
 
     async def close(self) -> None:
         if self._closed:
@@ -238,7 +252,8 @@ class LocalHandle:
             peak_bytes=usage.memory_peak_bytes,
             cpu_seconds=usage.cpu_seconds,
             pids_limit_hits=usage.pids_limit_hits or 0,
-            cover_lost=words[2:] == [COVER_LOST],
+            cover_lost=words[2:3] == [COVER_LOST],
+            lost_path=printable(_path_of(words[3:])),
             interrupted=words[2:] == [INTERRUPTED] and not oom_killed,
             stderr_tail=printable(tail.decode(errors="replace")),
         )
@@ -250,9 +265,9 @@ def with_reason(story: ExitStory, record: Record) -> ExitStory:
     name = f"Kernel {short_id(record)}"
     if story.cover_lost:
         reason = (
-            f"{name} was ended: a program outside has replaced or removed a file in its work "
-            "directory that it must not reach, such as ~/.bashrc, and it could have written to the "
-            "new one. Start it again, or work in a directory below the home directory."
+            f"{name} was ended: a program outside has replaced {story.lost_path or 'a file'} in "
+            "its work directory, which it must not reach, and it may have got hold of the new one "
+            "before it could be stopped. Look at that file, then start the kernel again."
         )
     elif story.oom_killed and story.limit_bytes is not None:
         peak = f" (peak {format_bytes(story.peak_bytes)})" if story.peak_bytes else ""
@@ -269,6 +284,21 @@ def with_reason(story: ExitStory, record: Record) -> ExitStory:
     else:
         return story
     return replace(story, reason=reason)
+
+
+def _covered(path: str, record: Record) -> str:
+    return (
+        f"A program outside has replaced {printable(path)} in the work directory of kernel "
+        f"{short_id(record)}, which must not reach it; it is covered again."
+    )
+
+
+def _path_of(words: list[bytes]) -> str:
+    """Of the exit file; "" if there is none in *words*, or something else."""
+    try:
+        return os.fsdecode(bytes.fromhex(words[0].decode())) if words else ""
+    except ValueError:
+        return ""
 
 
 def _interrupted(used_bytes: int, record: Record) -> str:

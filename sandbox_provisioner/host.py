@@ -11,11 +11,11 @@ import pwd
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox_provisioner.cgroup import CgroupFacts, survey
-from sandbox_provisioner.covers import bad_workdir, find_covered
+from sandbox_provisioner.covers import Covered, bad_workdir, find_covered
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.kernel_calls import landlock_version
 from sandbox_provisioner.places import Asker, Place
@@ -71,7 +71,6 @@ class HostFacts:
     own_folders: frozenset[str]
     cwd: str
     landlock: int = 0
-    umask: int = 0o022
 
     @property
     def asker(self) -> Asker:
@@ -101,7 +100,6 @@ class HostFacts:
             own_folders=_own_folders(),
             cwd=_cwd(),
             landlock=landlock_version(),
-            umask=_umask(),
         )
 
 
@@ -144,12 +142,6 @@ def _cwd() -> str:
 def _has_capability(number: int) -> bool:
     match = re.search(r"CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text())
     return bool(match and int(match[1], 16) >> number & 1)
-
-
-def _umask() -> int:
-    """umask(2) cannot be asked without being set, for all threads."""
-    match = re.search(r"Umask:\s*([0-7]+)", Path("/proc/self/status").read_text())
-    return int(match[1], 8) if match else 0o022
 
 
 def _maps_all_ids() -> bool:
@@ -207,16 +199,12 @@ def count_tasks(uid: int) -> int:
 class WorkdirFacts:
     """What is true of a work directory, which is open as *place*. *path* is where it shows inside.
 
-    *directories*, *files*, *server_files* and *frozen* are what `Covers` means here, as paths
-    relative to it, with what symbolic links at these places lead to.
+    *covered* is what `Covers` means here.
     """
 
     place: Place
     idmappable: bool
-    directories: tuple[str, ...]
-    files: tuple[str, ...]
-    server_files: tuple[str, ...]
-    frozen: tuple[str, ...]
+    covered: Covered = field(default_factory=Covered)
 
     @property
     def path(self) -> str:
@@ -233,7 +221,6 @@ class WorkdirFacts:
         """For a box that has none."""
         return cls(
             place=Place.nowhere(), idmappable=True,
-            directories=(), files=(), server_files=(), frozen=(),
         )  # fmt: skip
 
     @classmethod
@@ -246,20 +233,16 @@ class WorkdirFacts:
         if answer or not place.is_directory:
             raise bad_workdir(path, answer or "it is not a directory")
         covered = find_covered(
-            place.source,
+            place,
             covers,
             home=facts.home,
             homes=facts.homes,
             own_folders=facts.own_folders,
-            cwd=facts.cwd,
         )
         return cls(
             place=place,
             idmappable=_is_idmappable(place, facts),
-            directories=covered.directories,
-            files=covered.files,
-            server_files=covered.server_files,
-            frozen=covered.frozen,
+            covered=covered,
         )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from sandbox_provisioner.bounds import kernels_limits
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.seccomp import SHARED, compile_filter
@@ -113,8 +112,8 @@ def compile_landlock_plan(request: LaunchRequest, site: Site) -> Plan:
 
 
 def _check_workdir(site: Site) -> None:
-    workdir = site.workdir
-    covered = (*workdir.directories, *workdir.files, *workdir.server_files, *workdir.frozen)
+    workdir, found = site.workdir, site.workdir.covered
+    covered = (*found.directories, *found.files, *found.links, *found.frozen)
     if covered:
         some = ", ".join(covered[:3]) + (", ..." if len(covered) > 3 else "")
         raise SpecError(
@@ -195,16 +194,15 @@ def _limit_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
     RLIMIT_AS is not among it: programs reserve addresses by the gigabyte and use few of them.
     """
     limits, missing = request.spec.limits, site.facts.cgroups.missing
-    yield Step("resource-limits", kernels_limits(), "all, so that none is the server's by chance")
-    yield Step("umask", (f"{site.facts.umask:04o}",), "the server's: who may read new files")
+    yield Step("resource-limit", ("core", "1"), "a core dump would carry secrets to the host")
+    yield Step("resource-limit", ("nice", "0"))
+    yield Step("resource-limit", ("rtprio", "0"), "no real-time priority")
     if limits.pids is not None and "pids" in missing:
         why = f"no cgroup caps processes here: {limits.pids} more than the user has now"
-        most = limits.pids + site.user_tasks
-        yield Step("resource-limits", (f"nproc={most}:{most}",), why)
+        yield Step("resource-limit", ("nproc", str(limits.pids + site.user_tasks)), why)
     if limits.memory_bytes is not None and "memory" in missing:
         why = "no cgroup caps memory here: at least each process has a cap on what it writes to"
-        words = (f"data={limits.memory_bytes}:{limits.memory_bytes}",)
-        yield Step("resource-limits", words, why)
+        yield Step("resource-limit", ("data", str(limits.memory_bytes)), why)
 
 
 def _rule_steps(request: LaunchRequest, site: Site, folder: str) -> Iterator[Step]:

@@ -43,7 +43,7 @@ from sandbox_provisioner.records import (
     sweep,
 )
 from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Report, Stdio, stem
-from sandbox_provisioner.spec import Confinement, SandboxSpec, UserIds
+from sandbox_provisioner.spec import WRITTEN_THROUGH, Confinement, SandboxSpec, UserIds
 from sandbox_provisioner.surroundings import (
     Cause,
     Surroundings,
@@ -58,8 +58,11 @@ def planned_stand_ins(workdir: WorkdirFacts) -> tuple[tuple[str, str], ...]:
 
     It stands in the record before it is done: if the server is killed meanwhile, `sweep` finds it.
     """
-    wanted = {path: "file" for path in (*workdir.files, *workdir.server_files)}
-    wanted |= {path: "directory" for path in workdir.directories}
+    covered = workdir.covered
+    wanted = dict.fromkeys((*covered.files, *(path for path, _ in covered.placed)), "file")
+    wanted |= dict.fromkeys(covered.links, "link") | dict.fromkeys(covered.directories, "directory")
+    homes = {os.path.dirname(link) for link in covered.links}
+    wanted |= {os.path.join(home, WRITTEN_THROUGH): "directory" for home in homes}
     for path in tuple(wanted):
         while path := os.path.dirname(path):
             wanted[path] = "directory"
@@ -405,6 +408,9 @@ _REMEDIES: Mapping[str, str] = {
     "execute": "Correct argv in its kernel.json, or install what is missing.",
     "chdir": "Start the notebook in a directory that its user may enter.",
     "join-cgroup": "See: jupyter sandbox doctor",
+    "make-folders": "Make the work directory writable for its owner, or choose another one.",
+    "covers-of": "If it tells of EMFILE, raise the sysctl fs.inotify.max_user_instances: a kernel "
+    "whose work directory has a home or a repository in it needs one.",
     "cover": "Make the work directory writable for its owner, or choose another one with workdir.",
     "watch-memory": "Set mem_interrupt = 0 to do without.",
     "take": "Make the path readable, or correct the option that names it.",

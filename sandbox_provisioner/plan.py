@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from sandbox_provisioner.bounds import MOST_TERMINALS, SYSCTLS, kernels_limits, makers_limits
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import ATTEMPT as RANGE_ATTEMPT
@@ -25,7 +24,7 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.inside.seccomp import KERNEL, compile_filter, describe
 from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.places import Place
-from sandbox_provisioner.spec import STAND_IN_NOTE, SandboxSpec, UserIds, format_bytes, relative
+from sandbox_provisioner.spec import WRITTEN_THROUGH, SandboxSpec, UserIds, format_bytes, relative
 from sandbox_provisioner.variables import kernel_environment
 
 HOME = "/home/jovyan"
@@ -35,7 +34,6 @@ SOCKET_NAMES = tuple(f"s-{port}" for port in range(1, 6))
 KERNEL_ID = 1000
 _SKELETON_BYTES = 4 << 20
 _STAGING = "/proc"
-_TERMINALS = f"newinstance,ptmxmode=0666,mode=0620,max={MOST_TERMINALS}"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore",
@@ -295,7 +293,6 @@ def namespace_and_mount_steps(
 ) -> Iterator[Step]:
     """Who may do what first: see this file's docstring. *more_ids* are lines of uid_map that a root
     server adds."""
-    yield Step("resource-limits", makers_limits(), "only root can raise what the server has")
     new = Step(
         "unshare",
         ("mount", "pid", "network", "ipc", "uts", "cgroup"),
@@ -313,8 +310,7 @@ def namespace_and_mount_steps(
         id_map(KERNEL_ID, site.outside_uid, site.first_id) + more_ids,
         id_map(KERNEL_ID, site.outside_gid, site.first_id) + more_ids,
     )
-    # Its owner is what the machine's own limits count it for (namespaces(7)).
-    yield Step("make-user-namespace", ("sandbox", *maps, str(site.first_id)), why)
+    yield Step("make-user-namespace", ("sandbox", *maps), why)
     yield from owner_map_steps(site)
     yield from takes
     yield Step("enter-user-namespace", ("sandbox",), "from here on nobody on the host")
@@ -407,7 +403,8 @@ def _visible_at(path: str, site: Site) -> str:
     inside = relative(os.path.realpath(path), site.workdir.source)
     if inside is None or path != f"{site.workdir.path}/{inside}".rstrip("/"):
         return ""
-    hidden = any(relative(inside, covered) is not None for covered in site.workdir.directories)
+    covered = site.workdir.covered.directories
+    hidden = any(relative(inside, place) is not None for place in covered)
     return "" if hidden else path
 
 
@@ -438,8 +435,8 @@ def root_steps(request: LaunchRequest, site: Site, *, masked: bool = True) -> It
         yield Step("symlink", (link, text))
     yield Step(
         "mount",
-        ("devpts", "/dev/pts", _TERMINALS, "nosuid", "noexec"),
-        f"terminals of its own, {MOST_TERMINALS} at the most",
+        ("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620", "nosuid", "noexec"),
+        "terminals of its own",
     )
     yield Step(
         "mount",
@@ -448,8 +445,6 @@ def root_steps(request: LaunchRequest, site: Site, *, masked: bool = True) -> It
     )
     yield Step("mount", ("proc", "/proc", "", "nosuid", "nodev", "noexec"), "only our processes")
     if masked:
-        why = "what the machine has for everybody: a small share of it"
-        yield Step("own-limits", SYSCTLS, why)
         yield Step("mask", _MASKED, "what tells of the host, or acts on it")
         yield Step("freeze-paths", _FROZEN, "settings of the kernel may be read, not changed")
     yield Step(
@@ -491,21 +486,36 @@ def workdir_steps(site: Site) -> Iterator[Step]:
     if not site.workdir.source:
         return
     yield Step("attach", (path,), "at the same path as outside")
-    owner = (path, str(site.uid), str(site.gid))
-    if site.workdir.directories:
+    covered = site.workdir.covered
+    inside = _protected_environment(site)
+    if not (covered.directories or covered.files or covered.links or covered.frozen or inside):
+        return
+    why = "what of it the host would run or trust, or must be kept from the kernel"
+    yield Step("covers-of", (path, str(site.uid), str(site.gid), WRITTEN_THROUGH), why)
+    if covered.links:
+        homes = sorted({os.path.dirname(link) for link in covered.links})
+        why = "where files go that a program outside writes meanwhile"
+        yield Step("make-folders", tuple(os.path.join(h, WRITTEN_THROUGH) for h in homes), why)
+        why = "not there, and to programs outside not there meanwhile: links to nothing"
+        yield Step("cover", ("link", *covered.links), why)
+    if covered.directories:
         why = "private and empty: secrets, and what the host would run or trust later"
-        yield Step("cover", (*owner, "directory", "", *site.workdir.directories), why)
-    if site.workdir.files:
-        yield Step("cover", (*owner, "file", "", *site.workdir.files), "the same for files")
-    if site.workdir.server_files:
-        why = "the next Jupyter program started here would run these"
-        yield Step("cover", (*owner, "file", STAND_IN_NOTE, *site.workdir.server_files), why)
-    frozen = site.workdir.frozen
-    kept = (relative(os.path.realpath(p), site.workdir.source) for p in site.files.readonly)
-    inside = tuple(p for p in kept if p and _visible_at(f"{path}/{p}", site))
-    if frozen or inside:
+        yield Step("cover", ("directory", *covered.directories), why)
+    if covered.files:
+        yield Step("cover", ("file", *covered.files), "the same for files")
+    if covered.placed:
+        words = tuple(word for pair in covered.placed for word in pair)
+        yield Step("place", words, "git would believe what a kernel writes there")
+    if covered.frozen or inside:
         why = "the host runs these too: they may be read, not changed"
-        yield Step("protect", (path, *frozen, *inside), why)
+        yield Step("protect", (*covered.frozen, *inside), why)
+
+
+def _protected_environment(site: Site) -> tuple[str, ...]:
+    """What of the kernel's environment shows in the work directory, relative to it."""
+    workdir = site.workdir
+    kept = (relative(os.path.realpath(path), workdir.source) for path in site.files.readonly)
+    return tuple(path for path in kept if path and _visible_at(f"{workdir.path}/{path}", site))
 
 
 def late_attach_steps(site: Site) -> Iterator[Step]:
@@ -540,10 +550,10 @@ def kernel_steps(
     """Give up every right; the last step, *run*, is the kernel's program."""
     if request.terminal:
         yield Step("terminal", (), "a shell inside has job control, and Ctrl-C goes to its jobs")
-    if profile == KERNEL:
-        why = "all that there are, so that none is the server's by chance"
-        yield Step("resource-limits", kernels_limits(), why)
-        yield Step("umask", (f"{site.facts.umask:04o}",), "the server's: who may read new files")
+    # core(5): a limit of 1 is too small for a file, and turns a pipe handler off where 0 does not.
+    yield Step("resource-limit", ("core", "1"), "a core dump would carry secrets to the host")
+    yield Step("resource-limit", ("nice", "0"))
+    yield Step("resource-limit", ("rtprio", "0"), "no real-time priority")
     yield Step(
         "become",
         (str(site.uid), str(site.gid)),

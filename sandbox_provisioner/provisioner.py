@@ -159,12 +159,20 @@ class SandboxProvisioner(LocalProvisioner):
     covered_directories = List(
         Unicode(),
         default_value=list(Covers().home_directories),
-        help="Directories of a home directory that a kernel working there gets empty ones for.",
+        help="Directories of a home directory that a kernel working there gets empty ones for, "
+        "also where they do not exist yet.",
     ).tag(config=True)
     covered_files = List(
         Unicode(),
         default_value=list(Covers().home_files),
-        help="Files of a home directory that a kernel working there gets empty ones for.",
+        help="Files of a home directory that a kernel working there gets empty ones for, also "
+        "where they do not exist yet.",
+    ).tag(config=True)
+    home_visible = List(
+        Unicode(),
+        default_value=list(Covers().home_visible),
+        help="What of a home directory a kernel working there may have although it begins with a "
+        "dot; everything else that does is covered.",
     ).tag(config=True)
     on_missing = Dict(
         value_trait=Enum([choice.value for choice in OnMissing]),
@@ -269,6 +277,7 @@ class SandboxProvisioner(LocalProvisioner):
             covers=Covers(
                 home_directories=tuple(self.covered_directories),
                 home_files=tuple(self.covered_files),
+                home_visible=tuple(self.home_visible),
             ),
             on_missing={name: OnMissing(choice) for name, choice in self.on_missing.items()},
         )

@@ -40,7 +40,7 @@ from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.inside.init import FIRST_RELAYED
 from sandbox_provisioner.places import open_again
-from sandbox_provisioner.spec import STAND_IN_NOTE, Confinement, relative
+from sandbox_provisioner.spec import WRITTEN_THROUGH, Confinement, Covers, relative
 
 # sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
 LONGEST_SOCKET_PATH = 107
@@ -54,6 +54,8 @@ _MOST_BYTES = 1 << 22
 # there is more goes with the next starts, or with `jupyter sandbox gc`.
 _AN_END_SECONDS = 0.02
 _A_SWEEP_SECONDS = 0.1
+# The texts of files that are made for covers.
+_UNTOUCHED = {b"", *(text.encode() for _, text in Covers().repository_placed)}
 # It is held for a few reads and writes of small files.
 _LOCK_SECONDS = 10
 _LOCK_AGAIN_SECONDS = 0.005
@@ -209,6 +211,12 @@ class RecordFolder:
             self.write(record)
         return record
 
+    def remember(self, kind: str, path: str) -> None:
+        """Note down a stand-in that was made while the sandbox runs; OSError or ValueError."""
+        with _locked(self.path.parent):
+            record = self.read()
+            self.write(replace(record, made=(*record.made, (kind, path))))
+
     def read(self) -> Record:
         """Load the record; OSError or ValueError where it is not (yet) there whole."""
         found: dict[str, Any] = json.loads(_read_small(self.path / "record.json"))
@@ -350,7 +358,9 @@ def remove_stand_ins(runtime: Path, record: Record) -> None:
         except OSError:
             return  # it has gone, or is somewhere else: what stands at its path is not ours
         try:
-            for kind, path in reversed(record.made):
+            # What was written through links lies in a directory: that one goes after them.
+            made = sorted(reversed(record.made), key=lambda pair: pair[0] == "directory")
+            for kind, path in made:
                 with contextlib.suppress(OSError):
                     _remove_empty(kind, _below(record, path), workdir)
         finally:
@@ -413,6 +423,8 @@ def _remove_empty(kind: str, path: str, workdir: int) -> None:
             fd = below
         if kind == "directory":
             os.rmdir(names[-1], dir_fd=fd)
+        elif kind == "link":
+            _remove_link(names[-1], fd)
         elif _is_untouched(names[-1], fd):
             os.unlink(names[-1], dir_fd=fd)
     finally:
@@ -424,7 +436,24 @@ def _is_untouched(name: str, dir_fd: int) -> bool:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
     with open(fd, "rb") as file:
         regular = stat.S_ISREG(os.fstat(fd).st_mode)
-        return regular and file.read(4096) in {b"", STAND_IN_NOTE.encode()}
+        return regular and file.read(4096) in _UNTOUCHED
+
+
+def _remove_link(name: str, home_fd: int) -> None:
+    """A link that stands in for the file *name* of a home gives way to what a program outside has
+    written through it, if any has."""
+    if os.readlink(name, dir_fd=home_fd) != f"{WRITTEN_THROUGH}/{name}":
+        return
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            fd = home_fd
+            for part in WRITTEN_THROUGH.split("/"):
+                fd = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                stack.callback(os.close, fd)
+            if stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                os.rename(name, name, src_dir_fd=fd, dst_dir_fd=home_fd)
+                return
+        os.unlink(name, dir_fd=home_fd)
 
 
 def all_records(runtime: Path) -> list[tuple[RecordFolder, Record]]:

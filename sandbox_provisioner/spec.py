@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -226,68 +226,79 @@ class OnMissing(StrEnum):
 WAIVABLE_FACILITIES = ("memory", "cpu", "cpuset", "pids", "io")
 
 
-# The text of files that are made in a directory in which Jupyter runs, for whoever finds them.
-STAND_IN_NOTE = (
-    "# Placed by sandbox-provisioner while a sandboxed kernel runs in this directory, so that\n"
-    "# code in the kernel cannot plant a file here that Jupyter would run. Removed when it ends.\n"
-)
+# Where a file goes that a program outside writes through a link that stands in for it, below its
+# home directory: out of the kernel's reach, and on the same file system.
+WRITTEN_THROUGH = ".local/share/jupyter/stand-ins"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Covers:
     """What of a work directory the sandbox must not reach, since the host would run or trust it.
 
-    *home_directories* and *home_files* are relative to a home directory (they hold secrets, or the
-    next login, shell or Jupyter server reads them), and so are *home_frozen* (programs that the
-    host runs: kept, but read-only); *server_files* to the directory that a Jupyter
-    program runs in, which is on its configuration path; *frozen* to the work directory itself:
-    kept readable, but read-only, and left alone where they do not exist.
+    Of a home directory in it everything that begins with a dot is covered but for *home_visible*;
+    what is there of *home_frozen* (programs that the host runs) is kept, but read-only. The next
+    login, shell, editor or Jupyter server looks for *home_directories*, *home_files* and
+    *home_frozen* also where they do not exist yet: then each has a stand-in.
+    *repository_directories*, *repository_frozen* and *repository_placed* are relative to a
+    repository; the last are files, with a text that means nothing to git, that git would believe.
     """
 
     home_directories: tuple[str, ...] = (
         ".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".config", ".cache", ".jupyter",
         ".ipython", ".local/bin", ".local/lib", ".local/share/jupyter", ".local/share/keyrings",
-        ".local/share/applications", ".local/share/systemd", ".emacs.d", ".vim",
-        ".vscode-server", ".mozilla", ".password-store",
+        ".local/share/applications", ".local/share/systemd", ".mozilla", ".password-store", ".pki",
+        ".vim", ".vscode", ".vscode-server", ".cursor", ".npm", ".m2", ".gradle", ".ivy2", ".sbt",
+        ".julia", ".R", ".cabal", ".ghc", ".stack", ".cpan", ".gem", ".bundle", ".composer",
+        ".subversion", ".terraform.d", ".ansible", ".dbus",
     )  # fmt: skip
     home_files: tuple[str, ...] = (
-        ".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".bash_aliases",
-        ".bash_history", ".profile", ".zshrc", ".zshenv", ".zprofile", ".zlogin", ".kshrc",
-        ".cshrc", ".tcshrc", ".login", ".xprofile", ".xsession", ".xinitrc", ".pam_environment",
-        ".inputrc", ".netrc", ".pgpass", ".gitconfig", ".git-credentials", ".npmrc", ".pypirc",
-        ".condarc", ".Rprofile", ".Renviron", ".vimrc", ".emacs", ".python_history",
-        ".bash_completion", ".xsessionrc", ".zlogout", ".tmux.conf", ".screenrc", ".lessfilter",
-        ".mailcap", ".gdbinit", ".pdbrc", ".psqlrc", ".hgrc", ".wgetrc", ".curlrc", ".Xauthority",
-        ".ICEauthority", ".my.cnf", ".pythonrc", ".pythonrc.py",
+        ".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".bash_aliases", ".bash_history",
+        ".bash_completion", ".bash_functions", ".bashrc.d", ".profile", ".zshrc", ".zshenv",
+        ".zprofile", ".zlogin", ".zlogout", ".zsh_history", ".zshrc.d", ".zsh", ".p10k.zsh",
+        ".kshrc", ".mkshrc", ".shrc", ".shinit", ".cshrc", ".tcshrc", ".login", ".logout",
+        ".xprofile", ".xsession", ".xsessionrc", ".xinitrc", ".xserverrc", ".Xclients",
+        ".Xresources", ".Xdefaults", ".Xmodmap", ".Xauthority", ".ICEauthority", ".xmonad",
+        ".fluxbox", ".i3", ".awesome", ".vnc", ".pam_environment", ".environment", ".inputrc",
+        ".editrc", ".netrc", ".pgpass", ".my.cnf", ".psqlrc", ".gitconfig", ".git-credentials",
+        ".hgrc", ".npmrc", ".yarnrc", ".yarnrc.yml", ".pypirc", ".pip", ".pydistutils.cfg",
+        ".condarc", ".Rprofile", ".Renviron", ".vimrc", ".gvimrc", ".exrc", ".nvimrc", ".emacs",
+        ".emacs.d", ".emacs.el", ".spacemacs", ".doom.d", ".nanorc", ".nano", ".python_history",
+        ".pythonrc", ".pythonrc.py", ".pdbrc", ".pdbrc.py", ".gdbinit", ".lldbinit", ".tmux.conf",
+        ".tmux", ".screenrc", ".byobu", ".lesskey", ".lessfilter", ".mailcap", ".mailrc", ".muttrc",
+        ".mutt", ".forward", ".procmailrc", ".msmtprc", ".rhosts", ".k5login", ".wgetrc", ".curlrc",
+        ".ackrc", ".fzf.bash", ".fzf.zsh", ".direnvrc", ".envrc", ".gemrc", ".irbrc", ".pryrc",
+        ".sbclrc", ".ocamlinit", ".octaverc", ".mavenrc", ".ant", ".antrc", ".lftprc",
     )  # fmt: skip
     home_frozen: tuple[str, ...] = (
-        ".cargo", ".rustup", ".nvm", ".pyenv", ".rbenv", ".sdkman", ".deno", ".bun", ".conda",
-        ".oh-my-zsh", ".nix-profile", "bin",
+        ".cargo", ".rustup", ".nvm", ".pyenv", ".rbenv", ".rvm", ".sdkman", ".deno", ".bun",
+        ".volta", ".asdf", ".conda", ".oh-my-zsh", ".oh-my-bash", ".nix-profile", ".juliaup",
+        ".ghcup", ".opam", ".virtualenvs", ".venv", "bin",
     )  # fmt: skip
-    server_files: tuple[str, ...] = tuple(
-        f"{name}.{suffix}"
-        for name in (
-            "jupyter_config",
-            "jupyter_server_config",
-            "jupyter_lab_config",
-            "jupyter_notebook_config",
-            "jupyter_nbconvert_config",
-        )
-        for suffix in ("py", "json")
-    )
+    home_visible: tuple[str, ...] = (
+        ".git", ".gitignore", ".gitattributes", ".gitmodules", ".ipynb_checkpoints",
+        ".virtual_documents", ".keras", ".nbgrader.log",
+    )  # fmt: skip
     repository_directories: tuple[str, ...] = (".git/hooks",)
-    frozen: tuple[str, ...] = (".git/config", ".git/modules", ".gitmodules")
+    repository_frozen: tuple[str, ...] = (
+        ".git/config", ".git/config.worktree", ".git/commondir", ".git/info", ".git/modules",
+        ".git/worktrees", ".gitmodules",
+    )  # fmt: skip
+    # "The directory of what all work trees share is this one": gitrepository-layout(5), commondir.
+    repository_placed: tuple[tuple[str, str], ...] = (
+        (".git/commondir", ".\n"), (".git/config.worktree", ""),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        for field_ in fields(self):
-            for path in getattr(self, field_.name):
-                parts = path.split("/")
-                if os.path.normpath(path) != path or parts[0] in {"", ".", ".."}:
-                    raise SpecError(
-                        attempt=f"cover {path!r}",
-                        answer="it is not a plain relative path",
-                        remedy='Write it as seen from the home directory, such as ".ssh".',
-                    )
+        placed = (path for path, _ in self.repository_placed)
+        lists = (getattr(self, name) for name in self.__slots__ if name != "repository_placed")
+        for path in (*placed, *(path for names in lists for path in names)):
+            parts = path.split("/")
+            if os.path.normpath(path) != path or parts[0] in {"", ".", ".."}:
+                raise SpecError(
+                    attempt=f"cover {path!r}",
+                    answer="it is not a plain relative path",
+                    remedy='Write it as seen from the home directory, such as ".ssh".',
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

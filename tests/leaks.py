@@ -23,7 +23,7 @@ from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.cgroup.tree import Tree
 from sandbox_provisioner.places import filesystem_of
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts
-from sandbox_provisioner.spec import STAND_IN_NOTE
+from sandbox_provisioner.spec import WRITTEN_THROUGH
 
 # ZeroMQ closes sockets in a thread of its own, and the Linux kernel network namespaces in a queue
 # of its own; neither tells when it is done.
@@ -80,7 +80,7 @@ class Watch:
             "child": after.children - self.before.children,
             "cgroup": set(filter(_is_group, self.groups)),
             "folder": {str(path) for path in self.folders if path.exists()},
-            "stand-in": {path for path in self.stand_ins if _is_stand_in(path)},
+            "stand-in": {path for path in self.stand_ins if is_stand_in(path)},
         }
         return [f"{kind}: {name}" for kind, names in found.items() for name in sorted(names)]
 
@@ -141,14 +141,16 @@ def _is_group(path: str) -> bool:
         os.close(fd)
 
 
-def _is_stand_in(path: str) -> bool:
+def is_stand_in(path: str) -> bool:
     """Whether what we made is still there as it was; a user's file in its place is no leak."""
     try:
         status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            return WRITTEN_THROUGH in os.readlink(path)
         if stat.S_ISDIR(status.st_mode):
             return not os.listdir(path)
         regular = stat.S_ISREG(status.st_mode)
-        return regular and Path(path).read_text() in {"", STAND_IN_NOTE}
+        return regular and Path(path).read_text() in {"", ".\n"}
     except (OSError, UnicodeDecodeError):
         return False
 

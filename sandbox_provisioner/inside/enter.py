@@ -95,8 +95,10 @@ def fork_kernel(box: Box) -> None:
     init.block_signals()
     if not box.namespaces:
         kernel.adopt_orphans()
+    box.begun, kept = os.pipe()  # ends when another program runs, or what is loaded is one
     pid = os.fork()
     if pid:
+        os.close(kept)
         os.close(box.report_fd)
         if box.unclaimed:
             claim.await_claim(box, pid, perform)

@@ -9,6 +9,8 @@ real-time signals, over a pidfd of this very process, so that no stranger can be
     server ──control: end of file──▶ PID 1    the server is gone: so are we
     server ──its pidfd: readable──▶ PID 1     the same, where a child of its holds the socket too
     PID 1  ──control: "memory USED"──▶ server     the kernel was interrupted before its cap
+    PID 1  ──control: "covered PATH"──▶ server    somebody outside had laid it bare (`covers.py`)
+    PID 1  ──control: "made KIND PATH"──▶ server  for that it had to be made
     PID 1  ──exit file: "CODE SIGNAL [WHY]\\n" and the last of stderr
 
 When PID 1 ends, the Linux kernel ends every process of the namespace. Under the confinement
@@ -27,15 +29,19 @@ import time
 
 from sandbox_provisioner.inside import family, memory
 from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside.covers import CoverLost, Watch
 from sandbox_provisioner.inside.steps import Box
 
 CAP_DAC_READ_SEARCH = 2
 CAP_KILL = 5
-COVER_LOST = b"cover-lost"  # the word for it in the exit file
+CAP_SYS_PTRACE = 19
+COVER_LOST = b"cover-lost"  # the word for it in the exit file, and the path, in hexadecimal
 FAILED = 125  # the exit status of whoever could not do its part
 INTERRUPTED = b"interrupted"  # as well: it ended just after the interrupt near its memory cap
 SEALED = "sealed"  # on the control socket: all sockets listen
 MEMORY_WORD = "memory"  # and the number of bytes: on the control socket
+COVERED_WORD = "covered"
+MADE_WORD = "made"
 _SIGINT = 2
 _SIGCHLD = 17
 _SIGCONT = 18
@@ -100,7 +106,7 @@ class _Init:
         self.signals = kernel.signal_fd(_LISTENED)
         self.poll = select.poll()
         # Where the mounts are the host's nothing is covered, and what changes is not ours.
-        self.mounts = Mounts() if box.namespaces else None
+        self.covers = Watch(box.covers, box.begun) if box.namespaces else None
         # Until the kernel listens; one that was claimed does so already.
         self.memory: memory.Memory | None = box.memory if box.bound else None
         self.interrupted_until = 0.0
@@ -126,8 +132,10 @@ class _Init:
     def watch(self) -> None:
         """Register what to wait for: a pump either reads or writes, never blocks in between."""
         self.poll.register(self.signals, select.POLLIN)
-        if self.mounts:
-            self.poll.register(self.mounts.fd, select.POLLPRI)
+        if self.covers:
+            self.poll.register(self.covers.mounts, select.POLLPRI)
+            if self.covers.events >= 0:
+                self.poll.register(self.covers.events, select.POLLIN)
         if self.box.control_fd >= 0:
             self.poll.register(self.box.control_fd, select.POLLIN)
         if not self.box.survives_server:
@@ -152,6 +160,8 @@ class _Init:
         while True:
             self.watch()
             ready = dict(self.poll.poll(self.patience()))
+            if self.covers:
+                self.serve_covers(self.covers, ready)
             # Output first: what the kernel wrote before it died belongs to its tail.
             for pump in list(self.pumps):
                 self.serve_pump(pump, ready)
@@ -161,8 +171,6 @@ class _Init:
                 self.serve_control()
             if self.seal and self.seal.ready(ready):
                 self.end_start()
-            if self.mounts and self.mounts.fd in ready and self.mounts.lost():
-                self.end(FAILED, COVER_LOST)
             if self.memory and (self.memory.fd in ready or self.memory.raised):
                 self.serve_memory(self.memory)
             if self.signals in ready:
@@ -185,6 +193,21 @@ class _Init:
             self.reap()
         else:
             self.relay(_RELAYED[number])
+
+    def serve_covers(self, watch: Watch, ready: dict[int, int]) -> None:
+        """First of all: until everybody is stopped, something may be bare."""
+        heard = watch.events in ready and watch.heard()
+        if heard or (watch.mounts in ready and watch.lost()):
+            self.mend(watch)
+
+    def mend(self, watch: Watch) -> None:
+        """Cover again what a program outside has laid bare, or end."""
+        try:
+            mended = watch.mended()
+        except CoverLost as lost:
+            self.end(FAILED, COVER_LOST + b" " + os.fsencode(str(lost)).hex().encode())
+        for path in mended:
+            self.tell(f"{COVERED_WORD} {path}")
 
     def serve_memory(self, watched: memory.Memory) -> None:
         """Tell first: the cell that the interrupt ends is the one to show it."""
@@ -272,7 +295,7 @@ class _Init:
         try:
             self.seal.close()
             if self.box.namespaces:
-                kernel.set_capabilities(CAP_KILL)
+                kernel.set_capabilities(*_lasting_rights(self.box))
             answer = SEALED
         except OSError as error:
             answer = str(error)
@@ -284,29 +307,6 @@ class _Init:
         if self.box.memory:
             self.box.memory.arm()
             self.memory = self.box.memory
-
-
-class Mounts:
-    """Notices that a mount of ours has gone; nobody inside could have done that.
-
-    Somebody outside who renames a file over one that we cover, or removes it, takes our mount on it
-    away (rename(2), unlink(2)), and the kernel would see the new one. proc_pid_mountinfo(5): the
-    file polls as POLLPRI when a mount is made or taken away.
-    """
-
-    def __init__(self) -> None:
-        self.fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        self.expected = self.count()
-
-    def count(self) -> int:
-        os.lseek(self.fd, 0, os.SEEK_SET)
-        lines = 0
-        while chunk := os.read(self.fd, 1 << 16):
-            lines += chunk.count(b"\n")
-        return lines
-
-    def lost(self) -> bool:
-        return self.count() < self.expected
 
 
 class Seal:
@@ -361,12 +361,17 @@ class Seal:
         os.close(self.directory)
 
 
+def _lasting_rights(box: Box) -> tuple[int, ...]:
+    return (CAP_KILL, kernel.CAP_SYS_ADMIN, CAP_SYS_PTRACE) if box.covers else (CAP_KILL,)
+
+
 def run(box: Box, kernel_pid: int) -> None:
     """Be PID 1 until the kernel or the server ends; does not return.
 
     CAP_KILL stays, to signal the kernel, which has another user id; until the seal also what it
-    takes to look into the kernel's directory of sockets and to make its mount read-only. With files
-    we can do what the kernel's user can, and no more.
+    takes to look into the kernel's directory of sockets and to make its mount read-only. Where
+    there are covers it stays possible to mount, and to look who has what open. With files we can do
+    what the kernel's user can, and no more.
     """
     try:
         if box.namespaces:
@@ -375,13 +380,17 @@ def run(box: Box, kernel_pid: int) -> None:
                 kernel.set_filesystem_ids(*box.files_as)
                 kernel.set_dumpable(dumpable=False)  # credentials(7): a change may reset it
             until_sealed = (CAP_DAC_READ_SEARCH, kernel.CAP_SYS_ADMIN) if box.seal_names else ()
-            kernel.set_capabilities(CAP_KILL, *until_sealed)
+            kernel.set_capabilities(*_lasting_rights(box), *until_sealed)
         else:
             kernel.set_capabilities()
         kernel.set_no_new_privileges()
         started = _Init(box, kernel_pid)
         if box.bound:
             started.wake()
+        if box.covers and started.covers:
+            box.covers.made = lambda kind, path: started.tell(f"{MADE_WORD} {kind} {path}")
+            if box.covers.bare():  # since they were put there, until we began to watch
+                started.mend(started.covers)
         started.loop()
     except BaseException as error:
         os.write(box.exit_fd, f"{FAILED} 0\nThe sandbox's init failed: {error!r}".encode())

@@ -45,6 +45,8 @@ _CLONE_PARENT = 0x00008000
 _SIGCHLD = 17
 
 AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW = 0x100
+_AT_NO_AUTOMOUNT = 0x800
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
@@ -68,14 +70,15 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
+IN_OPEN, IN_MOVED_FROM, IN_MOVED_TO = 0x20, 0x40, 0x80
+IN_CREATE, IN_DELETE, IN_Q_OVERFLOW = 0x100, 0x200, 0x4000
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
-_PR_SET_SECUREBITS = 28
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
-_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 CAP_SYS_ADMIN = 21
@@ -83,6 +86,7 @@ CAP_SYS_ADMIN = 21
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+_STATX_ATTR_MOUNT_ROOT = 0x2000
 _SIOCSIFFLAGS = 0x8914
 _TIOCSCTTY = 0x540E
 _SOL_SOCKET = 1
@@ -279,6 +283,23 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
     return _check(result, "openat2", path=path, flags=hex(flags), resolve=hex(resolve))
 
 
+def is_mount_point(dir_fd: int, name: str) -> bool:
+    """statx(2), STATX_ATTR_MOUNT_ROOT (Linux 5.8): whether *name* is the root of a mount."""
+    answer = ctypes.create_string_buffer(256)
+    flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
+    result = _libc.statx(dir_fd, os.fsencode(name), flags, 0, answer)
+    _check(result, "statx", name=name, dir_fd=dir_fd)
+    # struct statx: the attributes are its second 8 bytes.
+    (attributes,) = struct.unpack_from("Q", answer, 8)
+    return bool(attributes & _STATX_ATTR_MOUNT_ROOT)
+
+
+def signal_all(number: int) -> None:
+    """kill(2) with -1: every process of our PID namespace but ourselves, who are its first."""
+    if _libc.kill(-1, number) < 0 and ctypes.get_errno() != errno.ESRCH:
+        raise CallFailed("kill", ctypes.get_errno(), pid=-1, signal=number)
+
+
 def pivot_root(new: str, old: str) -> None:
     """pivot_root(2)."""
     number = _BY_MACHINE[_MACHINE][1]
@@ -366,15 +387,6 @@ def set_capabilities(*kept: int) -> None:
 def set_dumpable(*, dumpable: bool) -> None:
     """prctl(2), PR_SET_DUMPABLE: whether processes of the same user may ptrace us or read /proc."""
     _check(_libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0), "prctl", option="PR_SET_DUMPABLE")
-
-
-def become_keeping_capabilities(uid: int) -> None:
-    """setresuid(2) under SECBIT_NO_SETUID_FIXUP of capabilities(7): another user, no right less."""
-    fixup = _SECBIT_NO_SETUID_FIXUP
-    _check(_libc.prctl(_PR_SET_SECUREBITS, fixup, 0, 0, 0), "prctl", option="PR_SET_SECUREBITS")
-    os.setresuid(uid, uid, uid)
-    _check(_libc.prctl(_PR_SET_SECUREBITS, 0, 0, 0, 0), "prctl", option="PR_SET_SECUREBITS")
-    set_dumpable(dumpable=True)  # credentials(7): the change has reset it, and /proc/PID is root's
 
 
 def set_no_new_privileges() -> None:
@@ -496,6 +508,31 @@ def watch_changes(folders: list[str]) -> int:
         result = _libc.inotify_add_watch(fd, os.fsencode(path), mask)
         _check(result, "inotify_add_watch", path=path)
     return fd
+
+
+def new_inotify() -> int:
+    """inotify_init1(2)."""
+    return _check(_libc.inotify_init1(os.O_CLOEXEC), "inotify_init1")
+
+
+def watch_entries(fd: int, path: str) -> int:
+    """inotify_add_watch(2): let *fd* tell when an entry of the directory *path* is made, opened,
+    moved or removed; the number that `read_changes` tells of it by, the same for the same one."""
+    only_directory, no_links = 0x01000000, 0x02000000
+    mask = IN_OPEN | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | only_directory | no_links
+    result = _libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(mask))
+    return _check(result, "inotify_add_watch", path=path)
+
+
+def read_changes(fd: int) -> list[tuple[int, int, str]]:
+    """read(2) on an inotify descriptor: the watch, the mask and the entry's name of each event."""
+    events, found, position = os.read(fd, 1 << 16), [], 0
+    while position < len(events):
+        watch, mask, _, length = struct.unpack_from("iIII", events, position)
+        position += 16 + length
+        name = events[position - length : position].rstrip(b"\0")
+        found.append((watch, mask, os.fsdecode(name)))
+    return found
 
 
 def names_of_changes(events: bytes) -> list[str]:

@@ -1,7 +1,7 @@
 """inside/steps.py - runs in the launcher: verb -> function, one short function a step.
 
-May import: os, resource, stat, _signal, kernel_calls, memory, orders.  May raise: OSError (with
-every operand in its text).
+May import: os, resource, stat, _signal, covers, kernel_calls, lookup, memory, orders.  May raise:
+OSError (with every operand in its text).
 Must not log, lock, sleep or decide: what to do, in which order and why stands in the plan
 (`plan.py`).
 
@@ -21,6 +21,8 @@ import resource
 import stat
 
 from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside.covers import Covers
+from sandbox_provisioner.inside.lookup import STRAIGHT, look, rebind
 from sandbox_provisioner.inside.memory import Level, Memory, open_files
 from sandbox_provisioner.inside.orders import encode
 
@@ -57,14 +59,8 @@ _LANDLOCK_KINDS = {
     "use": _READ_FILE | _WRITE_FILE | _IOCTL_DEV,
     "bind": _READ_FILE | _WRITE_FILE | _READ_DIR | _MAKE_SOCK | _REMOVE_FILE,
 }
-# Targets are looked up below a descriptor and never through a symbolic link: what an earlier kernel
-# left in a work directory cannot lead a mount elsewhere.
-_STRAIGHT = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
-_LOOK = os.O_PATH | os.O_NOFOLLOW
 _OPEN_FILES = 1 << 20
-_UNLIMITED = resource.RLIM_INFINITY
-_LOCKS = 10  # RLIMIT_LOCKS, which Python does not name
 
 
 class Box:
@@ -105,7 +101,8 @@ class Box:
         self.pumps: list[tuple[int, int]] = []
         self.environment: dict[bytes, bytes] = {}
         self.survives_server = False
-        self.pinned: set[str] = set()
+        self.covers: Covers | None = None
+        self.begun = -1
 
     def report(self, *words: str) -> None:
         """Tell the server one record: words that end in NUL, and a newline."""
@@ -202,8 +199,8 @@ def outlive_kernel(box: Box) -> None:
     box.outlives_kernel = True
 
 
-def make_user_namespace(box: Box, name: str, uid_map: str, gid_map: str, owner: str = "0") -> None:
-    """Make a user namespace of *owner*, that lives as long as our descriptor of it.
+def make_user_namespace(box: Box, name: str, uid_map: str, gid_map: str) -> None:
+    """Make a user namespace that lives as long as our descriptor of it.
 
     user_namespaces(7): the maps are written from outside of it, by one who has CAP_SETUID there. A
     child is made in it and waits, so that we stay who we are.
@@ -213,11 +210,7 @@ def make_user_namespace(box: Box, name: str, uid_map: str, gid_map: str, owner: 
         _write(f"/proc/{pid}/uid_map", uid_map)
         _write(f"/proc/{pid}/gid_map", gid_map)
 
-    kernel.become_keeping_capabilities(int(owner))
-    try:
-        box.user_namespaces[name] = _made_user_namespace(write_maps)
-    finally:
-        kernel.become_keeping_capabilities(0)
+    box.user_namespaces[name] = _made_user_namespace(write_maps)
 
 
 def _made_user_namespace(write_maps: Callable[[int], None]) -> int:
@@ -474,7 +467,7 @@ def scratch(box: Box, uid: str, gid: str, room: str, *targets: str) -> None:
 def mask(box: Box, *paths: str) -> None:
     """Hide files of /proc behind /dev/null and directories behind an empty read-only tmpfs."""
     for path in paths:
-        fd = _look(box.root_fd, path.lstrip("/"))
+        fd = look(box.root_fd, path.lstrip("/"))
         if fd < 0:
             continue  # what this kernel does not have needs no mask
         if stat.S_ISDIR(os.fstat(fd).st_mode):
@@ -489,136 +482,46 @@ def mask(box: Box, *paths: str) -> None:
 def freeze_paths(box: Box, *paths: str) -> None:
     """Make parts of /proc read-only by binding each onto itself."""
     for path in paths:
-        fd = _look(box.root_fd, path.lstrip("/"))
+        fd = look(box.root_fd, path.lstrip("/"))
         if fd < 0:
             continue
-        _rebind(fd, kernel.MOUNT_RDONLY)
+        rebind(fd, kernel.MOUNT_RDONLY)
         os.close(fd)
 
 
-def protect(box: Box, workdir: str, *paths: str) -> None:
-    """Make what exists at *paths*, relative to *workdir*, read-only, and pin the way to it."""
+def covers_of(box: Box, workdir: str, uid: str, gid: str, written_through: str) -> None:
+    """Parts of *workdir*, which is *uid*'s and *gid*'s inside, are going to be taken away. What a
+    program outside writes through a link that stands in for a file goes to *written_through*."""
+    owner = int(uid), int(gid)
+    box.covers = Covers(box.root_fd, workdir, *owner, lambda *made: box.report("made", *made))
+    box.covers.written_through = written_through
+    box.files_as = owner
+
+
+def cover(box: Box, kind: str, *paths: str) -> None:
+    """Put private empty stand-ins over *paths* of the work directory; see `Covers.cover`."""
+    assert box.covers
+    box.covers.as_owner([(box.covers.cover, kind, path) for path in paths])
+
+
+def place(box: Box, *words: str) -> None:
+    """Make files, a path and a text each, where there are none."""
+    assert box.covers
+    pairs = zip(words[::2], words[1::2], strict=True)
+    box.covers.as_owner([(box.covers.place, *pair) for pair in pairs])
+
+
+def make_folders(box: Box, *paths: str) -> None:
+    """Make directories in the work directory."""
+    assert box.covers
+    box.covers.as_owner([(box.covers.make_folder, path) for path in paths])
+
+
+def protect(box: Box, *paths: str) -> None:
+    """Make what exists at *paths* of the work directory read-only, and pin the way to it."""
+    assert box.covers
     for path in paths:
-        parent = _pin(box, workdir, os.path.dirname(path))
-        if parent < 0:
-            continue
-        found = _look(parent, os.path.basename(path))
-        if found >= 0:
-            _rebind(found, kernel.MOUNT_RDONLY | kernel.MOUNT_NOSUID | kernel.MOUNT_NODEV)
-            os.close(found)
-        os.close(parent)
-
-
-def cover(box: Box, workdir: str, uid: str, gid: str, kind: str, note: str, *paths: str) -> None:
-    """Put private empty stand-ins over *paths* of the work directory, *kind* "directory" or "file".
-
-    What does not exist is made first (and reported, for the server to remove at the end): a kernel
-    could otherwise make it, and the host would run or trust it later. *note* is the text of files
-    that are made so. Directories on the way are bound onto themselves, since a mount point cannot
-    be renamed away, but its parent could be.
-    """
-    kernel.set_filesystem_ids(int(uid), int(gid))
-    try:
-        for path in paths:
-            _cover(box, workdir, path, kind, note)
-    finally:
-        kernel.set_filesystem_ids(os.geteuid(), os.getegid())
-
-
-def _cover(box: Box, workdir: str, path: str, kind: str, note: str) -> None:
-    parent = _pin(box, workdir, os.path.dirname(path), create=True)
-    if parent < 0:
-        return
-    name = os.path.basename(path)
-    try:
-        found = _look(parent, name)
-        if found < 0 and _make(box, parent, os.path.join(workdir, path), kind, note):
-            found = _look(parent, name)
-        if found >= 0:
-            _hide(found)
-    finally:
-        os.close(parent)
-
-
-def _hide(found: int) -> None:
-    """Mount an empty stand-in over *found*; over a symbolic link a file, which hides the link."""
-    path = f".scratch/stand-ins/{len(os.listdir('.scratch/stand-ins'))}"
-    if stat.S_ISDIR(os.fstat(found).st_mode):
-        os.mkdir(path, 0o700)
-    else:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    stand_in = kernel.open_tree(path)
-    kernel.move_mount(stand_in, found)
-    os.close(stand_in)
-    os.close(found)
-
-
-def _make(box: Box, parent: int, path: str, kind: str, note: str) -> bool:
-    """Make the missing *path*; False where nobody can, since the file system is read-only."""
-    name = os.path.basename(path)
-    try:
-        if kind == "directory":
-            os.mkdir(name, 0o700, dir_fd=parent)
-        else:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            fd = os.open(name, flags, 0o600, dir_fd=parent)
-            os.write(fd, os.fsencode(note))
-            os.close(fd)
-    except FileExistsError:
-        return True  # another kernel in the same work directory was quicker
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            return False
-        raise
-    box.report("made", kind, path)
-    return True
-
-
-def _pin(box: Box, workdir: str, path: str, *, create: bool = False) -> int:
-    """A descriptor of the directory *path* below *workdir*, every part of it a mount point.
-
-    -1 where there is none: it does not exist (and may not be made), or is no directory. A symbolic
-    link on the way is hidden, since the kernel could replace it by a directory of its own.
-    """
-    fd = kernel.openat2(box.root_fd, workdir.lstrip("/"), _LOOK, _STRAIGHT)
-    walked = workdir
-    for name in filter(None, path.split("/")):
-        walked = os.path.join(walked, name)
-        found = _look(fd, name)
-        if found < 0 and create and _make(box, fd, walked, "directory", ""):
-            found = _look(fd, name)
-        if found >= 0 and not stat.S_ISDIR(os.fstat(found).st_mode):
-            if stat.S_ISLNK(os.fstat(found).st_mode):
-                _hide(found)
-            found = -1
-        if found >= 0 and walked not in box.pinned:
-            _rebind(found, 0)
-            os.close(found)
-            found = _look(fd, name)
-            box.pinned.add(walked)
-        os.close(fd)
-        if found < 0:
-            return -1
-        fd = found
-    return fd
-
-
-def _look(parent: int, name: str) -> int:
-    """An O_PATH descriptor of *name* in *parent*, a link itself if it is one; -1 if not there."""
-    try:
-        return kernel.openat2(parent, name, _LOOK, _STRAIGHT)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return -1
-        raise
-
-
-def _rebind(fd: int, attributes: int) -> None:
-    """Bind the tree at *fd* onto itself with *attributes* added."""
-    clone = kernel.open_tree("", dir_fd=fd)
-    kernel.mount_setattr(clone, add=attributes, propagation=kernel.MS_PRIVATE)
-    kernel.move_mount(clone, fd)
-    os.close(clone)
+        box.covers.protect(path)
 
 
 def _walk(box: Box, path: str, *, is_directory: bool = True) -> int:
@@ -626,13 +529,13 @@ def _walk(box: Box, path: str, *, is_directory: bool = True) -> int:
     fd = os.dup(box.root_fd)
     names = [name for name in path.split("/") if name]
     for position, name in enumerate(names, 1):
-        found = _look(fd, name)
+        found = look(fd, name)
         if found < 0:
             if position < len(names) or is_directory:
                 os.mkdir(name, 0o755, dir_fd=fd)
             else:
                 os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=fd))
-            found = _look(fd, name)
+            found = look(fd, name)
         os.close(fd)
         fd = found
     return fd
@@ -645,7 +548,7 @@ def seal_after(box: Box, path: str, uid: str, *names: str) -> None:
     box.seal_path = path
     if box.namespaces:
         box.seal_fd = kernel.openat2(
-            box.root_fd, path.lstrip("/"), os.O_RDONLY | os.O_DIRECTORY, _STRAIGHT
+            box.root_fd, path.lstrip("/"), os.O_RDONLY | os.O_DIRECTORY, STRAIGHT
         )
     else:
         box.seal_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -667,7 +570,8 @@ def close_root(box: Box) -> None:
     kernel.mount_setattr(
         box.root_fd, add=kernel.MOUNT_RDONLY | kernel.MOUNT_NOSUID, recursive=False
     )
-    os.close(box.root_fd)
+    if not box.covers:  # they are looked after from there
+        os.close(box.root_fd)
 
 
 def hostname(_box: Box, name: str) -> None:
@@ -791,35 +695,10 @@ def landlock_restrict(box: Box) -> None:
     kernel.landlock_restrict_self(box.rules_fd)
 
 
-def resource_limits(_box: Box, *words: str) -> None:
-    """setrlimit(2), each "NAME=SOFT:HARD". Where a hard limit is lower already, and we are nobody
-    who could raise it, that one stands."""
-    for word in words:
-        name, _, values = word.partition("=")
-        soft, hard = (_UNLIMITED if v == "unlimited" else int(v) for v in values.split(":"))
-        number = _LOCKS if name == "locks" else getattr(resource, f"RLIMIT_{name.upper()}")
-        try:
-            resource.setrlimit(number, (soft, hard))
-        except ValueError:  # EPERM
-            most = resource.getrlimit(number)[1]
-            inside = soft != _UNLIMITED and soft < most
-            resource.setrlimit(number, (soft if inside else most, most))
-
-
-def umask(_box: Box, mask: str) -> None:
-    """umask(2): that of the server, which is how a person says who may read new files."""
-    os.umask(int(mask, 8))
-
-
-def own_limits(box: Box, *words: str) -> None:
-    """Each "PATH=VALUE" below /proc/sys: settings of namespaces that are ours. One that this Linux
-    does not know limits nothing."""
-    for word in words:
-        path, _, value = word.partition("=")
-        fd = _look(box.root_fd, f"proc/sys/{path}")
-        if fd >= 0:
-            os.close(fd)
-            _write(f"proc/sys/{path}", value)
+def resource_limit(_box: Box, name: str, value: str) -> None:
+    """setrlimit(2), soft and hard."""
+    number = getattr(resource, f"RLIMIT_{name.upper()}")
+    resource.setrlimit(number, (int(value), int(value)))
 
 
 def environment(box: Box, *pairs: str) -> None:
@@ -893,8 +772,8 @@ def _names() -> dict[str, Callable[..., None]]:
         find_again, take_place, receive,
         enter_user_namespace, unshare_user_namespace, map_user_namespace, unshare, fork_init,
         new_session, new_root, symlink, file, private_file, attach, mount, scratch, mask,
-        freeze_paths, cover, protect, seal_after, pivot, close_root, hostname, loopback_up,
-        survive_server, stdio, terminal, become, resource_limits, own_limits, umask, environment,
+        freeze_paths, covers_of, cover, place, make_folders, protect, seal_after, pivot, close_root,
+        hostname, loopback_up, survive_server, stdio, terminal, become, resource_limit, environment,
         chdir, system_call_filter, execute,
     )  # fmt: skip
     return {verb.__name__.replace("_", "-"): verb for verb in verbs}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import select
+import subprocess
 from pathlib import Path
 
 import pytest
 from probes import answer_of, attempt_to_open
 
 from sandbox_provisioner.errors import SandboxError
-from sandbox_provisioner.spec import STAND_IN_NOTE, Covers
+from sandbox_provisioner.spec import Covers
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -24,12 +26,16 @@ def home(workdir, monkeypatch):
     return workdir
 
 
+# Some of no list: whatever begins with a dot is covered.
+UNHEARD_OF = (".unheard-of", ".unheard-of-rc")
+
+
 def fill(home):
     """Put something into everything that is covered."""
-    for name in COVERS.home_directories:
+    for name in (*COVERS.home_directories, UNHEARD_OF[0]):
         (home / name).mkdir(parents=True, exist_ok=True)
         (home / name / "file").write_text(SECRET)
-    for name in COVERS.home_files:
+    for name in (*COVERS.home_files, UNHEARD_OF[1]):
         (home / name).write_text(SECRET)
 
 
@@ -78,22 +84,25 @@ def write_everywhere(directories, files):
 
 
 PLACES = (COVERS.home_directories, COVERS.home_files)
+# What is in a home already is the same for names that nobody has thought of.
+FILLED = ((*PLACES[0], UNHEARD_OF[0]), (*PLACES[1], UNHEARD_OF[1]))
 
 
 def test_what_is_secret_in_a_home_cannot_be_read(home, run_inside):
     fill(home)
-    assert run_inside(read_everything, *PLACES) == {}
+    assert run_inside(read_everything, *FILLED) == {}
 
 
 @pytest.mark.parametrize("existing", [True, False])
 def test_what_a_kernel_writes_to_trusted_places_stays_in_the_sandbox(home, sandbox, existing):
     if existing:
         fill(home)
+    places = FILLED if existing else PLACES
     before = tree_of(home)
     with sandbox() as box:
-        assert box.call(write_everywhere, *PLACES) == len(PLACES[0]) + len(PLACES[1])
+        assert box.call(write_everywhere, *places) == len(places[0]) + len(places[1])
         assert "planted" not in tree_of(home).values()
-        assert len(box.call(read_everything, *PLACES)) == len(PLACES[0]) + len(PLACES[1])
+        assert len(box.call(read_everything, *places)) == len(places[0]) + len(places[1])
     assert tree_of(home) == before
 
 
@@ -116,23 +125,24 @@ def test_everything_else_in_a_home_is_the_persons_own(home, run_inside):
         import os
 
         os.makedirs("project/.local")
-        os.makedirs(".local/share/own", exist_ok=True)
-        open(".local/share/own/file", "w").close()
         open("project/.bashrc", "w").close()
+        open("data.csv", "w").close()
+        os.rename("data.csv", "renamed.csv")
+        open(".gitignore", "a").close()
         return os.path.expanduser("~")
 
+    (home / ".gitignore").touch(0o666)
     assert run_inside(write) == str(home)
-    assert (home / "project/.bashrc").exists()
-    assert (home / ".local/share/own/file").exists()
+    names = {".gitignore", "project", "project/.local", "project/.bashrc", "renamed.csv"}
+    assert tree_of(home).keys() == names
 
 
 def test_no_stand_in_and_no_folder_above_one_can_be_moved_or_removed(home, run_inside):
     def move():
         import os
 
-        parents = (".local", ".local/share")
-        found = {name: answer_of(lambda n=name: os.rename(n, n + "2")) for name in parents}
-        for name in (".ssh", ".config", ".local/share/jupyter"):
+        found = {}
+        for name in (".ssh", ".config", ".local"):
             found[name] = answer_of(lambda n=name: os.rename(n, n + "2"))
             found[f"rmdir {name}"] = answer_of(lambda n=name: os.rmdir(n))
         for name in (".bashrc", ".profile", ".netrc"):
@@ -254,7 +264,7 @@ def test_what_a_person_writes_over_a_stand_in_stays(home, sandbox):
     with sandbox():
         add_to(home / ".bashrc")
         (home / ".ssh/config").write_text("Host *\n")
-    assert (home / ".bashrc").read_text() == "export EDITOR=vi\n"
+    assert not (home / ".bashrc").is_symlink()
     assert tree_of(home) == {
         ".bashrc": "export EDITOR=vi\n",
         ".ssh": None,
@@ -262,18 +272,147 @@ def test_what_a_person_writes_over_a_stand_in_stays(home, sandbox):
     }
 
 
-def test_a_person_who_replaces_a_stand_in_ends_the_kernel_that_would_see_the_new_file(
+def test_to_a_program_outside_a_file_that_is_not_there_is_not_there_while_a_kernel_runs(
     home, sandbox
 ):
-    """rename(2) over a mount point takes the mount away in the kernel's namespace."""
+    """bash takes the first of .bash_profile, .bash_login and .profile that it finds."""
+    (home / ".profile").write_text("echo my profile\n")
+    with sandbox():
+        told = subprocess.run(
+            ["bash", "--login", "-c", "true"], env={"HOME": str(home), "PATH": os.defpath},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert (told.stdout, told.stderr) == ("my profile\n", "")
+        assert [name for name in os.listdir(home) if not name.startswith(".")] == ["bin"]
+        assert not (home / "bin").exists()
+
+
+# -- what programs outside do on an ordinary day
+
+
+def replace(path, text):
+    """As editors, git and shells do."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def rename_and_write(path, text):
+    """As vim does."""
+    if path.exists():
+        path.rename(f"{path}~")
+    path.write_text(text)
+
+
+def remove_and_write(path, text):
+    path.unlink()
+    path.write_text(text)
+
+
+def mended(box):
+    """The sentences of PID 1, which has told of it before it has let everybody go on."""
+    told = []
+    while not told:
+        assert select.select([box.handle._control], [], [], 10)[0], "no word from PID 1"
+        told = box.handle.notices()
+        if not told:
+            assert box.handle.poll() is None, box.handle.poll()
+    return told
+
+
+@pytest.mark.parametrize("change", [replace, rename_and_write, remove_and_write])
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_file_that_a_program_outside_replaces_is_covered_again_and_the_kernel_goes_on(
+    home, sandbox, change, existing
+):
+    if existing or change is rename_and_write:  # which writes through a link
+        (home / ".bashrc").write_text("old")
     with sandbox() as box:
-        new = home / ".bashrc.new"
-        new.write_text("mine")
-        new.replace(home / ".bashrc")
-        story = box.wait()
-        assert story.cover_lost
-        assert "must not reach" in story.reason
-    assert (home / ".bashrc").read_text() == "mine"
+        change(home / ".bashrc", "mine")
+        assert any(".bashrc" in sentence for sentence in mended(box))
+        assert box.call(read_everything, [], [".bashrc"]) == {}
+        assert box.call(write_everywhere, [], [".bashrc"]) == 1
+        assert (home / ".bashrc").read_text() == "mine"
+        change(home / ".bashrc", "again")
+        mended(box)
+        assert box.call(read_everything, [], [".bashrc"]) == {}
+        assert box.handle.poll() is None
+    assert (home / ".bashrc").read_text() == "again"
+
+
+def test_a_directory_that_a_program_outside_removes_is_out_of_reach_again(home, sandbox):
+    """As ``rm -rf ~/.cache`` does, after which the next program makes it anew."""
+    (home / ".cache/old").mkdir(parents=True)
+    with sandbox() as box:
+        (home / ".cache/old").rmdir()
+        (home / ".cache").rmdir()
+        mended(box)
+        box.call(write_everywhere, [".cache"], [])
+        assert os.listdir(home / ".cache") == []
+    assert not (home / ".cache").exists()
+
+
+@pytest.mark.parametrize("name", [".git", "project/.git"])
+def test_a_repositorys_settings_stay_protected_when_git_outside_changes_them(home, sandbox, name):
+    git = home / name
+    subprocess.run(["git", "init", "-q", str(git.parent)], check=True)
+    give_to_all(git)
+    with sandbox() as box:
+        for value in ("one", "two"):
+            subprocess.run(["git", "config", "user.name", value], cwd=git.parent, check=True)
+            mended(box)
+            answers = box.call(plant_in_repository, name, using=(answer_of, attempt_to_open))
+            assert answers == PLANTED_NOTHING
+        assert box.handle.poll() is None
+    assert "two" in (git / "config").read_text()
+
+
+def open_until_it_is_another(name, how):
+    """Stay in a loop around open(2), as who waits for the moment."""
+    import os
+
+    device = os.stat(name).st_dev
+    fd = os.open(name, os.O_RDONLY)
+    while os.fstat(fd).st_dev == device:
+        os.close(fd)
+        fd = os.open(name, os.O_RDONLY)
+    if how == "closed":
+        os.close(fd)
+    elif how == "moved":
+        os.rename(name, "mine")
+    return how
+
+
+@pytest.mark.parametrize("how", ["held", "closed", "moved"])
+def test_a_kernel_that_was_quicker_than_its_stop_ends_and_the_file_is_named(home, sandbox, how):
+    (home / ".bashrc").write_text("old")
+    (home / ".bashrc").chmod(0o666)
+    for _ in range(20):
+        with sandbox() as box:
+            box.send(open_until_it_is_another, ".bashrc", how)
+            for _ in range(50):
+                replace(home / ".bashrc", "mine")
+                assert select.select([box.handle._control], [], [], 10)[0]
+                if not box.handle.notices():
+                    break  # it has ended
+            else:
+                continue
+            story = box.wait()
+            assert story.cover_lost
+            assert story.lost_path == ".bashrc"
+            assert ".bashrc" in story.reason
+            return
+    pytest.fail("the kernel was never quicker: this test shows nothing")
+
+
+def test_a_program_outside_that_only_reads_a_covered_file_lays_nothing_bare(home, sandbox):
+    (home / ".bashrc").write_text("mine")
+    with sandbox() as box:
+        for _ in range(100):
+            assert (home / ".bashrc").read_text() == "mine"
+        replace(home / ".bashrc", "new")
+        assert mended(box)
+        assert box.handle.poll() is None
 
 
 # -- what is not the home itself
@@ -336,56 +475,95 @@ def test_a_folder_that_is_nobodys_home_is_not_covered(run_inside, workdir):
 
 def make_repository(folder):
     (folder / ".git/hooks").mkdir(parents=True)
+    (folder / ".git/info").mkdir()
     (folder / ".git/config").write_text("[core]\n")
     (folder / ".git/hooks/pre-commit.sample").write_text("#!/bin/sh\n")
-    for path in (folder / ".git").rglob("*"):
+    (folder / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    give_to_all(folder / ".git")
+
+
+def give_to_all(folder):
+    for path in folder.rglob("*"):
         path.chmod(0o777)
 
 
-def test_the_programs_that_git_would_run_cannot_be_planted(workdir, run_inside):
-    def plant():
-        import os
+def plant_in_repository(git):
+    """What redirects git to another program, and what a commit has to change."""
+    import os
 
-        flags = os.O_WRONLY | os.O_CREAT
-        return {
-            "hook": attempt_to_open(".git/hooks/pre-commit", flags),
-            "config": attempt_to_open(".git/config", os.O_WRONLY),
-            "replace config": answer_of(lambda: os.rename(".git/HEAD", ".git/config")),
-            "move": answer_of(lambda: os.rename(".git", ".git2")),
-            "move hooks": answer_of(lambda: os.rename(".git/hooks", ".git/hooks2")),
-            "commit": attempt_to_open(".git/HEAD", flags),
-        }
+    flags = os.O_WRONLY | os.O_CREAT
+    return {
+        "hook": attempt_to_open(f"{git}/hooks/pre-commit", flags),
+        "config": attempt_to_open(f"{git}/config", os.O_WRONLY),
+        "replace config": answer_of(lambda: os.rename(f"{git}/HEAD", f"{git}/config")),
+        "work tree's config": attempt_to_open(f"{git}/config.worktree", flags),
+        "commondir": attempt_to_open(f"{git}/commondir", flags),
+        "replace commondir": answer_of(lambda: os.rename(f"{git}/HEAD", f"{git}/commondir")),
+        "attributes": attempt_to_open(f"{git}/info/attributes", flags),
+        "move": answer_of(lambda: os.rename(git, f"{git}2")),
+        "move hooks": answer_of(lambda: os.rename(f"{git}/hooks", f"{git}/hooks2")),
+        "commit": attempt_to_open(f"{git}/HEAD", flags),
+    }
 
-    make_repository(workdir)
-    (workdir / ".git/HEAD").write_text("ref: refs/heads/main\n")
-    (workdir / ".git/HEAD").chmod(0o666)
+
+PLANTED_NOTHING = {
+    "hook": "opened",  # in a directory of its own
+    "config": "EROFS",
+    "replace config": "EBUSY",
+    "work tree's config": "EROFS",
+    "commondir": "EROFS",
+    "replace commondir": "EBUSY",
+    "attributes": "EROFS",
+    "move": "EBUSY",
+    "move hooks": "EBUSY",
+    "commit": "opened",
+}
+
+
+@pytest.mark.parametrize("folder", [".", "project", "course/project"])
+def test_the_programs_that_git_would_run_cannot_be_planted(workdir, run_inside, folder):
+    (workdir / folder).mkdir(parents=True, exist_ok=True)
+    make_repository(workdir / folder)
     before = tree_of(workdir)
-    answers = run_inside(plant, using=(answer_of, attempt_to_open))
-    assert answers["commit"] == "opened"
-    assert answers["config"] == "EROFS"
-    assert {answers[name] for name in ("replace config", "move", "move hooks")} == {"EBUSY"}
+    answers = run_inside(
+        plant_in_repository, f"{folder}/.git".removeprefix("./"), using=(answer_of, attempt_to_open)
+    )
+    assert answers == PLANTED_NOTHING
     assert tree_of(workdir) == before
 
 
-def test_a_configuration_for_the_next_jupyter_server_cannot_be_planted(
-    workdir, sandbox, monkeypatch
-):
-    monkeypatch.chdir(workdir)
-    (workdir / "jupyter_lab_config.py").write_text("c.mine = 1\n")
+def test_git_works_inside_and_outside_while_a_kernel_runs(workdir, sandbox):
+    def commit():
+        import subprocess
+
+        who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+        open("more", "w").close()
+        for words in (["add", "."], ["commit", "-qm", "inside"], ["log", "--oneline"]):
+            told = subprocess.run(["git", *who, *words], capture_output=True, text=True)
+            assert told.returncode == 0, told.stderr
+        return told.stdout
+
+    def git(*words):
+        who = ("-c", "user.name=me", "-c", "user.email=me@example.org")
+        done = subprocess.run(
+            ["git", *who, *words], cwd=workdir, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    git("init", "-q")
+    (workdir / "one").touch()
+    give_to_all(workdir)
+    (workdir / ".git").chmod(0o777)
     with sandbox() as box:
-        assert (workdir / "jupyter_server_config.py").read_text() == STAND_IN_NOTE
-        box.call(write_everywhere, (), COVERS.server_files)
-        assert "planted" not in tree_of(workdir).values()
-    assert tree_of(workdir) == {"jupyter_lab_config.py": "c.mine = 1\n"}
-
-
-def test_the_servers_folder_within_the_work_directory_is_covered_too(
-    workdir, run_inside, monkeypatch
-):
-    (workdir / "notebooks").mkdir(mode=0o777)
-    monkeypatch.chdir(workdir / "notebooks")
-    run_inside(write_everywhere, (), ["notebooks/jupyter_server_config.py"])
-    assert os.listdir(workdir / "notebooks") == []
+        git("add", "one")
+        git("commit", "-qm", "outside")
+        give_to_all(workdir / ".git")
+        assert len(box.call(commit).splitlines()) == 2
+        assert "inside" in git("log", "--oneline")
+        git("status")
+        git("branch", "other")
+    assert sorted(os.listdir(workdir)) == [".git", "more", "one"]
+    assert not (workdir / ".git/commondir").exists()
 
 
 @pytest.mark.requires("root")
@@ -396,7 +574,8 @@ def test_stand_ins_belong_to_the_owner_of_the_home_while_they_are_there(home, sa
         made = [path for path in home.rglob("*")]
         assert len(made) > len(COVERS.home_files)
         assert {path.lstat().st_uid for path in made} == {owner}
-        assert {path.lstat().st_mode & 0o077 for path in made} == {0}
+        kept = [path for path in made if not path.is_symlink()]
+        assert {path.lstat().st_mode & 0o077 for path in kept} == {0}
 
 
 @pytest.mark.requires("root")
@@ -407,6 +586,7 @@ def test_a_home_that_cannot_be_written_to_is_no_reason_to_start_uncovered(home, 
         with sandbox() as box:
             box.call(write_everywhere, *PLACES)
     except SandboxError as error:
-        assert "[cover]" in str(error)
+        assert "[make-folders]" in str(error)
+        assert "writable for its owner" in str(error)
     home.chmod(0o700)
     assert tree_of(home) == {}

@@ -395,10 +395,6 @@ def workdir_facts(**changes: Any) -> WorkdirFacts:
     facts: dict[str, Any] = {
         "place": Place(**place),
         "idmappable": True,
-        "directories": (),
-        "files": (),
-        "server_files": (),
-        "frozen": (),
     }
     return WorkdirFacts(**facts | changes)
 

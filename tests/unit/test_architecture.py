@@ -19,7 +19,8 @@ PACKAGE = Path(sandbox_provisioner.__file__).parent
 NAME = PACKAGE.name
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHER = (
-    "claim", "enter", "family", "init", "kernel_calls", "memory", "orders", "printable", "steps",
+    "claim", "covers", "enter", "family", "init", "kernel_calls", "lookup", "memory", "orders",
+    "printable", "steps",
 )  # fmt: skip
 OF_LAUNCHER = {
     "__future__", "_signal", "collections", "ctypes", "errno", "os", "resource", "select", "stat",
@@ -154,7 +155,7 @@ def test_who_removes_folders_stands_on_nothing():
     assert ours_of(PACKAGE / "removal.py") == set()
 
 
-@pytest.mark.parametrize("name", ["plan", "bounds", "spec", "variables", "errors"])
+@pytest.mark.parametrize("name", ["plan", "spec", "variables", "errors"])
 def test_what_is_pure_starts_nothing_and_opens_nothing(name):
     forbidden = {"subprocess", "socket", "asyncio", "shutil", "tempfile", "threading", "ctypes"}
     assert not imports_of(PACKAGE / f"{name}.py") & forbidden

@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 
+from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.spec import Covers, Volume, relative
 
-COVERS = Covers(home_directories=(".ssh",), home_files=(".bashrc",), server_files=("conf.py",))
+COVERS = Covers(home_directories=(".ssh",), home_files=(".bashrc",), home_frozen=(".cargo",))
 
 
-def probe(path: Path, **changes: Any) -> WorkdirFacts:
+def probe(path: Path, **changes: Any) -> Covered:
     nothing = {"homes": frozenset(), "home": "/x", "own_folders": frozenset(), "cwd": "/"}
     facts = dataclasses.replace(HostFacts.probe(), **{**nothing, **changes})
-    return look_at(str(path), facts, COVERS)
+    return look_at(str(path), facts, COVERS).covered
 
 
 def look_at(path: str, facts: HostFacts, covers: Covers) -> WorkdirFacts:
@@ -29,8 +30,7 @@ def look_at(path: str, facts: HostFacts, covers: Covers) -> WorkdirFacts:
 
 
 def test_a_plain_directory_has_nothing_to_cover(tmp_path: Path) -> None:
-    found = probe(tmp_path)
-    assert (found.directories, found.files, found.server_files) == ((), (), ())
+    assert probe(tmp_path) == Covered()
 
 
 def test_each_home_in_the_work_directory_is_covered_by_its_path(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_each_home_in_the_work_directory_is_covered_by_its_path(tmp_path: Path) 
     homes = frozenset({str(tmp_path), f"{tmp_path}/people/me", "/elsewhere"})
     found = probe(tmp_path, homes=homes, uid=1000)
     assert found.directories == (".ssh", "people/me/.ssh")
-    assert found.files == (".bashrc", "people/me/.bashrc")
+    assert found.links == (".bashrc", ".cargo", "people/me/.bashrc", "people/me/.cargo")
 
 
 def test_what_a_link_at_a_covered_place_leads_to_counts_too(tmp_path: Path) -> None:
@@ -48,6 +48,35 @@ def test_what_a_link_at_a_covered_place_leads_to_counts_too(tmp_path: Path) -> N
     found = probe(tmp_path, homes=frozenset({str(tmp_path)}))
     assert found.files == (".bashrc", "dotfiles/bashrc")
     assert found.directories == (".ssh",)
+
+
+def test_everything_that_begins_with_a_dot_is_covered_in_a_home_but_for_a_short_list(
+    tmp_path: Path,
+) -> None:
+    for name in (".unheard-of", ".ipynb_checkpoints", "project/.own"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in (".rc", ".gitignore", "data.csv"):
+        (tmp_path / name).touch()
+    found = probe(tmp_path, homes=frozenset({str(tmp_path)}))
+    assert found.directories == (".ssh", ".unheard-of")
+    assert found.files == (".rc",)
+
+
+def test_a_name_that_a_link_in_a_home_gives_to_something_visible_is_covered_too(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "settings").mkdir()
+    (tmp_path / ".unheard-of").symlink_to("settings")
+    found = probe(tmp_path, homes=frozenset({str(tmp_path)}))
+    assert found.directories == (".ssh", "settings")
+    assert found.files == (".unheard-of",)
+
+
+def test_a_home_with_more_such_names_than_can_be_covered_is_refused(tmp_path: Path) -> None:
+    for number in range(1001):
+        (tmp_path / f".{number}").touch()
+    with pytest.raises(SpecError, match="begin with a dot"):
+        probe(tmp_path, homes=frozenset({str(tmp_path)}))
 
 
 @pytest.mark.parametrize("may_be_listed", [True, False])
@@ -74,20 +103,20 @@ def test_a_work_directory_in_a_covered_part_of_a_home_is_refused(tmp_path: Path)
         probe(tmp_path / ".ssh/work", home=str(tmp_path))
 
 
-def test_the_directory_that_the_server_runs_in_is_covered_where_it_lies_inside(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "lab").mkdir()
-    assert probe(tmp_path, cwd=f"{tmp_path}/lab").server_files == ("lab/conf.py",)
-    assert probe(tmp_path / "lab", cwd=str(tmp_path)).server_files == ()
-
-
 def test_a_repository_loses_its_hooks_and_keeps_its_settings_read_only(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git/config").write_text("")
     found = probe(tmp_path)
     assert found.directories == (".git/hooks",)
-    assert found.frozen == (".git/config",)
+    assert found.placed == ((".git/commondir", ".\n"), (".git/config.worktree", ""))
+    assert found.frozen == (".git/commondir", ".git/config", ".git/config.worktree")
+
+
+def test_repositories_near_the_work_directory_are_found_in_it(tmp_path: Path) -> None:
+    for name in ("a/.git", "b/c/.git", "d/e/f/.git", ".hidden/.git"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("d/e")
+    assert probe(tmp_path).directories == ("a/.git/hooks", "b/c/.git/hooks")
 
 
 def test_the_file_that_names_a_work_trees_repository_is_read_only(tmp_path: Path) -> None:
@@ -104,7 +133,7 @@ def test_a_part_of_a_home_is_covered_by_what_lies_in_it(tmp_path: Path) -> None:
     covers = Covers(home_directories=(".local/share/jupyter", ".local/bin", ".ssh"))
     (tmp_path / ".local").mkdir()
     facts = dataclasses.replace(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
-    found = look_at(f"{tmp_path}/.local", facts, covers)
+    found = look_at(f"{tmp_path}/.local", facts, covers).covered
     assert {"share/jupyter", "bin"} <= set(found.directories)
 
 

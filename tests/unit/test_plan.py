@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_provisioner.cgroup import CgroupFacts
+from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IdRange
@@ -17,7 +18,7 @@ from sandbox_provisioner.inside.orders import decode
 from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
-from sandbox_provisioner.spec import Limits, SandboxSpec, UserIds, Volume
+from sandbox_provisioner.spec import WRITTEN_THROUGH, Limits, SandboxSpec, UserIds, Volume
 
 WORKDIR = "/srv/me"
 FIRST_ID = 0x70000000
@@ -51,10 +52,6 @@ WORKDIR_PLACE = Place(
 WORKDIR_FACTS = WorkdirFacts(
     place=WORKDIR_PLACE,
     idmappable=True,
-    directories=(),
-    files=(),
-    server_files=(),
-    frozen=(),
 )
 FILES = KernelFiles(program="/usr/bin/python3", readonly=())
 
@@ -65,6 +62,10 @@ def changed(value, **changes):
 
 def place_of(path, **changes):
     return changed(WORKDIR_PLACE, path=path, source=path, **changes)
+
+
+def covering(**places):
+    return changed(WORKDIR_FACTS, covered=Covered(**places))
 
 
 def site_of(facts=FACTS, workdir=WORKDIR_FACTS, files=FILES, **changes):
@@ -110,19 +111,19 @@ def taken_of(plan):
 
 def test_a_root_server_takes_mounts_before_it_enters_the_user_namespace():
     assert verbs_of(plan_of(site_of(join_files=("/cg/procs",)))) == [
-        "receive", "exit-file", "join-cgroup", "oom-score", "resource-limits",
-        "make-user-namespace", "take", "take-place", "enter-user-namespace",
+        "receive", "exit-file", "join-cgroup", "oom-score", "make-user-namespace", "take",
+        "take-place", "enter-user-namespace",
         "unshare", "fork-init", "new-session", "new-root", "symlink", "attach", "file", "attach",
-        "symlink", "mount", "own-limits", "mask", "freeze-paths", "scratch", "attach", "pivot",
-        "close-root", "hostname", "loopback-up", "stdio", "fork-kernel", "resource-limits",
-        "umask", "become", "environment", "chdir", "system-call-filter", "execute",
+        "symlink", "mount", "mask", "freeze-paths", "scratch", "attach", "pivot",
+        "close-root", "hostname", "loopback-up", "stdio", "fork-kernel", "resource-limit",
+        "become", "environment", "chdir", "system-call-filter", "execute",
     ]  # fmt: skip
 
 
 def test_an_ordinary_user_takes_mounts_inside_the_user_namespace():
-    assert verbs_of(plan_of(site_of(ORDINARY)))[:8] == [
-        "receive", "exit-file", "oom-score", "resource-limits", "unshare-user-namespace",
-        "unshare", "find-again", "take",
+    assert verbs_of(plan_of(site_of(ORDINARY)))[:7] == [
+        "receive", "exit-file", "oom-score", "unshare-user-namespace", "unshare", "find-again",
+        "take",
     ]  # fmt: skip
 
 
@@ -167,9 +168,15 @@ def test_every_step_is_one_that_the_launcher_knows():
         "terminal": True,
     }
     homes = changed(
-        WORKDIR_FACTS, directories=(".ssh",), files=(".bashrc",), server_files=("x.py",),
-        frozen=(".git/config",),
-    )  # fmt: skip
+        WORKDIR_FACTS,
+        covered=Covered(
+            directories=(".ssh",),
+            files=(".bashrc",),
+            links=(".profile",),
+            placed=((".git/commondir", "."),),
+            frozen=(".git/config",),
+        ),
+    )
     for facts in (FACTS, ORDINARY):
         plan = plan_of(site_of(facts, homes, join_files=("/cg/procs",)), **everything)
         assert {step.verb for step in plan.steps} <= {*steps.VERBS, "fork-kernel"}
@@ -182,7 +189,7 @@ def test_the_owner_of_the_work_directory_appears_as_the_kernels_user():
     plan = plan_of()
     outside = FIRST_ID + 1000
     assert words_of(plan, "make-user-namespace") == [
-        ("sandbox", f"0 {FIRST_ID} 65536", f"0 {FIRST_ID} 65536", str(FIRST_ID)),
+        ("sandbox", f"0 {FIRST_ID} 65536", f"0 {FIRST_ID} 65536"),
         ("workdir", f"500 {outside} 1", f"600 {outside} 1"),
     ]
     assert words_of(plan, "take-place") == [(WORKDIR, "idmap=workdir", "nosuid", "nodev")]
@@ -196,7 +203,6 @@ def test_without_id_mapped_mounts_the_kernel_is_the_owner_and_nobody_else():
             "sandbox",
             f"0 {FIRST_ID} 1000\n1000 500 1\n1001 {FIRST_ID + 1001} 64535",
             f"0 {FIRST_ID} 1000\n1000 600 1\n1001 {FIRST_ID + 1001} 64535",
-            str(FIRST_ID),
         )
     ]
 
@@ -242,7 +248,7 @@ def test_a_range_is_mapped_by_helpers_around_the_users_own_id():
         )
     ]
     assert words_of(plan, "unshare-user-namespace") == []
-    assert verbs_of(plan)[4:7] == ["map-user-namespace", "unshare", "find-again"]
+    assert verbs_of(plan)[3:6] == ["map-user-namespace", "unshare", "find-again"]
     assert words_of(plan, "become") == [("1000", "1001")]
 
 
@@ -304,12 +310,12 @@ def test_an_environment_outside_is_taken_and_one_in_the_work_directory_is_protec
     plan = plan_of(site_of(files=changed(FILES, readonly=paths)))
     assert "/opt/env" in [target for target, _ in taken_of(plan)]
     assert f"{WORKDIR}/.venv" not in [target for target, _ in taken_of(plan)]
-    assert words_of(plan, "protect") == [(WORKDIR, ".venv")]
+    assert words_of(plan, "protect") == [(".venv",)]
 
 
 def test_an_environment_that_a_cover_hides_is_taken_apart():
     path = f"{WORKDIR}/.local/share/jupyter/env"
-    workdir = changed(WORKDIR_FACTS, directories=(".local/share/jupyter",))
+    workdir = covering(directories=(".local/share/jupyter",))
     plan = plan_of(site_of(workdir=workdir, files=changed(FILES, readonly=(path,))))
     assert path in [target for target, _ in taken_of(plan)]
 
@@ -335,23 +341,30 @@ def test_a_plain_work_directory_is_covered_by_nothing():
 
 
 def test_directories_and_files_are_covered_as_the_kernels_user():
-    workdir = changed(WORKDIR_FACTS, directories=("me/.ssh",), files=("me/.bashrc",))
-    assert words_of(plan_of(site_of(workdir=workdir)), "cover") == [
-        (WORKDIR, "1000", "1000", "directory", "", "me/.ssh"),
-        (WORKDIR, "1000", "1000", "file", "", "me/.bashrc"),
+    workdir = covering(
+        directories=("me/.ssh",), files=("me/.bashrc",), links=("me/.profile", "you/.profile")
+    )
+    plan = plan_of(site_of(workdir=workdir))
+    assert words_of(plan, "covers-of") == [(WORKDIR, "1000", "1000", WRITTEN_THROUGH)]
+    assert words_of(plan, "make-folders") == [(f"me/{WRITTEN_THROUGH}", f"you/{WRITTEN_THROUGH}")]
+    assert words_of(plan, "cover") == [
+        ("link", "me/.profile", "you/.profile"),
+        ("directory", "me/.ssh"),
+        ("file", "me/.bashrc"),
     ]
 
 
-def test_the_servers_directory_is_covered_with_files_that_explain_themselves():
-    workdir = changed(WORKDIR_FACTS, server_files=("lab/jupyter_server_config.py",))
-    ((_, _, _, kind, note, *paths),) = words_of(plan_of(site_of(workdir=workdir)), "cover")
-    assert (kind, paths) == ("file", ["lab/jupyter_server_config.py"])
-    assert note.startswith("# Placed by sandbox-provisioner")
+def test_what_git_would_believe_is_there_before_it_is_protected():
+    placed, path = ((".git/commondir", "."),), ".git/commondir"
+    plan = plan_of(site_of(workdir=covering(placed=placed, frozen=(path,))))
+    verbs = [step.verb for step in plan.steps]
+    assert words_of(plan, "place") == [placed[0]]
+    assert verbs.index("place") < verbs.index("protect")
 
 
 def test_a_repositorys_settings_can_be_read_but_not_changed():
-    plan = plan_of(site_of(workdir=changed(WORKDIR_FACTS, frozen=(".git/config",))))
-    assert words_of(plan, "protect") == [(WORKDIR, ".git/config")]
+    plan = plan_of(site_of(workdir=covering(frozen=(".git/config",))))
+    assert words_of(plan, "protect") == [(".git/config",)]
 
 
 # -- the kernel

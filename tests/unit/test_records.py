@@ -25,7 +25,7 @@ from sandbox_provisioner.records import (
     start_time,
     sweep,
 )
-from sandbox_provisioner.spec import STAND_IN_NOTE
+from sandbox_provisioner.spec import WRITTEN_THROUGH
 
 
 def identity_of(workdir):
@@ -326,11 +326,31 @@ def test_stand_ins_are_removed_children_before_parents(make, runtime_dir, workdi
 def test_what_somebody_wrote_over_a_stand_in_stays(make, runtime_dir, workdir):
     made = made_in(workdir, ".bashrc", ".profile", ".ssh/", ".config/")
     (workdir / ".bashrc").write_text("mine")
-    (workdir / ".profile").write_text(STAND_IN_NOTE)
+    (workdir / ".profile").write_text(".\n")
     (workdir / ".ssh/key").touch()
     _, record = make("one", workdir=str(workdir), made=made)
     remove_stand_ins(runtime_dir, record)
     assert sorted(os.listdir(workdir)) == [".bashrc", ".ssh"]
+
+
+def test_a_link_that_stands_in_gives_way_to_what_was_written_through_it(make, runtime_dir, workdir):
+    """Whatever order the record has them in: that of a start that was killed is the names' own."""
+    written = workdir / WRITTEN_THROUGH
+    written.mkdir(parents=True)
+    for name in (".bashrc", ".zshrc", ".profile"):
+        (workdir / name).symlink_to(f"{WRITTEN_THROUGH}/{name}")
+    (workdir / ".bashrc").write_text("mine")
+    (workdir / ".profile").unlink()
+    (workdir / ".profile").symlink_to("my/profile")
+    folders = [written, *list(written.parents)[:3]]
+    made = [("directory", str(path)) for path in reversed(folders)]
+    made += [("link", f"{workdir}/{name}") for name in (".bashrc", ".zshrc", ".profile")]
+    _, record = make("one", workdir=str(workdir), made=tuple(sorted(made)))
+    remove_stand_ins(runtime_dir, record)
+    assert sorted(os.listdir(workdir)) == [".bashrc", ".profile"]
+    assert (workdir / ".bashrc").read_text() == "mine"
+    assert not (workdir / ".bashrc").is_symlink()
+    assert os.readlink(workdir / ".profile") == "my/profile"
 
 
 def test_a_link_in_place_of_a_stand_in_or_above_it_is_not_followed(make, runtime_dir, new_folder):

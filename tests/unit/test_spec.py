@@ -166,11 +166,23 @@ def test_a_slash_at_the_end_is_fine():
 @pytest.mark.parametrize("path", ["/etc", ".", "..", "../up", "a/../b", "./a", "a//b", "a/", ""])
 @pytest.mark.parametrize(
     "field",
-    ["home_directories", "home_files", "server_files", "repository_directories", "frozen"],
+    [
+        "home_directories",
+        "home_files",
+        "home_frozen",
+        "home_visible",
+        "repository_directories",
+        "repository_frozen",
+    ],
 )
 def test_what_is_covered_is_a_plain_relative_path(field, path):
     with pytest.raises(SpecError, match="cover"):
         Covers(**{field: (path,)})
+
+
+def test_what_is_placed_in_a_repository_is_a_plain_relative_path():
+    with pytest.raises(SpecError, match="cover"):
+        Covers(repository_placed=(("../config", ""),))
 
 
 def test_a_name_that_only_begins_with_two_dots_can_be_covered():
@@ -178,7 +190,8 @@ def test_a_name_that_only_begins_with_two_dots_can_be_covered():
 
 
 def test_no_cover_stands_twice_or_hides_below_another():
-    paths = [*Covers().home_directories, *Covers().home_files]
+    covers = Covers()
+    paths = [*covers.home_directories, *covers.home_files, *covers.home_frozen]
     assert len(paths) == len(set(paths))
     inside = [p for p in paths for other in paths if p != other and p.startswith(f"{other}/")]
     assert inside == []

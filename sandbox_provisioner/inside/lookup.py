@@ -1,0 +1,33 @@
+"""inside/lookup.py - runs in the launcher: finds places below a descriptor, and never past a link.
+
+May import: os, kernel_calls. What an earlier kernel left in a work directory cannot lead a mount
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from sandbox_provisioner.inside import kernel_calls as kernel
+
+STRAIGHT = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
+_LOOK = os.O_PATH | os.O_NOFOLLOW
+
+
+def look(parent: int, name: str) -> int:
+    """An O_PATH descriptor of *name* in *parent*, a link itself if it is one; -1 if not there."""
+    try:
+        return kernel.openat2(parent, name, _LOOK, STRAIGHT)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return -1
+        raise
+
+
+def rebind(fd: int, attributes: int) -> None:
+    """Bind the tree at *fd* onto itself with *attributes* added."""
+    clone = kernel.open_tree("", dir_fd=fd)
+    kernel.mount_setattr(clone, add=attributes, propagation=kernel.MS_PRIVATE)
+    kernel.move_mount(clone, fd)
+    os.close(clone)
