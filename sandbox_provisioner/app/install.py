@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_core.paths import prefer_environment_over_user
+from jupyter_core.paths import jupyter_config_dir, prefer_environment_over_user
 from traitlets import Bool, Unicode
 
 from sandbox_provisioner.app.apparmor import write_profile
@@ -22,6 +22,7 @@ from sandbox_provisioner.app.command import (
     silent_log,
     working_directory,
 )
+from sandbox_provisioner.app.server import reset_server, set_up_server
 from sandbox_provisioner.app.twins import twin_of, write_twin
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.printable import printable
@@ -44,6 +45,11 @@ _FLAGS = {
         "Install into the environment that this command belongs to.",
     ),
     "replace": ({"InstallApp": {"replace": True}}, "Replace a kernel of that name."),
+    "server": (
+        {"InstallApp": {"server": True}},
+        "Install no kernel, but set up the Jupyter server beside the kernels.",
+    ),
+    "remove": ({"InstallApp": {"remove": True}}, "With --server: undo it."),
     "apparmor-profile": (
         {"InstallApp": {"apparmor_profile": True}},
         "Install nothing, but print the AppArmor profile that lets sandboxes start on Ubuntu.",
@@ -70,6 +76,7 @@ class InstallApp(SandboxCommand):
     jupyter sandbox install --kernel ir --display-name "R, sandboxed" --user
     jupyter sandbox install --name student --volume /data:/data:ro --prefix=/usr/local
     jupyter sandbox install --name python3 --replace     # no plain Python 3 remains
+    jupyter sandbox install --server                     # links of kernels do not mislead saving
     jupyter sandbox install --apparmor-profile           # for the administrator of an Ubuntu
 
     To remove one: jupyter kernelspec remove python3-sandbox
@@ -83,6 +90,8 @@ class InstallApp(SandboxCommand):
     user = Bool(False, help="Install for this user.").tag(config=True)
     prefix = Unicode("", help="Install to PREFIX/share/jupyter/kernels.").tag(config=True)
     replace = Bool(False, help="Replace an installed kernel of that name.").tag(config=True)
+    server = Bool(False, help="Set up the server instead.").tag(config=True)
+    remove = Bool(False, help="Undo that.").tag(config=True)
     apparmor_profile = Bool(False, help="Print an AppArmor profile instead.").tag(config=True)
     output = Unicode("", help="Where to write that profile. Default: stdout.").tag(config=True)
     aliases = _ALIASES
@@ -98,12 +107,27 @@ class InstallApp(SandboxCommand):
             return
         if self.user and self.prefix:
             raise self.wrong("--user and --prefix (or --sys-prefix) exclude each other")
+        if self.remove and not self.server:
+            raise self.wrong("--remove is for --server; kernels: jupyter kernelspec remove NAME")
+        if self.server:
+            print(self._set_up_server())
+            return
         manager = self.kernels()
         kernel = find_kernel(manager, self.kernel)
         twin = twin_of(kernel, self._checked_options(), display_name=self.display_name)
         name = (self.kernel_name or f"{self.kernel}-sandbox").lower()
         folder = self._install(manager, kernel, twin, name)
         print(printable(_report(manager, name, twin, folder)))
+
+    def _set_up_server(self) -> str:
+        prefix = self._prefix()
+        folder = Path(prefix, "etc/jupyter") if prefix else Path(jupyter_config_dir())
+        return reset_server(folder) if self.remove else set_up_server(folder, replace=self.replace)
+
+    def _prefix(self) -> str:
+        """Where all goes to, "" for the user's own."""
+        in_environment = not self.user and prefer_environment_over_user()
+        return self.prefix or (sys.prefix if in_environment else "")
 
     def _checked_options(self) -> dict[str, Any]:
         """Read the options as a start would; nothing is written with one that cannot be meant."""
@@ -122,8 +146,7 @@ class InstallApp(SandboxCommand):
     def _install(
         self, manager: KernelSpecManager, kernel: KernelSpec, twin: dict[str, Any], name: str
     ) -> str:
-        in_environment = not self.user and prefer_environment_over_user()
-        prefix = self.prefix or (sys.prefix if in_environment else "")
+        prefix = self._prefix()
         where: dict[str, Any] = {"user": not prefix, "prefix": prefix or None}
         destination = manager._get_destination_dir(name, **where)
         if os.path.exists(destination) and not self.replace:

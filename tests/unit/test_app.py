@@ -226,6 +226,49 @@ def test_a_twin_can_take_the_place_of_the_plain_kernel(command: Command, prefix:
     assert (folder / "start.sh").exists()
 
 
+def server_config(prefix: Path) -> Path:
+    return prefix / "etc/jupyter/jupyter_server_config.json"
+
+
+def test_install_server_adds_its_settings_and_takes_them_out(
+    command: Command, prefix: Path
+) -> None:
+    path = server_config(prefix)
+    path.parent.mkdir(parents=True)
+    own = {"ServerApp": {"port": 1}, "X": {}}
+    path.write_text(json.dumps(own))
+    told = command("install", "--server", "--prefix", prefix)
+    assert json.loads(path.read_text()) == {
+        "ServerApp": {
+            "port": 1,
+            "contents_manager_class": "sandbox_provisioner.contents.SandboxContentsManager",
+        },
+        "LanguageServerManager": {"autodetect": False},
+        "X": {},
+    }
+    assert f"Set in {path}" in told
+    assert "follow no link" in told
+    assert not (prefix / "share").exists()
+    assert f"out of {path}" in command("install", "--server", "--remove", "--prefix", prefix)
+    assert json.loads(path.read_text()) == own
+    assert "Nothing of ours" in command("install", "--server", "--remove", "--prefix", prefix)
+
+
+def test_install_server_changes_nothing_that_somebody_else_has_set(
+    command: Command, prefix: Path
+) -> None:
+    path = server_config(prefix)
+    path.parent.mkdir(parents=True)
+    for text in ('{"ServerApp": {"contents_manager_class": "s3.S3"}}', "{", '{"ServerApp": 1}'):
+        path.write_text(text)
+        with pytest.raises(SpecError, match=str(path)):
+            command("install", "--server", "--prefix", prefix)
+        assert path.read_text() == text
+    path.write_text('{"ServerApp": {"contents_manager_class": "s3.S3"}}')
+    command("install", "--server", "--replace", "--prefix", prefix)
+    assert "s3" not in path.read_text()
+
+
 def test_install_prints_an_apparmor_profile_and_tells_what_it_allows(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -281,6 +324,7 @@ def test_a_twin_can_be_made_of_a_kernel_without_a_folder(tmp_path: Path) -> None
         ["install", "python3"],
         ["install", "--user", "--prefix=/x"],
         ["install", "--output=/x"],
+        ["install", "--remove"],
         ["explain"],
         ["run", "id"],
         ["run", "--"],

@@ -166,12 +166,25 @@ def test_what_is_pure_starts_nothing_and_opens_nothing(name):
 
 def test_options_are_the_provisioners_and_the_apps_alone():
     users = {module_of(path) for path in FILES if "traitlets" in _top_names(path)}
-    others = {user for user in users if user.split(".")[1] not in {"provisioner", "app"}}
-    assert others == set()
+    # The contents manager is a configurable of the server's own, without options of a sandbox.
+    rooms = {"provisioner", "app", "contents"}
+    assert {user for user in users if user.split(".")[1] not in rooms} == set()
+
+
+def test_only_a_servers_configuration_loads_the_contents_manager():
+    """jupyter_server is not among what a kernel needs, and a start does not wait for its import."""
+    room = f"{NAME}.contents"
+    for path in FILES:
+        if not module_of(path).startswith(room):
+            assert "jupyter_server" not in _top_names(path), path
+            assert not any(name.startswith(room) for name in ours_of(path)), path
+    ours = {name for path in FILES if module_of(path).startswith(room) for name in ours_of(path)}
+    calls = f"{NAME}.inside.kernel_calls"
+    assert {name for name in ours if not name.startswith(room)} == {calls}
 
 
 def test_jupyter_is_known_to_the_server_side_alone():
-    known = {"provisioner", "last_words", "app", "warm", "broker", "unboxed"}
+    known = {"provisioner", "last_words", "app", "contents", "warm", "broker", "unboxed"}
     for path in FILES:
         if _top_names(path) & {"jupyter_client", "jupyter_core", "zmq", "tornado", "ipykernel"}:
             assert module_of(path).split(".")[1] in known, path
