@@ -71,6 +71,7 @@ class HostFacts:
     own_folders: frozenset[str]
     cwd: str
     landlock: int = 0
+    umask: int = 0o022
 
     @property
     def asker(self) -> Asker:
@@ -100,6 +101,7 @@ class HostFacts:
             own_folders=_own_folders(),
             cwd=_cwd(),
             landlock=landlock_version(),
+            umask=_umask(),
         )
 
 
@@ -142,6 +144,12 @@ def _cwd() -> str:
 def _has_capability(number: int) -> bool:
     match = re.search(r"CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text())
     return bool(match and int(match[1], 16) >> number & 1)
+
+
+def _umask() -> int:
+    """umask(2) cannot be asked without being set, for all threads."""
+    match = re.search(r"Umask:\s*([0-7]+)", Path("/proc/self/status").read_text())
+    return int(match[1], 8) if match else 0o022
 
 
 def _maps_all_ids() -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from sandbox_provisioner.bounds import kernels_limits
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.seccomp import SHARED, compile_filter
@@ -194,15 +195,16 @@ def _limit_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
     RLIMIT_AS is not among it: programs reserve addresses by the gigabyte and use few of them.
     """
     limits, missing = request.spec.limits, site.facts.cgroups.missing
-    yield Step("resource-limit", ("core", "1"), "a core dump would carry secrets to the host")
-    yield Step("resource-limit", ("nice", "0"))
-    yield Step("resource-limit", ("rtprio", "0"), "no real-time priority")
+    yield Step("resource-limits", kernels_limits(), "all, so that none is the server's by chance")
+    yield Step("umask", (f"{site.facts.umask:04o}",), "the server's: who may read new files")
     if limits.pids is not None and "pids" in missing:
         why = f"no cgroup caps processes here: {limits.pids} more than the user has now"
-        yield Step("resource-limit", ("nproc", str(limits.pids + site.user_tasks)), why)
+        most = limits.pids + site.user_tasks
+        yield Step("resource-limits", (f"nproc={most}:{most}",), why)
     if limits.memory_bytes is not None and "memory" in missing:
         why = "no cgroup caps memory here: at least each process has a cap on what it writes to"
-        yield Step("resource-limit", ("data", str(limits.memory_bytes)), why)
+        words = (f"data={limits.memory_bytes}:{limits.memory_bytes}",)
+        yield Step("resource-limits", words, why)
 
 
 def _rule_steps(request: LaunchRequest, site: Site, folder: str) -> Iterator[Step]:

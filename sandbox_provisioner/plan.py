@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from sandbox_provisioner.bounds import MOST_TERMINALS, SYSCTLS, kernels_limits, makers_limits
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import ATTEMPT as RANGE_ATTEMPT
@@ -34,6 +35,7 @@ SOCKET_NAMES = tuple(f"s-{port}" for port in range(1, 6))
 KERNEL_ID = 1000
 _SKELETON_BYTES = 4 << 20
 _STAGING = "/proc"
+_TERMINALS = f"newinstance,ptmxmode=0666,mode=0620,max={MOST_TERMINALS}"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore",
@@ -293,6 +295,7 @@ def namespace_and_mount_steps(
 ) -> Iterator[Step]:
     """Who may do what first: see this file's docstring. *more_ids* are lines of uid_map that a root
     server adds."""
+    yield Step("resource-limits", makers_limits(), "only root can raise what the server has")
     new = Step(
         "unshare",
         ("mount", "pid", "network", "ipc", "uts", "cgroup"),
@@ -310,7 +313,8 @@ def namespace_and_mount_steps(
         id_map(KERNEL_ID, site.outside_uid, site.first_id) + more_ids,
         id_map(KERNEL_ID, site.outside_gid, site.first_id) + more_ids,
     )
-    yield Step("make-user-namespace", ("sandbox", *maps), why)
+    # Its owner is what the machine's own limits count it for (namespaces(7)).
+    yield Step("make-user-namespace", ("sandbox", *maps, str(site.first_id)), why)
     yield from owner_map_steps(site)
     yield from takes
     yield Step("enter-user-namespace", ("sandbox",), "from here on nobody on the host")
@@ -435,8 +439,8 @@ def root_steps(request: LaunchRequest, site: Site, *, masked: bool = True) -> It
         yield Step("symlink", (link, text))
     yield Step(
         "mount",
-        ("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620", "nosuid", "noexec"),
-        "terminals of its own",
+        ("devpts", "/dev/pts", _TERMINALS, "nosuid", "noexec"),
+        f"terminals of its own, {MOST_TERMINALS} at the most",
     )
     yield Step(
         "mount",
@@ -445,6 +449,8 @@ def root_steps(request: LaunchRequest, site: Site, *, masked: bool = True) -> It
     )
     yield Step("mount", ("proc", "/proc", "", "nosuid", "nodev", "noexec"), "only our processes")
     if masked:
+        why = "what the machine has for everybody: a small share of it"
+        yield Step("own-limits", SYSCTLS, why)
         yield Step("mask", _MASKED, "what tells of the host, or acts on it")
         yield Step("freeze-paths", _FROZEN, "settings of the kernel may be read, not changed")
     yield Step(
@@ -550,10 +556,10 @@ def kernel_steps(
     """Give up every right; the last step, *run*, is the kernel's program."""
     if request.terminal:
         yield Step("terminal", (), "a shell inside has job control, and Ctrl-C goes to its jobs")
-    # core(5): a limit of 1 is too small for a file, and turns a pipe handler off where 0 does not.
-    yield Step("resource-limit", ("core", "1"), "a core dump would carry secrets to the host")
-    yield Step("resource-limit", ("nice", "0"))
-    yield Step("resource-limit", ("rtprio", "0"), "no real-time priority")
+    if profile == KERNEL:
+        why = "all that there are, so that none is the server's by chance"
+        yield Step("resource-limits", kernels_limits(), why)
+        yield Step("umask", (f"{site.facts.umask:04o}",), "the server's: who may read new files")
     yield Step(
         "become",
         (str(site.uid), str(site.gid)),

@@ -77,8 +77,10 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
+_PR_SET_SECUREBITS = 28
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 CAP_SYS_ADMIN = 21
@@ -387,6 +389,15 @@ def set_capabilities(*kept: int) -> None:
 def set_dumpable(*, dumpable: bool) -> None:
     """prctl(2), PR_SET_DUMPABLE: whether processes of the same user may ptrace us or read /proc."""
     _check(_libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0), "prctl", option="PR_SET_DUMPABLE")
+
+
+def become_keeping_capabilities(uid: int) -> None:
+    """setresuid(2) under SECBIT_NO_SETUID_FIXUP of capabilities(7): another user, no right less."""
+    fixup = _SECBIT_NO_SETUID_FIXUP
+    _check(_libc.prctl(_PR_SET_SECUREBITS, fixup, 0, 0, 0), "prctl", option="PR_SET_SECUREBITS")
+    os.setresuid(uid, uid, uid)
+    _check(_libc.prctl(_PR_SET_SECUREBITS, 0, 0, 0, 0), "prctl", option="PR_SET_SECUREBITS")
+    set_dumpable(dumpable=True)  # credentials(7): the change has reset it, and /proc/PID is root's
 
 
 def set_no_new_privileges() -> None:

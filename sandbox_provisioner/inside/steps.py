@@ -61,6 +61,8 @@ _LANDLOCK_KINDS = {
 }
 _NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _OPEN_FILES = 1 << 20
+_UNLIMITED = resource.RLIM_INFINITY
+_LOCKS = 10  # RLIMIT_LOCKS, which Python does not name
 
 
 class Box:
@@ -199,8 +201,8 @@ def outlive_kernel(box: Box) -> None:
     box.outlives_kernel = True
 
 
-def make_user_namespace(box: Box, name: str, uid_map: str, gid_map: str) -> None:
-    """Make a user namespace that lives as long as our descriptor of it.
+def make_user_namespace(box: Box, name: str, uid_map: str, gid_map: str, owner: str = "0") -> None:
+    """Make a user namespace of *owner*, that lives as long as our descriptor of it.
 
     user_namespaces(7): the maps are written from outside of it, by one who has CAP_SETUID there. A
     child is made in it and waits, so that we stay who we are.
@@ -210,7 +212,11 @@ def make_user_namespace(box: Box, name: str, uid_map: str, gid_map: str) -> None
         _write(f"/proc/{pid}/uid_map", uid_map)
         _write(f"/proc/{pid}/gid_map", gid_map)
 
-    box.user_namespaces[name] = _made_user_namespace(write_maps)
+    kernel.become_keeping_capabilities(int(owner))
+    try:
+        box.user_namespaces[name] = _made_user_namespace(write_maps)
+    finally:
+        kernel.become_keeping_capabilities(0)
 
 
 def _made_user_namespace(write_maps: Callable[[int], None]) -> int:
@@ -695,10 +701,35 @@ def landlock_restrict(box: Box) -> None:
     kernel.landlock_restrict_self(box.rules_fd)
 
 
-def resource_limit(_box: Box, name: str, value: str) -> None:
-    """setrlimit(2), soft and hard."""
-    number = getattr(resource, f"RLIMIT_{name.upper()}")
-    resource.setrlimit(number, (int(value), int(value)))
+def resource_limits(_box: Box, *words: str) -> None:
+    """setrlimit(2), each "NAME=SOFT:HARD". Where a hard limit is lower already, and we are nobody
+    who could raise it, that one stands."""
+    for word in words:
+        name, _, values = word.partition("=")
+        soft, hard = (_UNLIMITED if v == "unlimited" else int(v) for v in values.split(":"))
+        number = _LOCKS if name == "locks" else getattr(resource, f"RLIMIT_{name.upper()}")
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except ValueError:  # EPERM
+            most = resource.getrlimit(number)[1]
+            inside = soft != _UNLIMITED and soft < most
+            resource.setrlimit(number, (soft if inside else most, most))
+
+
+def umask(_box: Box, mask: str) -> None:
+    """umask(2): that of the server, which is how a person says who may read new files."""
+    os.umask(int(mask, 8))
+
+
+def own_limits(box: Box, *words: str) -> None:
+    """Each "PATH=VALUE" below /proc/sys: settings of namespaces that are ours. One that this Linux
+    does not know limits nothing."""
+    for word in words:
+        path, _, value = word.partition("=")
+        fd = _look(box.root_fd, f"proc/sys/{path}")
+        if fd >= 0:
+            os.close(fd)
+            _write(f"proc/sys/{path}", value)
 
 
 def environment(box: Box, *pairs: str) -> None:
@@ -773,8 +804,8 @@ def _names() -> dict[str, Callable[..., None]]:
         enter_user_namespace, unshare_user_namespace, map_user_namespace, unshare, fork_init,
         new_session, new_root, symlink, file, private_file, attach, mount, scratch, mask,
         freeze_paths, covers_of, cover, place, make_folders, protect, seal_after, pivot, close_root,
-        hostname, loopback_up, survive_server, stdio, terminal, become, resource_limit, environment,
-        chdir, system_call_filter, execute,
+        hostname, loopback_up, survive_server, stdio, terminal, become, resource_limits, own_limits,
+        umask, environment, chdir, system_call_filter, execute,
     )  # fmt: skip
     return {verb.__name__.replace("_", "-"): verb for verb in verbs}
 

@@ -103,6 +103,7 @@ def passed(home: Path, room: str, **options: str) -> int:
 @pytest.mark.parametrize(
     ("room", "fewest"),
     [
+        ("test_bounds", 5),
         ("test_file_system", 25),
         ("test_covers", 15),
         ("test_identity", 8),
@@ -119,6 +120,7 @@ def test_an_ordinary_user_passes_the_tests_of_the_box(home, room, fewest):
 @pytest.mark.parametrize(
     ("room", "fewest"),
     [
+        ("test_bounds", 5),
         ("test_file_system", 25),
         ("test_covers", 15),
         ("test_identity", 8),

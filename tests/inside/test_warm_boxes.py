@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 # them: test_warm_starts has theirs.
 ROOMS = [
     ("test_file_system", 30),
+    ("test_bounds", 5),
     ("test_covers", 30),
     ("test_identity", 15),
     ("test_limits", 8),

@@ -155,7 +155,7 @@ def test_who_removes_folders_stands_on_nothing():
     assert ours_of(PACKAGE / "removal.py") == set()
 
 
-@pytest.mark.parametrize("name", ["plan", "spec", "variables", "errors"])
+@pytest.mark.parametrize("name", ["plan", "bounds", "spec", "variables", "errors"])
 def test_what_is_pure_starts_nothing_and_opens_nothing(name):
     forbidden = {"subprocess", "socket", "asyncio", "shutil", "tempfile", "threading", "ctypes"}
     assert not imports_of(PACKAGE / f"{name}.py") & forbidden

@@ -134,9 +134,10 @@ def test_a_waived_cap_becomes_a_resource_limit():
     missing = {"pids": "not writable", "memory": "not writable"}
     facts = dataclasses.replace(ORDINARY, cgroups=CgroupFacts(version=0, bases={}, missing=missing))
     found = {step.words for step in plan_of(site_of(facts, user_tasks=7), limits).steps}
-    assert {("nproc", "107"), ("data", str(1 << 30))} <= found
+    wanted = {("nproc=107:107",), (f"data={1 << 30}:{1 << 30}",)}
+    assert wanted <= found
     capped = {step.words for step in plan_of(limits=limits).steps}
-    assert not {("nproc", "107"), ("data", str(1 << 30))} & capped
+    assert not wanted & capped
 
 
 def test_what_is_lost_is_told_in_the_plan():

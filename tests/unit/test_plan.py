@@ -111,19 +111,19 @@ def taken_of(plan):
 
 def test_a_root_server_takes_mounts_before_it_enters_the_user_namespace():
     assert verbs_of(plan_of(site_of(join_files=("/cg/procs",)))) == [
-        "receive", "exit-file", "join-cgroup", "oom-score", "make-user-namespace", "take",
-        "take-place", "enter-user-namespace",
+        "receive", "exit-file", "join-cgroup", "oom-score", "resource-limits",
+        "make-user-namespace", "take", "take-place", "enter-user-namespace",
         "unshare", "fork-init", "new-session", "new-root", "symlink", "attach", "file", "attach",
-        "symlink", "mount", "mask", "freeze-paths", "scratch", "attach", "pivot",
-        "close-root", "hostname", "loopback-up", "stdio", "fork-kernel", "resource-limit",
-        "become", "environment", "chdir", "system-call-filter", "execute",
+        "symlink", "mount", "own-limits", "mask", "freeze-paths", "scratch", "attach", "pivot",
+        "close-root", "hostname", "loopback-up", "stdio", "fork-kernel", "resource-limits",
+        "umask", "become", "environment", "chdir", "system-call-filter", "execute",
     ]  # fmt: skip
 
 
 def test_an_ordinary_user_takes_mounts_inside_the_user_namespace():
-    assert verbs_of(plan_of(site_of(ORDINARY)))[:7] == [
-        "receive", "exit-file", "oom-score", "unshare-user-namespace", "unshare", "find-again",
-        "take",
+    assert verbs_of(plan_of(site_of(ORDINARY)))[:8] == [
+        "receive", "exit-file", "oom-score", "resource-limits", "unshare-user-namespace",
+        "unshare", "find-again", "take",
     ]  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def test_the_owner_of_the_work_directory_appears_as_the_kernels_user():
     plan = plan_of()
     outside = FIRST_ID + 1000
     assert words_of(plan, "make-user-namespace") == [
-        ("sandbox", f"0 {FIRST_ID} 65536", f"0 {FIRST_ID} 65536"),
+        ("sandbox", f"0 {FIRST_ID} 65536", f"0 {FIRST_ID} 65536", str(FIRST_ID)),
         ("workdir", f"500 {outside} 1", f"600 {outside} 1"),
     ]
     assert words_of(plan, "take-place") == [(WORKDIR, "idmap=workdir", "nosuid", "nodev")]
@@ -203,6 +203,7 @@ def test_without_id_mapped_mounts_the_kernel_is_the_owner_and_nobody_else():
             "sandbox",
             f"0 {FIRST_ID} 1000\n1000 500 1\n1001 {FIRST_ID + 1001} 64535",
             f"0 {FIRST_ID} 1000\n1000 600 1\n1001 {FIRST_ID + 1001} 64535",
+            str(FIRST_ID),
         )
     ]
 
@@ -248,7 +249,7 @@ def test_a_range_is_mapped_by_helpers_around_the_users_own_id():
         )
     ]
     assert words_of(plan, "unshare-user-namespace") == []
-    assert verbs_of(plan)[3:6] == ["map-user-namespace", "unshare", "find-again"]
+    assert verbs_of(plan)[4:7] == ["map-user-namespace", "unshare", "find-again"]
     assert words_of(plan, "become") == [("1000", "1001")]
 
 
