@@ -421,7 +421,8 @@ _NAMESPACE_VERBS = (
 )  # fmt: skip
 _TAKE_VERBS = ("take", "take-place")
 _MOUNT_VERBS = (
-    *_TAKE_VERBS, "new-root", "attach", "mount", "scratch", "mask", "freeze-paths", "pivot",
+    *_TAKE_VERBS, "new-root", "attach", "mount", "scratch", "mask", "show-only", "freeze-paths",
+    "pivot",
 )  # fmt: skip
 _REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSPC, errno.ENOSYS, errno.EINVAL}
 

@@ -37,16 +37,17 @@ _SKELETON_BYTES = 4 << 20
 _STAGING = "/proc"
 _TERMINALS = f"newinstance,ptmxmode=0666,mode=0620,max={MOST_TERMINALS}"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-_MASKED = (
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kallsyms", "/proc/kcore",
-    "/proc/keys", "/proc/key-users", "/proc/kmsg", "/proc/kpagecount", "/proc/kpageflags",
-    "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/slabinfo",
-    "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats", "/proc/vmallocinfo",
-    "/proc/sys/fs/binfmt_misc", "/proc/sys/kernel/core_pattern",
+# Of /proc what programs need, the C library above all; everything else there tells of the host.
+_SHOWN_OF_PROC = (
+    "cpuinfo", "filesystems", "loadavg", "meminfo", "mounts", "net", "self", "stat", "sys",
+    "sysvipc", "thread-self", "uptime", "version", "vmstat",
 )  # fmt: skip
-_FROZEN = (
-    "/proc/bus", "/proc/driver", "/proc/fs", "/proc/irq", "/proc/mtrr", "/proc/pressure",
-    "/proc/sys",
+_SHOWN_OF_SETTINGS = ("crypto", "fs", "kernel", "net", "user", "vm")
+# Below them there are more names than mounts are worth: these count or name what is the host's.
+_MASKED = (
+    "/proc/sys/fs/binfmt_misc", "/proc/sys/fs/dentry-state", "/proc/sys/fs/file-nr",
+    "/proc/sys/fs/inode-nr", "/proc/sys/fs/inode-state", "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/pty", "/proc/sys/kernel/random/boot_id",
 )  # fmt: skip
 
 
@@ -451,8 +452,12 @@ def root_steps(request: LaunchRequest, site: Site, *, masked: bool = True) -> It
     if masked:
         why = "what the machine has for everybody: a small share of it"
         yield Step("own-limits", SYSCTLS, why)
-        yield Step("mask", _MASKED, "what tells of the host, or acts on it")
-        yield Step("freeze-paths", _FROZEN, "settings of the kernel may be read, not changed")
+        why = "settings of the Linux kernel may be read, not changed"
+        yield Step("freeze-paths", ("/proc/sys",), why)
+        why = "what programs need; all else there tells of the host, or acts on it"
+        yield Step("show-only", ("/proc", *_SHOWN_OF_PROC), why)
+        yield Step("show-only", ("/proc/sys", *_SHOWN_OF_SETTINGS))
+        yield Step("mask", _MASKED, "the same, where a few are to be hidden among many")
     yield Step(
         "scratch",
         (

@@ -77,6 +77,7 @@ class Box:
         self.places: dict[str, int] = {}
         self.taken: dict[str, int] = {}
         self.root_fd = -1
+        self.masked_directory = ""
         self.kernel_uid = -1
         self.namespaces = True
         self.init_pid = 0
@@ -477,12 +478,27 @@ def mask(box: Box, *paths: str) -> None:
         if fd < 0:
             continue  # what this kernel does not have needs no mask
         if stat.S_ISDIR(os.fstat(fd).st_mode):
-            cover_fd = kernel.new_mount("tmpfs", {"size": "0"}, kernel.MOUNT_RDONLY)
+            cover_fd = _empty_directory(box)
+            box.masked_directory = path.lstrip("/")
         else:
             cover_fd = kernel.open_tree("dev/null")
         kernel.move_mount(cover_fd, fd)
         os.close(cover_fd)
         os.close(fd)
+
+
+def _empty_directory(box: Box) -> int:
+    """A mount of it; of the one that there is, if there is one: a file system costs ten mounts."""
+    if box.masked_directory:
+        return kernel.open_tree(box.masked_directory)
+    return kernel.new_mount("tmpfs", {"size": "0"}, kernel.MOUNT_RDONLY)
+
+
+def show_only(box: Box, directory: str, *names: str) -> None:
+    """Mask all that is in *directory* of /proc but *names*, and processes."""
+    there = os.listdir(directory.lstrip("/"))
+    hidden = (name for name in there if name not in names and not name.isdigit())
+    mask(box, *(f"{directory}/{name}" for name in hidden))
 
 
 def freeze_paths(box: Box, *paths: str) -> None:
@@ -726,7 +742,7 @@ def own_limits(box: Box, *words: str) -> None:
     does not know limits nothing."""
     for word in words:
         path, _, value = word.partition("=")
-        fd = _look(box.root_fd, f"proc/sys/{path}")
+        fd = look(box.root_fd, f"proc/sys/{path}")
         if fd >= 0:
             os.close(fd)
             _write(f"proc/sys/{path}", value)
@@ -803,9 +819,9 @@ def _names() -> dict[str, Callable[..., None]]:
         find_again, take_place, receive,
         enter_user_namespace, unshare_user_namespace, map_user_namespace, unshare, fork_init,
         new_session, new_root, symlink, file, private_file, attach, mount, scratch, mask,
-        freeze_paths, covers_of, cover, place, make_folders, protect, seal_after, pivot, close_root,
-        hostname, loopback_up, survive_server, stdio, terminal, become, resource_limits, own_limits,
-        umask, environment, chdir, system_call_filter, execute,
+        freeze_paths, show_only, covers_of, cover, place, make_folders, protect, seal_after, pivot,
+        close_root, hostname, loopback_up, survive_server, stdio, terminal, become,
+        resource_limits, own_limits, umask, environment, chdir, system_call_filter, execute,
     )  # fmt: skip
     return {verb.__name__.replace("_", "-"): verb for verb in verbs}
 

@@ -81,7 +81,8 @@ def verbs_of(launcher: LocalLauncher, request: LaunchRequest) -> set[str]:
 VERBS = (
     "exit-file", "make-user-namespace", "take", "take-place", "map-child", "hand-over", "receive",
     "join-cgroup", "become-root-inside", "unshare", "await-opened", "new-session", "new-root",
-    "symlink", "attach", "file", "mount", "own-limits", "mask", "freeze-paths", "scratch",
+    "symlink", "attach", "file", "mount", "own-limits", "freeze-paths", "show-only", "mask",
+    "scratch",
     "cover", "protect", "private-file",
     "seal-after", "pivot", "close-root", "hostname", "loopback-up", "stdio", "fork-kernel",
     "resource-limits", "umask", "become", "environment", "chdir", "system-call-filter",

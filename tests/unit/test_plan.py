@@ -114,8 +114,8 @@ def test_a_root_server_takes_mounts_before_it_enters_the_user_namespace():
         "receive", "exit-file", "join-cgroup", "oom-score", "resource-limits",
         "make-user-namespace", "take", "take-place", "enter-user-namespace",
         "unshare", "fork-init", "new-session", "new-root", "symlink", "attach", "file", "attach",
-        "symlink", "mount", "own-limits", "mask", "freeze-paths", "scratch", "attach", "pivot",
-        "close-root", "hostname", "loopback-up", "stdio", "fork-kernel", "resource-limits",
+        "symlink", "mount", "own-limits", "freeze-paths", "show-only", "mask", "scratch", "attach",
+        "pivot", "close-root", "hostname", "loopback-up", "stdio", "fork-kernel", "resource-limits",
         "umask", "become", "environment", "chdir", "system-call-filter", "execute",
     ]  # fmt: skip
 
