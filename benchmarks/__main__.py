@@ -1,10 +1,10 @@
-"""``python -m benchmarks start | steps | density``: see README.md beside this file."""
+"""``python -m benchmarks start | steps | loop | density``: see README.md beside this file."""
 
 from __future__ import annotations
 
 import argparse
 
-from benchmarks import density, start, steps
+from benchmarks import density, loop, start, steps
 
 
 def main() -> None:
@@ -20,6 +20,11 @@ def main() -> None:
         command.add_argument("--json", metavar="FILE", help="save every sample to FILE")
     kinds = ("cold", "nursery", "spare")
     command.add_argument("--kind", choices=kinds, default="cold", help="of start; default: cold")
+    about = "how long the event loop stands still while kernels start, run and end"
+    command = commands.add_parser("loop", help=about, description=about)
+    command.add_argument("--rounds", type=int, default=10, help="of one kernel; default: 10")
+    command.add_argument("--at-once", type=int, default=60, help="kernels then; default: 60")
+    command.add_argument("--json", metavar="FILE", help="save every sample to FILE")
     about = "memory of each of many kernels, and starts while many are alive"
     command = commands.add_parser("density", help=about, description=about)
     command.add_argument("--each", type=int, default=50, help="kernels to weigh; default: 50")
@@ -29,6 +34,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "density":
         density.main(options.each, options.alive, options.seconds, options.json)
+        return
+    if options.command == "loop":
+        loop.main(options.rounds, options.at_once, options.json)
         return
     if options.command == "steps":
         steps.main(options.rounds, options.kind, options.json)

@@ -37,8 +37,8 @@ _LAST: Stamped = (
 _STAMPED: dict[str, Stamped] = {
     "cold": (
         (launch.LocalLauncher, "sweep", "sweep of what is left over"),
-        (spawn.Stem, "launcher", "launcher asked for"),
-        (launch.LocalLauncher, "survey", "survey of the host"),
+        (spawn.LauncherProcess, "ask", "launcher asked for"),
+        (launch.LocalLauncher, "look", "survey of the host"),
         (launch.Start, "make_record", "record folder"),
         (launch, "compile_plan", "plan"),
         (launch.Start, "create_cgroup", "control groups"),
@@ -46,8 +46,8 @@ _STAMPED: dict[str, Stamped] = {
         (launch.LocalLauncher, "start", "record written"),
     ),
     "nursery": (
-        (spawn.Stem, "launcher", "launcher asked for"),
-        (launch.LocalLauncher, "survey", "survey of the host"),
+        (spawn.LauncherProcess, "ask", "launcher asked for"),
+        (launch.LocalLauncher, "look", "survey of the host"),
         (warm, "find", "nursery found"),
         (warm.ForkedProcess, "__init__", "fork asked for"),
         (launch.Start, "make_record", "record folder"),
@@ -59,8 +59,8 @@ _STAMPED: dict[str, Stamped] = {
         (launch.Start, "hand_over", "record written"),
     ),
     "spare": (
-        (spawn.Stem, "launcher", "launcher asked for"),
-        (launch.LocalLauncher, "survey", "survey of the host"),
+        (spawn.LauncherProcess, "ask", "launcher asked for"),
+        (launch.LocalLauncher, "look", "survey of the host"),
         (warm, "claim", "spare claimed"),
         (warm.Opener, "begin", "work directory asked for"),
         (warm.ClaimStart, "take_over", "folder taken over"),

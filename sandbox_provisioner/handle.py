@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from sandbox_provisioner.inside.init import (
     SEALED,
 )
 from sandbox_provisioner.inside.printable import printable
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
 
@@ -114,6 +116,7 @@ class LocalHandle:
         self._pipes = pipes
         self._sealed = sealed
         self._story: ExitStory | None = None
+        self._telling = threading.Lock()
         self._closed = False
         self._killed_by_us = False
         self._last_usage = Usage()
@@ -130,26 +133,34 @@ class LocalHandle:
         """The host's pid of PID 1; for people, not for signals."""
         return self.record.init_pid
 
+    def _has_ended(self) -> bool:
+        return self._story is not None or self._closed or is_readable(self._pidfd)
+
     def poll(self) -> ExitStory | None:
-        if self._story is None and (self._closed or is_readable(self._pidfd)):
-            self._story = self._tell()
+        if self._story is None and self._has_ended():
+            with self._telling:
+                self._story = self._story or self._tell()
         return self._story
 
+    async def look(self) -> ExitStory | None:
+        """`poll`, off the event loop where there is something to read."""
+        return await off_loop(self.poll) if self._has_ended() else None
+
     async def wait(self) -> ExitStory:
-        if self.poll() is None:
+        if not self._has_ended():
             await readable(self._pidfd)
-        story = self.poll()
+        story = await self.look()
         assert story is not None
         return story
 
     def signal(self, number: int) -> None:
         if number == signal.SIGKILL:
             self.kill()
-        elif number and self.poll() is None:
+        elif number and not self._has_ended():
             self._send(FIRST_RELAYED + number - 1)
 
     def kill(self) -> None:
-        if self.poll() is None:
+        if not self._has_ended():
             self._killed_by_us = True
             self._send(self.record.end_signal)
             with contextlib.suppress(HostError):
@@ -211,15 +222,16 @@ class LocalHandle:
     async def close(self) -> None:
         if self._closed:
             return
-        self.kill()
+        await off_loop(self.kill)
         await self.wait()
-        self.usage()
+        await off_loop(self.usage)
         self._closed = True
         if self.record.confinement == Confinement.LANDLOCK:
-            self._tree.kill()  # an init that somebody killed from outside has ended nobody else
+            # An init that somebody killed from outside has ended nobody else.
+            await off_loop(self._tree.kill)
         await self._tree.remove()
-        remove_stand_ins(self.folder.path.parent, self.record)
-        self.folder.remove()
+        await off_loop(remove_stand_ins, self.folder.path.parent, self.record)
+        await off_loop(self.folder.remove)
         self._close_ours()
 
     def let_go(self) -> None:

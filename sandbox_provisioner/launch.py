@@ -33,6 +33,7 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.kernel_files import find_kernel_files
 from sandbox_provisioner.landlock import compile_landlock_plan
 from sandbox_provisioner.landlock import obstacle as landlock_obstacle
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import disk_of
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
 from sandbox_provisioner.records import (
@@ -126,10 +127,11 @@ class LocalLauncher:
         """Find out all that `compile_plan` needs; starts and changes nothing (but asks a Python
         that is not ours for its paths). The caller closes what it has opened: ``site.opened``."""
         with ExitStack() as opened:
-            site, tree = self._survey(request, opened)
+            site, tree = self.look(request, opened)
             return replace(site, opened=opened.pop_all()), tree
 
-    def _survey(self, request: LaunchRequest, opened: ExitStack) -> tuple[Site, CgroupTree]:
+    def look(self, request: LaunchRequest, opened: ExitStack) -> tuple[Site, CgroupTree]:
+        """`survey`, where *opened* closes what it has opened."""
         facts = HostFacts.probe()
         spec = request.spec
         shared = spec.confinement is Confinement.LANDLOCK
@@ -178,12 +180,13 @@ class LocalLauncher:
         """
         runtime = self.runtime()
         _fail_here("spawn-launcher")
-        process = stem.launcher()
+        process = LauncherProcess(stem)
         start = ColdStart(request, process, runtime, labels or Labels())
         start.stdio = stdio or Stdio()
         try:
-            site, tree = self.survey(request)
-            with site.opened:
+            with ExitStack() as opened:
+                await off_loop(process.ask)
+                site, tree = await off_loop(self.look, request, opened)
                 return await start.run(site, tree)
         except BaseException:
             await start.undo()
@@ -354,11 +357,11 @@ class Start:
         since the next start may use the same names."""
         async with contextlib.AsyncExitStack() as stack:
             if self.folder:
-                stack.callback(self.folder.remove)
-            stack.callback(self._remove_stand_ins)
+                stack.push_async_callback(off_loop, self.folder.remove)
+            stack.push_async_callback(off_loop, self._remove_stand_ins)
             if self.tree:
                 stack.push_async_callback(self.tree.remove)
-                stack.callback(self.tree.kill)
+                stack.push_async_callback(off_loop, self.tree.kill)
             stack.push_async_callback(self.process.end)
 
     def _remove_stand_ins(self) -> None:
@@ -390,14 +393,18 @@ class ColdStart(Start):
         self.launcher = process
 
     async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
-        site, folder = self.make_record(site)
-        plan = self.compile(site)
+        site, folder, plan = await off_loop(self.prepare, site)
         await self.launcher.here()
-        self.create_cgroup(tree)
+        await off_loop(self.create_cgroup, tree)
         self.process.end_signal = self.record.end_signal
         await self.launcher.perform(plan, self.stdio, site.descriptors)
         self.check(self.process.report, plan, site)
-        return self.hand_over(tree, folder)
+        return await off_loop(self.hand_over, tree, folder)
+
+    def prepare(self, site: Site) -> tuple[Site, RecordFolder, Plan]:
+        """The record, and the plan, for which it has to be there."""
+        site, folder = self.make_record(site)
+        return site, folder, self.compile(site)
 
     def compile(self, site: Site) -> Plan:
         """What the launcher shall do."""

@@ -38,6 +38,7 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.landlock import private
 from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import find_below, open_again
 from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, LaunchRequest
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts, open_init
@@ -369,7 +370,7 @@ class SandboxProvisioner(LocalProvisioner):
         stdio = Stdio(stdin, kwargs.get("stdout"), kwargs.get("stderr"))
         if self.warm:
             return await self._start_warm(launcher, request, labels, stdio)
-        await asyncio.to_thread(launcher.sweep)
+        await off_loop(launcher.sweep)
         return await launcher.start(request, labels, stdio)
 
     async def fill(self, cmd: list[str], **kwargs: Any) -> int:
@@ -515,7 +516,7 @@ class SandboxProvisioner(LocalProvisioner):
             # answer when it is.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.handle.wait(), _POLL_SECONDS)
-        story = self.handle.poll()
+        story = await self.handle.look()
         self._hear(self.handle)
         if story is None:
             if self._tap:
@@ -540,7 +541,8 @@ class SandboxProvisioner(LocalProvisioner):
 
     async def kill(self, restart: bool = False) -> None:
         """Called when it did not end by itself: everything inside ends at once."""
-        await self.send_signal(signal.SIGKILL)
+        if self.handle is not None:
+            await off_loop(self.handle.kill)
 
     async def terminate(self, restart: bool = False) -> None:
         """Called at half of the shutdown's patience."""
@@ -565,7 +567,7 @@ class SandboxProvisioner(LocalProvisioner):
         if handle:
             self._hear(handle)
             await handle.close()
-            self.story = handle.poll()
+            self.story = await handle.look()
 
     def _hear(self, handle: LocalHandle) -> None:
         for sentence in handle.notices():

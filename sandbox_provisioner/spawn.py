@@ -44,6 +44,7 @@ from sandbox_provisioner.descriptors import keep_from_children, occupy_standard_
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LastWord, is_readable, readable, readable_within, reap
 from sandbox_provisioner.inside.kernel_calls import MOST_DESCRIPTORS
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import Plan
 from sandbox_provisioner.records import start_time
 
@@ -159,9 +160,10 @@ class LauncherProcess:
     """One launcher; `launch.ColdStart` owns it, and calls `end` when a start fails."""
 
     def __init__(self, stem: Stem) -> None:
-        """Ask *stem* for it: it says "here" on its control socket, and waits for its orders."""
+        """*stem* forks it when it is asked to."""
         self._stem = stem
-        self._control, self._asked = stem.ask()
+        self._control: socket.socket | None = None
+        self._asked: object = None
         self.pid = 0
         self._own = -1  # its pidfd
         self.report = Report()
@@ -172,12 +174,24 @@ class LauncherProcess:
         self._report = -1
         self._has_init = False
 
+    def ask(self) -> None:
+        """Let it be forked: it says "here" on its control socket, and waits for its orders. Where
+        there is no stem yet, one is started. LaunchError if the machine has no process left."""
+        if self._control:
+            self._stem.replace(self._asked)
+            self._control.close()
+        self._control, self._asked = self._stem.ask()
+
+    @property
+    def control(self) -> socket.socket:
+        """Our end of its control socket, once it was asked for."""
+        assert self._control
+        return self._control
+
     async def here(self) -> None:
         """Wait until it is there; LaunchError if there is none to be had."""
         if not self.pid and not await self._hear_launcher():
-            self._stem.replace(self._asked)
-            self._control.close()
-            self._control, self._asked = self._stem.ask()
+            await off_loop(self.ask)
             await self._hear_launcher()
         if not self.pid:
             raise LaunchError(
@@ -188,8 +202,8 @@ class LauncherProcess:
             )
 
     async def _hear_launcher(self) -> bool:
-        if await self._stem.last_word.awaited(self._control.fileno(), WORD_SECONDS):
-            self.pid, self._own = hear(self._control, HERE)
+        if await self._stem.last_word.awaited(self.control.fileno(), WORD_SECONDS):
+            self.pid, self._own = hear(self.control, HERE)
         return self.pid > 0
 
     async def perform(self, plan: Plan, stdio: Stdio, fds: Sequence[int] = ()) -> None:
@@ -211,9 +225,9 @@ class LauncherProcess:
     async def opened(self) -> list[int]:
         """The descriptors that it opened, in the plan's order. Empty if a step failed: see
         `report`."""
-        if not await readable_within(self._control.fileno(), LAUNCH_SECONDS):
+        if not await readable_within(self.control.fileno(), LAUNCH_SECONDS):
             raise _not_done(f"its launcher was not done after {LAUNCH_SECONDS} s")
-        _, fds, _, _ = socket.recv_fds(self._control, 64, MOST_DESCRIPTORS)
+        _, fds, _, _ = socket.recv_fds(self.control, 64, MOST_DESCRIPTORS)
         if not fds:
             await self._read_report()
         return fds
@@ -225,7 +239,7 @@ class LauncherProcess:
         try:
             # Without a launcher the report pipe ends at once, and says as much.
             with contextlib.suppress(BrokenPipeError):
-                say_go(self._control, plan, report, (*streams.theirs, *fds))
+                say_go(self.control, plan, report, (*streams.theirs, *fds))
         finally:
             os.close(report)
             streams.sent()
@@ -239,8 +253,8 @@ class LauncherProcess:
 
     def _hear_init(self) -> None:
         """PID 1 tells of itself before it does anything else."""
-        if self.pidfd < 0 and is_readable(self._control.fileno()):
-            _, self.pidfd = hear(self._control, INIT)
+        if self.pidfd < 0 and is_readable(self.control.fileno()):
+            _, self.pidfd = hear(self.control, INIT)
 
     @property
     def init_pid(self) -> int:
@@ -263,10 +277,12 @@ class LauncherProcess:
     def hand_over(self) -> tuple[int, int]:
         """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
         os.close(self._report)
-        return self.pidfd, self._control.detach()
+        return self.pidfd, self.control.detach()
 
     async def end(self) -> None:
         """Kill the launcher and PID 1, and wait for both: a start has failed."""
+        if self._control is None:
+            return
         if not self.pid:
             await self._hear_launcher()
         if self._own >= 0:
@@ -276,7 +292,7 @@ class LauncherProcess:
             self.report.drain(self._report)  # a start that was cancelled may not know PID 1
         if self._has_init and self.pidfd < 0:
             # Without a launcher, PID 1 speaks, or there is none.
-            await readable_within(self._control.fileno(), WORD_SECONDS)
+            await readable_within(self.control.fileno(), WORD_SECONDS)
             self._hear_init()
         if self.pidfd >= 0:
             signal_to(self.pidfd, self.end_signal)
@@ -369,9 +385,10 @@ class Stem:
         self._wanted_seconds = max(self._wanted_seconds, seconds)
 
     def launcher(self) -> LauncherProcess:
-        """A new launcher, which may not be there yet; LaunchError if the machine has no process
-        left."""
-        return LauncherProcess(self)
+        """A new launcher, which may not be there yet."""
+        process = LauncherProcess(self)
+        process.ask()
+        return process
 
     def ask(self) -> tuple[socket.socket, object]:
         """Our end of the control socket of a launcher that is forked now, and who forks it."""

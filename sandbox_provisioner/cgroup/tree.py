@@ -20,6 +20,7 @@ from sandbox_provisioner.cgroup import files
 from sandbox_provisioner.cgroup.files import Setting
 from sandbox_provisioner.cgroup.survey import CgroupFacts
 from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.spec import Limits, format_bytes, format_cpuset, parse_cpuset
 
 CPU_PERIOD_US = 100_000
@@ -260,7 +261,7 @@ class Tree(ABC):
 
     async def remove(self, timeout_seconds: float = 5.0) -> None:
         deadline = time.monotonic() + timeout_seconds
-        while not self._remove_now():
+        while not await off_loop(self._remove_now):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self._still_busy()

@@ -19,6 +19,7 @@ from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.launch import Labels, Start
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record, RecordFolder, open_init
 from sandbox_provisioner.spawn import Stdio
@@ -45,7 +46,7 @@ class ClaimStart(Start):
         site = replace(site, first_id=self.claimed.record.first_id)
         outside, inside = plans.compile_claim_plan(self.request, site)
         await self.opener.begin(outside, site.descriptors)
-        folder = self.take_over(site)
+        folder = await off_loop(self.take_over, site)
         if self.record.cgroup_manager:
             self.tree.take_over(await self.claimed.string())
         fds = await self.opener.opened()
@@ -54,7 +55,7 @@ class ClaimStart(Start):
         self.claimed.begin(inside, fds)
         await self.claimed.performed()
         self.check(self.claimed.report, inside, site)
-        return self.hand_over(self.tree, folder)
+        return await off_loop(self.hand_over, self.tree, folder)
 
     def take_over(self, site: Site) -> RecordFolder:
         """Make its folder that of this start."""

@@ -21,17 +21,20 @@ import os
 import socket
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sandbox_provisioner.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.launch import Labels, LocalLauncher, Start, without_a_word
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site
-from sandbox_provisioner.records import Record, start_time
+from sandbox_provisioner.records import Record, RecordFolder, start_time
 from sandbox_provisioner.spawn import (
     HERE,
+    LauncherProcess,
     Stdio,
     control_pair,
     hear,
@@ -71,76 +74,69 @@ async def start_warm(
     """
     if Command.of(request.argv) is None:
         raise WarmUnavailable("its command is not one that a nursery knows")
-    process = stem.launcher()
-    opener = Opener(process)
+    process = LauncherProcess(stem)
+    opener, source = Opener(process), Source(launcher, request, labels, stdio, preload)
     try:
-        site, tree = launcher.survey(request)
-        with site.opened:
+        with ExitStack() as opened:
+            await off_loop(process.ask)
+            site, tree = await off_loop(launcher.look, request, opened)
             if why := plans.obstacle(request, site):
                 raise WarmUnavailable(why)
-            start = _claimed(launcher, request, site, labels, stdio, preload)
-            if start is None:
-                start = _forked(launcher, request, site, labels, stdio, preload)
-            start.opener = opener
-            return await _run(start, site, tree)
-    finally:
-        await opener.end()
-
-
-async def _run(start: ClaimStart | WarmStart, site: Site, tree: CgroupTree) -> LocalHandle:
-    try:
-        return await start.run(site, tree)
-    except SandboxError as error:
-        await _undo(start)
+            await off_loop(source.find, site)
+            assert source.start
+            source.start.opener = opener
+            handle = await source.start.run(site, tree)
+    except BaseException as error:
+        await opener.end()  # it makes a file in the folder that goes then
+        if source.start is None:
+            raise
+        await source.start.undo()
+        if not isinstance(error, SandboxError):
+            raise
         why = f"a start from the nursery failed: {error}"
         raise WarmUnavailable(why, failed=True) from error
-    except BaseException:
-        await _undo(start)
-        raise
+    await opener.end()
+    return handle
 
 
-async def _undo(start: ClaimStart | WarmStart) -> None:
-    """The opener first: it makes a file in the folder that goes then."""
-    await start.opener.end()
-    await start.undo()
+@dataclass(slots=True)
+class Source:
+    """Where a start may come from; *start* is what was found."""
 
+    launcher: LocalLauncher
+    request: LaunchRequest
+    labels: Labels
+    stdio: Stdio
+    preload: tuple[str, ...]
+    start: ClaimStart | WarmStart | None = None
 
-def _claimed(
-    launcher: LocalLauncher,
-    request: LaunchRequest,
-    site: Site,
-    labels: Labels,
-    stdio: Stdio,
-    preload: tuple[str, ...],
-) -> ClaimStart | WarmStart | None:
-    if plans.spare_obstacle(request, site) or stdio.stdin != subprocess.DEVNULL:
-        return None
-    found = claim(launcher.runtime(), spare_key_of(request, site, preload))
-    if found is None:
-        return None
-    process = ClaimedProcess(*found, stdio)
-    start = ClaimStart(request, process, launcher.runtime(), labels)
-    start.tree = launcher.tree(request, site.facts, site.workdir, process.record.tree)
-    return start
+    def find(self, site: Site) -> None:
+        """A spare, or else a nursery; WarmUnavailable without one."""
+        if self.stdio.stdin == subprocess.DEVNULL and not plans.spare_obstacle(self.request, site):
+            self._claim(site)
+        if self.start is None:
+            self._fork(site)
 
+    def _claim(self, site: Site) -> None:
+        runtime = self.launcher.runtime()
+        found = claim(runtime, spare_key_of(self.request, site, self.preload))
+        if found:
+            process = ClaimedProcess(*found, self.stdio)
+            self.start = ClaimStart(self.request, process, runtime, self.labels)
+            group = process.record.tree
+            tree = self.launcher.tree(self.request, site.facts, site.workdir, group)
+            self.start.tree = tree
 
-def _forked(
-    launcher: LocalLauncher,
-    request: LaunchRequest,
-    site: Site,
-    labels: Labels,
-    stdio: Stdio,
-    preload: tuple[str, ...],
-) -> WarmStart:
-    found = find(launcher.runtime(), key_of(request, site, preload))
-    if found is None:
-        raise WarmUnavailable("there is no nursery for it (yet)")
-    channel, nursery = found
-    child = ForkedProcess(channel, stdio)
-    labels = replace(labels, nursery=nursery.sandbox_id)
-    start = WarmStart(request, child, launcher.runtime(), labels)
-    start.nursery = nursery
-    return start
+    def _fork(self, site: Site) -> None:
+        runtime = self.launcher.runtime()
+        found = find(runtime, key_of(self.request, site, self.preload))
+        if found is None:
+            raise WarmUnavailable("there is no nursery for it (yet)")
+        channel, nursery = found
+        labels = replace(self.labels, nursery=nursery.sandbox_id)
+        child = ForkedProcess(channel, self.stdio)
+        self.start = start = WarmStart(self.request, child, runtime, labels)
+        start.nursery = nursery
 
 
 class WarmStart(Start):
@@ -156,11 +152,7 @@ class WarmStart(Start):
         self.child = child
 
     async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
-        site, folder = self.make_record(site)
-        self.create_cgroup(tree)
-        inside = self.compile(site)
-        # It finds its plan when it is there, and waits in the middle of it for what is opened.
-        self.child.begin(inside, open_to_join(tree), self.held())
+        site, folder, inside = await off_loop(self.prepare, site, tree)
         await self.child.here()
         family = plans.Family(self.nursery.init_pid, self.child.pid)
         outside = plans.compile_opening_plan(self.request, site, family)
@@ -175,7 +167,16 @@ class WarmStart(Start):
         self.child.give(fds)
         await self.child.performed()
         self.check(self.child.report, inside, site)
-        return self.hand_over(tree, folder)
+        return await off_loop(self.hand_over, tree, folder)
+
+    def prepare(self, site: Site, tree: CgroupTree) -> tuple[Site, RecordFolder, Plan]:
+        """The record, the groups, and the plan: the child finds it when it is there, and waits in
+        the middle of it for what is opened."""
+        site, folder = self.make_record(site)
+        self.create_cgroup(tree)
+        inside = self.compile(site)
+        self.child.begin(inside, open_to_join(tree), self.held())
+        return site, folder, inside
 
     def held(self) -> tuple[int, ...]:
         """Descriptors of ours that the child shall have as well."""

@@ -1,0 +1,143 @@
+"""loop.py - how long a server's event loop stands still while kernels start, run and end.
+
+One loop serves all users of a server: what holds it is felt by everybody. A task that wants to run
+every millisecond notes the longest time that it could not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+
+from benchmarks import common, start
+from sandbox_provisioner.warm import ahead
+
+_BEAT_SECONDS = 0.001
+_POLLS = 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Sample:
+    """Some kernels of one kind, started at once, asked whether they live, and ended at once."""
+
+    variant: str
+    kernels: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    gap_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.asynccontextmanager
+    async def phase(self, name: str) -> AsyncIterator[None]:
+        """Note how long *name* takes, and the longest gap of the loop meanwhile."""
+        longest = 0.0
+
+        async def beat() -> None:
+            nonlocal longest
+            last = time.perf_counter()
+            while True:
+                await asyncio.sleep(_BEAT_SECONDS)
+                now = time.perf_counter()
+                longest, last = max(longest, now - last - _BEAT_SECONDS), now
+
+        begin = time.perf_counter()
+        task = asyncio.ensure_future(beat())
+        await asyncio.sleep(0)
+        yield
+        await asyncio.sleep(0)
+        task.cancel()
+        self.seconds[name] = time.perf_counter() - begin
+        self.gap_ms[name] = longest * 1000
+
+
+def variants() -> list[start.Variant]:
+    """What is compared."""
+    sandboxed = {"mem_limit": "1G", "network": "none"}
+    return [
+        start.Variant("plain", transport="ipc"),
+        start.Variant("sandbox", config=sandboxed),
+        start.Variant("nursery", config=sandboxed | {"warm": True}),
+    ]
+
+
+def new_manager(variant: start.Variant, found: start.Place, specs: KernelSpecManager) -> Any:
+    """As `start.new_manager`, for a loop that goes on meanwhile."""
+    name = start.kernel_name(variant)
+    manager: Any = AsyncKernelManager(kernel_name=name, kernel_spec_manager=specs)
+    own = found.runtime / f"k{time.monotonic_ns() % 10**9}"
+    manager.connection_file = f"{own}.json"
+    if variant.transport:
+        manager.transport, manager.ip = variant.transport, str(own)
+    return manager
+
+
+async def measure(
+    variant: start.Variant, kernels: int, found: start.Place, specs: KernelSpecManager
+) -> Sample:
+    """Start, poll and end *kernels* of *variant*."""
+    sample = Sample(variant=variant.name, kernels=kernels)
+    managers = [new_manager(variant, found, specs) for _ in range(kernels)]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    async with sample.phase("start"):
+        each = (m.start_kernel(cwd=os.fspath(found.work), **quiet) for m in managers)
+        await asyncio.gather(*each)
+    async with sample.phase("poll"):
+        for _ in range(_POLLS):
+            await asyncio.gather(*(m.is_alive() for m in managers))
+    async with sample.phase("shutdown"):
+        await asyncio.gather(*(m.shutdown_kernel(now=True) for m in managers))
+    return sample
+
+
+async def run(rounds: int, at_once: int, found: start.Place) -> list[Sample]:
+    """*rounds* of one kernel of each kind, then *at_once* of each kind together."""
+    listed = variants()
+    specs = start.write_kernels(found, listed)
+    samples = []
+    for variant in listed:  # the first is not counted: it starts the stem, and a nursery
+        await measure(variant, 1, found, specs)
+        await asyncio.to_thread(ahead.wait)
+    for _ in range(rounds):
+        for variant in listed:
+            samples.append(await measure(variant, 1, found, specs))
+    for variant in listed if at_once else ():
+        samples.append(await measure(variant, at_once, found, specs))
+    return samples
+
+
+def table(samples: list[Sample]) -> list[list[str]]:
+    """A row a kind and number: the median (the most) of the longest gap in each phase."""
+    phases = list(samples[0].gap_ms)
+    rows = [["kernels", *(f"{name} {what}" for name in phases for what in ("s", "gap ms"))]]
+    for kind in dict.fromkeys((sample.variant, sample.kernels) for sample in samples):
+        mine = [sample for sample in samples if (sample.variant, sample.kernels) == kind]
+        row = [f"{kind[1]} {kind[0]}"]
+        for name in phases:
+            gaps = [sample.gap_ms[name] for sample in mine]
+            row.append(f"{statistics.median(sample.seconds[name] for sample in mine):.2f}")
+            row.append(f"{statistics.median(gaps):.1f} ({max(gaps):.0f})")
+        rows.append(row)
+    return rows
+
+
+def main(rounds: int, at_once: int, json_path: str | None) -> None:
+    """Measure, print, and save the samples if *json_path* says where."""
+    facts = common.machine()
+    with start.place() as found:
+        try:
+            samples = asyncio.run(run(rounds, at_once, found))
+        finally:
+            ahead.end_own()
+    print(common.format_machine(facts))
+    print(f"rounds:   {rounds}; longest gap of the event loop: median (the most)\n")
+    print(common.format_table(table(samples)))
+    if json_path:
+        common.save_json(json_path, {"machine": facts, "rounds": rounds, "samples": samples})
