@@ -109,6 +109,7 @@ def passed(home: Path, room: str, **options: str) -> int:
         ("test_identity", 8),
         ("test_lifecycle", 8),
         ("test_namespaces", 20),
+        ("test_swaps", 10),
         ("test_starts", 30),
         ("test_system_calls", 20),
     ],
@@ -125,6 +126,7 @@ def test_an_ordinary_user_passes_the_tests_of_the_box(home, room, fewest):
         ("test_covers", 15),
         ("test_identity", 8),
         ("test_namespaces", 20),
+        ("test_swaps", 8),
         ("test_system_calls", 20),
     ],
 )
