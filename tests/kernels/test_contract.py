@@ -66,6 +66,25 @@ def test_a_restart_keeps_the_connection_file_and_forgets_the_variables(kernel: A
         assert k.provisioner.handle is not first
 
 
+def test_a_restart_never_follows_a_link_that_took_the_place_of_its_directory(
+    kernel: Any, workdir: Path, new_folder: Any
+) -> None:
+    sub, moved, victim = workdir / "sub", workdir / "moved", new_folder()
+    sub.mkdir()
+    with kernel(start_options={"cwd": str(sub)}) as k:
+        sub.rename(moved)
+        sub.symlink_to(victim)
+        with pytest.raises(StartRefused, match=r"sub' is a symbolic link to .*the real path"):
+            k.manager.restart_kernel(now=True)
+        sub.unlink()
+        moved.rename(sub)
+        k.manager.restart_kernel(now=True)
+        k.client.wait_for_ready(timeout=60)
+        assert k.run("open('made', 'w').close()") == ""
+    assert os.listdir(sub) == ["made"]
+    assert os.listdir(victim) == []
+
+
 def test_a_restart_now_and_one_after_the_kernels_death_work(kernel: Any) -> None:
     with kernel() as k:
         k.manager.restart_kernel(now=True)

@@ -30,6 +30,7 @@ from sandbox_provisioner.plan import HOME
 from sandbox_provisioner.records import Record, all_records, sweep
 from sandbox_provisioner.spawn import FAIL_AT
 from sandbox_provisioner.warm import ahead, found, plans
+from sandbox_provisioner.warm.opener import Opener
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -256,6 +257,27 @@ def test_a_spare_gives_way_when_memory_is_short(
         wait_for_end(spare)
 
 
+def test_a_spare_is_given_the_directory_that_was_judged_whatever_its_path_is_then(
+    warm: Any, workdir: Path, spare: Record, new_folder: Any, monkeypatch: Any
+) -> None:
+    sub, begin = workdir / "sub", Opener.begin
+    sub.mkdir()
+    right = os.stat(sub).st_ino
+
+    def swapped(opener: Opener, *words: Any) -> None:
+        monkeypatch.setattr(Opener, "begin", begin)
+        sub.rename(workdir / "moved")
+        sub.symlink_to(new_folder())
+        begin(opener, *words)
+
+    monkeypatch.setattr(Opener, "begin", swapped)
+    monkeypatch.chdir(sub)
+    with warm(spares=1) as k:
+        assert came_from_spare(k) == spare.sandbox_id
+        assert k.run("import os; print(os.stat('.').st_ino)").strip() == str(right)
+    assert sub.is_symlink()
+
+
 def test_none_is_made_when_memory_is_short(warm: Any, runtime_dir: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(ahead, "_available_bytes", lambda: 0)
     with warm(spares=1):
@@ -268,7 +290,8 @@ def test_none_is_made_when_memory_is_short(warm: Any, runtime_dir: Path, monkeyp
 
 VERBS = (
     "receive", "attach", "cover", "protect", "private-file", "close-root", "environment",
-    "bind-kernel", "make-user-namespace", "unshare-user-namespace", "take", "hand-over",
+    "bind-kernel", "make-user-namespace", "unshare-user-namespace", "find-again", "take-place",
+    "hand-over",
 )  # fmt: skip
 
 
