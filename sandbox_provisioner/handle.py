@@ -28,11 +28,14 @@ from sandbox_provisioner.inside.init import (
     MADE_WORD,
     MEMORY_WORD,
     SEALED,
+    SOCKETS_MISUSED,
 )
-from sandbox_provisioner.inside.printable import printable
+from sandbox_provisioner.inside.printable import one_line, printable
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
+
+_MOST_WORDS = 64  # of init's, at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,8 @@ class ExitStory:
     *code* is its exit status, or the negative number of the signal that ended it, or None if
     nobody could learn it. *cover_lost*: it was ended because somebody outside had replaced a file
     that it must not reach, *lost_path* in its work directory, and it may have got hold of the new
-    one. *interrupted*: it ended by itself, just after the interrupt near its memory cap.
+    one. *sockets_misused*: it was ended because it had put something else beside its sockets.
+    *interrupted*: it ended by itself, just after the interrupt near its memory cap.
     *reason* is a sentence for the person at the notebook where the sandbox ended it, "" otherwise.
     *stderr_tail* is the last that it wrote to stderr, made printable.
     """
@@ -56,6 +60,7 @@ class ExitStory:
     pids_limit_hits: int = 0
     cover_lost: bool = False
     lost_path: str = ""
+    sockets_misused: bool = False
     interrupted: bool = False
     reason: str = ""
     stderr_tail: str = ""
@@ -192,30 +197,33 @@ class LocalHandle:
             return SEALED
         await readable(self._control)
         try:
-            return os.read(self._control, 4096).decode()
+            return os.read(self._control, 4096).decode(errors="replace")
         except OSError:
             return ""
 
     def notices(self) -> list[str]:
         """What PID 1 has told since it said "sealed", as sentences for a log; does not block."""
-        told = []
-        while self._control >= 0 and not self._closed and is_readable(self._control):
+        told: list[str] = []
+        for _ in range(_MOST_WORDS):  # the rest is for the next time
+            if self._control < 0 or self._closed or not is_readable(self._control):
+                break
             try:
                 word, _, rest = os.fsdecode(os.read(self._control, 8192)).partition(" ")
             except OSError:
                 break
-            if word == MEMORY_WORD:
+            if word == MEMORY_WORD and rest.isdecimal():
                 told.append(_interrupted(int(rest), self.record))
             elif word == COVERED_WORD:
                 told.append(_covered(rest, self.record))
             elif word == MADE_WORD:
-                self._remember(*rest.split(" ", 1))
+                self._remember(rest)
             else:
                 break  # its end
         return told
 
-    def _remember(self, kind: str, path: str) -> None:
+    def _remember(self, words: str) -> None:
         """A stand-in to remove at the end, made while the kernel runs."""
+        kind, _, path = words.partition(" ")
         with contextlib.suppress(OSError, ValueError):
             self.folder.remember(kind, path)
 
@@ -252,7 +260,9 @@ class LocalHandle:
         usage = self.usage()
         head, _, tail = self.folder.read_exit_file().partition(b"\n")
         words = head.split()
-        code, number = (int(words[0]), int(words[1])) if len(words) >= 2 else (None, 0)
+        # Under the confinement "landlock" anybody of its user may have written to the file.
+        known = len(words) >= 2 and all(word.isdigit() and len(word) < 4 for word in words[:2])
+        code, number = (int(words[0]), int(words[1])) if known else (None, 0)
         oom_killed = bool(usage.oom_kills) and not self._killed_by_us
         if code is None and (oom_killed or self._killed_by_us):
             number = signal.SIGKILL
@@ -265,7 +275,8 @@ class LocalHandle:
             cpu_seconds=usage.cpu_seconds,
             pids_limit_hits=usage.pids_limit_hits or 0,
             cover_lost=words[2:3] == [COVER_LOST],
-            lost_path=printable(_path_of(words[3:])),
+            lost_path=one_line(_path_of(words[3:])),
+            sockets_misused=words[2:] == [SOCKETS_MISUSED],
             interrupted=words[2:] == [INTERRUPTED] and not oom_killed,
             stderr_tail=printable(tail.decode(errors="replace")),
         )
@@ -280,6 +291,12 @@ def with_reason(story: ExitStory, record: Record) -> ExitStory:
             f"{name} was ended: a program outside has replaced {story.lost_path or 'a file'} in "
             "its work directory, which it must not reach, and it may have got hold of the new one "
             "before it could be stopped. Look at that file, then start the kernel again."
+        )
+    elif story.sockets_misused:
+        reason = (
+            f"{name} was ended: its program, or start-up code of its environment, has put "
+            "something into the directory of its sockets that is none of its five sockets. Let it "
+            "write to the work directory or to /tmp."
         )
     elif story.oom_killed and story.limit_bytes is not None:
         peak = f" (peak {format_bytes(story.peak_bytes)})" if story.peak_bytes else ""
@@ -300,7 +317,7 @@ def with_reason(story: ExitStory, record: Record) -> ExitStory:
 
 def _covered(path: str, record: Record) -> str:
     return (
-        f"A program outside has replaced {printable(path)} in the work directory of kernel "
+        f"A program outside has replaced {one_line(path)} in the work directory of kernel "
         f"{short_id(record)}, which must not reach it; it is covered again."
     )
 

@@ -459,8 +459,10 @@ class SandboxProvisioner(LocalProvisioner):
                 step="wait-for-kernel",
                 stderr_tail=tail,
             ) from None
-        if answer == SEALED and self._sockets_are_right(handle):
+        if answer == SEALED and _sockets_are_right(handle.folder.sockets):
             return
+        if answer == SEALED:
+            answer = f"there is something else than its sockets in {handle.folder.sockets}"
         if answer:
             handle.kill()
         story = await handle.wait()
@@ -470,12 +472,6 @@ class SandboxProvisioner(LocalProvisioner):
             remedy=story.reason or "Correct what it complains of.",
             step="wait-for-kernel",
             stderr_tail=story.stderr_tail,
-        )
-
-    def _sockets_are_right(self, handle: LocalHandle) -> bool:
-        """Init has looked at this from inside; here it is the server's own word."""
-        return all(
-            stat.S_ISSOCK(os.lstat(handle.folder.sockets / name).st_mode) for name in SOCKET_NAMES
         )
 
     def _link_sockets(self) -> None:
@@ -631,6 +627,18 @@ class SandboxProvisioner(LocalProvisioner):
         await super().load_provisioner_info(info | {"connection_info": connection})
         self.sandbox_id = info["sandbox"]["id"]
         self.handle = _find(info["sandbox"])
+
+
+def _sockets_are_right(folder: Path) -> bool:
+    """Init has looked at this from inside; here it is the server's own word."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry, _ in zip(entries, range(10), strict=False)]
+        return sorted(found) == sorted(SOCKET_NAMES) and all(
+            stat.S_ISSOCK(os.lstat(folder / name).st_mode) for name in found
+        )
+    except OSError:  # somebody removes them meanwhile
+        return False
 
 
 def places(confinement: Confinement, folder: str) -> tuple[str, str]:

@@ -65,6 +65,8 @@ def _await_ready(box: Box, children: int) -> None:
     if not (seal.bound() and seal.listening()):
         os._exit(init.FAILED)
     seal.close()
+    if seal.misused():
+        os._exit(init.FAILED)
     os.close(seal.events)
     box.seal_names = ()
     if box.memory:

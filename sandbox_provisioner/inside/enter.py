@@ -95,6 +95,8 @@ def fork_kernel(box: Box) -> None:
     init.block_signals()
     if not box.namespaces:
         kernel.adopt_orphans()
+    if box.seal_names:  # before anything of the kernel's runs
+        box.seal_events = kernel.watch_directory(box.seal_fd)
     box.begun, kept = os.pipe()  # ends when another program runs, or what is loaded is one
     pid = os.fork()
     if pid:

@@ -36,6 +36,7 @@ CAP_DAC_READ_SEARCH = 2
 CAP_KILL = 5
 CAP_SYS_PTRACE = 19
 COVER_LOST = b"cover-lost"  # the word for it in the exit file, and the path, in hexadecimal
+SOCKETS_MISUSED = b"sockets-misused"  # as well: something else was put beside the sockets
 FAILED = 125  # the exit status of whoever could not do its part
 INTERRUPTED = b"interrupted"  # as well: it ended just after the interrupt near its memory cap
 SEALED = "sealed"  # on the control socket: all sockets listen
@@ -54,6 +55,8 @@ _TAIL_BYTES = 8192
 _LISTEN_SOON_MS = 1
 _FALLEN_MS = 100
 _ENDED_OF_IT_SECONDS = 1.0
+# More than what an inotify instance keeps: 16384 events (inotify(7), max_queued_events).
+_EVENTS_BYTES = 1 << 20
 _CHUNK = 4096  # PIPE_BUF: what a pipe that polls as writable takes without blocking
 
 
@@ -152,7 +155,7 @@ class _Init:
 
     def patience(self) -> int | None:
         """How many milliseconds without an event: what tells no event has to be looked at."""
-        if self.seal and self.seal.bound():
+        if self.seal and not self.seal.is_closed and self.seal.bound():
             return _LISTEN_SOON_MS
         return _FALLEN_MS if self.memory and self.memory.raised else None
 
@@ -169,8 +172,8 @@ class _Init:
                 self.end_with_server()
             if self.box.control_fd in ready:
                 self.serve_control()
-            if self.seal and self.seal.ready(ready):
-                self.end_start()
+            if self.seal:
+                self.serve_seal(self.seal, ready)
             if self.memory and (self.memory.fd in ready or self.memory.raised):
                 self.serve_memory(self.memory)
             if self.signals in ready:
@@ -186,6 +189,12 @@ class _Init:
             if not pump.fill():
                 os.close(pump.read_fd)
                 self.pumps.remove(pump)
+
+    def serve_seal(self, seal: Seal, ready: dict[int, int]) -> None:
+        if seal.events in ready and seal.misused(_CHUNK):
+            self.end(FAILED, SOCKETS_MISUSED)
+        if not seal.is_closed and seal.bound() and seal.listening():
+            self.end_start(seal)
 
     def serve_signal(self) -> None:
         number = int.from_bytes(os.read(self.signals, 128)[:4], "little")
@@ -288,12 +297,12 @@ class _Init:
             family.end_all()
         os._exit(0)
 
-    def end_start(self) -> None:
+    def end_start(self, seal: Seal) -> None:
         """Everything is bound: close the directory, give up CAP_SYS_ADMIN, tell the server."""
-        assert self.seal
-        self.poll.unregister(self.seal.events)
         try:
-            self.seal.close()
+            seal.close()
+            if seal.misused():  # just before
+                self.end(FAILED, SOCKETS_MISUSED)
             if self.box.namespaces:
                 kernel.set_capabilities(*_lasting_rights(self.box))
             answer = SEALED
@@ -301,9 +310,11 @@ class _Init:
             answer = str(error)
         os.write(self.box.control_fd, answer.encode())
         os.set_blocking(self.box.control_fd, False)
-        # The end of an inotify instance waits for a grace period of SRCU, some 15 ms.
-        os.close(self.seal.events)
-        self.seal = None
+        if seal.is_mount:
+            self.poll.unregister(seal.events)
+            # The end of an inotify instance waits for a grace period of SRCU, some 15 ms.
+            os.close(seal.events)
+            self.seal = None
         if self.box.memory:
             self.box.memory.arm()
             self.memory = self.box.memory
@@ -312,8 +323,10 @@ class _Init:
 class Seal:
     """Makes the socket directory read-only once the kernel listens on all of its sockets.
 
-    Without a mount of our own it stays as it is; the rules of Landlock then let the kernel make
-    sockets in it and nothing else, no link to a socket of somebody else's.
+    Until then the kernel can write to it, on the host's disk and past tmp_limit, so whatever else
+    is put there, if only for a moment, ends the sandbox. Without a mount of our own it stays as it
+    is, and is watched to the end; the rules of Landlock then let the kernel make sockets in it and
+    nothing else, no link to a socket of somebody else's.
     """
 
     def __init__(self, box: Box) -> None:
@@ -322,7 +335,30 @@ class Seal:
         self.names = box.seal_names
         self.uid = box.kernel_uid
         self.is_mount = box.namespaces
-        self.events = kernel.watch_directory(self.directory)
+        self.is_closed = False
+        self.events = box.seal_events
+
+    def misused(self, most: int = _EVENTS_BYTES) -> bool:
+        """Whether *most* bytes of what has happened tell of anything but the making of sockets.
+
+        Nobody can open a socket's name (open(2): ENXIO), so what is opened is something else. A
+        file that never had a name (O_TMPFILE) is opened as "#NUMBER".
+        """
+        while most > 0:
+            try:
+                told = os.read(self.events, _CHUNK)
+            except BlockingIOError:
+                return False
+            most -= len(told)
+            if any(self._is_foreign(mask, name) for mask, name in kernel.changes(told)):
+                return True
+        return False
+
+    def _is_foreign(self, mask: int, name: str) -> bool:
+        if mask == kernel.IN_Q_OVERFLOW:
+            return True  # nobody knows what
+        # Without a name it is the directory itself that was opened, to be listed.
+        return bool(name) and (mask != kernel.IN_CREATE or name not in self.names)
 
     def bound(self) -> bool:
         """Whether each name is a socket of the kernel's user, and no link to somebody else's."""
@@ -334,11 +370,6 @@ class Seal:
             if not stat.S_ISSOCK(status.st_mode) or status.st_uid != self.uid:
                 return False
         return True
-
-    def ready(self, ready: dict[int, int]) -> bool:
-        if self.events in ready:
-            os.read(self.events, 4096)
-        return self.bound() and self.listening()
 
     def listening(self) -> bool:
         """bind(2) makes the file; listen(2) comes just after it, and tells nobody.
@@ -359,6 +390,7 @@ class Seal:
         if self.is_mount:
             kernel.mount_setattr(self.directory, add=kernel.MOUNT_RDONLY, recursive=False)
         os.close(self.directory)
+        self.is_closed = True
 
 
 def _lasting_rights(box: Box) -> tuple[int, ...]:

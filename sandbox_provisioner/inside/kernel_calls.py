@@ -94,6 +94,10 @@ _TIOCSCTTY = 0x540E
 _SOL_SOCKET = 1
 _SCM_RIGHTS = 1
 _MSG_CMSG_CLOEXEC = 0x40000000
+_IN_OPEN = 0x20
+_IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+IN_Q_OVERFLOW = 0x4000
 MOST_DESCRIPTORS = 253  # unix(7): SCM_MAX_FD, in one message
 _IFF_UP_RUNNING = 0x41
 
@@ -548,19 +552,26 @@ def read_changes(fd: int) -> list[tuple[int, int, str]]:
 
 def names_of_changes(events: bytes) -> list[str]:
     """The names in what was read of `watch_changes`; "" for a folder itself."""
-    names, position = [], 0
+    return [name for _, name in changes(events)]
+
+
+def changes(events: bytes) -> list[tuple[int, str]]:
+    """(mask, name) of each struct inotify_event in what was read of an inotify instance."""
+    found, position = [], 0
     while position < len(events):
-        (length,) = struct.unpack_from("I", events, position + 12)
+        mask, _, length = struct.unpack_from("III", events, position + 4)
         position += 16 + length
-        names.append(os.fsdecode(events[position - length : position].rstrip(b"\0")))
-    return names
+        name = events[position - length : position].rstrip(b"\0")
+        found.append((mask, os.fsdecode(name)))
+    return found
 
 
 def watch_directory(dir_fd: int) -> int:
-    """inotify(7): a descriptor that polls as readable when an entry of the directory is made."""
-    in_create = 0x100
-    fd = _check(_libc.inotify_init1(os.O_CLOEXEC), "inotify_init1")
+    """inotify(7): a descriptor that tells when an entry of the directory is made or opened; reading
+    it does not wait."""
+    mask = ctypes.c_uint32(IN_CREATE | _IN_MOVED_TO | _IN_OPEN)
+    fd = _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
     path = f"/proc/self/fd/{dir_fd}"
-    result = _libc.inotify_add_watch(fd, path.encode(), ctypes.c_uint32(in_create))
+    result = _libc.inotify_add_watch(fd, path.encode(), mask)
     _check(result, "inotify_add_watch", path=path)
     return fd

@@ -99,6 +99,7 @@ class Box:
         self.outlives_kernel = False
         self.files_as: tuple[int, int] | None = None
         self.seal_fd = -1
+        self.seal_events = -1
         self.seal_path = ""
         self.seal_names: tuple[str, ...] = ()
         self.pumps: list[tuple[int, int]] = []
