@@ -34,7 +34,9 @@ _SMALLEST_SHARES, _LARGEST_SHARES = 2, 1 << 18
 # Where v1 has no cap it tells the largest number of bytes in whole pages.
 _UNLIMITED_BYTES = 1 << 62
 
-_ALWAYS = frozenset({"memory", "cpuacct", "pids", "freezer"})
+# "cpu" also without a cap: by its weight, all that spins in sandboxes counts as one process of the
+# group above, not as many.
+_ALWAYS = frozenset({"memory", "cpu", "cpuacct", "pids", "freezer"})
 
 
 class V1Tree(Tree):
@@ -147,6 +149,9 @@ class V1Tree(Tree):
             # Without swap accounting, 0 keeps a group at its limit from swapping (memory.rst 5.3).
             swappiness = f"{group}/memory.swappiness"
             yield self._setting(swappiness, "0", "memory", limits).if_present()
+        # Buffers of TCP are counted apart, and only where they have a cap (memory.rst, 2.7).
+        tcp = f"{group}/memory.kmem.tcp.limit_in_bytes"
+        yield self._setting(tcp, value, "memory", limits).if_present()
 
     def _cpu(self, limits: Limits) -> Iterator[Setting]:
         group = self._group("cpu")

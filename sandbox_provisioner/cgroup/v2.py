@@ -121,6 +121,17 @@ class V2Tree(Tree):
     def _prepare(self, parent: str) -> None:
         for directory in (self._base, parent):
             self._hand_down(directory)
+            self._weigh(directory)
+
+    def _weigh(self, directory: str) -> None:
+        """Let the groups below *directory* share the CPU by their weights, where that can be had:
+        threads that spin in a sandbox are then one group against the server's, not many against
+        one. Nobody has asked for it, so a refusal (of real-time threads, say) is none of a start.
+        """
+        path = f"{directory}/cgroup.subtree_control"
+        if "cpu" in self._facts.bases and "cpu" not in files.read_words(path):
+            with contextlib.suppress(HostError):
+                files.write(path, "+cpu", attempt="share the CPU by weights", remedy="None.")
 
     def _hand_down(self, directory: str) -> None:
         """Enable in the groups below *directory* what the tree needs and they have not yet."""

@@ -219,3 +219,58 @@ def test_a_flood_of_output_is_not_kept(sandbox):
     argv = [sys.executable, "-c", "import os\nfor _ in range(4000): os.write(2, b'x' * 4096)"]
     with sandbox(argv, pump=True, stderr=subprocess.DEVNULL) as box:
         assert len(box.wait().stderr_tail) <= 8192
+
+
+@pytest.mark.requires("cgroup-memory")
+def test_what_waits_in_sockets_is_capped_too(sandbox):
+    """Bytes that were sent and that nobody has read."""
+
+    def fill():
+        import socket
+
+        sent, kept = 0, []
+        listener = socket.create_server(("127.0.0.1", 0))
+        for _ in range(300):
+            ours = socket.create_connection(listener.getsockname())
+            kept += [ours, listener.accept()[0]]
+            ours.setblocking(False)
+            try:
+                while True:
+                    sent += ours.send(bytes(1 << 16))
+            except BlockingIOError:
+                continue
+        return sent
+
+    with sandbox(limits=Limits(memory_bytes=64 * MIB)) as box:
+        box.send(fill)
+        try:
+            assert box.receive() < 80 * MIB
+        except EOFError:  # where they count as memory of its own
+            assert box.wait().oom_killed
+
+
+@pytest.mark.requires("cgroup-cpu", "root")
+def test_boxes_that_spin_count_as_one_without_a_cap(sandbox):
+    """On one CPU: many processes in boxes, each of a session of its own (sched(7): autogroups), and
+    one of the host's, which would have a fortieth of it."""
+
+    def spin(cpu):
+        import os
+
+        os.sched_setaffinity(0, [cpu])
+        for _ in range(20):
+            if os.fork() == 0:
+                os.setsid()
+                while True:
+                    pass
+
+    cpu = min(os.sched_getaffinity(0))
+    with sandbox() as one, sandbox() as other:
+        one.call(spin, cpu)
+        other.call(spin, cpu)
+        code = (
+            f"import os, time; os.sched_setaffinity(0, [{cpu}]); b = time.monotonic()\n"
+            "while time.monotonic() - b < 2: pass\nprint(time.process_time())"
+        )
+        told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert float(told.stdout) > 0.2

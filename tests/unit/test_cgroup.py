@@ -453,8 +453,20 @@ def test_v2_enables_only_what_it_needs_and_lacks(kernel: FakeKernel, facts: Cgro
     create(facts, Limits())
     assert kernel.written == [
         ("cgroup.subtree_control", "+pids"),
+        ("cgroup.subtree_control", "+cpu"),
         ("sandbox-provisioner/cgroup.subtree_control", "+memory +pids"),
+        ("sandbox-provisioner/cgroup.subtree_control", "+cpu"),
     ]
+
+
+def test_v2_without_weights_for_the_cpu_is_no_refusal(
+    kernel: FakeKernel, facts: CgroupFacts
+) -> None:
+    """EINVAL is what Linux says while a real-time thread is below."""
+    kernel.group("/", controllers=ALL, hands_down="memory pids")
+    kernel.refusals = {"cgroup.subtree_control": errno.EINVAL}
+    kernel.group("/sandbox-provisioner", controllers="memory pids", hands_down="memory pids")
+    create(facts, Limits())
 
 
 def test_v2_leaves_out_a_waived_cap(kernel: FakeKernel) -> None:
