@@ -80,12 +80,14 @@ def find_covered(
     home: str,
     homes: Iterable[str],
     own_folders: Iterable[str],
+    run_by_host: Iterable[str] = (),
 ) -> Covered:
     """Look at the work directory *place*; SpecError if it is itself such a place, or if a home in
     it cannot be listed.
 
     *home* is the server's own home, *homes* are all that the machine knows of, *own_folders* the
-    server's settings and data.
+    server's settings and data. Of *run_by_host* what is there becomes read-only, and what is not
+    gets a stand-in.
     """
     source, opened = place.source, f"/proc/self/fd/{place.fd}"
     found = _Found(directories=_within(source, own_folders))
@@ -100,7 +102,16 @@ def find_covered(
             _look_inside(source, opened, inside, covers, found)
     for repository in _repositories(opened):
         _look_at_repository(opened, repository, covers, found)
+    _add_run_by_host(source, run_by_host, found)
     return found.covered()
+
+
+def _add_run_by_host(source: str, places: Iterable[str], found: _Found) -> None:
+    there = {path for path in places if os.path.exists(path)}
+    found.frozen |= {p for p in _within(source, there) if os.path.lexists(f"{source}/{p}")}
+    for path in _within(source, {*places} - there):
+        if path not in found.links and not _lies_in(path, found.links):
+            found.directories.add(path)
 
 
 def _is_related(home: str, source: str) -> bool:

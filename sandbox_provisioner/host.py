@@ -19,6 +19,7 @@ from sandbox_provisioner.covers import Covered, bad_workdir, find_covered
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.kernel_calls import landlock_version
 from sandbox_provisioner.places import Asker, Place
+from sandbox_provisioner.run_by_host import Server, find_run_by_host, this_server
 from sandbox_provisioner.spec import Covers, Volume
 from sandbox_provisioner.surroundings import current_obstacle
 
@@ -53,7 +54,8 @@ class HostFacts:
 
     *privileged* is the machine's own root; a root that a container limits is not.
     *homes* are the home directories that this machine knows of, *own_folders* those that variables
-    of the environment name as the settings, data and sockets of this server.
+    of the environment name as the settings, data and sockets of this server; *server* is what it
+    runs and imports.
     """
 
     uid: int
@@ -72,6 +74,7 @@ class HostFacts:
     cwd: str
     landlock: int = 0
     umask: int = 0o022
+    server: Server = field(default_factory=Server)
 
     @property
     def asker(self) -> Asker:
@@ -79,8 +82,9 @@ class HostFacts:
         return Asker(self.uid, self.homes - {self.home})
 
     @classmethod
-    def probe(cls) -> HostFacts:
-        """Look at this machine as the user that we are. Costs a few ms, starts nothing."""
+    def probe(cls, root: str = "") -> HostFacts:
+        """Look at this machine as the user that we are; *root* is the directory that the server
+        shows, if it does. Costs a few ms, starts nothing."""
         uid = os.geteuid()
         kernel = _kernel_release()
         links, directories = _system_tree()
@@ -102,6 +106,7 @@ class HostFacts:
             cwd=_cwd(),
             landlock=landlock_version(),
             umask=_umask(),
+            server=this_server(_cwd(), root),
         )
 
 
@@ -246,6 +251,7 @@ class WorkdirFacts:
             home=facts.home,
             homes=facts.homes,
             own_folders=facts.own_folders,
+            run_by_host=find_run_by_host(place.source, facts.server),
         )
         return cls(
             place=place,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -30,7 +31,7 @@ from sandbox_provisioner.handle import LocalHandle, SandboxHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.kernel_files import find_kernel_files
+from sandbox_provisioner.kernel_files import Given, KernelFiles, find_kernel_files
 from sandbox_provisioner.landlock import compile_landlock_plan
 from sandbox_provisioner.landlock import obstacle as landlock_obstacle
 from sandbox_provisioner.off_loop import off_loop
@@ -43,6 +44,7 @@ from sandbox_provisioner.records import (
     runtime_directory,
     sweep,
 )
+from sandbox_provisioner.run_by_host import look_there_last, notice
 from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Report, Stdio, stem
 from sandbox_provisioner.spec import WRITTEN_THROUGH, Confinement, SandboxSpec, UserIds
 from sandbox_provisioner.surroundings import (
@@ -124,15 +126,16 @@ class LocalLauncher:
         return sweep(self.runtime(), self.warn)
 
     def survey(self, request: LaunchRequest) -> tuple[Site, CgroupTree]:
-        """Find out all that `compile_plan` needs; starts and changes nothing (but asks a Python
-        that is not ours for its paths). The caller closes what it has opened: ``site.opened``."""
+        """Find out all that `compile_plan` needs; starts and changes nothing but the order of our
+        own sys.path, so that nothing in the work directory comes before a module of ours. The
+        caller closes what has been opened: ``site.opened``."""
         with ExitStack() as opened:
             site, tree = self.look(request, opened)
             return replace(site, opened=opened.pop_all()), tree
 
     def look(self, request: LaunchRequest, opened: ExitStack) -> tuple[Site, CgroupTree]:
         """`survey`, where *opened* closes what it has opened."""
-        facts = HostFacts.probe()
+        facts = HostFacts.probe(request.server_root)
         spec = request.spec
         shared = spec.confinement is Confinement.LANDLOCK
         obstacle = landlock_obstacle(facts) if shared else facts.obstacle
@@ -140,14 +143,13 @@ class LocalLauncher:
             raise obstacle
         workdir = WorkdirFacts.probe(spec.workdir, facts, spec.covers, opened)
         tree = self.tree(request, facts, workdir, request.sandbox_id)
-        files = find_kernel_files(request.argv, request.environment, facts, request.extra_files)
-        for path in files.too_broad:
-            self.warn(f"{path} is on the kernel's path, but would show it more than that: left out")
+        volumes = tuple(VolumeFacts.probe(volume, facts, opened) for volume in spec.volumes)
+        look_there_last(workdir.source, sys.path)
         site = Site(
             facts=facts,
             workdir=workdir,
-            files=files,
-            volumes=tuple(VolumeFacts.probe(volume, facts, opened) for volume in spec.volumes),
+            files=self._files(request, facts, workdir, volumes),
+            volumes=volumes,
             join_files=tree.join_files,
             id_range=_id_range(spec, facts),
             user_tasks=count_tasks(facts.uid) if shared else 0,
@@ -155,6 +157,30 @@ class LocalLauncher:
             server_environment=dict(os.environ),
         )
         return site, tree
+
+    def _files(
+        self,
+        request: LaunchRequest,
+        facts: HostFacts,
+        workdir: WorkdirFacts,
+        volumes: tuple[VolumeFacts, ...],
+    ) -> KernelFiles:
+        """What the kernel's program needs, with a warning for what it does not get."""
+        writable = (v.source for v in volumes if not v.volume.readonly)
+        given = Given(writable=(workdir.source, *writable), owner_uid=workdir.place.owner_uid)
+        files = find_kernel_files(
+            request.argv, request.environment, facts, request.extra_files, given
+        )
+        for path in files.too_broad:
+            self.warn(f"{path} is on the kernel's path, but would show it more than that: left out")
+        for path in files.doubtful:
+            self.warn(
+                f"{path} is on the kernel's path only since a file says so that a kernel may "
+                "write: left out. If it shall be there, name it in the option volumes."
+            )
+        if known := notice(workdir.source, facts.server):
+            self.warn(known)
+        return files
 
     def tree(
         self, request: LaunchRequest, facts: HostFacts, workdir: WorkdirFacts, name: str

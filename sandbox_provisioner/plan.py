@@ -12,7 +12,7 @@ round.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -114,7 +114,8 @@ class LaunchRequest:
     all of them. *environment* is what the caller wishes; `variables.py` tells what becomes of it,
     and *env_keep* what more of the server's own is handed on. *survive_server* is jupyter_client's
     "independent". *pump* makes init pass stdout and stderr on; without it they are the caller's,
-    and with *terminal* the one among them controls the command's session.
+    and with *terminal* the one among them controls the command's session. *server_root* is the
+    directory that the server shows, where it is a Jupyter server.
     """
 
     sandbox_id: str
@@ -128,6 +129,7 @@ class LaunchRequest:
     pump: bool = True
     terminal: bool = False
     extra_files: tuple[str, ...] = ()
+    server_root: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -496,6 +498,8 @@ def workdir_steps(site: Site) -> Iterator[Step]:
     path = site.workdir.path
     if not site.workdir.source:
         return
+    for around in _around_workdir(site):
+        yield Step("attach", (around,), "before the work directory, which lies in it")
     yield Step("attach", (path,), "at the same path as outside")
     covered = site.workdir.covered
     inside = _protected_environment(site)
@@ -525,15 +529,30 @@ def workdir_steps(site: Site) -> Iterator[Step]:
 def _protected_environment(site: Site) -> tuple[str, ...]:
     """What of the kernel's environment shows in the work directory, relative to it."""
     workdir = site.workdir
-    kept = (relative(os.path.realpath(path), workdir.source) for path in site.files.readonly)
-    return tuple(path for path in kept if path and _visible_at(f"{workdir.path}/{path}", site))
+    kept = (relative(os.path.realpath(path), workdir.source) for path in site.files.environment)
+    inside = tuple(path for path in kept if path and not _within_any(path, workdir.covered.frozen))
+    return tuple(path for path in inside if _visible_at(f"{workdir.path}/{path}", site))
 
 
 def late_attach_steps(site: Site) -> Iterator[Step]:
     """What may lie in the work directory: the environment; and volumes."""
+    around = {*_around_workdir(site)}
     targets = {*_environment_paths(site), *(facts.volume.target for facts in site.volumes)}
-    for target in sorted(targets):
+    for target in sorted(targets - around):
         yield Step("attach", (target,))
+
+
+def _around_workdir(site: Site) -> tuple[str, ...]:
+    """What of the environment the work directory lies in: a project that is installed from there.
+    Attached after it, it would hide it."""
+    if not site.workdir.source:
+        return ()
+    paths = sorted(_environment_paths(site))
+    return tuple(path for path in paths if relative(site.workdir.path, path) is not None)
+
+
+def _within_any(path: str, folders: Iterable[str]) -> bool:
+    return any(relative(path, folder) is not None for folder in folders)
 
 
 def connection_step(connection_file: tuple[str, str], site: Site) -> Step:

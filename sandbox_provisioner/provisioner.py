@@ -293,15 +293,19 @@ class SandboxProvisioner(LocalProvisioner):
             return cwd
         if self.workdir != "root":
             return self.workdir
-        manager = getattr(self.parent, "parent", None)
-        root = getattr(manager, "root_dir", "")
+        root = self._server_root()
         if not root:
             raise SpecError(
                 attempt='use workdir = "root"',
                 answer="whoever starts this kernel has no root directory",
                 remedy='Use "notebook", or write the path of the directory.',
             )
-        return os.path.abspath(os.path.expanduser(root))
+        return root
+
+    def _server_root(self) -> str:
+        """The directory that a Jupyter server shows, "" if we are in none."""
+        root = getattr(getattr(self.parent, "parent", None), "root_dir", "")
+        return os.path.abspath(os.path.expanduser(root)) if root else ""
 
     @property
     def launcher(self) -> LocalLauncher:
@@ -423,6 +427,7 @@ class SandboxProvisioner(LocalProvisioner):
             connection_file=(name, self._inside_connection()) if outside else None,
             survive_server=self.survive_server or bool(kwargs.get("independent")),
             extra_files=self._resources(cmd),
+            server_root=self._server_root(),
         )
 
     def _resources(self, cmd: list[str]) -> tuple[str, ...]:

@@ -3,7 +3,10 @@
 Some front ends (VS Code's own launcher, nteract) start a kernel.json's argv by themselves and know
 nothing of provisioners: the kernel would run with all the rights of its user. So the argv is::
 
-    python -m sandbox_provisioner.unboxed -- python -m ipykernel_launcher -f {connection_file}
+    python -P -m sandbox_provisioner.unboxed -- python -m ipykernel_launcher -f {connection_file}
+
+Without -P Python looks for modules in the current directory first, where a kernel may have put a
+``sandbox_provisioner`` of its own. Kernelspecs that were installed without it are understood too.
 
 `SandboxProvisioner` runs what follows the "--" in a sandbox; everybody else gets `main`.
 """
@@ -25,12 +28,13 @@ _REFUSAL = (
 
 def guarded_command(command: Sequence[str], interpreter: str = "python") -> list[str]:
     """*command* behind the refusal; what `install` writes into a kernel.json."""
-    return [interpreter, "-m", MODULE, "--", *command]
+    return [interpreter, "-P", "-m", MODULE, "--", *command]
 
 
 def inner_command(command: Sequence[str]) -> list[str]:
     """The command behind the refusal, with jupyter_client's rule for a bare "python" applied."""
-    if list(command[1:3]) != ["-m", MODULE] or "--" not in command:
+    words = [word for word in command[1:4] if word != "-P"]
+    if words[:2] != ["-m", MODULE] or "--" not in command:
         return list(command)
     inner = list(command[command.index("--") + 1 :])
     major, minor = sys.version_info[:2]

@@ -90,7 +90,9 @@ def install_other_kernel(prefix: Path, **changes: Any) -> Path:
 def test_a_twin_runs_the_same_kernel_behind_the_refusal(command: Command, prefix: Path) -> None:
     command("install", "--prefix", prefix)
     twin = kernel_json(prefix)
-    assert twin["argv"][:4] == [sys.executable, "-m", "sandbox_provisioner.unboxed", "--"]
+    assert twin["argv"][:5] == [
+        sys.executable, "-P", "-m", "sandbox_provisioner.unboxed", "--",
+    ]  # fmt: skip
     assert twin["argv"][-3:] == ["ipykernel_launcher", "-f", "{connection_file}"]
     assert twin["display_name"].endswith("(sandboxed)")
     assert twin["metadata"]["debugger"] is True

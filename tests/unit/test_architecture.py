@@ -155,6 +155,16 @@ def test_who_removes_folders_stands_on_nothing():
     assert ours_of(PACKAGE / "removal.py") == set()
 
 
+@pytest.mark.parametrize("name", ["host", "covers", "kernel_files", "python_files", "run_by_host"])
+def test_what_only_reads_starts_no_process_and_runs_no_text(name):
+    """What it reads may have been written by a kernel."""
+    forbidden = {"subprocess", "runpy", "pickle", "marshal", "ast", "ctypes", "tokenize"}
+    assert not imports_of(PACKAGE / f"{name}.py") & forbidden
+    called = {ast.unparse(node.func) for node in ast.walk(tree_of(PACKAGE / f"{name}.py"))
+              if isinstance(node, ast.Call)}  # fmt: skip
+    assert not called & {"exec", "eval", "compile", "os.system", "importlib.import_module"}
+
+
 @pytest.mark.parametrize("name", ["plan", "bounds", "spec", "variables", "errors"])
 def test_what_is_pure_starts_nothing_and_opens_nothing(name):
     forbidden = {"subprocess", "socket", "asyncio", "shutil", "tempfile", "threading", "ctypes"}
@@ -198,7 +208,7 @@ def _top_names(path: Path) -> set[str]:
     "name",
     [
         "plan", "spec", "places", "host", "id_range", "surroundings", "handle", "records", "launch",
-        "cgroup",
+        "cgroup", "kernel_files", "python_files", "run_by_host",
     ],
 )  # fmt: skip
 def test_nothing_below_knows_who_stands_above(name):

@@ -8,10 +8,10 @@ import venv
 
 import pytest
 
-from sandbox_provisioner import kernel_files
+from sandbox_provisioner import kernel_files, python_files
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.host import HostFacts
-from sandbox_provisioner.kernel_files import find_kernel_files
+from sandbox_provisioner.kernel_files import Given, find_kernel_files, may_read
 from sandbox_provisioner.spec import relative
 
 
@@ -39,22 +39,16 @@ def test_our_own_interpreter_brings_its_environment(facts):
     assert found.program == sys.executable
 
 
-def test_our_own_interpreter_is_asked_without_a_process(facts, monkeypatch):
-    monkeypatch.setattr(kernel_files.subprocess, "run", None)
-    assert find_kernel_files([sys.executable], os.environ, facts).program == sys.executable
+def test_nothing_is_run_to_find_them(facts, tmp_path):
+    """The module has nothing to do it with, and a program that is none is no error."""
+    program = make_program(tmp_path / "bin/python3", f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    find_kernel_files([program], os.environ, facts)
+    assert not (tmp_path / "ran").exists()
+    names = set(vars(kernel_files)) | set(vars(python_files))
+    assert not names & {"subprocess", "importlib", "runpy", "ctypes", "exec", "ast"}
 
 
-def test_another_interpreter_is_asked_once_for_its_paths(facts, tmp_path, monkeypatch):
-    prefix = tmp_path / "env"
-    venv.create(prefix, symlinks=True)
-    program = str(prefix / "bin" / "python")
-    first = find_kernel_files([program], os.environ, facts)
-    assert shows(first, prefix / "lib")
-    monkeypatch.setattr(kernel_files.subprocess, "run", None)
-    assert find_kernel_files([program], os.environ, facts) == first
-
-
-def test_an_interpreter_is_asked_again_when_packages_were_installed(facts, tmp_path):
+def test_what_was_installed_meanwhile_is_found(facts, tmp_path):
     prefix = tmp_path / "env"
     venv.create(prefix, symlinks=True)
     program = str(prefix / "bin" / "python")
@@ -113,12 +107,6 @@ def test_a_program_that_is_not_executable_is_told_from_a_missing_one(facts, tmp_
         find_kernel_files([str(tmp_path / "kernel")], {}, facts)
 
 
-def test_an_interpreter_that_does_not_start_shows_what_it_said(facts, tmp_path):
-    program = make_program(tmp_path / "bin/python3", "#!/bin/sh\necho broken library >&2\nexit 3\n")
-    with pytest.raises(LaunchError, match="broken library"):
-        find_kernel_files([program], os.environ, facts)
-
-
 def test_a_whole_home_is_never_shown_because_it_is_on_the_path(facts, tmp_path):
     home = tmp_path / "home"
     (home / "package").mkdir(parents=True)
@@ -135,3 +123,129 @@ def test_what_lies_in_something_else_is_not_shown_twice(facts, tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     extra = [str(tmp_path / "a" / "b"), str(tmp_path / "a")]
     assert find_kernel_files(["/bin/sh"], {}, facts, extra).readonly == (str(tmp_path / "a"),)
+
+
+def test_a_relative_entry_of_path_finds_nothing(facts, tmp_path, monkeypatch):
+    """The server's current directory is not the kernel's, and a kernel may write there."""
+    make_program(tmp_path / "my-kernel")
+    monkeypatch.chdir(tmp_path)
+    for path in ("", ".", "relative", ":/usr/bin:"):
+        with pytest.raises(LaunchError, match="no such program"):
+            find_kernel_files(["my-kernel"], {"PATH": path}, facts)
+
+
+def test_a_script_brings_the_interpreter_that_it_names(facts, tmp_path):
+    prefix = tmp_path / "env"
+    venv.create(prefix, symlinks=True)
+    script = make_program(prefix / "bin" / "tool", f"#!{prefix}/bin/python -I\n")
+    assert shows(find_kernel_files([script], {}, facts), sys.base_prefix)
+    make_program(prefix / "bin" / "tool", "#!/usr/bin/env -S python\n")
+    assert shows(find_kernel_files([script], {"PATH": f"{prefix}/bin"}, facts), sys.base_prefix)
+
+
+def test_pyenvs_programs_bring_what_they_run(facts, tmp_path):
+    shim = make_program(tmp_path / "pyenv/shims/tool", "#!/bin/bash\n")
+    make_program(tmp_path / "pyenv/libexec/pyenv")
+    assert find_kernel_files([shim], {}, facts).readonly == (f"{tmp_path}/pyenv",)
+
+
+# -- what a kernel may have written
+
+
+def project(tmp_path, home=""):
+    """A work directory with an environment; (its path, a function that looks what it shows)."""
+    work = tmp_path / "work"
+    prefix = work / ".venv"
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    packages = prefix / "lib" / version / "site-packages"
+    packages.mkdir(parents=True)
+    (prefix / "bin").mkdir()
+    (prefix / "bin/python").symlink_to(os.path.realpath(sys.executable))
+    home = home or os.path.dirname(os.path.realpath(sys.executable))
+    (prefix / "pyvenv.cfg").write_text(f"home = {home}\n")
+
+    def look(facts, **changes):
+        given = Given(writable=(str(work),), owner_uid=changes.pop("owner_uid", os.getuid()))
+        return find_kernel_files([f"{prefix}/bin/python"], changes, facts, (), given)
+
+    return work, packages, look
+
+
+def test_an_environment_in_the_work_directory_may_not_name_what_lies_elsewhere(facts, tmp_path):
+    work, packages, look = project(tmp_path)
+    secret = tmp_path / "bob" / "secret"
+    secret.mkdir(parents=True)
+    (work / "inner").mkdir()
+    (work / "out").symlink_to(secret)
+    (packages / "x.pth").write_text(f"{secret}\n{work}/inner\n{work}/out\n/usr/share\n")
+    found = look(facts)
+    assert not shows(found, secret)
+    assert not shows(found, work / "out")
+    assert shows(found, work / "inner")
+    assert found.doubtful == (str(secret),)
+
+
+@pytest.mark.parametrize("what", ["finder", "link", "store", "home", "base of another"])
+def test_no_other_way_to_name_it_helps(facts, tmp_path, what):
+    work, packages, look = project(tmp_path)
+    bob = tmp_path / "bob"
+    (bob / "archive-v0/x").mkdir(parents=True)
+    if what == "finder":
+        (packages / "x.pth").write_text("import __editable___x_finder\n")
+        (packages / "__editable___x_finder.py").write_text(f"MAPPING = {{'x': '{bob}'}}\n")
+    elif what == "link":
+        (packages / "x").symlink_to(bob)
+    elif what == "store":
+        (packages / "x").symlink_to(bob / "archive-v0/x")
+    else:
+        if what != "home":
+            (bob / "lib/python3.11").mkdir(parents=True)
+            (bob / "lib/python3.11/os.py").touch()
+            bob.chmod(0o700)
+            os.chown(bob, 4321, 4321) if os.getuid() == 0 else bob.chmod(0)
+        (bob / "bin").mkdir(exist_ok=True) if os.access(bob, os.W_OK) else None
+        (work / ".venv/pyvenv.cfg").write_text(f"home = {bob}/bin\n")
+    assert not shows(look(facts), bob)
+
+
+def test_an_installation_that_the_owner_may_read_is_shown(facts, tmp_path):
+    base = tmp_path / "python"
+    (base / "lib/python3.11").mkdir(parents=True)
+    (base / "lib/python3.11/os.py").touch()
+    (base / "bin").mkdir()
+    _, _, look = project(tmp_path, home=f"{base}/bin")
+    assert shows(look(facts), base)
+
+
+def test_the_servers_own_installation_is_shown(facts, tmp_path):
+    _, _, look = project(tmp_path)
+    found = look(facts, owner_uid=4321)
+    assert shows(found, sys.base_prefix) or sys.base_prefix.startswith("/usr")
+
+
+def test_a_program_that_is_a_link_to_elsewhere_is_refused(facts, tmp_path):
+    work, _, look = project(tmp_path)
+    secret = make_program(tmp_path / "bob" / "python3")
+    (work / ".venv/bin/python").unlink()
+    (work / ".venv/bin/python").symlink_to(secret)
+    with pytest.raises(LaunchError, match="a kernel may have made that link"):
+        look(facts)
+
+
+def test_the_environment_is_told_apart_from_the_project_that_it_names(facts, tmp_path):
+    work, packages, look = project(tmp_path)
+    (packages / "x.pth").write_text(f"{work}\n")
+    for variables in ({}, {"PYTHONPATH": str(work)}, {"PYTHONPATH": f"{work}/src"}):
+        found = look(facts, **variables)
+        assert found.environment == (f"{work}/.venv",)
+        assert shows(found, work)
+
+
+def test_modes_decide_who_may_read(tmp_path):
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    uid = os.getuid()
+    assert may_read(str(inner), uid)
+    (tmp_path / "a").chmod(0o700)
+    assert may_read(str(inner), uid)
+    assert not may_read(str(inner), uid + 1)

@@ -306,9 +306,28 @@ def test_everything_taken_is_put_somewhere_and_only_once():
         assert len(set(taken)) == len(taken)
 
 
+def test_an_environment_is_protected_though_the_whole_project_is_on_its_path():
+    files = changed(FILES, readonly=(WORKDIR,), environment=(f"{WORKDIR}/.venv",))
+    assert words_of(plan_of(site_of(files=files)), "protect") == [(".venv",)]
+
+
+def test_what_is_protected_already_is_not_protected_twice():
+    files = changed(FILES, readonly=(WORKDIR,), environment=(f"{WORKDIR}/.venv/lib",))
+    plan = plan_of(site_of(workdir=covering(frozen=(".venv",)), files=files))
+    assert words_of(plan, "protect") == [(".venv",)]
+
+
+def test_a_project_that_the_work_directory_lies_in_does_not_hide_it():
+    files = changed(FILES, readonly=("/srv", "/opt/env"))
+    attached = [words[0] for words in words_of(plan_of(site_of(files=files)), "attach")]
+    assert attached.index("/srv") < attached.index(WORKDIR) < attached.index("/opt/env")
+    assert attached.count("/srv") == 1
+
+
 def test_an_environment_outside_is_taken_and_one_in_the_work_directory_is_protected():
     paths = ("/opt/env", f"{WORKDIR}/.venv")
-    plan = plan_of(site_of(files=changed(FILES, readonly=paths)))
+    files = changed(FILES, readonly=paths, environment=(f"{WORKDIR}/.venv",))
+    plan = plan_of(site_of(files=files))
     assert "/opt/env" in [target for target, _ in taken_of(plan)]
     assert f"{WORKDIR}/.venv" not in [target for target, _ in taken_of(plan)]
     assert words_of(plan, "protect") == [(".venv",)]

@@ -1,0 +1,225 @@
+"""run_by_host.py - reads only, whoever launches: what of a work directory the host runs by itself.
+
+Not what a person starts there, but what the server, and programs that are started like it, find
+through their settings: an environment, PATH, PYTHONPATH, what is imported, the parts of a project
+that JupyterLab looks for in its start directory. Kernels may not change it, nor make what is not
+there yet.
+
+The line is drawn at what is looked *for*: an import path in the work directory is out of a kernel's
+reach as a whole. One that *is* the work directory cannot be, or nothing could be written there: its
+packages are, and what every interpreter imports at its start (site.py).
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import site
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sandbox_provisioner
+from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.python_files import entries_of
+from sandbox_provisioner.spec import relative
+
+# Whose entries are searched for programs and libraries to run.
+_PROGRAM_PATHS = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "NODE_PATH", "PERL5LIB", "RUBYLIB")
+# Files and folders that are run or read by whoever is started with these.
+_SINGLE = (
+    "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONSTARTUP", "PYTHONHOME", "BASH_ENV", "ENV",
+    "JUPYTERLAB_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR",
+)  # fmt: skip
+# jupyter-lsp starts language servers from node_modules of the directory that the server was started
+# in, and they load plug-ins from that of the server's root; it writes to .virtual_documents there.
+_IN_START_DIRECTORY = ("node_modules", ".virtual_documents")
+_ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
+_OF_ENVIRONMENT = (
+    "bin", "lib", "lib64", "include", "pyvenv.cfg", "conda-meta", "etc", "share/jupyter",
+)  # fmt: skip
+_MISSED_OF_ENVIRONMENT = ("etc", "share/jupyter")  # Jupyter looks for configuration and kernels
+# site.py imports these, wherever they are found first.
+_ALWAYS_IMPORTED = ("sitecustomize", "usercustomize")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What this process, and others that are started like it, have on their paths.
+
+    *prefixes* are its Python's installations; *programs* the entries of PATH and its like with the
+    variable's name; *modules* where every Python of theirs looks for modules (PYTHONPATH, and what
+    site.py adds), *imported* the files of what this one has imported; *start_directories* where it
+    was started, and what it serves.
+    """
+
+    prefixes: tuple[str, ...] = ()
+    programs: tuple[tuple[str, str], ...] = ()
+    modules: tuple[str, ...] = ()
+    imported: tuple[str, ...] = ()
+    single: tuple[str, ...] = ()
+    start_directories: tuple[str, ...] = ()
+
+
+def this_server(cwd: str, root: str = "") -> Server:
+    """Look at this process; *root* is the directory that it serves."""
+    files = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
+    return Server(
+        prefixes=tuple({sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}),
+        programs=tuple((name, path) for name in _PROGRAM_PATHS for path in _entries(name, cwd)),
+        modules=(*_entries("PYTHONPATH", cwd), *sys.path[_first_shared(sys.path) :]),
+        imported=tuple(file for file in files if isinstance(file, str)),
+        single=(*_user_places(), *(p for name in _SINGLE for p in _entries(name, cwd))),
+        start_directories=(cwd, root) if root else (cwd,),
+    )
+
+
+def _first_shared(path: list[str]) -> int:
+    """Where the standard library stands in *path*. What comes before it is PYTHONPATH's, or of this
+    one command: the directory of its script, or the current one."""
+    library = os.path.dirname(os.__file__)
+    return path.index(library) if library in path else len(path)
+
+
+def _entries(variable: str, cwd: str) -> list[str]:
+    """The paths in a variable; an empty or relative one is meant as seen from *cwd*."""
+    text = os.environ.get(variable, "")
+    return [os.path.normpath(os.path.join(cwd, path)) for path in text.split(":")] if text else []
+
+
+def _user_places() -> tuple[str, ...]:
+    base = site.getuserbase()
+    return (site.getusersitepackages(), f"{base}/bin", f"{base}/share/jupyter")
+
+
+def find_run_by_host(source: str, server: Server) -> frozenset[str]:
+    """The places in the work directory *source*, a real path, that *server* runs or imports from;
+    they may be missing. SpecError if it is itself one where nothing could be written then."""
+    _refuse_on_program_path(source, server)
+    found = {
+        *_environments(source, server),
+        *(path for _, path in server.programs if _below(path, source)),
+        *(path for path in (*server.single, *server.modules) if _below(path, source)),
+        *_imported(source, server),
+        *_in_start_directories(source, server),
+    }
+    if _is_imported_from(source, server):
+        found |= set(_on_import_path(source))
+    for path in found:
+        if relative(source, os.path.realpath(path)) is not None:
+            raise _refusal(source, f"it lies in {path}, which the host runs or imports from")
+    return frozenset(_outermost(found))
+
+
+def _outermost(places: set[str]) -> Iterator[str]:
+    """*places* without what lies in another one of them."""
+    last = ""
+    for place in sorted(places, key=lambda path: path.split("/")):
+        if not last or relative(place, last) is None:
+            last = place
+            yield place
+
+
+def _is_imported_from(source: str, server: Server) -> bool:
+    return source in map(os.path.realpath, server.modules)
+
+
+def _refusal(source: str, answer: str) -> SpecError:
+    return SpecError(
+        attempt=f"use {source!r} as the work directory",
+        answer=answer,
+        remedy="Start the notebook in a directory of its own, or set workdir to one.",
+    )
+
+
+def _refuse_on_program_path(source: str, server: Server) -> None:
+    for variable, path in server.programs:
+        if os.path.realpath(path) == source:
+            raise SpecError(
+                attempt=f"use {source!r} as the work directory",
+                answer=f"it is on the server's {variable}, so the host would run what a kernel "
+                "puts there",
+                remedy=f"Take it from {variable} (an empty entry means the current directory), or "
+                "work in a directory below it.",
+            )
+
+
+def _below(path: str, source: str) -> bool:
+    """Whether *path* or what is behind it lies in *source*, and is not all of it."""
+    return bool(relative(path, source) or relative(os.path.realpath(path), source))
+
+
+def _environments(source: str, server: Server) -> Iterator[str]:
+    """The server's own ones, and every one that a person would activate in a project."""
+    for prefix in server.prefixes:
+        if _below(prefix, source):
+            yield prefix
+        elif prefix == source and not _is_environment(source):
+            raise _refusal(source, "it is the server's own installation of Python")
+        elif prefix == source:
+            yield from (f"{source}/{name}" for name in _MISSED_OF_ENVIRONMENT)
+        else:
+            yield from (f"{prefix}/{name}" for name in ("bin", "lib"))
+    if _is_environment(source):
+        places = (f"{source}/{name}" for name in _OF_ENVIRONMENT)
+        yield from filter(os.path.lexists, places)
+    for entry in entries_of(source):
+        if os.path.isdir(entry.path) and _is_environment(entry.path):
+            yield entry.path
+    yield os.path.dirname(os.path.abspath(sandbox_provisioner.__file__))
+
+
+def _is_environment(folder: str) -> bool:
+    return any(os.path.exists(f"{folder}/{mark}") for mark in _ENVIRONMENT_MARKS)
+
+
+def _imported(source: str, server: Server) -> Iterator[str]:
+    """Of each file that was imported from *source*: the outermost package that it is in. A work
+    directory in a package keeps what of it was imported."""
+    prefix = f"{source}/"
+    for file in server.imported:
+        if file.startswith(prefix):
+            place, above = file, os.path.dirname(file)
+            while above != source and os.path.exists(f"{above}/__init__.py"):
+                place, above = above, os.path.dirname(above)
+            yield place
+
+
+def _in_start_directories(source: str, server: Server) -> Iterator[str]:
+    for folder in map(os.path.realpath, server.start_directories):
+        if relative(folder, source) is not None:
+            yield from (f"{folder}/{name}" for name in _IN_START_DIRECTORY)
+
+
+def _on_import_path(source: str) -> Iterator[str]:
+    """For a work directory that the server imports from: its packages, and what every Python
+    imports at its start, in each form that it may have. What is missing of those becomes a
+    directory, whose name no import takes for a module."""
+    for entry in entries_of(source):
+        if os.path.isdir(entry.path) and os.path.exists(f"{entry.path}/__init__.py"):
+            yield entry.path
+    for name in _ALWAYS_IMPORTED:
+        for suffix in ("", *importlib.machinery.all_suffixes()):
+            yield f"{source}/{name}{suffix}"
+
+
+def notice(source: str, server: Server) -> str:
+    """What a person should know who works in *source*, "" if there is nothing."""
+    if not _is_imported_from(source, server):
+        return ""
+    return (
+        f"{source} is on the server's own import path: a module that a kernel makes there may be "
+        "imported outside, if nothing else has its name. Work in a directory below it, or keep "
+        "the project's packages in a directory of their own (src)."
+    )
+
+
+def look_there_last(source: str, path: list[str]) -> None:
+    """Move what of *path*, this process's sys.path, lies in *source* behind the standard library.
+
+    ``python -m``, scripts, nbconvert and PYTHONPATH put the current directory first: what is
+    imported later would then be whatever a kernel has put there under that name.
+    """
+    first = _first_shared(path)
+    early = [e for e in path[:first] if relative(os.path.realpath(e or "."), source) is not None]
+    path[:] = [*(e for e in path[:first] if e not in early), *path[first:], *early]
