@@ -26,7 +26,7 @@ from typing import IO, Protocol
 
 from sandbox_provisioner import cgroup
 from sandbox_provisioner.cgroup import CgroupTree
-from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
+from sandbox_provisioner.errors import HostError, LaunchError, SandboxError, SpecError
 from sandbox_provisioner.handle import LocalHandle, SandboxHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
@@ -46,7 +46,7 @@ from sandbox_provisioner.records import (
 )
 from sandbox_provisioner.run_by_host import look_there_last, notice
 from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Report, Stdio, stem
-from sandbox_provisioner.spec import WRITTEN_THROUGH, Confinement, SandboxSpec, UserIds
+from sandbox_provisioner.spec import WRITTEN_THROUGH, Confinement, SandboxSpec, UserIds, relative
 from sandbox_provisioner.surroundings import (
     Cause,
     Surroundings,
@@ -135,7 +135,7 @@ class LocalLauncher:
 
     def look(self, request: LaunchRequest, opened: ExitStack) -> tuple[Site, CgroupTree]:
         """`survey`, where *opened* closes what it has opened."""
-        facts = HostFacts.probe(request.server_root)
+        facts, runtime = HostFacts.probe(request.server_root), self.runtime()
         spec = request.spec
         shared = spec.confinement is Confinement.LANDLOCK
         obstacle = landlock_obstacle(facts) if shared else facts.obstacle
@@ -156,6 +156,7 @@ class LocalLauncher:
             memory_group=tree.memory_group,
             server_environment=dict(os.environ),
         )
+        _keep_apart(runtime, site)
         return site, tree
 
     def _files(
@@ -217,6 +218,22 @@ class LocalLauncher:
         except BaseException:
             await start.undo()
             raise
+
+
+def _keep_apart(runtime: Path, site: Site) -> None:
+    """SpecError where a kernel would be given the sockets and records of others, or its own."""
+    real, hidden = os.path.realpath(runtime), site.workdir.covered.directories
+    for _, place in site.places:
+        inside, around = relative(real, place.source), relative(place.source, real)
+        if inside is not None and place is site.workdir.place:
+            inside = None if any(relative(inside, path) is not None for path in hidden) else inside
+        if inside is not None or around is not None:
+            where = f"it lies in {place.path}" if around is None else f"{place.path} lies in it"
+            raise SpecError(
+                attempt=f"keep the sockets of kernels in {runtime}",
+                answer=f"{where}, which this kernel is given",
+                remedy="Set runtime_dir to a directory of its own, such as one in /run/user/UID.",
+            )
 
 
 def _id_range(spec: SandboxSpec, facts: HostFacts) -> IdRange | None:

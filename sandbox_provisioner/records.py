@@ -44,6 +44,7 @@ from sandbox_provisioner.spec import WRITTEN_THROUGH, Confinement, Covers, relat
 
 # sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
 LONGEST_SOCKET_PATH = 107
+_ID_LENGTH = 12
 _RANGE = ".ids"
 BUILDING = ".building"  # locked by who makes a nursery
 # What a record that is not (yet) whole, or somebody else's file, is read as.
@@ -118,7 +119,8 @@ def runtime_directory(configured: str = "") -> Path:
 
     Short, since the paths of sockets are limited; made with mode 0700 if it is missing.
     """
-    path = Path(configured) if configured else _default_directory()
+    path = Path(os.path.abspath(configured)) if configured else _default_directory()
+    _refuse_too_long(RecordFolder(path / ("x" * _ID_LENGTH)))
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
@@ -147,6 +149,16 @@ def _cannot_keep(path: Path, answer: str) -> HostError:
     )
 
 
+def _refuse_too_long(folder: RecordFolder) -> None:
+    socket_path = str(folder.sockets / "s-5")
+    if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH:
+        raise HostError(
+            attempt=f"bind the kernel's sockets at {socket_path}",
+            answer=f"a socket's path may have {LONGEST_SOCKET_PATH} bytes",
+            remedy="Set runtime_dir to a shorter path, such as /run/sandbox-provisioner.",
+        )
+
+
 class RecordFolder:
     """The folder of one sandbox, made by the server that starts it and removed by `remove`."""
 
@@ -165,13 +177,7 @@ class RecordFolder:
     def create(cls, runtime: Path, record: Record, *, ids: bool) -> tuple[RecordFolder, Record]:
         """Make the folder and lock it; with *ids* also pick a free range of ids for the record."""
         folder = cls(runtime / record.sandbox_id)
-        socket_path = str(folder.sockets / "s-5")
-        if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH:
-            raise HostError(
-                attempt=f"bind the kernel's sockets at {socket_path}",
-                answer=f"a socket's path may have {LONGEST_SOCKET_PATH} bytes",
-                remedy="Set runtime_dir to a shorter path, such as /run/sandbox-provisioner.",
-            )
+        _refuse_too_long(folder)
         with _locked(runtime):
             try:
                 folder.path.mkdir(mode=0o700)

@@ -208,9 +208,48 @@ def test_a_work_directory_behind_a_link_shows_at_the_path_that_was_asked_for(
 
 
 def test_a_runtime_directory_too_long_for_sockets_is_refused(workdir, new_folder):
-    launcher = LocalLauncher(runtime_dir=str(new_folder() / ("x" * 80)))
+    path = new_folder() / ("x" * 80)
+    launcher = LocalLauncher(runtime_dir=str(path))
     with pytest.raises(HostError, match=r"107 bytes.*runtime_dir"):
         boxes.start(launcher, boxes.request_for(workdir))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("place", ["workdir", "volume"])
+@pytest.mark.parametrize("below", ["", "runtime"])
+def test_a_runtime_directory_in_what_the_kernel_is_given_is_refused(
+    workdir, new_folder, place, below
+):
+    """Else it could reach the sockets of every other kernel."""
+    given = workdir if place == "workdir" else new_folder()
+    volumes = (Volume(source=str(given), target="/data"),) if place == "volume" else ()
+    launcher = LocalLauncher(runtime_dir=str(given / below))
+    with pytest.raises(SpecError, match=rf"lies in {given}|{given} lies in it"):
+        boxes.start(launcher, boxes.request_for(workdir, volumes=volumes))
+
+
+def test_what_the_kernel_is_given_is_no_part_of_the_runtime_directory(runtime_dir):
+    workdir = runtime_dir / "notebooks"
+    workdir.mkdir()
+    launcher = LocalLauncher(runtime_dir=str(runtime_dir))
+    with pytest.raises(SpecError, match=f"{workdir} lies in it"):
+        boxes.start(launcher, boxes.request_for(workdir))
+    workdir.rmdir()
+
+
+def test_a_home_may_hold_the_runtime_directory_where_covers_hide_it(workdir, monkeypatch):
+    def exists(path):
+        import os
+
+        return os.path.exists(path)
+
+    monkeypatch.setenv("HOME", str(workdir))
+    launcher = LocalLauncher(runtime_dir=str(workdir / ".local/share/jupyter/sandboxes"))
+    box = boxes.start(launcher, boxes.request_for(workdir))
+    try:
+        assert box.call(exists, f"{workdir}/.local/share/jupyter/sandboxes") is False
+    finally:
+        box.close()
 
 
 def test_a_runtime_directory_that_others_may_write_to_is_refused(workdir, new_folder):
