@@ -11,11 +11,17 @@ sockets open, and reconnect to whoever binds the dead kernel's address::
 so that the sentence stands under the cell, in every front end, without a change to any of them. A
 blocking client subscribes anew only when it is read from again: the socket stays until the kernel
 is cleaned up.
+
+What comes from the kernel is bytes of a stranger's. So few messages wait to be read, each frame of
+them is small, only so many are read at a time, and sizes are looked at before anything else. Who
+sends more makes us lose the cell that runs: the sentence has no parent then, and the log has it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import threading
 from pathlib import Path
@@ -32,6 +38,20 @@ _LINGER_MS = 500
 _TOPIC = b"stream.stderr"
 # The topics of status messages: ipykernel's, and those of kernels built on xeus.
 _STATUS_TOPICS = (b"kernel.", b"kernel_core.")
+_DELIMITER = b"<IDS|MSG>"
+# A status message of ipykernel's has seven frames, the largest of some 400 bytes. These limits are
+# of what ZeroMQ keeps for us; it drops the connection of who exceeds them, and makes another one.
+_WAITING = 128
+_FRAME_BYTES = 1 << 14
+# Of what we take apart: a topic, a few identities, the signature and four dictionaries.
+_MOST_FRAMES = 16
+_HEADER_BYTES = 1 << 12
+_CONTENT_BYTES = 1 << 10
+_VALUE_LENGTH = 256
+# What is read at a time, some 2 ms' worth, and how often before somebody asks again.
+_A_GO = 128
+_GOES = 8
+_PARENT_FIELDS = ("msg_id", "session", "username", "date", "msg_type", "version", "subshell_id")
 
 
 class LastWords:
@@ -42,46 +62,88 @@ class LastWords:
         self._session = Session(
             key=manager.session.key, signature_scheme=manager.session.signature_scheme
         )
-        self._running: dict[str, Any] = {}
+        self._running: dict[str, str] = {}
+        self._lock = threading.Lock()  # `speak` has a thread of its own, a socket only one user
+        self._in_message = False  # whether the next frame goes on with one that we do not want
         self._speech: _Speech | None = None
         self._context: zmq.Context[Any] = zmq.Context.instance()
-        self._socket = self._context.socket(zmq.SUB)
+        # Not SUB: that one throws away, within one call, as much as there is of other topics.
+        self._socket = self._context.socket(zmq.XSUB)
         self._socket.linger = 0
-        for topic in _STATUS_TOPICS:
-            self._socket.subscribe(topic)
+        self._socket.rcvhwm = _WAITING
+        self._socket.maxmsgsize = _FRAME_BYTES
         if manager.curve_publickey is not None:
             self._socket.curve_secretkey = manager.curve_secretkey
             self._socket.curve_publickey = manager.curve_publickey
             self._socket.curve_serverkey = manager.curve_publickey
         self._socket.connect(self._address())
+        for topic in _STATUS_TOPICS:
+            self._socket.send(b"\1" + topic)
 
     def _address(self) -> str:
         return f"ipc://{self._manager.ip}-{self._manager.iopub_port}"
 
-    def drain(self) -> None:
-        """Take in what has come; called at each poll, so that the queue stays short."""
-        if self._socket.closed:
-            return
-        with contextlib.suppress(zmq.Again):
-            while True:
-                self._note(self._socket.recv_multipart(zmq.NOBLOCK))
+    async def keep_up(self) -> None:
+        """Take in what has come; called at each poll, so that the queue stays short. The event loop
+        does other things meanwhile."""
+        for _ in range(_GOES):
+            if not self.drain():
+                return
+            await asyncio.sleep(0)
+        self._running = {}  # of a while ago, if ever
 
-    def _note(self, parts: list[bytes]) -> None:
-        with contextlib.suppress(Exception):  # a kernel may send what it likes
-            _, body = self._session.feed_identities(parts)
-            message = self._session.deserialize(body)
-            parent = message["parent_header"]
-            if parent.get("msg_type") == "execute_request":
-                state = message["content"].get("execution_state")
-                if state == "busy":
-                    self._running = parent
-                elif state == "idle" and parent["msg_id"] == self._running.get("msg_id"):
-                    self._running = {}
+    def drain(self) -> bool:
+        """Take in some of what has come; whether there may be more."""
+        with self._lock:
+            for _ in range(_A_GO):
+                if self._socket.closed:
+                    return False
+                try:
+                    self._note(self._receive())
+                except zmq.Again:
+                    return False
+        return True
+
+    def _receive(self) -> list[bytes]:
+        """The next message; none of it if it has too many frames, and then the rest of them goes
+        with the next calls."""
+        frames: list[bytes] = []
+        while len(frames) < _MOST_FRAMES:
+            frames.append(self._socket.recv(zmq.NOBLOCK))
+            if not self._socket.rcvmore:
+                skipped, self._in_message = self._in_message, False
+                return [] if skipped else frames
+        self._in_message = True
+        return []
+
+    def _note(self, frames: list[bytes]) -> None:
+        """Frames: identities, delimiter, signature, header, parent header, metadata, content.
+
+        The signature tells nothing here: nobody but the kernel has this socket, and it has the key.
+        """
+        with contextlib.suppress(ValueError, RecursionError):  # a kernel may send what it likes
+            at = frames.index(_DELIMITER)
+            _, _, parent_text, _, content_text = frames[at + 1 : at + 6]
+            if len(parent_text) > _HEADER_BYTES or len(content_text) > _CONTENT_BYTES:
+                return
+            parent, content = json.loads(parent_text), json.loads(content_text)
+            if isinstance(parent, dict) and isinstance(content, dict):
+                self._see(_parent_of(parent), content.get("execution_state"))
+
+    def _see(self, parent: dict[str, str], state: Any) -> None:
+        if parent.get("msg_type") != "execute_request":
+            return
+        if state == "busy":
+            self._running = parent
+        elif state == "idle" and parent.get("msg_id") == self._running.get("msg_id"):
+            self._running = {}
 
     def speak(self, text: str) -> None:
         """Send *text* to stderr of the cell that ran. Blocks for a moment: call it in a thread."""
-        self.drain()
-        self._socket.close()
+        for _ in range(_GOES):  # what a dead kernel has sent has an end
+            if not self.drain():
+                break
+        self._stop_listening()
         message = self._session.msg(
             "stream",
             content={"name": "stderr", "text": f"\n{text}\n"},
@@ -90,6 +152,10 @@ class LastWords:
         self._speech = _Speech(self._bind(), self._session, message)
         self._speech.start()
         self._speech.heard.wait()
+
+    def _stop_listening(self) -> None:
+        with self._lock:
+            self._socket.close()
 
     def _bind(self) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.XPUB)
@@ -106,10 +172,20 @@ class LastWords:
 
     def close(self) -> None:
         """Stop listening, and speaking."""
-        self._socket.close()
+        self._stop_listening()
         if self._speech:
             self._speech.stop()
             self._speech = None
+
+
+def _parent_of(header: dict[str, Any]) -> dict[str, str]:
+    """What front ends need of a parent's *header*, which goes on to them under our signature."""
+    found = {name: header.get(name) for name in _PARENT_FIELDS}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, str) and len(value) <= _VALUE_LENGTH
+    }
 
 
 class _Speech(threading.Thread):

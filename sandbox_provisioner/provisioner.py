@@ -521,7 +521,7 @@ class SandboxProvisioner(LocalProvisioner):
         self._hear(self.handle)
         if story is None:
             if self._tap:
-                self._tap.drain()
+                await self._tap.keep_up()
             return None
         await self._tell(story)
         return _status(story)
