@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -154,6 +154,12 @@ def attempt(
     return note
 
 
-def between(*words: Any, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An `attempt` that runs on the host, before and between starts; it gets a `Stage`."""
-    return attempt(*words, inside=False, alone=True, **options)
+def between(
+    *words: Any, variants: Sequence[str] = ("root", "user", "landlock"), **options: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An `attempt` that runs on the host, before and between starts; it gets a `Stage`.
+
+    It is tried in *variants*: each has kernels of its own, which a nursery makes no other.
+    """
+    elsewhere = {variant.name: None for variant in VARIANTS if variant.name not in variants}
+    return attempt(*words, inside=False, alone=True, **elsewhere, **options)

@@ -2,5 +2,6 @@
 
 import calls  # noqa: F401
 import files  # noqa: F401
+import left_behind  # noqa: F401
 import network  # noqa: F401
 import processes  # noqa: F401

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from jupyter_client.manager import KernelManager
 from tools import SECRET
 
 from sandbox_provisioner.inside.syscall_numbers import NUMBERS
+from sandbox_provisioner.provisioner import StartRefused
 from sandbox_provisioner.unboxed import guarded_command
 from sandbox_provisioner.warm import ahead
 
@@ -48,9 +49,21 @@ class Stage:
     def __init__(self, variant: Variant, closing: contextlib.ExitStack) -> None:
         self.variant = variant
         self.place = Path(tempfile.mkdtemp(prefix="sbx-", dir=None if os.geteuid() else "/opt"))
-        closing.callback(shutil.rmtree, self.place, ignore_errors=True)
+        # However deep it is.
+        closing.callback(subprocess.run, ["rm", "-rf", str(self.place)], check=True)
         self.place.chmod(0o755)
-        for name in ("work", "server", "run", "data", "other", "open", "plain", "ipython", "jr"):
+        for name in (
+            "work",
+            "server",
+            "run",
+            "data",
+            "other",
+            "open",
+            "plain",
+            "ipython",
+            "jr",
+            "config",
+        ):
             (self.place / name).mkdir(mode=0o700 if name in {"run", "jr"} else 0o755)
         self.workdir, self.runtime = self.place / "work", self.place / "run"
         (self.place / "other/secret").write_text(SECRET)
@@ -64,7 +77,7 @@ class Stage:
         patch.chdir(self.place / "server")
         patch.setenv("JUPYTER_PATH", str(self.place / "data"))
         patch.setenv("JUPYTER_RUNTIME_DIR", str(self.place / "jr"))
-        patch.setenv("JUPYTER_CONFIG_DIR", str(self.place / "server"))
+        patch.setenv("JUPYTER_CONFIG_DIR", str(self.place / "config"))
         patch.setenv("IPYTHONDIR", str(self.place / "ipython"))
         patch.setenv("JUPYTER_TOKEN", SECRET)
         # What is prepared in the background waits for an idle machine; here a test waits for it.
@@ -185,6 +198,32 @@ class Stage:
                 client.stop_channels()
             manager.shutdown_kernel(now=True)
 
+    def tries(self, cwd: str | Path, code: str, **options: Any) -> str:
+        """What *code* says in a kernel that was started in *cwd*, or "refused"."""
+
+        def run() -> str:
+            with self.kernel(cwd, **options) as kernel:
+                return kernel.run(code).strip()
+
+        return self.outcome(run)
+
+    def outcome(self, start: Callable[[], str]) -> str:
+        """Its answer, or "refused": by a sentence, and by nothing else."""
+        try:
+            return start()
+        except StartRefused:
+            return "refused"
+
+    def guarded_argv(self) -> list[str]:
+        """What a front end runs that knows nothing of provisioners."""
+        path = self.place / f"data/kernels/{self.kernelspec()}/kernel.json"
+        argv: list[str] = json.loads(path.read_text())["argv"]
+        return argv
+
+    def packages(self) -> list[str]:
+        """Where the kernel's packages lie."""
+        return [path for path in sys.path if path.endswith("site-packages")]
+
     def facts_inside(self, kernel: Kernel) -> dict[str, Any]:
         """The same facts as the kernel meets them."""
         record = kernel.manager.provisioner.handle.record
@@ -205,6 +244,11 @@ class Kernel:
         """0: a launcher, 1: a nursery, 2: a spare."""
         record = self.manager.provisioner.handle.record
         return bool(record.nursery) + bool(record.group and record.group != record.sandbox_id)
+
+    def restart(self) -> None:
+        """Anew, at the same place."""
+        self.manager.restart_kernel(now=True)
+        self.client.wait_for_ready(timeout=PATIENCE)
 
     def run(self, code: str) -> str:
         """What *code* printed or answered, with the text of an error."""

@@ -64,7 +64,24 @@ def test_an_attempt_in_a_kernel_of_its_own_fails(attempt: Attempt, variant: Vari
     assert answer in attempt.allowed(variant)
 
 
+@pytest.mark.parametrize(("attempt", "variant"), [*cases(alone=True, inside=False)])
+def test_what_was_left_behind_leads_nowhere(attempt: Attempt, variant: Variant):
+    with stage_for(variant) as stage:
+        assert attempt.act(stage, *attempt.arguments) in attempt.allowed(variant)
+
+
 CONTROLLED = [a for a in table.values() if a.inside and a.control and a.present]
+
+
+OUTSIDE = [a for a in table.values() if not a.inside and a.without]
+
+
+@pytest.mark.requires("root")
+@pytest.mark.parametrize("attempt", OUTSIDE, ids=lambda a: f"{a.number}-{a.title}")
+def test_what_was_left_behind_works_without_the_box(attempt: Attempt):
+    with stage_for(VARIANTS[0]) as stage:
+        assert attempt.without
+        assert attempt.without(stage, *attempt.arguments) in attempt.control.split("|")
 
 
 @cache
