@@ -267,7 +267,9 @@ class Covers:
         ".tmux", ".screenrc", ".byobu", ".lesskey", ".lessfilter", ".mailcap", ".mailrc", ".muttrc",
         ".mutt", ".forward", ".procmailrc", ".msmtprc", ".rhosts", ".k5login", ".wgetrc", ".curlrc",
         ".ackrc", ".fzf.bash", ".fzf.zsh", ".direnvrc", ".envrc", ".gemrc", ".irbrc", ".pryrc",
-        ".sbclrc", ".ocamlinit", ".octaverc", ".mavenrc", ".ant", ".antrc", ".lftprc",
+        ".sbclrc", ".ocamlinit", ".octaverc", ".mavenrc", ".ant", ".antrc", ".lftprc", ".xonshrc",
+        ".kde", ".atom", ".ideavimrc", ".mambarc", ".ghci", ".perltidyrc", ".perlcriticrc",
+        ".sqliterc", ".mongorc.js", ".terraformrc", ".ansible.cfg", ".asdfrc", ".wezterm.lua",
     )  # fmt: skip
     home_frozen: tuple[str, ...] = (
         ".cargo", ".rustup", ".nvm", ".pyenv", ".rbenv", ".rvm", ".sdkman", ".deno", ".bun",

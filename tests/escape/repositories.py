@@ -1,0 +1,150 @@
+"""repositories.py - on the host: what a kernel leaves in a repository, and git outside then runs.
+
+Whoever comes after it does what people do: looks at the status, commits, switches branches.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from frame import Kind, between
+
+USED = """
+git status; git diff; git log -1; git add -A; git commit -m work; git checkout -b other; git fetch
+git submodule update --init; git stash; git gc --auto
+"""
+CONFIG = "[core]\\n\\tfsmonitor = {program}\\n\\tsshCommand = {program}\\n\\tpager = {program}\\n"
+# What the kernel does in the work directory, which is the repository; "{program}" is its program.
+WAYS = (
+    (420, "change .git/config", f"write('.git/config', '{CONFIG}')"),
+    (421, "plant a hook", "write('.git/hooks/pre-commit', script, 0o755); "
+        "write('.git/hooks/post-checkout', script, 0o755)"),
+    (422, "plant a hook by renaming the directory of hooks", "os.rename('.git/hooks', '.git/old'); "
+        "write('.git/hooks/pre-commit', script, 0o755)"),
+    (423, "name another common directory in .git/commondir",
+        f"write('.git/commondir', '../evil'); write('evil/config', '{CONFIG}'); "
+        "shutil.copytree('.git/objects', 'evil/objects'); "
+        "shutil.copytree('.git/refs', 'evil/refs')"),
+    (424, "move .git away, and make another one",
+        f"shutil.copytree('.git', 'new'); os.rename('.git', 'old'); os.rename('new', '.git'); "
+        f"write('.git/config', '{CONFIG}')"),
+    (425, "move .git away, and put a file that names another one",
+        f"shutil.copytree('.git', 'new'); os.rename('.git', 'old'); write('.git', 'gitdir: new'); "
+        f"write('new/config', '{CONFIG}')"),
+    (426, "plant a configuration of the work tree's own",
+        f"write('.git/config.worktree', '{CONFIG}')"),
+    (427, "plant a filter by attributes and configuration",
+        "write('.git/info/attributes', '* filter=evil'); write('.gitattributes', '* filter=evil'); "
+        "append('.git/config', "
+        "'[filter \"evil\"]\\n\\tclean = {program}\\n\\tsmudge = {program}\\n')"),
+    (428, "put a link in place of .git/config", "os.unlink('.git/config'); "
+        f"write('evil', '{CONFIG}'); os.symlink('../evil', '.git/config')"),
+    (429, "write by way of a lock, as git does", f"write('.git/config.lock', '{CONFIG}'); "
+        "os.rename('.git/config.lock', '.git/config')"),
+    (431, "put a link in place of .git", f"shutil.copytree('.git', 'new'); "
+        f"write('new/config', '{CONFIG}'); os.rename('.git', 'old'); os.symlink('new', '.git')"),
+    (432, "swap .git/config for another file", f"write('.git/mine', '{CONFIG}'); "
+        "exchange('.git/mine', '.git/config')"),
+    (433, "swap .git for another directory", f"shutil.copytree('.git', 'new'); "
+        f"write('new/config', '{CONFIG}'); exchange('new', '.git')"),
+    (434, "run git config inside", "os.system('git config core.fsmonitor {program}')"),
+)  # fmt: skip
+
+KERNEL = """
+import ctypes, os, shutil
+def write(path, text, mode=0o644):
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    with open(path, 'w') as file:
+        file.write(text.format(program={program!r}))
+    os.chmod(path, mode)
+def append(path, text):
+    with open(path, 'a') as file:
+        file.write(text.format(program={program!r}))
+def exchange(one, other):
+    if ctypes.CDLL(None, use_errno=True).renameat2(-100, one.encode(), -100, other.encode(), 2):
+        raise OSError(ctypes.get_errno(), 'renameat2')
+script = open({program!r}).read()
+way = {way!r}.replace('{{program}}', {program!r}) if 'os.system' in {way!r} else {way!r}
+for act in way.split('; '):
+    try:
+        exec(act)
+    except OSError:
+        pass
+"""
+
+
+def git(stage, command):
+    """A command of the person's, outside."""
+    identity = ["-c", "user.name=A", "-c", "user.email=a@b", "-c", "safe.directory=*"]
+    words = command.split()
+    environment = {"PATH": os.environ["PATH"], "HOME": str(stage.place), "GIT_TERMINAL_PROMPT": "0"}
+    subprocess.run(
+        [words[0], *identity, *words[1:]], cwd=stage.workdir, env=environment,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=20,
+    )  # fmt: skip
+
+
+def repository(stage):
+    """One with a commit, and a program of the kernel's beside it."""
+    (stage.workdir / "file").write_text("text")
+    program = stage.workdir / "program"
+    program.write_text(f"#!/bin/sh\n: > {stage.place}/open/marker\n")
+    program.chmod(0o755)
+    start = "git init", "git config extensions.worktreeConfig true", "git add -A", "git commit -m 1"
+    for command in start:
+        git(stage, command)
+    return str(program)
+
+
+def use(stage):
+    """What a person does then; whether that ran the kernel's program."""
+    (stage.workdir / "file").write_text("another text")
+    for command in USED.replace("\n", ";").split(";"):
+        if command.strip():
+            git(stage, command)
+    return "run" if (stage.place / "open/marker").exists() else "not run"
+
+
+def use_plainly(stage, way):
+    program = repository(stage)
+    stage.patch.chdir(stage.workdir)
+    exec(KERNEL.format(program=program, way=way), {})
+    return use(stage)
+
+
+for number, title, way in WAYS:
+
+    @between(
+        number, title, Kind.REPOSITORIES, "what git runs for whoever comes after", way,
+        expect="not run", landlock=None, without=use_plainly, control="run",
+    )  # fmt: skip
+    def leave_in_repository(stage, way):
+        program = repository(stage)
+        with stage.kernel() as kernel:
+            kernel.run(KERNEL.format(program=program, way=way))
+        return use(stage)
+
+
+BELOW = "os.system('git init -q below && cd below && git config core.fsmonitor {program}')"
+
+
+def use_below(stage, way):
+    program = repository(stage)
+    stage.patch.chdir(stage.workdir)
+    exec(KERNEL.format(program=program, way=way), {})
+    stage.workdir = stage.workdir / "below"
+    return use(stage)
+
+
+@between(
+    435, "make a repository in a directory below, and wait for git to be run there",
+    Kind.REPOSITORIES, "not held back: see SECURITY.md", BELOW,
+    expect="run", landlock=None, without=use_below, control="run",
+)  # fmt: skip
+def make_repository(stage, way):
+    program = repository(stage)
+    with stage.kernel() as kernel:
+        kernel.run(KERNEL.format(program=program, way=way))
+    stage.workdir = stage.workdir / "below"
+    return use(stage)
