@@ -268,11 +268,11 @@ def _runtime(found: Findings) -> Check:
 
 
 _CAP_LOSS = {
-    "memory": "mem_limit: kernels that set it are refused",
+    "memory": "mem_limit: kernels that set it are refused, others have no cap",
     "cpu": "cpu_limit and cpu_guarantee: kernels that set them are refused",
     "cpuset": "cpuset: kernels that set it are refused",
     "io": "io_limit: kernels that set it are refused",
-    "pids": "pids_limit, which is set by default: kernels are refused",
+    "pids": "pids_limit: kernels that set it are refused, others have RLIMIT_NPROC",
 }
 
 

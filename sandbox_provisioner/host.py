@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sandbox_provisioner.cgroup import CgroupFacts, survey
+from sandbox_provisioner.cgroup import CgroupFacts, memory_bounds, survey
 from sandbox_provisioner.covers import Covered, bad_workdir, find_covered
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.kernel_calls import landlock_version
@@ -194,6 +194,13 @@ def _obstacle(kernel: tuple[int, int], *, privileged: bool) -> HostError | None:
     if cause is None:
         return None
     return HostError(attempt=attempt, answer=cause.found, remedy=cause.sentence)
+
+
+def memory_bytes() -> int:
+    """How much memory a kernel could have here at the most: the machine's, or what a group above
+    its own leaves it."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *memory_bounds(survey())])
 
 
 def count_tasks(uid: int) -> int:

@@ -36,7 +36,7 @@ from sandbox_provisioner.landlock import compile_landlock_plan
 from sandbox_provisioner.landlock import obstacle as landlock_obstacle
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import disk_of
-from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
+from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan, enforced
 from sandbox_provisioner.records import (
     Record,
     RecordFolder,
@@ -152,7 +152,7 @@ class LocalLauncher:
             volumes=volumes,
             join_files=tree.join_files,
             id_range=_id_range(spec, facts),
-            user_tasks=count_tasks(facts.uid) if shared else 0,
+            user_tasks=count_tasks(facts.uid) if shared or _counts_everywhere(facts) else 0,
             memory_group=tree.memory_group,
             server_environment=dict(os.environ),
         )
@@ -234,6 +234,11 @@ def _keep_apart(runtime: Path, site: Site) -> None:
                 answer=f"{where}, which this kernel is given",
                 remedy="Set runtime_dir to a directory of its own, such as one in /run/user/UID.",
             )
+
+
+def _counts_everywhere(facts: HostFacts) -> bool:
+    """Whether RLIMIT_NPROC is needed, and counts more than the box (plan.py)."""
+    return "pids" in facts.cgroups.missing and facts.kernel < (5, 14) and not facts.privileged
 
 
 def _id_range(spec: SandboxSpec, facts: HostFacts) -> IdRange | None:
@@ -337,7 +342,8 @@ class Start:
 
     def new_record(self, site: Site) -> Record:
         """What is known before anything runs."""
-        limits, facts = self.request.spec.limits, site.facts
+        facts = site.facts
+        limits = enforced(self.request.spec.limits, facts)
         return Record(
             sandbox_id=self.request.sandbox_id,
             kernel_id=self.labels.kernel_id,

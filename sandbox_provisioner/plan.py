@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sandbox_provisioner.bounds import MOST_TERMINALS, SYSCTLS, kernels_limits, makers_limits
 from sandbox_provisioner.errors import HostError, SpecError
@@ -25,7 +25,14 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.inside.seccomp import KERNEL, compile_filter, describe
 from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.places import Place
-from sandbox_provisioner.spec import WRITTEN_THROUGH, SandboxSpec, UserIds, format_bytes, relative
+from sandbox_provisioner.spec import (
+    WRITTEN_THROUGH,
+    Limits,
+    SandboxSpec,
+    UserIds,
+    format_bytes,
+    relative,
+)
 from sandbox_provisioner.variables import kernel_environment
 
 HOME = "/home/jovyan"
@@ -582,7 +589,7 @@ def kernel_steps(
         yield Step("terminal", (), "a shell inside has job control, and Ctrl-C goes to its jobs")
     if profile == KERNEL:
         why = "all that there are, so that none is the server's by chance"
-        yield Step("resource-limits", kernels_limits(), why)
+        yield Step("resource-limits", kernels_limits(_processes(request, site)), why)
         yield Step("umask", (f"{site.facts.umask:04o}",), "the server's: who may read new files")
     yield Step(
         "become",
@@ -597,11 +604,26 @@ def kernel_steps(
     yield Step(run, (site.files.program, *request.argv[1:]))
 
 
+def _processes(request: LaunchRequest, site: Site) -> int | None:
+    """How many the kernel may have where no cgroup caps them; getrlimit(2) counts those of its user
+    in its user namespace, before Linux 5.14 those of the whole machine. None where one does."""
+    most = request.spec.limits.pids
+    if most is None or "pids" not in site.facts.cgroups.missing:
+        return None
+    return most + site.user_tasks
+
+
 def environment_step(request: LaunchRequest, site: Site) -> Step:
     """The kernel's whole environment as a step."""
     variables = variables_for(request, site)
     pairs = tuple(f"{name}={value}" for name, value in sorted(variables.items()))
     return Step("environment", pairs, "this, and nothing of the server's")
+
+
+def enforced(limits: Limits, facts: HostFacts) -> Limits:
+    """*limits* without a cap on memory that is only a default, where it cannot be had."""
+    given_up = "memory" in limits.by_default and "memory" in facts.cgroups.missing
+    return replace(limits, memory_bytes=None) if given_up else limits
 
 
 def variables_for(request: LaunchRequest, site: Site) -> dict[str, str]:
@@ -610,7 +632,7 @@ def variables_for(request: LaunchRequest, site: Site) -> dict[str, str]:
         request.environment,
         site.server_environment,
         kept=request.env_keep,
-        limits=request.spec.limits,
+        limits=enforced(request.spec.limits, site.facts),
         home=site.home,
         hostname=request.spec.hostname,
         user_base=site.files.user_base,

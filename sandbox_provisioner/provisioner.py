@@ -21,6 +21,7 @@ import stat
 import subprocess
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from tornado.web import HTTPError
-from traitlets import Bool, Dict, Enum, Float, Integer, List, Unicode, Union
+from traitlets import Bool, Dict, Enum, Float, Integer, List, Unicode, Union, default, observe
 
 from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError
 from sandbox_provisioner.handle import ExitStory, LocalHandle
+from sandbox_provisioner.host import memory_bytes
 from sandbox_provisioner.inside.init import SEALED
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.landlock import private
@@ -44,6 +46,7 @@ from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, LaunchR
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts, open_init
 from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import (
+    SMALLEST_MEMORY_BYTES,
     Confinement,
     Covers,
     Limits,
@@ -54,6 +57,7 @@ from sandbox_provisioner.spec import (
     Volume,
     parse_bytes,
     parse_cpuset,
+    parse_share,
     relative,
 )
 from sandbox_provisioner.unboxed import inner_command
@@ -91,8 +95,10 @@ class SandboxProvisioner(LocalProvisioner):
     mem_limit = Union(
         [Integer(), Unicode()],
         allow_none=True,
-        default_value=None,
-        help='The most memory a kernel may use, as in JupyterHub: "512M", "1G", or bytes.',
+        default_value="50%",
+        help='The most memory a kernel may use, as in JupyterHub: "512M", "1G", or bytes; or a '
+        'share of the machine\'s, or of what a group above allows: "50%". Where no cap can be had '
+        "the default is given up. None: no cap.",
     ).tag(config=True)
     mem_interrupt = Float(
         0.92,
@@ -110,7 +116,10 @@ class SandboxProvisioner(LocalProvisioner):
         config=True
     )
     pids_limit = Integer(
-        512, allow_none=True, help="The most processes and threads. None: no cap."
+        512,
+        allow_none=True,
+        help="The most processes and threads. Where no cgroup can cap them, RLIMIT_NPROC does for "
+        "the default. None: no cap.",
     ).tag(config=True)
     io_limit = Union(
         [Integer(), Unicode()],
@@ -214,6 +223,7 @@ class SandboxProvisioner(LocalProvisioner):
     story: ExitStory | None = None
 
     def __init__(self, **kwargs: Any) -> None:
+        self._by_default: set[str] = set()
         super().__init__(**kwargs)
         self.sandbox_id = uuid.uuid4().hex[:12]
         self._links: list[Path] = []
@@ -221,6 +231,20 @@ class SandboxProvisioner(LocalProvisioner):
         self._ending = False
 
     # -- what is asked for
+
+    @default("mem_limit")
+    def _share_of_memory(self) -> str:
+        self._by_default.add("memory")
+        return "50%"
+
+    @default("pids_limit")
+    def _usual_pids(self) -> int:
+        self._by_default.add("pids")
+        return 512
+
+    @observe("mem_limit", "pids_limit")
+    def _is_asked_for(self, change: Any) -> None:
+        self._by_default.discard({"mem_limit": "memory", "pids_limit": "pids"}[change.name])
 
     def _refuse_unknown_keys(self) -> None:
         """kernel.json's config is passed on as keywords, of which traitlets only warns."""
@@ -255,10 +279,9 @@ class SandboxProvisioner(LocalProvisioner):
 
     def spec_for(self, cwd: str) -> SandboxSpec:
         """The options as a `SandboxSpec`, for a kernel that starts in *cwd*; raises SpecError."""
-        memory = None if self.mem_limit is None else parse_bytes("mem_limit", self.mem_limit)
         traffic = None if self.io_limit is None else parse_bytes("io_limit", self.io_limit)
         limits = Limits(
-            memory_bytes=memory,
+            memory_bytes=self._memory_bytes(),
             interrupt_share=self._interrupt_share(),
             cpu_cores=self.cpu_limit,
             cpu_guarantee_cores=self.cpu_guarantee,
@@ -268,6 +291,7 @@ class SandboxProvisioner(LocalProvisioner):
             shm_bytes=parse_bytes("shm_limit", self.shm_limit),
             tmp_bytes=parse_bytes("tmp_limit", self.tmp_limit),
         )
+        limits = replace(limits, by_default=frozenset(self._by_default))
         return SandboxSpec(
             workdir=self._workdir(cwd),
             limits=limits,
@@ -282,6 +306,20 @@ class SandboxProvisioner(LocalProvisioner):
             ),
             on_missing={name: OnMissing(choice) for name, choice in self.on_missing.items()},
         )
+
+    def _memory_bytes(self) -> int | None:
+        if self.mem_limit is None:
+            return None
+        share = parse_share(self.mem_limit)
+        if share is None:
+            return parse_bytes("mem_limit", self.mem_limit)
+        if not 0 < share <= 1:
+            raise SpecError(
+                attempt="read mem_limit",
+                answer=f"{self.mem_limit!r} is no share of a machine",
+                remedy="Use more than 0% and at most 100%.",
+            )
+        return max(round(memory_bytes() * share), SMALLEST_MEMORY_BYTES)
 
     def _interrupt_share(self) -> float | None:
         """A kernel that wants interrupts as messages may end of a signal: none for that one."""

@@ -18,6 +18,7 @@ from sandbox_provisioner.errors import SpecError
 # JupyterHub's ByteSpecification: a number with one of these suffixes, powers of 1024.
 _BYTE_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _BYTES = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMGT]?)", re.ASCII)
+_SHARE = re.compile(r"(?P<number>\d+(\.\d+)?)%", re.ASCII)
 
 # The launcher and PID 1 are charged to the cap as well; below this no kernel could start.
 SMALLEST_MEMORY_BYTES = 32 << 20
@@ -40,6 +41,12 @@ def parse_bytes(name: str, value: int | float | str) -> int:
             remedy='Write a number of bytes, or a number with K, M, G or T, such as "512M".',
         )
     return int(float(match["number"]) * _BYTE_SUFFIXES[match["suffix"]])
+
+
+def parse_share(value: int | float | str) -> float | None:
+    """A share of the machine, "50%", as a number; None for what `parse_bytes` reads."""
+    match = _SHARE.fullmatch(value) if isinstance(value, str) else None
+    return float(match["number"]) / 100 if match else None
 
 
 def format_bytes(count: int) -> str:
@@ -86,6 +93,8 @@ class Limits:
     counts only while the machine is busy. *pids* counts threads too.
     *io_bytes_per_second* holds for reading and for writing, each. At *interrupt_share* of
     *memory_bytes* the kernel gets an interrupt; None means that it does not.
+    *by_default* are the facilities whose cap nobody has asked for: where a cap of these cannot be
+    enforced, a start does without.
     """
 
     memory_bytes: int | None = None
@@ -97,6 +106,7 @@ class Limits:
     interrupt_share: float | None = None
     shm_bytes: int = 64 << 20
     tmp_bytes: int = 1 << 30
+    by_default: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         _at_least("mem_limit", self.memory_bytes, SMALLEST_MEMORY_BYTES, "Use at least 32M.")

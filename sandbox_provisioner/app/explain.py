@@ -27,9 +27,9 @@ from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.landlock import losses
-from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.plan import LaunchRequest, enforced
 from sandbox_provisioner.provisioner import SandboxProvisioner, places
-from sandbox_provisioner.spec import Confinement, relative
+from sandbox_provisioner.spec import Confinement, Limits, format_bytes, relative
 from sandbox_provisioner.unboxed import inner_command
 
 _CONNECTION_FILE = "kernel-example.json"
@@ -86,6 +86,7 @@ class ExplainApp(SandboxCommand):
         title = f"{kernel.display_name} ({kernel.resource_dir}), started in {cwd}"
         print(f"{one_line(title)}\n")
         print(table([("option", "value", "from"), *options], widest=(20, _SHOWN_WIDTH, 60)))
+        print(f"\n{_memory(provisioner.spec_for(cwd).limits, HostFacts.probe())}")
         if provisioner.confinement == Confinement.LANDLOCK:
             lost = "\n".join(f"  - {text}" for text in losses(HostFacts.probe()))
             print(f'\nconfinement = "landlock" is weaker than namespaces:\n{lost}')
@@ -108,6 +109,16 @@ class ExplainApp(SandboxCommand):
             elif name in configured:
                 origin = files
             yield name, _shown(getattr(provisioner, name)), origin
+
+
+def _memory(limits: Limits, facts: HostFacts) -> str:
+    """What mem_limit comes to on this machine."""
+    if limits.memory_bytes is None:
+        return "Without mem_limit nothing but the machine caps a kernel's memory."
+    text = f"mem_limit is {format_bytes(limits.memory_bytes)} here"
+    if enforced(limits, facts).memory_bytes is None:
+        return f"{text}, by default, and is given up: {facts.cgroups.missing['memory']}."
+    return f"{text}."
 
 
 def own_options() -> set[str]:

@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable
 
 from sandbox_provisioner.cgroup.files import PARENT, refused
-from sandbox_provisioner.cgroup.survey import CgroupFacts, survey
+from sandbox_provisioner.cgroup.survey import CgroupFacts, memory_bounds, survey
 from sandbox_provisioner.cgroup.systemd import SystemdTree, reap_keepers, scope_names
 from sandbox_provisioner.cgroup.tree import (
     CgroupTree,
@@ -42,6 +42,7 @@ __all__ = [
     "NullTree",
     "Usage",
     "leftover_names",
+    "memory_bounds",
     "open_existing",
     "open_to_join",
     "open_tree",
@@ -79,14 +80,17 @@ def open_tree(
 ) -> CgroupTree:
     """The tree for sandbox *name*, not made yet; `launch` calls it when it compiles a plan.
 
-    A cap that cannot be enforced here is dropped with a call of *warn* if ``may_lack(facility)``
-    (`SandboxSpec.may_lack`), and raises HostError otherwise. *device* is the disk, "MAJOR:MINOR",
+    A cap that cannot be enforced here is dropped, if nobody has asked for it (`Limits.by_default`),
+    or, with a call of *warn*, if ``may_lack(facility)`` (`SandboxSpec.may_lack`); it raises
+    HostError otherwise. *device* is the disk, "MAJOR:MINOR",
     whose traffic a cap means, "" where there is none.
     """
     missing = {"io": NO_DISK} if not device else {}
     missing |= facts.missing
     waived = [facility for facility in facilities_asked(limits) if facility in missing]
     for facility in waived:
+        if facility in limits.by_default:
+            continue  # nobody has asked for it; `explain` and `doctor` tell
         wish = describe_cap(facility, limits)
         reason = missing[facility]
         if not may_lack(facility):

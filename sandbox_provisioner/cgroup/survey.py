@@ -127,6 +127,30 @@ def survey(*, proc: str = "/proc", pid: str = "self", run: str = "/run") -> Cgro
     return max(forms, key=lambda form: form.rank).facts
 
 
+def memory_bounds(facts: CgroupFacts) -> list[int]:
+    """The caps on memory, in bytes, of the group that ours go below, and of those above it."""
+    base = facts.bases.get("memory", "")
+    if not base:
+        return []
+    if facts.version == 1:
+        # memory.rst, 5.2: the smallest of all that are above.
+        return _numbers(f"{base}/memory.stat", r"hierarchical_memory_limit (\d+)")
+    bounds = []
+    while os.path.exists(f"{base}/cgroup.controllers"):
+        bounds += _numbers(f"{base}/memory.max", r"(\d+)")
+        base = os.path.dirname(base)
+    return bounds
+
+
+def _numbers(path: str, pattern: str) -> list[int]:
+    """What stands in the line of the file that *pattern* fits; nothing where there is none."""
+    try:
+        text = Path(path).read_text()
+    except OSError:
+        return []
+    return [int(number) for number in re.findall(f"^{pattern}$", text, re.M)]
+
+
 def _cgroup_mounts(path: str) -> Iterator[_Mount]:
     """The cgroup mounts in a mountinfo file, whose fields proc(5) explains."""
     with Path(path).open(encoding="utf-8", errors="surrogateescape") as file:

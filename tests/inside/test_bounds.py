@@ -9,9 +9,13 @@ from contextlib import ExitStack
 import pytest
 from boxes import WARM
 
-from sandbox_provisioner import bounds
+from sandbox_provisioner import bounds, host
+from sandbox_provisioner.cgroup import CgroupFacts
+from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, LAST_ID
 from sandbox_provisioner.inside import kernel_calls
+from sandbox_provisioner.spec import WAIVABLE_FACILITIES as FACILITIES
+from sandbox_provisioner.spec import Limits
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -119,6 +123,31 @@ def test_signals_that_wait_are_few(run_inside):
     waiting, most = map(int, run_inside(queue).split("/"))
     assert most == 1024
     assert 900 < waiting <= most
+
+
+def test_a_default_cap_on_processes_holds_where_no_cgroup_can_have_it(sandbox, monkeypatch):
+    def fork_all():
+        import os
+        import signal
+
+        count = 0
+        try:
+            while count < 100:
+                if os.fork() == 0:
+                    signal.pause()
+                count += 1
+        except OSError as error:
+            return count, error.strerror
+        return count, ""
+
+    nothing = CgroupFacts(version=0, bases={}, missing=dict.fromkeys(FACILITIES, "not here"))
+    monkeypatch.setattr(host, "survey", lambda: nothing)
+    limits = Limits(pids=20, memory_bytes=1 << 30, by_default=frozenset({"pids", "memory"}))
+    with sandbox(limits=limits) as box:
+        count, answer = box.call(fork_all)
+    assert (count < 20, answer) == (True, "Resource temporarily unavailable")
+    with pytest.raises(HostError, match="cap processes at 20"), sandbox(limits=Limits(pids=20)):
+        pytest.fail("a cap that was asked for was given up")
 
 
 def test_message_queues_are_few(run_inside):

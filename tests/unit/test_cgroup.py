@@ -19,6 +19,7 @@ from sandbox_provisioner.cgroup import (
     Usage,
     files,
     leftover_names,
+    memory_bounds,
     open_to_join,
     open_tree,
     remove_leftovers,
@@ -375,6 +376,27 @@ def test_a_waived_cap_is_dropped_with_a_warning() -> None:
     assert isinstance(tree, NullTree)
     assert ["guarantee 0.5 CPU cores" in text for text in warnings] == [True, False]
     assert "cap processes at 64" in warnings[1]
+
+
+def test_a_cap_that_is_only_a_default_is_given_up() -> None:
+    limits = Limits(pids=64, memory_bytes=MIB << 6, by_default=frozenset({"pids", "memory"}))
+    assert isinstance(open_tree(NOTHING, "7f3a", limits, refuse, pytest.fail), NullTree)
+    with pytest.raises(HostError, match="cap memory at 64 MiB"):
+        asked = Limits(pids=64, memory_bytes=MIB << 6, by_default=frozenset({"pids"}))
+        open_tree(NOTHING, "7f3a", asked, refuse, pytest.fail)
+
+
+def test_the_caps_of_the_groups_above_are_known(kernel: FakeKernel, tmp_path: Path) -> None:
+    kernel.group("/", controllers=ALL)
+    (kernel.group("/a", controllers=ALL) / "memory.max").write_text(f"{3 << 30}\n")
+    (kernel.group("/a/b", controllers=ALL) / "memory.max").write_text(f"{5 << 30}\n")
+    facts = CgroupFacts(version=2, bases={"memory": f"{kernel.top}/a/b"}, missing={})
+    assert memory_bounds(facts) == [5 << 30, 3 << 30]
+    (tmp_path / "memory.stat").write_text("cache 12\nhierarchical_memory_limit 4096\n")
+    assert memory_bounds(CgroupFacts(version=1, bases={"memory": str(tmp_path)}, missing={})) == [
+        4096
+    ]
+    assert memory_bounds(NOTHING) == []
 
 
 def test_without_cgroups_and_caps_there_is_an_empty_tree() -> None:
