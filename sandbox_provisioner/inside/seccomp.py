@@ -626,8 +626,8 @@ SHARED_CHECKED: dict[str, Rule] = {
 # It has no capability, so all of this works in user namespaces that its children make for
 # themselves and nowhere else. Each child loads the usual filter on top before it is a kernel.
 NURSERY_ALLOWED = """
-    clone fsconfig fsmount fsopen keyctl mount mount_setattr move_mount open_tree openat2 pivot_root
-    sethostname setns umount2 unshare"""
+    clone fsconfig fsmount fsopen inotify_add_watch keyctl mount mount_setattr move_mount open_tree
+    openat2 pivot_root sethostname setns umount2 unshare"""
 SIOCSIFFLAGS = 0x8914  # the loopback of a kernel's network namespace is brought up
 NURSERY_CHECKED: dict[str, Rule] = {"ioctl": device_commands(SIOCSIFFLAGS)}
 
