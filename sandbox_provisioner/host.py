@@ -79,7 +79,7 @@ class HostFacts:
     @property
     def asker(self) -> Asker:
         """Who opens what a kernel is given. Anybody can set HOME: that one counts for nothing."""
-        return Asker(self.uid, self.homes - {self.home})
+        return Asker.of(self.uid, self.homes - {self.home})
 
     @classmethod
     def probe(cls, root: str = "") -> HostFacts:

@@ -181,7 +181,8 @@ def _kernel_steps(
     variables["TMPDIR"] = private(folder, "tmp")
     pairs = tuple(f"{name}={value}" for name, value in sorted(variables.items()))
     yield Step("environment", pairs, "this, and nothing of the server's")
-    yield Step("chdir", (request.cwd,))
+    below = relative(request.cwd, site.workdir.path) or ""
+    yield Step("chdir-place", (site.workdir.source, below))
     yield from rules
     program = compile_filter(site.facts.machine, SHARED)
     why = "an allow-list of what the kernel may ask Linux, and no connection to anybody"

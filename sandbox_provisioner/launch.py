@@ -463,6 +463,7 @@ class ColdStart(Start):
 _REMEDIES: Mapping[str, str] = {
     "execute": "Correct argv in its kernel.json, or install what is missing.",
     "chdir": "Start the notebook in a directory that its user may enter.",
+    "chdir-place": "Start the notebook in a directory that its user may enter.",
     "join-cgroup": "See: jupyter sandbox doctor",
     "make-folders": "Make the work directory writable for its owner, or choose another one.",
     "covers-of": "If it tells of EMFILE, raise the sysctl fs.inotify.max_user_instances: a kernel "

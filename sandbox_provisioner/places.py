@@ -32,22 +32,24 @@ _MOST_LINKS = 40  # as many as path_resolution(7) follows
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Whose rights open a place: the user *uid*. *homes* are the homes of this machine's users."""
+    """Whose rights open a place: the user *uid*. *crowded* are directories that hold more than one
+    person's files: none is anybody's work directory, and so no kernel writes into them."""
 
     uid: int
-    homes: frozenset[str]
+    crowded: frozenset[str]
 
-    def crowded(self) -> frozenset[str]:
-        """Directories that hold more than one person's files. None is a work directory, and so no
-        kernel writes into them; under root neither are those above a home, since a kernel would
-        write there as root."""
-        above = {path for home in self.homes for path in _above(home)} if self.uid == 0 else set()
-        return frozenset((*CROWDED, *above))
+    @classmethod
+    def of(cls, uid: int, homes: Iterable[str]) -> Asker:
+        """The user *uid* of a machine whose users have *homes*. Under root nobody works above a
+        home either: a kernel would write there as root."""
+        around = {os.path.dirname(home) for home in homes} if uid == 0 else set()
+        return cls(uid, frozenset((*CROWDED, *(up for path in around for up in _upwards(path)))))
 
 
-def _above(path: str) -> Iterator[str]:
-    while (path := os.path.dirname(path.rstrip("/"))) not in {"", "/"}:
+def _upwards(path: str) -> Iterator[str]:
+    while path not in {"", "/"}:
         yield path
+        path = os.path.dirname(path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,7 @@ def _belongs_to_nobody(path: str, asker: Asker) -> str:
     for tree in SYSTEM_TREES:
         if relative(path, tree) is not None:
             return f"it lies in {tree}, which belongs to the system"
-    return _SHOWS_MORE if path in asker.crowded() else ""
+    return _SHOWS_MORE if path in asker.crowded else ""
 
 
 def _refusal(source: str, identity: tuple[int, int], asker: Asker) -> str:
@@ -116,7 +118,7 @@ def _refusal(source: str, identity: tuple[int, int], asker: Asker) -> str:
         return answer
     if _is_one_of(identity, SYSTEM_TREES):
         return "it is a directory that belongs to the system, by another name"
-    return _SHOWS_MORE if _is_one_of(identity, asker.crowded()) else ""
+    return _SHOWS_MORE if _is_one_of(identity, asker.crowded) else ""
 
 
 def _is_one_of(identity: tuple[int, int], paths: Iterable[str]) -> bool:

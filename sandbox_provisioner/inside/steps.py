@@ -706,6 +706,18 @@ def landlock_allow(box: Box, kind: str, *paths: str) -> None:
             os.close(fd)
 
 
+def chdir_place(box: Box, target: str, path: str) -> None:
+    """The directory in which the kernel starts: *path* below a place that came with the plan. There
+    is no root of its own in which any other path would lead nowhere."""
+    fd = os.dup(box.places[target])
+    if path:
+        os.close(fd)
+        stays = kernel.RESOLVE_BENEATH | kernel.RESOLVE_NO_MAGICLINKS
+        fd = kernel.openat2(box.places[target], path, os.O_PATH | os.O_DIRECTORY, stays)
+    os.fchdir(fd)
+    os.close(fd)
+
+
 def _opened(box: Box, path: str) -> int:
     """A descriptor of *path*: of the place that came with the plan, if that is one."""
     if path in box.places:
@@ -802,7 +814,7 @@ def _write(path: str, text: str) -> None:
 # The steps that only a plan without namespaces has.
 _OF_LANDLOCK = (
     share_namespaces, private_folder, own_file, keep_paths, end_with_init, renounce,
-    landlock_rules, landlock_allow, landlock_restrict,
+    chdir_place, landlock_rules, landlock_allow, landlock_restrict,
 )  # fmt: skip
 # Those that only a start from a nursery has, and the nursery's own.
 _OF_WARM_START = (

@@ -18,7 +18,7 @@ import pytest
 from boxes import run
 from probes import answer_of, attempt_to_open, number_of, system_call
 
-from sandbox_provisioner import records
+from sandbox_provisioner import launch, records
 from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import HostError, LaunchError, SpecError
 from sandbox_provisioner.host import HostFacts
@@ -79,6 +79,36 @@ def test_files_of_the_same_user_are_out_of_reach(run_inside, new_folder):
     assert secret.read_text() == "#!/bin/sh\n"
     assert secret.stat().st_mode & 0o7777 == 0o700
     assert os.listdir(folder) == ["secret"]
+
+
+def test_what_is_swapped_after_it_was_judged_is_still_what_may_be_used(
+    sandbox, workdir, new_folder, monkeypatch
+):
+    """Rules name files: those that were opened before, whatever stands at their paths."""
+
+    def look(other):
+        import os
+
+        own = answer_of(lambda: open("made", "w").close())
+        return own, answer_of(lambda: os.listdir(other)), os.stat(".").st_ino
+
+    victim, sub = new_folder(), workdir / "sub"
+    (sub / "below").mkdir(parents=True)
+    (victim / "below").mkdir()
+    make_record = launch.Start.make_record
+
+    def swapped(start, site):
+        sub.rename(workdir / "moved")
+        sub.symlink_to(victim)
+        return make_record(start, site)
+
+    monkeypatch.setattr(launch.Start, "make_record", swapped)
+    with sandbox(workdir=sub, cwd=str(sub / "below"), **LANDLOCK) as box:
+        own, other, here = box.call(look, str(victim), using=(answer_of,))
+    assert (own, other) == ("None", "EACCES")
+    assert here == os.stat(workdir / "moved/below").st_ino
+    assert os.listdir(workdir / "moved/below") == ["made"]
+    assert os.listdir(victim / "below") == []
 
 
 def test_a_link_out_of_the_work_directory_leads_nowhere(run_inside, new_folder, workdir):

@@ -18,9 +18,9 @@ from sandbox_provisioner.inside import kernel_calls
 from sandbox_provisioner.places import Asker, Place, filesystem_of, real_path
 
 NOBODY = 65534
-ROOT = Asker(0, frozenset())
-ME = Asker(os.geteuid(), frozenset())
-USER = Asker(1000, frozenset())
+ROOT = Asker.of(0, ())
+ME = Asker.of(os.geteuid(), ())
+USER = Asker.of(1000, ())
 
 
 def look(path: Path | str, asker: Asker = ME) -> Place:
@@ -118,6 +118,12 @@ def test_a_bind_mount_is_no_other_name_for_a_directory_of_the_system(
     assert "by another name" in found.refusal(USER)
 
 
+def test_a_directory_is_crowded_if_homes_lie_in_it_and_root_asks() -> None:
+    homes = ["/data/homes/ann", "/root", "/nonexistent"]
+    assert Asker.of(0, homes).crowded == {*places.CROWDED, "/data", "/data/homes"}
+    assert Asker.of(1000, homes).crowded == set(places.CROWDED)
+
+
 # -- symbolic links
 
 
@@ -154,7 +160,6 @@ CASES = [
 @pytest.mark.parametrize(("asker", "owner", "mode", "linker", "shared", "followed"), CASES)
 def test_a_link_is_followed_only_where_no_kernel_can_have_made_it(
     folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
     asker: Asker,
     owner: int,
     mode: int,
@@ -166,7 +171,7 @@ def test_a_link_is_followed_only_where_no_kernel_can_have_made_it(
     (place / "link").symlink_to("../real")
     os.lchown(place / "link", linker, linker)
     if shared:
-        monkeypatch.setattr(places, "CROWDED", (str(place),))
+        asker = dataclasses.replace(asker, crowded=asker.crowded | {str(place)})
     if followed:
         assert look(place / "link", asker).source == f"{folder}/real"
         return
@@ -176,9 +181,7 @@ def test_a_link_is_followed_only_where_no_kernel_can_have_made_it(
 
 @pytest.mark.requires("root")
 @pytest.mark.parametrize("target", ["{}/real", "../real", "../place/../real", "other"])
-def test_a_home_behind_a_link_is_where_the_link_leads(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, target: str
-) -> None:
+def test_a_home_behind_a_link_is_where_the_link_leads(folder: Path, target: str) -> None:
     place = owned(folder / "place", 0)
     (folder / "real/notebooks").mkdir()
     (place / "other").symlink_to("../real")
@@ -186,7 +189,7 @@ def test_a_home_behind_a_link_is_where_the_link_leads(
     found = look(place / "me/notebooks", USER)
     assert found.path == f"{place}/me/notebooks"
     assert found.source == f"{folder}/real/notebooks"
-    asker = Asker(0, frozenset({f"{place}/me"}))
+    asker = Asker.of(0, [f"{place}/me"])
     assert look(place / "me/notebooks", asker).source == f"{folder}/real/notebooks"
 
 
