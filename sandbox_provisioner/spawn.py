@@ -53,7 +53,8 @@ BOOT = (
     "from sandbox_provisioner.inside.enter import main; main(sys.argv[2:])"
 )
 FAIL_AT = "SANDBOX_FAIL_AT"
-LAUNCH_SECONDS = 60
+LAUNCH_SECONDS = 60.0
+_OPEN_SECONDS = 10.0
 HERE = "here"
 INIT = "init"
 # For a word between two processes that takes a millisecond, or some tens where all are busy.
@@ -225,8 +226,8 @@ class LauncherProcess:
     async def opened(self) -> list[int]:
         """The descriptors that it opened, in the plan's order. Empty if a step failed: see
         `report`."""
-        if not await readable_within(self.control.fileno(), LAUNCH_SECONDS):
-            raise _not_done(f"its launcher was not done after {LAUNCH_SECONDS} s")
+        if not await readable_within(self.control.fileno(), _OPEN_SECONDS):
+            raise _not_done(_OPEN_SECONDS)
         _, fds, _, _ = socket.recv_fds(self.control, 64, MOST_DESCRIPTORS)
         if not fds:
             await self._read_report()
@@ -249,7 +250,7 @@ class LauncherProcess:
             async with asyncio.timeout(LAUNCH_SECONDS):
                 await self.report.read(self._report)
         except TimeoutError:
-            raise _not_done(f"its launcher was not done after {LAUNCH_SECONDS} s") from None
+            raise _not_done(LAUNCH_SECONDS) from None
 
     def _hear_init(self) -> None:
         """PID 1 tells of itself before it does anything else."""
@@ -306,10 +307,10 @@ class LauncherProcess:
             os.close(self._report)
 
 
-def _not_done(answer: str) -> LaunchError:
+def _not_done(seconds: float) -> LaunchError:
     return LaunchError(
         attempt="start the sandbox",
-        answer=answer,
+        answer=f"its launcher was not done after {seconds:g} s",
         remedy="The machine may be overloaded; try again.",
         step="read-report",
     )

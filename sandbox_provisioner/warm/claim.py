@@ -17,12 +17,12 @@ from pathlib import Path
 
 from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.handle import LocalHandle, readable
+from sandbox_provisioner.handle import LocalHandle, readable_within
 from sandbox_provisioner.launch import Labels, Start
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record, RecordFolder, open_init
-from sandbox_provisioner.spawn import Stdio
+from sandbox_provisioner.spawn import WORD_SECONDS, Stdio
 from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.opener import Opener
 from sandbox_provisioner.warm.process import DistantProcess
@@ -71,6 +71,8 @@ class ClaimStart(Start):
 class ClaimedProcess(DistantProcess):
     """PID 1 of a spare, at the other end of *channel*."""
 
+    patience_seconds = 3.0  # it attaches, covers, and wakes
+
     def __init__(
         self, channel: socket.socket, folder: RecordFolder, record: Record, stdio: Stdio
     ) -> None:
@@ -83,12 +85,13 @@ class ClaimedProcess(DistantProcess):
 
     async def string(self) -> int:
         """What holds its groups; LaunchError if it has ended."""
-        await readable(self._control.fileno())
-        _, fds, _, _ = socket.recv_fds(self._control, 64, 1)
+        fds: list[int] = []
+        if await readable_within(self._control.fileno(), WORD_SECONDS):
+            _, fds, _, _ = socket.recv_fds(self._control, 64, 1)
         if not fds:
             raise LaunchError(
                 attempt="start the sandbox",
-                answer="the spare has ended",
+                answer="the spare has ended, or does not answer",
                 remedy="Starts do without it.",
                 step="claim",
             )

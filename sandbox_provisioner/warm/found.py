@@ -16,15 +16,17 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import socket
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import sandbox_provisioner
+from sandbox_provisioner.inside.init import FIRST_RELAYED
 from sandbox_provisioner.kernel_files import freshness
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site, variables_for
-from sandbox_provisioner.records import Record, RecordFolder
+from sandbox_provisioner.records import Record, RecordFolder, open_init
 
 SOCKET = "requests"
 CLAIMS = "claims"
@@ -108,9 +110,10 @@ def claim(runtime: Path, key: str) -> tuple[socket.socket, RecordFolder, Record]
             record = RecordFolder(path.parent).read()
         except (OSError, ValueError):
             continue
-        channel = call(path)
-        if channel is not None:
-            return channel, RecordFolder(path.parent), record
+        with contextlib.suppress(BlockingIOError):  # somebody else has connected to it
+            channel = call(path)
+            if channel is not None:
+                return channel, RecordFolder(path.parent), record
     return None
 
 
@@ -120,10 +123,19 @@ def link_of(runtime: Path, key: str) -> Path:
 
 
 def call(path: Path) -> socket.socket | None:
-    """A connection to the nursery that listens at *path*, None if there is none (any more)."""
+    """A connection to the nursery that listens at *path*, None if there is none (any more).
+
+    BlockingIOError if so many wait already that another one would have to wait for his turn to
+    wait: it does not answer.
+    """
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
+        channel.setblocking(False)
         channel.connect(os.fspath(path))
+        channel.setblocking(True)
+    except BlockingIOError:
+        channel.close()
+        raise
     except OSError:
         channel.close()
         return None
@@ -138,9 +150,27 @@ def find(runtime: Path, key: str) -> tuple[socket.socket, Record] | None:
         record = RecordFolder(path.parent).read()
     except (OSError, ValueError):
         return None
-    channel = call(path)
+    try:
+        channel = call(path)
+    except BlockingIOError:
+        dismiss(runtime, key, record)
+        return None
     if channel is None:
         with contextlib.suppress(OSError):
             link.unlink()
         return None
     return channel, record
+
+
+def dismiss(runtime: Path, key: str, nursery: Record) -> None:
+    """Let nobody find a *nursery* that does not answer, and end it; its kernels stay, and so does
+    its PID 1, in whose namespace they are."""
+    link = link_of(runtime, key)
+    with contextlib.suppress(OSError):
+        if os.readlink(link) == f"{nursery.sandbox_id}/{SOCKET}":
+            link.unlink()
+    pidfd = open_init(nursery)
+    if pidfd is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, FIRST_RELAYED + signal.SIGKILL - 1)
+        os.close(pidfd)

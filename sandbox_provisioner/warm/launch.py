@@ -15,7 +15,6 @@ the caller starts cold.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -27,13 +26,14 @@ from pathlib import Path
 
 from sandbox_provisioner.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.errors import SandboxError
-from sandbox_provisioner.handle import LocalHandle, readable
+from sandbox_provisioner.handle import LastWord, LocalHandle
 from sandbox_provisioner.launch import Labels, LocalLauncher, Start, without_a_word
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, RecordFolder, start_time
 from sandbox_provisioner.spawn import (
     HERE,
+    WORD_SECONDS,
     LauncherProcess,
     Stdio,
     control_pair,
@@ -42,11 +42,11 @@ from sandbox_provisioner.spawn import (
 )
 from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.claim import ClaimedProcess, ClaimStart
-from sandbox_provisioner.warm.found import Command, claim, find, key_of, spare_key_of
+from sandbox_provisioner.warm.found import Command, claim, dismiss, find, key_of, spare_key_of
 from sandbox_provisioner.warm.opener import Opener
 from sandbox_provisioner.warm.process import DistantProcess
 
-_HERE_SECONDS = 5
+_HERE_SECONDS = WORD_SECONDS
 
 
 class WarmUnavailable(Exception):
@@ -129,20 +129,21 @@ class Source:
 
     def _fork(self, site: Site) -> None:
         runtime = self.launcher.runtime()
-        found = find(runtime, key_of(self.request, site, self.preload))
+        key = key_of(self.request, site, self.preload)
+        found = find(runtime, key)
         if found is None:
             raise WarmUnavailable("there is no nursery for it (yet)")
-        channel, nursery = found
-        labels = replace(self.labels, nursery=nursery.sandbox_id)
-        child = ForkedProcess(channel, self.stdio)
-        self.start = start = WarmStart(self.request, child, runtime, labels)
-        start.nursery = nursery
+        channel, record = found
+        labels = replace(self.labels, nursery=record.sandbox_id)
+        nursery = Nursery(runtime, key, record)
+        self.start = WarmStart(
+            self.request, ForkedProcess(channel, self.stdio, nursery), runtime, labels
+        )
 
 
 class WarmStart(Start):
     """A `Start` whose plan has two parts."""
 
-    nursery: Record
     opener: Opener
 
     def __init__(
@@ -154,7 +155,7 @@ class WarmStart(Start):
     async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
         site, folder, inside = await off_loop(self.prepare, site, tree)
         await self.child.here()
-        family = plans.Family(self.nursery.init_pid, self.child.pid)
+        family = plans.Family(self.child.nursery.record.init_pid, self.child.pid)
         outside = plans.compile_opening_plan(self.request, site, family)
         await self.opener.begin(outside, site.descriptors)
         fds = await self.opener.opened()
@@ -187,25 +188,47 @@ class WarmStart(Start):
         return plans.compile_warm_plan(self.request, site)
 
 
+# By the nursery's id.
+_last_words: dict[str, LastWord] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Nursery:
+    """Where a fork is asked for: what was found for *key*."""
+
+    runtime: Path
+    key: str
+    record: Record
+
+    @property
+    def last_word(self) -> LastWord:
+        """When it has last answered this process."""
+        return _last_words.setdefault(self.record.sandbox_id, LastWord())
+
+    def dismiss(self) -> None:
+        """It does not answer: nobody shall ask it any more."""
+        _last_words.pop(self.record.sandbox_id, None)
+        dismiss(self.runtime, self.key, self.record)
+
+
 class ForkedProcess(DistantProcess):
     """The nursery's child from its fork on: PID 1 of a box that is not there yet."""
 
-    def __init__(self, channel: socket.socket, stdio: Stdio) -> None:
+    def __init__(self, channel: socket.socket, stdio: Stdio, nursery: Nursery) -> None:
         """Ask for the fork."""
         control, theirs = control_pair()
         super().__init__(control, stdio)
+        self.nursery = nursery
         with channel, theirs, contextlib.suppress(ConnectionError):  # then `here` says so
             socket.send_fds(channel, [b"fork"], [theirs.fileno()])
 
     async def here(self) -> None:
         """Wait until it is there; WarmUnavailable if the nursery does not answer soon."""
-        try:
-            async with asyncio.timeout(_HERE_SECONDS):
-                await readable(self._control.fileno())
-                self.pid, self.pidfd = hear(self._control, HERE)
-        except TimeoutError:
-            why = f"the nursery has not answered for {_HERE_SECONDS} s"
-            raise WarmUnavailable(why, failed=True) from None
+        if not await self.nursery.last_word.awaited(self._control.fileno(), _HERE_SECONDS):
+            await off_loop(self.nursery.dismiss)
+            why = f"the nursery has not answered for {_HERE_SECONDS:g} s, and is given up"
+            raise WarmUnavailable(why, failed=True)
+        self.pid, self.pidfd = hear(self._control, HERE)
         if not self.pid:
             raise WarmUnavailable("the nursery has ended", failed=True)
         # Of one that has ended this may be somebody else's; then it is not used any more.

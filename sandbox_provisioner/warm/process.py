@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import is_readable, readable
 from sandbox_provisioner.plan import Plan
-from sandbox_provisioner.spawn import LAUNCH_SECONDS, Report, Stdio, Streams, say_go
+from sandbox_provisioner.spawn import Report, Stdio, Streams, say_go
 
 
 class DistantProcess:
@@ -25,6 +25,8 @@ class DistantProcess:
     pid = 0
     init_start = 0
     pidfd = -1
+    # Its part of a start takes some tens of milliseconds; without it one starts cold.
+    patience_seconds = 10.0
 
     def __init__(self, control: socket.socket, stdio: Stdio) -> None:
         """*control* is our end of its control socket."""
@@ -70,13 +72,13 @@ class DistantProcess:
     async def performed(self) -> None:
         """Return when it has performed its plan, or has failed: see `report`."""
         try:
-            async with asyncio.timeout(LAUNCH_SECONDS):
+            async with asyncio.timeout(self.patience_seconds):
                 await self.report.read(self._report)
         except TimeoutError:
             raise LaunchError(
                 attempt="start the sandbox",
-                answer=f"it was not made ready in {LAUNCH_SECONDS} s",
-                remedy="The machine may be overloaded; try again.",
+                answer=f"it was not made ready in {self.patience_seconds:g} s",
+                remedy="Starts do without it.",
                 step="read-report",
             ) from None
 

@@ -6,6 +6,8 @@ nobody has claimed it for long, when its nursery ends, or when the machine is sh
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -20,7 +22,7 @@ from sandbox_provisioner.inside.init import SEALED
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import RecordFolder
-from sandbox_provisioner.spawn import Stdio, stem
+from sandbox_provisioner.spawn import LAUNCH_SECONDS, Stdio, stem
 from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.found import (
     CLAIMS,
@@ -31,7 +33,7 @@ from sandbox_provisioner.warm.found import (
     spare_link,
     spares,
 )
-from sandbox_provisioner.warm.launch import ForkedProcess, WarmStart
+from sandbox_provisioner.warm.launch import ForkedProcess, Nursery, WarmStart
 from sandbox_provisioner.warm.opener import Opener
 
 KIND = "spare"
@@ -89,14 +91,16 @@ async def make_spare(
     key, runtime = spare_key_of(request, site, preload), launcher.runtime()
     if len(spares(runtime, key)) >= wanted:
         return False
-    found = find(runtime, key_of(request, site, preload))
+    nursery_key = key_of(request, site, preload)
+    found = find(runtime, nursery_key)
     if found is None:
         return False
-    channel, nursery = found
+    channel, record = found
     own = _own_request(request)
-    labels = Labels(name=labels.name, user=labels.user, kind=KIND, nursery=nursery.sandbox_id)
-    start = SpareStart(own, ForkedProcess(channel, _SILENT), runtime, labels)
-    start.nursery, start.idle_seconds = nursery, idle_seconds
+    labels = Labels(name=labels.name, user=labels.user, kind=KIND, nursery=record.sandbox_id)
+    child = ForkedProcess(channel, _SILENT, Nursery(runtime, nursery_key, record))
+    start = SpareStart(own, child, runtime, labels)
+    start.idle_seconds = idle_seconds
     handle = await _start(launcher, start)
     handle.let_go()
     spare_link(runtime, key, own.sandbox_id).symlink_to(f"{own.sandbox_id}/{CLAIMS}")
@@ -117,8 +121,11 @@ async def _start(launcher: LocalLauncher, start: SpareStart) -> LocalHandle:
             await start.undo()
             raise
         await start.opener.end()
-    if await handle.sealed() == SEALED:
-        return handle
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LAUNCH_SECONDS):
+            if await handle.sealed() == SEALED:
+                return handle
+    handle.kill()
     story = await handle.wait()
     await handle.close()
     raise LaunchError(

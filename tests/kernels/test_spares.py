@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from sandbox_provisioner.plan import HOME
 from sandbox_provisioner.records import Record, all_records, sweep
 from sandbox_provisioner.spawn import FAIL_AT
 from sandbox_provisioner.warm import ahead, found, plans
+from sandbox_provisioner.warm.claim import ClaimedProcess
 from sandbox_provisioner.warm.opener import Opener
 
 pytestmark = pytest.mark.requires("userns")
@@ -321,6 +323,17 @@ def test_a_spare_that_cannot_be_bound_is_no_reason_not_to_start(
         assert k.run("6 * 7") == "42"
     assert sorted(workdir.rglob("*")) == before
     wait_for_end(spare)
+
+
+def test_a_spare_that_hangs_is_no_reason_not_to_start(
+    warm: Any, spare: Record, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(ClaimedProcess, "patience_seconds", 0.5)
+    os.kill(spare.init_pid, signal.SIGSTOP)
+    with warm(spares=1) as k:
+        assert k.provisioner.handle.record.group != spare.sandbox_id
+        assert k.run("6 * 7") == "42"
+        wait_for_end(spare)
 
 
 def test_a_spare_that_was_killed_is_no_reason_not_to_start(

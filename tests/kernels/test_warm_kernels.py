@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import select
@@ -29,6 +30,7 @@ from warmth import (
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.records import Record
 from sandbox_provisioner.warm import launch
+from sandbox_provisioner.warm.found import SOCKET, call
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -214,13 +216,28 @@ def test_a_nursery_that_hangs_or_dies_is_no_reason_not_to_start(
     with warm() as before:
         assert came_from(before) == nursery.sandbox_id
         (pid, *_) = children_of(nursery.init_pid)
-        os.kill(pid, how)
+        pidfd = os.pidfd_open(pid)
+        signal.pidfd_send_signal(pidfd, how)
         with warm() as k:
             assert came_from(k) == ""
             assert k.run("6 * 7") == "42"
         assert before.run("1 + 1") == "2"
-        if how == signal.SIGSTOP:
-            os.kill(pid, signal.SIGCONT)
+        assert select.select([pidfd], [], [], 10)[0]  # one that hangs is ended
+        os.close(pidfd)
+
+
+def test_a_nursery_at_which_too_many_wait_is_not_waited_for(
+    warm: Any, nursery: Record, runtime_dir: Path
+) -> None:
+    (pid, *_) = children_of(nursery.init_pid)
+    os.kill(pid, signal.SIGSTOP)
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(BlockingIOError):
+            while channel := call(runtime_dir / nursery.sandbox_id / SOCKET):
+                stack.enter_context(channel)
+        with warm() as k:
+            assert came_from(k) == ""
+        wait_for_end(nursery)
 
 
 def test_starts_at_once_that_fail_in_a_nursery_go_on_cold(
