@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.host import HostFacts
@@ -34,7 +34,8 @@ _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFiles:
-    """*program* is the absolute path to execute; *readonly* what must be there to read.
+    """*program* is the absolute path to execute; *readonly* what must be there to read, and *real*
+    the real paths of what of it is behind a link, as they were judged.
     *environment* is what of it is installed where the kernel could write: it may not change that.
 
     *user_base* is the value for PYTHONUSERBASE, "" without packages of the user's own.
@@ -44,6 +45,7 @@ class KernelFiles:
 
     program: str
     readonly: tuple[str, ...]
+    real: Mapping[str, str] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
     user_base: str = ""
     too_broad: tuple[str, ...] = ()
@@ -87,9 +89,11 @@ def find_kernel_files(
             installed.append(_installation_of(path, reader))
     sorter = _Sorter(facts, given, reader)
     sorter.refuse_doubtful(program)
+    readonly = sorter.usable([*installed, *modules])
     return KernelFiles(
         program=program,
-        readonly=sorter.usable([*installed, *modules]),
+        readonly=readonly,
+        real={path: sorter.real[path] for path in readonly if path in sorter.real},
         environment=sorter.writable(installed),
         user_base=user_base,
         too_broad=tuple(sorted(sorter.too_broad - {"/usr", "/"})),
@@ -188,6 +192,7 @@ class _Sorter:
         self.reader = reader
         self.too_broad: set[str] = set()
         self.doubtful: set[str] = set()
+        self.real: dict[str, str] = {}
 
     def usable(self, found: Iterable[Found]) -> tuple[str, ...]:
         """What of *found* is there and may be shown, without what lies in something else."""
@@ -231,6 +236,8 @@ class _Sorter:
         if not trusted and not self._is_harmless(real):
             self.doubtful.add(real)
             return set()
+        if real != path:
+            self.real[path] = real
         broad = {one for one in (path, real) if _is_too_broad(one, self.facts)}
         self.too_broad |= broad
         return {path, real} - broad

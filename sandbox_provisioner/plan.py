@@ -379,8 +379,10 @@ def program_take_steps(site: Site) -> Iterator[Step]:
         yield Step("take", (f"/etc/{entry}", f"/etc/{entry}", *program))
     for name in _DEVICES:
         yield Step("take", (f"/dev/{name}", f"/dev/{name}", "nosuid", "noexec"))
+    why = "the kernel's environment"
     for path in _environment_paths(site):
-        yield Step("take", (path, os.path.realpath(path), *program), "the kernel's environment")
+        words = (path, site.files.real.get(path, path), *program, "no-links")
+        yield Step("take", words, why)
 
 
 def given_take_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
@@ -536,9 +538,9 @@ def workdir_steps(site: Site) -> Iterator[Step]:
 def _protected_environment(site: Site) -> tuple[str, ...]:
     """What of the kernel's environment shows in the work directory, relative to it."""
     workdir = site.workdir
-    kept = (relative(os.path.realpath(path), workdir.source) for path in site.files.environment)
-    inside = tuple(path for path in kept if path and not _within_any(path, workdir.covered.frozen))
-    return tuple(path for path in inside if _visible_at(f"{workdir.path}/{path}", site))
+    covered = (*workdir.covered.directories, *workdir.covered.frozen)
+    kept = (relative(path, workdir.source) for path in site.files.environment)
+    return tuple(path for path in kept if path and not _within_any(path, covered))
 
 
 def late_attach_steps(site: Site) -> Iterator[Step]:

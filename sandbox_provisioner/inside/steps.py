@@ -262,8 +262,18 @@ def take_place(box: Box, target: str, *attributes: str) -> None:
 
 
 def take(box: Box, target: str, path: str, *attributes: str) -> None:
-    """Clone the mounts at *path*, detached, with *attributes*, for `attach` at *target* later."""
-    _keep_clone(box, target, kernel.open_tree(path), attributes)
+    """Clone the mounts at *path*, detached, with *attributes*, for `attach` at *target* later.
+
+    With "no-links" among them *path* is a real one: a symbolic link that somebody has put on the
+    way meanwhile is an error.
+    """
+    if "no-links" not in attributes:
+        _keep_clone(box, target, kernel.open_tree(path), attributes)
+        return
+    fd = kernel.openat2(kernel.AT_FDCWD, path, os.O_PATH, _NO_LINKS)
+    plain = tuple(word for word in attributes if word != "no-links")
+    _keep_clone(box, target, kernel.open_tree("", dir_fd=fd), plain)
+    os.close(fd)
 
 
 def _keep_clone(box: Box, target: str, source: int, attributes: tuple[str, ...]) -> None:

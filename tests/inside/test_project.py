@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from boxes import PROGRAM
+from boxes import PROGRAM, WARM
 from probes import answer_of
 
-from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner import launch
+from sandbox_provisioner.errors import SandboxError, SpecError
 from sandbox_provisioner.unboxed import guarded_command
 
 pytestmark = pytest.mark.requires("userns")
@@ -138,6 +139,24 @@ def test_a_program_in_place_of_an_interpreter_does_not_run_outside(
     with sandbox([str(program), "-c", PROGRAM]) as box:
         assert box.call(import_nothing) == "inside"
     assert not mark.exists()
+
+
+def test_an_environment_that_becomes_a_link_meanwhile_is_not_followed(
+    new_folder: Callable[[], Path], monkeypatch: pytest.MonkeyPatch, run_inside
+):
+    place = new_folder() / "environment"
+    place.mkdir()
+    compile_plan = launch.compile_for
+
+    def replace_first(*arguments):
+        place.rmdir()
+        place.symlink_to("/etc")
+        return compile_plan(*arguments)
+
+    monkeypatch.setattr(launch, "compile_for", replace_first)
+    monkeypatch.delenv(WARM, raising=False)
+    with pytest.raises(SandboxError, match="symbolic links"):
+        run_inside(import_nothing, extra_files=(str(place),))
 
 
 def import_nothing():

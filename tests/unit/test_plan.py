@@ -333,6 +333,13 @@ def test_an_environment_outside_is_taken_and_one_in_the_work_directory_is_protec
     assert words_of(plan, "protect") == [(".venv",)]
 
 
+def test_an_environment_behind_a_link_is_taken_by_the_path_that_was_judged():
+    files = changed(FILES, readonly=("/opt/env", "/opt/link"), real={"/opt/link": "/opt/env-1"})
+    taken = {words[0]: words for words in words_of(plan_of(site_of(files=files)), "take")}
+    assert taken["/opt/link"][1] == "/opt/env-1"
+    assert all("no-links" in taken[path] for path in ("/opt/env", "/opt/link"))
+
+
 def test_an_environment_that_a_cover_hides_is_taken_apart():
     path = f"{WORKDIR}/.local/share/jupyter/env"
     workdir = covering(directories=(".local/share/jupyter",))
