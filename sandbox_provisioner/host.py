@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,9 +82,9 @@ class HostFacts:
         return Asker.of(self.uid, self.homes - {self.home})
 
     @classmethod
-    def probe(cls, root: str = "") -> HostFacts:
-        """Look at this machine as the user that we are; *root* is the directory that the server
-        shows, if it does. Costs a few ms, starts nothing."""
+    def probe(cls, server_places: Iterable[str] = ()) -> HostFacts:
+        """Look at this machine as the user that we are; *server_places* are more that the server
+        runs. Costs a few ms, starts nothing."""
         uid = os.geteuid()
         kernel = _kernel_release()
         links, directories = _system_tree()
@@ -106,7 +106,7 @@ class HostFacts:
             cwd=_cwd(),
             landlock=landlock_version(),
             umask=_umask(),
-            server=this_server(_cwd(), root),
+            server=this_server(_cwd(), server_places),
         )
 
 

@@ -135,7 +135,7 @@ class LocalLauncher:
 
     def look(self, request: LaunchRequest, opened: ExitStack) -> tuple[Site, CgroupTree]:
         """`survey`, where *opened* closes what it has opened."""
-        facts, runtime = HostFacts.probe(request.server_root), self.runtime()
+        facts, runtime = HostFacts.probe(request.server_places), self.runtime()
         spec = request.spec
         shared = spec.confinement is Confinement.LANDLOCK
         obstacle = landlock_obstacle(facts) if shared else facts.obstacle

@@ -121,8 +121,8 @@ class LaunchRequest:
     all of them. *environment* is what the caller wishes; `variables.py` tells what becomes of it,
     and *env_keep* what more of the server's own is handed on. *survive_server* is jupyter_client's
     "independent". *pump* makes init pass stdout and stderr on; without it they are the caller's,
-    and with *terminal* the one among them controls the command's session. *server_root* is the
-    directory that the server shows, where it is a Jupyter server.
+    and with *terminal* the one among them controls the command's session. *server_places* are
+    more paths that the server would run or import from.
     """
 
     sandbox_id: str
@@ -136,7 +136,7 @@ class LaunchRequest:
     pump: bool = True
     terminal: bool = False
     extra_files: tuple[str, ...] = ()
-    server_root: str = ""
+    server_places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,7 @@ from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import find_below, open_again
 from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, LaunchRequest
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts, open_init
+from sandbox_provisioner.run_by_host import IN_START_DIRECTORY
 from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import (
     SMALLEST_MEMORY_BYTES,
@@ -60,6 +61,7 @@ from sandbox_provisioner.spec import (
     parse_share,
     relative,
 )
+from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.warm.ahead import Warmth, fill, prepare
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
@@ -340,6 +342,12 @@ class SandboxProvisioner(LocalProvisioner):
             )
         return root
 
+    def _server_places(self) -> tuple[str, ...]:
+        """What JupyterLab and nbconvert run that lies where notebooks do."""
+        root = self._server_root()
+        below_root = [f"{root}/{name}" for name in IN_START_DIRECTORY] if root else []
+        return (*below_root, *template_places(os.getcwd()))
+
     def _server_root(self) -> str:
         """The directory that a Jupyter server shows, "" if we are in none."""
         root = getattr(getattr(self.parent, "parent", None), "root_dir", "")
@@ -359,6 +367,7 @@ class SandboxProvisioner(LocalProvisioner):
             kwargs["cwd"] = os.path.abspath(kwargs.get("cwd") or os.getcwd())
             self.spec = self.spec_for(kwargs["cwd"])
             self._refuse_silent_weakness()
+            keep_templates_out(self)
             if self.parent:
                 self._choose_transport(self.parent)
             kwargs = await super().pre_launch(**kwargs)
@@ -465,7 +474,7 @@ class SandboxProvisioner(LocalProvisioner):
             connection_file=(name, self._inside_connection()) if outside else None,
             survive_server=self.survive_server or bool(kwargs.get("independent")),
             extra_files=self._resources(cmd),
-            server_root=self._server_root(),
+            server_places=self._server_places(),
         )
 
     def _resources(self, cmd: list[str]) -> tuple[str, ...]:

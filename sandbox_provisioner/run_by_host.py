@@ -16,7 +16,7 @@ import importlib.machinery
 import os
 import site
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import sandbox_provisioner
@@ -33,7 +33,7 @@ _SINGLE = (
 )  # fmt: skip
 # jupyter-lsp starts language servers from node_modules of the directory that the server was started
 # in, and they load plug-ins from that of the server's root; it writes to .virtual_documents there.
-_IN_START_DIRECTORY = ("node_modules", ".virtual_documents")
+IN_START_DIRECTORY = ("node_modules", ".virtual_documents")
 _ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 _OF_ENVIRONMENT = (
     "bin", "lib", "lib64", "include", "pyvenv.cfg", "conda-meta", "etc", "share/jupyter",
@@ -43,14 +43,18 @@ _MISSED_OF_ENVIRONMENT = ("etc", "share/jupyter")  # Jupyter looks for configura
 _ALWAYS_IMPORTED = ("sitecustomize", "usercustomize")
 
 
+# What `look_there_last` has moved: it stands behind the standard library in this process alone.
+_moved: set[str] = set()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """What this process, and others that are started like it, have on their paths.
 
     *prefixes* are its Python's installations; *programs* the entries of PATH and its like with the
-    variable's name; *modules* where every Python of theirs looks for modules (PYTHONPATH, and what
-    site.py adds), *imported* the files of what this one has imported; *start_directories* where it
-    was started, and what it serves.
+    variable's name; *single* what other variables name; *modules* where every Python of theirs
+    looks for modules (PYTHONPATH, and what site.py adds), *imported* the files of what this one has
+    imported; *cwd* is where it was started, and *more* what only it knows of.
     """
 
     prefixes: tuple[str, ...] = ()
@@ -58,19 +62,21 @@ class Server:
     modules: tuple[str, ...] = ()
     imported: tuple[str, ...] = ()
     single: tuple[str, ...] = ()
-    start_directories: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    cwd: str = "/"
 
 
-def this_server(cwd: str, root: str = "") -> Server:
-    """Look at this process; *root* is the directory that it serves."""
+def this_server(cwd: str, more: Iterable[str] = ()) -> Server:
+    """Look at this process, which was started in *cwd*; *more* are places that only it knows of."""
     files = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
     return Server(
         prefixes=tuple({sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}),
         programs=tuple((name, path) for name in _PROGRAM_PATHS for path in _entries(name, cwd)),
-        modules=(*_entries("PYTHONPATH", cwd), *sys.path[_first_shared(sys.path) :]),
+        modules=(*_entries("PYTHONPATH", cwd), *_shared(sys.path)),
         imported=tuple(file for file in files if isinstance(file, str)),
         single=(*_user_places(), *(p for name in _SINGLE for p in _entries(name, cwd))),
-        start_directories=(cwd, root) if root else (cwd,),
+        more=tuple(more),
+        cwd=cwd,
     )
 
 
@@ -79,6 +85,11 @@ def _first_shared(path: list[str]) -> int:
     one command: the directory of its script, or the current one."""
     library = os.path.dirname(os.__file__)
     return path.index(library) if library in path else len(path)
+
+
+def _shared(path: list[str]) -> list[str]:
+    """The part of *path* that every Python has which is started like this one."""
+    return [entry for entry in path[_first_shared(path) :] if entry not in _moved]
 
 
 def _entries(variable: str, cwd: str) -> list[str]:
@@ -101,7 +112,8 @@ def find_run_by_host(source: str, server: Server) -> frozenset[str]:
         *(path for _, path in server.programs if _below(path, source)),
         *(path for path in (*server.single, *server.modules) if _below(path, source)),
         *_imported(source, server),
-        *_in_start_directories(source, server),
+        *(f"{server.cwd}/{name}" for name in IN_START_DIRECTORY),
+        *server.more,
     }
     if _is_imported_from(source, server):
         found |= set(_on_import_path(source))
@@ -185,12 +197,6 @@ def _imported(source: str, server: Server) -> Iterator[str]:
             yield place
 
 
-def _in_start_directories(source: str, server: Server) -> Iterator[str]:
-    for folder in map(os.path.realpath, server.start_directories):
-        if relative(folder, source) is not None:
-            yield from (f"{folder}/{name}" for name in _IN_START_DIRECTORY)
-
-
 def _on_import_path(source: str) -> Iterator[str]:
     """For a work directory that the server imports from: its packages, and what every Python
     imports at its start, in each form that it may have. What is missing of those becomes a
@@ -222,4 +228,5 @@ def look_there_last(source: str, path: list[str]) -> None:
     """
     first = _first_shared(path)
     early = [e for e in path[:first] if relative(os.path.realpath(e or "."), source) is not None]
+    _moved.update(early)
     path[:] = [*(e for e in path[:first] if e not in early), *path[first:], *early]

@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
+from sandbox_provisioner.templates import keep_templates_out
 
 pytestmark = pytest.mark.requires("userns", "nbclient")
 needs_memory_cap = pytest.mark.requires("cgroup-memory")
@@ -135,6 +136,65 @@ def convert(home: Home, book: Any, **variables: str) -> subprocess.CompletedProc
         text=True,
         timeout=_PATIENCE_SECONDS,
     )
+
+
+PLANT = """
+import os
+os.makedirs("lab", exist_ok=True)
+print(open("lab/index.html.j2", "w").write("PLANTED {{ 6 * 7 }}"))
+"""
+
+
+@pytest.mark.requires("nbconvert")
+def test_a_template_that_a_kernel_plants_is_not_run_by_nbconvert(home: Home) -> None:
+    def export(*words: str) -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "jupyter",
+            "nbconvert",
+            "--to",
+            "html",
+            *words,
+            "book.ipynb",
+        ]
+        done = subprocess.run(
+            command, cwd=home.notebooks, env=home.environment(), capture_output=True, text=True,
+            timeout=_PATIENCE_SECONDS, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return Path(home.notebooks, "book.html").read_text()
+
+    nbformat.write(notebook(PLANT), Path(home.notebooks, "book.ipynb"))
+    assert "PLANTED 42" not in export("--execute")
+    assert not Path(home.notebooks, "lab").exists()
+    Path(home.notebooks, "lab").mkdir()
+    Path(home.notebooks, "lab/index.html.j2").write_text("PLANTED {{ 6 * 7 }}")
+    assert export() == "PLANTED 42", "the attack does not work where it is not held up"
+
+
+@pytest.mark.requires("nbconvert")
+def test_a_server_exports_with_installed_templates_only(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a kernel has left in the directory that the server was started in."""
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config, Configurable
+
+    monkeypatch.chdir(home.notebooks)
+    Path("lab").mkdir()
+    Path("lab/index.html.j2").write_text("PLANTED {{ 6 * 7 }}")
+    server = Configurable(config=Config())
+    manager = Configurable(parent=server)
+    book = notebook("1")
+    control, _ = HTMLExporter(config=server.config).from_notebook_node(book)
+    assert control == "PLANTED 42", "the attack does not work where it is not held up"
+    keep_templates_out(manager)
+    exported, _ = HTMLExporter(config=server.config).from_notebook_node(book)
+    assert "PLANTED" not in exported
+    own = Config({"TemplateExporter": {"extra_template_basedirs": ["/mine"]}})
+    keep_templates_out(Configurable(config=own))
+    assert own.TemplateExporter.extra_template_basedirs == ["/mine"]
 
 
 @pytest.mark.requires("nbconvert")

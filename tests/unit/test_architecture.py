@@ -194,7 +194,9 @@ def test_only_a_servers_configuration_loads_the_contents_manager():
 
 
 def test_jupyter_is_known_to_the_server_side_alone():
-    known = {"provisioner", "last_words", "app", "contents", "warm", "broker", "unboxed"}
+    known = {
+        "provisioner", "last_words", "app", "contents", "warm", "broker", "unboxed", "templates",
+    }  # fmt: skip
     for path in FILES:
         if _top_names(path) & {"jupyter_client", "jupyter_core", "zmq", "tornado", "ipykernel"}:
             assert module_of(path).split(".")[1] in known, path

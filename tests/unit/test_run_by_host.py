@@ -177,6 +177,16 @@ def test_what_lies_in_the_work_directory_is_looked_at_last(tmp_path: Path) -> No
     assert path == before
 
 
+def test_what_was_moved_there_is_not_taken_for_what_every_python_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for _ in range(2):
+        look_there_last(str(tmp_path), sys.path)
+        assert notice(str(tmp_path), this_server("/")) == ""
+    assert str(tmp_path) in sys.path
+
+
 def test_the_current_directory_without_a_name_is_meant_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,10 +202,15 @@ def test_the_current_directory_without_a_name_is_meant_too(
 
 @pytest.mark.parametrize("folder", ["", "below"])
 def test_where_jupyterlab_looks_for_language_servers_is(tmp_path: Path, folder: str) -> None:
-    start = os.path.normpath(tmp_path / folder)
-    found = places(tmp_path, start_directories=(start, "/elsewhere"))
     names = ("node_modules", ".virtual_documents")
+    found = places(tmp_path, cwd=os.path.normpath(tmp_path / folder))
     assert {os.path.join(folder, name) for name in names} <= found
+
+
+def test_what_only_the_server_knows_of_is(tmp_path: Path) -> None:
+    assert places(tmp_path, more=(f"{tmp_path}/lab",)) == {"lab"}
+    with pytest.raises(SpecError, match="which the host runs"):
+        places(tmp_path, more=(str(tmp_path),))
 
 
 # -- this process
@@ -205,7 +220,7 @@ def test_this_process_tells_what_it_has(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", f"{tmp_path}/bin::relative")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/lib")
     monkeypatch.setattr(sys, "path", ["/of/this/command", *sys.path])
-    found = this_server("/start", "/root/of/it")
+    found = this_server("/start", ("/more",))
     assert {("PATH", f"{tmp_path}/bin"), ("PATH", "/start"), ("PATH", "/start/relative")} <= set(
         found.programs
     )
@@ -213,7 +228,8 @@ def test_this_process_tells_what_it_has(tmp_path: Path, monkeypatch: pytest.Monk
     assert "/of/this/command" not in found.modules
     assert any(path.endswith("site-packages") for path in found.modules)
     assert {sys.prefix, sys.base_prefix} <= set(found.prefixes)
-    assert found.start_directories == ("/start", "/root/of/it")
+    assert found.cwd == "/start"
+    assert found.more == ("/more",)
     assert __file__ in found.imported
 
 
