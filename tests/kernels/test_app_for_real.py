@@ -302,6 +302,32 @@ def test_gc_removes_what_a_killed_server_left(
     assert jupyter_sandbox("list").stdout == "No sandbox runs.\n"
 
 
+TRY = """
+import mine
+try:
+    open(".venv/bin/planted", "w")
+except OSError as error:
+    print(mine.VALUE, error.strerror)
+"""
+
+
+@pytest.mark.parametrize("how", ["interpreter", "script"])
+def test_a_project_with_an_environment_of_its_own_runs_and_cannot_change_it(
+    jupyter_sandbox: Run, workdir: Path, how: str
+) -> None:
+    environment = workdir / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    (workdir / "mine.py").write_text("VALUE = 42")
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "mine.pth").write_text(f"{workdir}\n")
+    script = environment / "bin/try"
+    script.write_text(f"#!{environment}/bin/python\n{TRY}")
+    script.chmod(0o755)
+    words = [".venv/bin/python", "-c", TRY] if how == "interpreter" else [".venv/bin/try"]
+    ended = jupyter_sandbox("run", "--", *words)
+    assert ended.stdout == "42 Read-only file system\n", ended.stderr
+
+
 def test_warm_prepares_starts_and_list_shows_what_is_shared(
     jupyter_sandbox: Run, runtime_dir: Path, workdir: Path, watch: Watch
 ) -> None:

@@ -148,19 +148,10 @@ print(open("lab/index.html.j2", "w").write("PLANTED {{ 6 * 7 }}"))
 @pytest.mark.requires("nbconvert")
 def test_a_template_that_a_kernel_plants_is_not_run_by_nbconvert(home: Home) -> None:
     def export(*words: str) -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "jupyter",
-            "nbconvert",
-            "--to",
-            "html",
-            *words,
-            "book.ipynb",
-        ]
+        command = ["jupyter", "nbconvert", "--to", "html", *words, "book.ipynb"]
         done = subprocess.run(
-            command, cwd=home.notebooks, env=home.environment(), capture_output=True, text=True,
-            timeout=_PATIENCE_SECONDS, check=False,
+            [sys.executable, "-m", *command], cwd=home.notebooks, env=home.environment(),
+            capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return Path(home.notebooks, "book.html").read_text()
