@@ -103,6 +103,10 @@ class Box:
             raise _raised_inside(answer)
         return answer["value"]
 
+    def has_answered(self) -> bool:
+        """Whether `receive` would not wait."""
+        return bool(select.select([self._stdout], [], [], 0)[0])
+
     def write(self, text: bytes) -> None:
         """Write to the stdin of whatever runs inside."""
         self._stdin.write(text)

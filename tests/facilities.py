@@ -64,7 +64,11 @@ def _controller(name: str) -> Callable[[], str]:
 
 def _module(name: str) -> Callable[[], str]:
     def module() -> str:
-        return "" if importlib.util.find_spec(name) else f"no module {name} is installed"
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # of the package that it is in
+            found = None
+        return "" if found else f"no module {name} is installed"
 
     return module
 
@@ -149,6 +153,11 @@ _FACILITIES: dict[str, Callable[[], str]] = {
     "bash_kernel": _module("bash_kernel"),
     "jupyter_server": _module("jupyter_server"),
     "jupyterlab": _module("jupyterlab"),
+    "numpy": _module("numpy"),
+    "pandas": _module("pandas"),
+    "torch": _module("torch"),
+    "gcc": _program("gcc"),
+    "git": _program("git"),
     "nbclient": _module("nbclient"),
     "nbconvert": _module("nbconvert"),
     "pytest_jupyter": _module("pytest_jupyter"),
@@ -158,6 +167,8 @@ _FACILITIES: dict[str, Callable[[], str]] = {
     "chromium": _program("chromium", "chromium-browser", "google-chrome"),
     "bwrap": _program("bwrap"),
     "setpriv": _program("setpriv"),
+    "cpython-tests": _module("test.test_threading"),
+    "stress-ng": _program("stress-ng"),
     "unshare": _program("unshare"),
     "newuidmap": _program("newuidmap"),
     "apparmor_parser": _apparmor_parser,
