@@ -404,6 +404,18 @@ def become_keeping_capabilities(uid: int) -> None:
     set_dumpable(dumpable=True)  # credentials(7): the change has reset it, and /proc/PID is root's
 
 
+def show_arguments(words: tuple[str, ...]) -> None:
+    """proc_pid_stat(5): the command line that /proc/PID/cmdline shows lies in our own memory."""
+    with open("/proc/self/stat", "rb", buffering=0) as file:
+        fields = file.readall().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end are fields 48 and 49
+    if not start:
+        return  # it tells the place only to who may trace us
+    text = b"".join(os.fsencode(word) + b"\0" for word in words)[: end - start - 1]
+    ctypes.memset(start, 0, end - start)
+    ctypes.memmove(start, text, len(text))
+
+
 def set_no_new_privileges() -> None:
     """prctl(2), PR_SET_NO_NEW_PRIVS: no exec gives more rights from here on."""
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl", option="PR_SET_NO_NEW_PRIVS")

@@ -393,7 +393,9 @@ def say_who(control_fd: int, word: bytes) -> None:
 
 
 def new_session(_box: Box) -> None:
-    """No controlling terminal, no process group and no keyring of the server."""
+    """No controlling terminal, no process group and no keyring of the server; and a command line
+    that names no folder of the host, since everybody inside may read that of PID 1."""
+    kernel.show_arguments(("sandbox-init",))
     kernel.set_dumpable(dumpable=False)
     os.setsid()
     kernel.join_new_session_keyring()
@@ -800,6 +802,7 @@ def run_kernel(box: Box, *argv: str) -> None:
 
     Both signals are as Python sets them when it starts.
     """
+    kernel.show_arguments(argv)
     for signal in (_signal.SIGPIPE, _signal.SIGXFSZ):
         _signal.signal(signal, _signal.SIG_IGN)
     kernel.set_dumpable(dumpable=True)

@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -39,6 +40,10 @@ _LATE = (
 )  # fmt: skip
 
 
+# Of these, the ones that name a notebook: whoever serves another one must not know it.
+_OF_ONE_NOTEBOOK = ("JPY_SESSION_NAME", "PWD", "OLDPWD")
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """A command that a nursery can stand in for: ``PROGRAM [FLAGS] -m ipykernel_launcher
@@ -58,6 +63,11 @@ class Command:
 
 def _is_flag(word: str) -> bool:
     return word.startswith("-X") or word in {"-s", "-E", "-I", "-u"}
+
+
+def of_no_notebook(environment: Mapping[str, str]) -> dict[str, str]:
+    """*environment* without what one start alone knows: it stays in the memory of who had it."""
+    return {name: v for name, v in environment.items() if name not in _OF_ONE_NOTEBOOK}
 
 
 def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:

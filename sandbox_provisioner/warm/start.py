@@ -29,7 +29,15 @@ from sandbox_provisioner.records import BUILDING, RecordFolder
 from sandbox_provisioner.spawn import Stdio, stem
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.warm import plans
-from sandbox_provisioner.warm.found import SOCKET, Command, call, find, key_of, link_of
+from sandbox_provisioner.warm.found import (
+    SOCKET,
+    Command,
+    call,
+    find,
+    key_of,
+    link_of,
+    of_no_notebook,
+)
 
 KIND = "nursery"
 _READY_SECONDS = 180
@@ -119,14 +127,19 @@ def _own_request(
     request: LaunchRequest, command: Command, preload: tuple[str, ...], idle_seconds: float
 ) -> LaunchRequest:
     # A cap on CPU time would make starts slow, and the kernels have their own.
-    memory = request.spec.limits.memory_bytes
-    limits = Limits(memory_bytes=memory and memory + _FORKS_BYTES, pids=request.spec.limits.pids)
+    asked = request.spec.limits
+    limits = Limits(
+        memory_bytes=asked.memory_bytes and asked.memory_bytes + _FORKS_BYTES,
+        pids=asked.pids,
+        by_default=asked.by_default,
+    )
     words = ("-c", _BOOT, os.path.dirname(_PACKAGE), f"{idle_seconds:g}", ",".join(preload), "")
     return replace(
         request,
         sandbox_id=uuid.uuid4().hex[:12],
         spec=replace(request.spec, volumes=(), limits=limits),
         argv=(command.program, *command.flags, *words),
+        environment=of_no_notebook(request.environment),
         cwd=HOME,
         connection_file=None,
         survive_server=True,

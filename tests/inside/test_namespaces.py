@@ -378,3 +378,29 @@ def test_nothing_can_be_typed_into_a_terminal(run_inside):
 
     answers = run_inside(type_it, using=(answer_of,))
     assert set(answers.values()) == {"EPERM"}
+
+
+def test_the_first_process_tells_nothing_of_the_host(run_inside):
+    def look():
+        import os
+
+        def text_of(name):
+            try:
+                with open(f"/proc/1/{name}", "rb") as file:
+                    return file.read().decode("latin-1")
+            except OSError as error:
+                return error.strerror
+
+        def link_of(name):
+            try:
+                return os.readlink(f"/proc/1/{name}")
+            except OSError as error:
+                return error.strerror
+
+        texts = {name: text_of(name) for name in ("cmdline", "environ", "maps", "auxv", "stack")}
+        return texts, {name: link_of(name) for name in ("exe", "cwd", "root", "fd/0", "ns/mnt")}
+
+    texts, links = run_inside(look)
+    assert texts.pop("cmdline").rstrip("\0") == "sandbox-init"
+    refused = {"Permission denied", "Operation not permitted", "", "No such file or directory"}
+    assert set(texts.values()) | set(links.values()) <= refused

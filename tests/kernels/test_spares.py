@@ -84,6 +84,33 @@ def test_a_kernel_that_was_a_spare_cannot_be_told_from_a_cold_one(
         assert (key, spare_state[key]) == (key, value)
 
 
+# The name is written the other way round, so that it is not found in this text itself.
+SEARCH = """
+found = 0
+wanted = b"bnypi.rehtona-fo"[::-1]
+with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
+    for words in map(str.split, maps.read().splitlines()):
+        start, end = (int(word, 16) for word in words[0].split("-"))
+        if words[1].startswith("rw"):
+            memory.seek(start)
+            found += memory.read(end - start).count(wanted)
+print(found - 1)
+"""
+
+
+def test_a_spare_knows_nothing_of_the_notebook_that_it_was_made_after(
+    warm: Any, runtime_dir: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("JPY_SESSION_NAME", "/srv/of-another.ipynb")
+    with warm(spares=1):
+        ahead.wait()
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    (spare,) = spares(runtime_dir)
+    with warm(spares=1) as k:
+        assert came_from_spare(k) == spare.sandbox_id
+        assert int(k.run(SEARCH)) <= 0
+
+
 def test_a_spare_works_in_the_directory_of_its_start_and_nowhere_else(
     warm: Any, workdir: Path, spare: Record
 ) -> None:
