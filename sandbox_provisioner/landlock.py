@@ -105,7 +105,7 @@ def compile_landlock_plan(request: LaunchRequest, site: Site) -> Plan:
         *_folder_steps(request, site, folder),
         Step("keep-paths", tuple(map(str, named)), "a rule lasts as long as Linux knows its file"),
         *((Step("survive-server", (), "asked for by the caller"),) * request.survive_server),
-        Step("stdio", ("pump" if request.pump else "inherit",)),
+        request.stdio,
         Step("fork-kernel", (), "init stays behind and adopts orphans; the rest is the kernel's"),
         *_kernel_steps(request, site, folder, rules),
     )

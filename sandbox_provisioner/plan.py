@@ -120,9 +120,10 @@ class LaunchRequest:
     /run/jupyter. The kernel binds its sockets in /run/kernel, which init seals once it listens on
     all of them. *environment* is what the caller wishes; `variables.py` tells what becomes of it,
     and *env_keep* what more of the server's own is handed on. *survive_server* is jupyter_client's
-    "independent". *pump* makes init pass stdout and stderr on; without it they are the caller's,
-    and with *terminal* the one among them controls the command's session. *server_places* are
-    more paths that the server would run or import from.
+    "independent". *pump* makes init pass stdout and stderr on; those that are *logged*, as they are
+    the server's own, within a budget and printable. Without it they are the caller's, and with
+    *terminal* the one among them controls the command's session. *server_places* are more paths
+    that the server would run or import from.
     """
 
     sandbox_id: str
@@ -134,9 +135,18 @@ class LaunchRequest:
     connection_file: tuple[str, str] | None = None
     survive_server: bool = False
     pump: bool = True
+    logged: tuple[str, ...] = ()
     terminal: bool = False
     extra_files: tuple[str, ...] = ()
     server_places: tuple[str, ...] = ()
+
+    @property
+    def stdio(self) -> Step:
+        """What becomes of its output."""
+        if not self.pump:
+            return Step("stdio", ("inherit",))
+        why = "what goes to the server's own log has a budget" if self.logged else ""
+        return Step("stdio", ("pump", *self.logged), why)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +241,7 @@ def compile_plan(request: LaunchRequest, site: Site) -> Plan:
         Step("hostname", (request.spec.hostname,)),
         Step("loopback-up", (), "debugpy and forked output use 127.0.0.1, and hang without it"),
         *((Step("survive-server", (), "asked for by the caller"),) * request.survive_server),
-        Step("stdio", ("pump" if request.pump else "inherit",)),
+        request.stdio,
         Step("fork-kernel", (), "PID 1 stays behind as init; the rest is done by the kernel"),
         *kernel_steps(request, site),
     )

@@ -20,7 +20,7 @@ import signal
 import stat
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -475,6 +475,7 @@ class SandboxProvisioner(LocalProvisioner):
             survive_server=self.survive_server or bool(kwargs.get("independent")),
             extra_files=self._resources(cmd),
             server_places=self._server_places(),
+            logged=tuple(_logged(kwargs.get("stdout"), kwargs.get("stderr"))),
         )
 
     def _resources(self, cmd: list[str]) -> tuple[str, ...]:
@@ -679,6 +680,14 @@ class SandboxProvisioner(LocalProvisioner):
         await super().load_provisioner_info(info | {"connection_info": connection})
         self.sandbox_id = info["sandbox"]["id"]
         self.handle = _find(info["sandbox"])
+
+
+def _logged(stdout: Any, stderr: Any) -> Iterator[str]:
+    """Which of a kernel's outputs end up in the server's own, as `subprocess.Popen` reads these."""
+    if stdout is None:
+        yield "stdout"
+    if stderr is None or (stderr == subprocess.STDOUT and stdout is None):
+        yield "stderr"
 
 
 def _sockets_are_right(folder: Path) -> bool:

@@ -27,7 +27,7 @@ import select
 import stat
 import time
 
-from sandbox_provisioner.inside import family, memory
+from sandbox_provisioner.inside import family, memory, output
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.covers import CoverLost, Watch
 from sandbox_provisioner.inside.steps import Box
@@ -51,13 +51,12 @@ _RELAYED = {FIRST_RELAYED + number - 1: number for number in range(1, 32)}
 # What an administrator's kill(1) sends; for the kernel as well.
 _RELAYED |= {1: 1, 2: 2, 15: 15}
 _LISTENED = (_SIGCHLD, *_RELAYED)
-_TAIL_BYTES = 8192
 _LISTEN_SOON_MS = 1
 _FALLEN_MS = 100
 _ENDED_OF_IT_SECONDS = 1.0
 # More than what an inotify instance keeps: 16384 events (inotify(7), max_queued_events).
 _EVENTS_BYTES = 1 << 20
-_CHUNK = 4096  # PIPE_BUF: what a pipe that polls as writable takes without blocking
+_CHUNK = 4096
 
 
 def block_signals() -> None:
@@ -70,29 +69,6 @@ def unblock_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _LISTENED)
 
 
-class _Pump:
-    """Passes one of the kernel's outputs on to ours, and remembers its end."""
-
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        self.read_fd = read_fd
-        self.write_fd = write_fd
-        self.waiting = b""
-        self.tail = b""
-
-    def fill(self) -> bool:
-        """Read once; False at the end."""
-        self.waiting = os.read(self.read_fd, _CHUNK)
-        self.tail = (self.tail + self.waiting)[-_TAIL_BYTES:]
-        return bool(self.waiting)
-
-    def drain(self) -> None:
-        """Write once. A reader that has gone loses what comes, the kernel must not stop for it."""
-        try:
-            self.waiting = self.waiting[os.write(self.write_fd, self.waiting) :]
-        except OSError:
-            self.waiting = b""
-
-
 class _Init:
     def __init__(self, box: Box, kernel_pid: int) -> None:
         self.box = box
@@ -101,7 +77,8 @@ class _Init:
         self.pumps = []
         for number, (read_end, write_end) in enumerate(box.pumps, 1):
             os.close(write_end)
-            self.pumps.append(_Pump(read_end, number))
+            budget = output.Budget() if number in box.logged else None
+            self.pumps.append(output.Pump(read_end, number, budget))
         # Kept apart: a pump leaves the list at its end of file, which may come before the death.
         self.stderr = self.pumps[-1] if self.pumps else None
         for name in box.kept_of_kernel:
@@ -157,7 +134,9 @@ class _Init:
         """How many milliseconds without an event: what tells no event has to be looked at."""
         if self.seal and not self.seal.is_closed and self.seal.bound():
             return _LISTEN_SOON_MS
-        return _FALLEN_MS if self.memory and self.memory.raised else None
+        waits = [pump.patience() for pump in self.pumps]
+        waits.append(_FALLEN_MS if self.memory and self.memory.raised else None)
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def loop(self) -> None:
         while True:
@@ -179,7 +158,7 @@ class _Init:
             if self.signals in ready:
                 self.serve_signal()
 
-    def serve_pump(self, pump: _Pump, ready: dict[int, int]) -> None:
+    def serve_pump(self, pump: output.Pump, ready: dict[int, int]) -> None:
         if pump.write_fd in ready and pump.waiting:
             pump.drain()
             if not pump.waiting:
@@ -187,8 +166,12 @@ class _Init:
         elif pump.read_fd in ready:
             self.poll.unregister(pump.read_fd)
             if not pump.fill():
+                pump.end()
                 os.close(pump.read_fd)
                 self.pumps.remove(pump)
+        elif pump.patience() == 0:
+            self.poll.unregister(pump.read_fd)
+            pump.report()
 
     def serve_seal(self, seal: Seal, ready: dict[int, int]) -> None:
         if seal.events in ready and seal.misused(_CHUNK):
@@ -261,27 +244,13 @@ class _Init:
 
     def end(self, code: int, why: bytes = b"") -> None:
         for pump in self.pumps:
-            self.last_words(pump)
+            pump.finish()
         tail = self.stderr.tail if self.stderr else b""
         signal = -code if code < 0 else 0
         if not self.box.namespaces:
             family.end_all()
         os.write(self.box.exit_fd, b"%d %d %s\n" % (max(code, 0), signal, why) + tail)
         os._exit(code if code >= 0 else 128 + signal)
-
-    def last_words(self, pump: _Pump) -> None:
-        """Pass on what is still in the pipe, as far as our reader takes it at once."""
-        writable = select.poll()
-        writable.register(pump.write_fd, select.POLLOUT)
-        os.set_blocking(pump.read_fd, False)
-        while True:
-            while pump.waiting and writable.poll(0):
-                pump.drain()
-            try:
-                if not pump.fill():
-                    return
-            except BlockingIOError:
-                return
 
     def serve_control(self) -> None:
         if os.read(self.box.control_fd, 64):

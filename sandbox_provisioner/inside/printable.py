@@ -33,6 +33,18 @@ def printable_bytes(data: bytes) -> bytes:
     return data.decode("utf-8", "backslashreplace").translate(_IN_LINES).encode()
 
 
+def whole_letters(data: bytes) -> tuple[bytes, bytes]:
+    """*data* up to its last letter that is whole in UTF-8, and the beginning of one after it."""
+    for length in range(1, min(len(data), 3) + 1):
+        byte = data[-length]
+        if byte >= 0xC0:  # the first of two, three or four
+            is_whole = length >= 2 + (byte >= 0xE0) + (byte >= 0xF0)
+            return (data, b"") if is_whole else (data[:-length], data[-length:])
+        if byte < 0x80:
+            break
+    return data, b""
+
+
 def _encodable(text: str) -> str:
     """Surrogates, which stand for bytes of a name that are not UTF-8, fail on their way out."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -103,6 +103,7 @@ class Box:
         self.seal_path = ""
         self.seal_names: tuple[str, ...] = ()
         self.pumps: list[tuple[int, int]] = []
+        self.logged: tuple[int, ...] = ()
         self.environment: dict[bytes, bytes] = {}
         self.survives_server = False
         self.covers: Covers | None = None
@@ -629,11 +630,13 @@ def survive_server(box: Box) -> None:
     box.survives_server = True
 
 
-def stdio(box: Box, kind: str) -> None:
+def stdio(box: Box, kind: str, *logged: str) -> None:
     """ "pump": init reads what the kernel writes and passes it on, so that the kernel holds no
-    descriptor of the server's log or terminal. "inherit": the caller's own, as `run` wants it."""
+    descriptor of the server's log or terminal. "inherit": the caller's own, as `run` wants it.
+    Of stdout and stderr those that are *logged* have a budget (`output.py`)."""
     if kind == "pump":
         box.pumps = [os.pipe(), os.pipe()]
+    box.logged = tuple(("stdout", "stderr").index(name) + 1 for name in logged)
 
 
 def terminal(_box: Box) -> None:

@@ -95,7 +95,7 @@ def spare_key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -
     spec = replace(request.spec, workdir=HOME, volumes=())
     name = request.connection_file[0] if request.connection_file else ""
     words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
-    box = (repr(spec), words, request.pump, site.home, site.facts.umask)
+    box = (repr(spec), words, request.stdio.words, site.home, site.facts.umask)
     parts = (key_of(request, site, preload), *box)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -223,7 +223,7 @@ def _box_steps(
 def _last_steps(request: LaunchRequest, inner: Site) -> Iterator[Step]:
     yield Step("hostname", (request.spec.hostname,))
     yield Step("loopback-up", (), "debugpy and forked output use 127.0.0.1, and hang without it")
-    yield Step("stdio", ("pump" if request.pump else "inherit",))
+    yield request.stdio
     yield Step("fork-kernel", (), "PID 1 stays behind as init; the rest is done by the kernel")
     yield from kernel_steps(request, inner, run="run-kernel")
 

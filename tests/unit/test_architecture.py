@@ -20,7 +20,7 @@ NAME = PACKAGE.name
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHER = (
     "claim", "covers", "enter", "family", "init", "kernel_calls", "lookup", "memory", "orders",
-    "printable", "steps",
+    "output", "printable", "steps",
 )  # fmt: skip
 OF_LAUNCHER = {
     "__future__", "_signal", "collections", "ctypes", "errno", "os", "resource", "select", "stat",
