@@ -7,7 +7,7 @@ paths below the work directory. What becomes of them is decided in `plan.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from sandbox_provisioner.errors import SpecError
@@ -17,6 +17,7 @@ from sandbox_provisioner.spec import Covers, relative
 # Repositories are looked for so deep below the work directory, and at so many entries.
 _REPOSITORY_DEPTH = 2
 _MOST_ENTRIES = 4096
+_BARE = {"HEAD", "config", "objects", "refs"}
 # Each cover is a mount, and a kernel can make any number of names that have to be covered.
 _MOST_COVERED = 1000
 
@@ -29,7 +30,7 @@ class Covered:
     The kernel gets an empty stand-in for each of *directories*, *files* and *links*, and finds what
     is there of *frozen* read-only. Missing *directories* are made; so are *links*, which are all
     missing, as symbolic links to nothing, which programs outside take for missing; and *placed*,
-    the files and their texts.
+    the files and their texts. *repositories* are those that were there before the kernel.
     """
 
     directories: tuple[str, ...] = ()
@@ -37,6 +38,7 @@ class Covered:
     links: tuple[str, ...] = ()
     placed: tuple[tuple[str, str], ...] = ()
     frozen: tuple[str, ...] = ()
+    repositories: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -48,6 +50,7 @@ class _Found:
     links: set[str] = field(default_factory=set)
     placed: dict[str, str] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
+    repositories: tuple[str, ...] = ()
 
     def covered(self) -> Covered:
         """Without what lies in a directory that is covered as a whole."""
@@ -58,6 +61,7 @@ class _Found:
             links=_apart(self.links - self.files, hidden),
             placed=tuple((path, self.placed[path]) for path in _apart(self.placed, hidden)),
             frozen=_apart({*self.frozen, *self.placed} - self.files, hidden),
+            repositories=self.repositories,
         )
 
 
@@ -100,8 +104,9 @@ def find_covered(
             _look_from_outside(real, source, covers, found)
         else:
             _look_inside(source, opened, inside, covers, found)
-    for repository in _repositories(opened):
-        _look_at_repository(opened, repository, covers, found)
+    found.repositories = repositories(opened)
+    for git in found.repositories:
+        _look_at_repository(opened, git, covers, found)
     _add_run_by_host(source, run_by_host, found)
     return found.covered()
 
@@ -216,47 +221,59 @@ def _real(path: str, known: dict[str, str]) -> str:
 # -- repositories
 
 
-def _repositories(opened: str) -> Iterator[str]:
-    """The directories that hold a repository, relative to *opened*: itself, and those near it.
+def repositories(opened: str) -> tuple[str, ...]:
+    """The repositories in the directory *opened*, itself one or near it, by what git keeps of each:
+    a ".git" or, of one without a work tree, the directory itself (gitrepository-layout(5)).
 
     A kernel of a home directory works above its owner's repositories.
     """
+    found: list[str] = []
     left = _MOST_ENTRIES
     waiting = [("", 0)]
     while waiting and left > 0:
         folder, depth = waiting.pop(0)
         try:
             with os.scandir(os.path.join(opened, folder)) as listing:
-                entries = list(zip(range(left), listing, strict=False))
-        except OSError:  # nobody may list it
+                entries = [entry for _, entry in zip(range(left), listing, strict=False)]
+        except OSError:  # nobody may list it, or it has gone
             continue
         left -= len(entries)
-        for _, entry in entries:
-            if entry.name == ".git":
-                yield folder
-            elif depth < _REPOSITORY_DEPTH and _may_hold_one(entry):
-                waiting.append((os.path.join(folder, entry.name), depth + 1))
+        names = {entry.name for entry in entries}
+        if ".git" in names:
+            found.append(os.path.join(folder, ".git"))
+        if names >= _BARE:
+            found.append(folder or ".")
+        if depth < _REPOSITORY_DEPTH:
+            below = (os.path.join(folder, e.name) for e in entries if _may_hold_one(e))
+            waiting += [(path, depth + 1) for path in below]
+    return tuple(sorted(found))
 
 
 def _may_hold_one(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
 
 
-def _look_at_repository(opened: str, folder: str, covers: Covers, found: _Found) -> None:
-    """*folder* has a .git: a directory, or the file by which a work tree names its repository."""
-    git = os.path.join(folder, ".git")
-    if not os.path.isdir(os.path.join(opened, git)) or os.path.islink(os.path.join(opened, git)):
+def _look_at_repository(opened: str, git: str, covers: Covers, found: _Found) -> None:
+    """*git* is what git keeps of a repository: a directory, or the file by which a work tree names
+    its repository."""
+
+    def is_there(path: str) -> bool:
+        return os.path.lexists(os.path.join(opened, path))
+
+    is_bare = os.path.basename(git) != ".git"
+    folder = git if is_bare else os.path.dirname(git)
+    if os.path.islink(os.path.join(opened, git)) or not os.path.isdir(os.path.join(opened, git)):
         found.frozen.add(git)
         return
-    found.directories |= _below(folder, covers.repository_directories)
-    for name in covers.repository_frozen:
-        path = os.path.join(folder, name)
-        if os.path.lexists(os.path.join(opened, path)):
-            found.frozen.add(path)
-    for name, text in covers.repository_placed:
-        path = os.path.join(folder, name)
-        if not os.path.lexists(os.path.join(opened, path)):
-            found.placed[path] = text
+
+    def place(name: str) -> str:
+        own = name.removeprefix(".git/") if is_bare else name
+        return os.path.normpath(os.path.join(folder, own))
+
+    found.directories |= {place(name) for name in covers.repository_directories}
+    found.frozen |= {path for path in map(place, covers.repository_frozen) if is_there(path)}
+    missing = {place(name): text for name, text in covers.repository_placed}
+    found.placed |= {path: text for path, text in missing.items() if not is_there(path)}
 
 
 def bad_workdir(path: str, answer: str) -> SpecError:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import IO, Protocol
 
 from sandbox_provisioner.cgroup import CgroupTree, Usage
+from sandbox_provisioner.covers import repositories
 from sandbox_provisioner.descriptors import keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.inside.init import (
@@ -32,6 +33,7 @@ from sandbox_provisioner.inside.init import (
 )
 from sandbox_provisioner.inside.printable import one_line, printable
 from sandbox_provisioner.off_loop import off_loop
+from sandbox_provisioner.places import open_again
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
 
@@ -97,6 +99,7 @@ class SandboxHandle(Protocol):
 class LocalHandle:
     """A sandbox on this machine: PID 1 by its pidfd, its groups, its folder.
 
+    *left_behind* are sentences, when it is closed, of what the host should be careful with.
     *pipes* are our ends of what the caller asked to be pipes; a kernel that still wrote to a closed
     one would be told of it, so they stay open as long as it lives. *sealed*: its sockets listened
     before it was ours.
@@ -125,6 +128,7 @@ class LocalHandle:
         self._closed = False
         self._killed_by_us = False
         self._last_usage = Usage()
+        self.left_behind: tuple[str, ...] = ()
         keep_from_children(self)
 
     def forget(self) -> None:
@@ -238,6 +242,7 @@ class LocalHandle:
             # An init that somebody killed from outside has ended nobody else.
             await off_loop(self._tree.kill)
         await self._tree.remove()
+        self.left_behind = await off_loop(_new_repositories, self.record)
         await off_loop(remove_stand_ins, self.folder.path.parent, self.record)
         await off_loop(self.folder.remove)
         self._close_ours()
@@ -319,6 +324,26 @@ def _covered(path: str, record: Record) -> str:
     return (
         f"A program outside has replaced {one_line(path)} in the work directory of kernel "
         f"{short_id(record)}, which must not reach it; it is covered again."
+    )
+
+
+def _new_repositories(record: Record) -> tuple[str, ...]:
+    """A sentence for each repository that is in the work directory now and was not before."""
+    if not record.workdir:
+        return ()
+    try:
+        workdir = open_again(record.workdir, record.device, record.inode)
+    except OSError:
+        return ()
+    try:
+        new = set(repositories(f"/proc/self/fd/{workdir}")) - set(record.repositories)
+    finally:
+        os.close(workdir)
+    return tuple(
+        f"While kernel {short_id(record)} ran, the repository {one_line(path)} was made in "
+        f"{one_line(record.workdir)}. git runs programs that its configuration and hooks name: "
+        "look at them before you use git there outside of a sandbox."
+        for path in sorted(new)
     )
 
 

@@ -360,6 +360,7 @@ class Start:
             shown_at=site.workdir.path,
             device=site.workdir.place.device,
             inode=site.workdir.place.inode,
+            repositories=site.workdir.covered.repositories,
             confinement=self.request.spec.confinement.value,
             kind=self.labels.kind,
             nursery=self.labels.nursery,

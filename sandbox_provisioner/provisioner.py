@@ -616,6 +616,8 @@ class SandboxProvisioner(LocalProvisioner):
         if handle:
             self._hear(handle)
             await handle.close()
+            for sentence in handle.left_behind:
+                self.log.warning("%s", sentence)
             self.story = await handle.look()
 
     def _hear(self, handle: LocalHandle) -> None:

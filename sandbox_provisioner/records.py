@@ -73,7 +73,8 @@ class Record:
     kernel that waits for a start; *nursery* is the id of the one that this kernel is forked from.
     *group* is the name of its control groups where that is not its id: a spare keeps its own.
     *workdir* is the real path of its work directory, which shows inside as *shown_at*; *device* and
-    *inode* tell that directory from whatever may stand at that path later.
+    *inode* tell that directory from whatever may stand at that path later; *repositories* are those
+    that were in it before.
     """
 
     sandbox_id: str
@@ -94,6 +95,7 @@ class Record:
     shown_at: str = ""
     device: int = 0
     inode: int = 0
+    repositories: tuple[str, ...] = ()
     made: tuple[tuple[str, str], ...] = ()
     planned: tuple[tuple[str, str], ...] = ()
     confinement: str = "namespaces"
@@ -228,6 +230,7 @@ class RecordFolder:
         found: dict[str, Any] = json.loads(_read_small(self.path / "record.json"))
         for name in ("made", "planned"):
             found[name] = tuple((kind, path) for kind, path in found[name])
+        found["repositories"] = tuple(map(str, found["repositories"]))
         return _checked(Record(**found))
 
     @property

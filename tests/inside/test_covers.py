@@ -532,6 +532,26 @@ def test_the_programs_that_git_would_run_cannot_be_planted(workdir, run_inside, 
     assert tree_of(workdir) == before
 
 
+def test_the_person_is_told_of_repositories_that_a_kernel_has_made(workdir, sandbox):
+    def make(*folders):
+        import os
+
+        for folder in folders:
+            for name in ("objects", "refs"):
+                os.makedirs(f"{folder}/{name}")
+            for name in ("HEAD", "config"):
+                open(f"{folder}/{name}", "w").close()
+
+    make_repository(workdir / "before")
+    with sandbox() as box:
+        box.call(make, ".git", "project/.git", "data")
+    told = box.handle.left_behind
+    assert len(told) == 3
+    for path, sentence in zip((".git", "data", "project/.git"), told, strict=True):
+        assert f"the repository {path} was made in {workdir}" in sentence
+        assert "git runs programs" in sentence
+
+
 def test_git_works_inside_and_outside_while_a_kernel_runs(workdir, sandbox):
     def commit():
         import subprocess

@@ -116,7 +116,23 @@ def test_repositories_near_the_work_directory_are_found_in_it(tmp_path: Path) ->
     for name in ("a/.git", "b/c/.git", "d/e/f/.git", ".hidden/.git"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "link").symlink_to("d/e")
-    assert probe(tmp_path).directories == ("a/.git/hooks", "b/c/.git/hooks")
+    found = probe(tmp_path)
+    assert found.directories == ("a/.git/hooks", "b/c/.git/hooks")
+    assert found.repositories == ("a/.git", "b/c/.git")
+
+
+@pytest.mark.parametrize("folder", ["", "mine"])
+def test_a_repository_without_a_work_tree_is_protected_too(tmp_path: Path, folder: str) -> None:
+    bare = tmp_path / folder
+    for name in ("objects", "refs", "hooks"):
+        (bare / name).mkdir(parents=True)
+    for name in ("HEAD", "config"):
+        (bare / name).touch()
+    found = probe(tmp_path)
+    prefix = f"{folder}/" if folder else ""
+    assert found.directories == (f"{prefix}hooks",)
+    assert {f"{prefix}config", f"{prefix}commondir"} <= set(found.frozen)
+    assert found.repositories == (folder or ".",)
 
 
 def test_the_file_that_names_a_work_trees_repository_is_read_only(tmp_path: Path) -> None:
