@@ -72,8 +72,8 @@ class RunApp(SandboxCommand):
             story = asyncio.run(run_in_box(provisioner.launcher, request))
         except LaunchError as error:
             raise _for_a_command(error, command[0]) from None
-        if story.reason:
-            print(f"jupyter sandbox: {one_line(story.reason)}", file=sys.stderr)
+        if reason := _reason(story):
+            print(f"jupyter sandbox: {one_line(reason)}", file=sys.stderr)
         raise SystemExit(_status(story))
 
 
@@ -144,6 +144,12 @@ def _for_a_command(error: LaunchError, program: str) -> LaunchError:
         remedy="A path has to be absolute, or as seen from here; a name has to be on the PATH.",
         step=error.step,
     )
+
+
+def _reason(story: ExitStory) -> str:
+    """Why a box ended that did not end by itself, which its status alone does not tell."""
+    from_outside = "The box was ended from outside, so how the command ended is not known."
+    return story.reason or (from_outside if story.code is None else "")
 
 
 def _status(story: ExitStory) -> int:

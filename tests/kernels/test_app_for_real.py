@@ -143,6 +143,24 @@ def test_run_refuses_what_it_cannot_mean_before_it_starts(jupyter_sandbox: Run) 
     assert jupyter_sandbox("run", "--cpu-limit=much", "--", "id").returncode == 2
 
 
+def test_run_says_that_the_box_was_ended_from_outside(
+    environment: dict[str, str], runtime_dir: Path, workdir: Path
+) -> None:
+    words = [*APP, "run", f"--runtime-dir={runtime_dir}", "--", *WAIT]
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    with subprocess.Popen(words, cwd=workdir, env=environment, text=True, **pipes) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        [(_, record)] = all_records(runtime_dir)
+        pidfd = open_init(record)
+        assert pidfd is not None
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+        _, told = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "The box was ended from outside" in told
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_run_relays_signals(running: Start, number: int) -> None:
     trap = f"trap 'echo got it; exit 3' {number}; echo ready; while :; do sleep 0.05; done"
