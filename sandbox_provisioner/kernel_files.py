@@ -193,6 +193,7 @@ class _Sorter:
         self.too_broad: set[str] = set()
         self.doubtful: set[str] = set()
         self.real: dict[str, str] = {}
+        self._judged: dict[Found, set[str]] = {}
 
     def usable(self, found: Iterable[Found]) -> tuple[str, ...]:
         """What of *found* is there and may be shown, without what lies in something else."""
@@ -228,7 +229,12 @@ class _Sorter:
         )
 
     def _shown(self, found: Found) -> set[str]:
-        """The path and what is behind it."""
+        """The path and what is behind it, as far as they may be shown."""
+        if found not in self._judged:
+            self._judged[found] = self._judge(found)
+        return self._judged[found]
+
+    def _judge(self, found: Found) -> set[str]:
         if not found.path.startswith("/") or "\0" in found.path or not os.path.exists(found.path):
             return set()
         path, real = os.path.normpath(found.path), os.path.realpath(found.path)

@@ -24,6 +24,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sandbox_provisioner.spec import relative
 
@@ -261,9 +262,7 @@ def _named_by(sites: Iterable[Found], reader: Reader) -> Iterator[Found]:
     """What the .pth and .egg-link files of *sites* name."""
     for site in sites:
         trusted = reader.trusts(site.path, site.trusted)
-        names = [entry.name for entry in entries_of(site.path)]
-        wanted = [n for n in names if n.endswith((".pth", ".egg-link")) and n[0] != "."]
-        for name in wanted[:_MOST_PTH_FILES]:
+        for name in _contents(site.path).settings:
             for line in reader.lines_of(f"{site.path}/{name}"):
                 for path in _paths_of(line, site.path, reader):
                     yield Found(path, trusted)
@@ -286,7 +285,7 @@ def _stores(sites: Iterable[Found], reader: Reader) -> Iterator[Found]:
     """Where the files of an environment made of links are: one of each package is looked at."""
     seen: set[str] = set()
     for site in sites:
-        for link in filter(os.path.islink, _sample(site.path)):
+        for link in _contents(site.path).links:
             target = os.path.normpath(os.path.join(os.path.dirname(link), _link_text(link)))
             store = _store_of(target, alone=os.path.dirname(link) == site.path)
             if store not in seen:
@@ -294,15 +293,42 @@ def _stores(sites: Iterable[Found], reader: Reader) -> Iterator[Found]:
                 yield Found(store, reader.trusts(link, site.trusted))
 
 
-def _sample(site: str) -> Iterator[str]:
-    """What is a link where its whole package is one: a module or its folder; METADATA, where the
-    folders are made and the files are links; where setuptools made them (its strict mode) any."""
-    for entry in entries_of(site):
-        yield entry.path
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What matters of a folder of packages: the names of .pth files and their like, and links."""
+
+    settings: tuple[str, ...]
+    links: tuple[str, ...]
+
+
+def _contents(site: str) -> _Contents:
+    try:
+        status = os.stat(site)
+    except OSError:
+        return _Contents((), ())
+    return _contents_at(site, (status.st_dev, status.st_ino, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _contents_at(site: str, _state: tuple[int, int, int]) -> _Contents:
+    """There can be very many packages, and each start asks."""
+    entries = entries_of(site)
+    names = [entry.name for entry in entries if entry.name.endswith((".pth", ".egg-link"))]
+    shown = [name for name in names if not name.startswith(".")]
+    return _Contents(tuple(shown[:_MOST_PTH_FILES]), tuple(_links_among(site, entries)))
+
+
+def _links_among(site: str, entries: Iterable[os.DirEntry[str]]) -> Iterator[str]:
+    """Links in *site*: a module or its folder; METADATA, where the folders are made and the files
+    are links; what setuptools makes in its strict mode."""
+    for entry in entries:
+        inner = f"{entry.path}/__init__.py" if _LINK_TREE in site else ""
         if entry.name.endswith(".dist-info"):
-            yield f"{entry.path}/METADATA"
-        elif _LINK_TREE in site:
-            yield f"{entry.path}/__init__.py"
+            inner = f"{entry.path}/METADATA"
+        if entry.is_symlink():
+            yield entry.path
+        elif inner and os.path.islink(inner):
+            yield inner
 
 
 def _link_text(link: str) -> str:

@@ -111,10 +111,10 @@ def find_run_by_host(source: str, server: Server) -> frozenset[str]:
         *_environments(source, server),
         *(path for _, path in server.programs if _below(path, source)),
         *(path for path in (*server.single, *server.modules) if _below(path, source)),
-        *_imported(source, server),
         *(f"{server.cwd}/{name}" for name in IN_START_DIRECTORY),
         *server.more,
     }
+    found |= set(_imported(source, server, found))
     if _is_imported_from(source, server):
         found |= set(_on_import_path(source))
     for path in found:
@@ -185,12 +185,12 @@ def _is_environment(folder: str) -> bool:
     return any(os.path.exists(f"{folder}/{mark}") for mark in _ENVIRONMENT_MARKS)
 
 
-def _imported(source: str, server: Server) -> Iterator[str]:
-    """Of each file that was imported from *source*: the outermost package that it is in. A work
-    directory in a package keeps what of it was imported."""
-    prefix = f"{source}/"
+def _imported(source: str, server: Server, known: Iterable[str]) -> Iterator[str]:
+    """Of each file that was imported from *source*: the outermost package that it is in, if it is
+    in none of the *known* places. A work directory in a package keeps what of it was imported."""
+    prefix, done = f"{source}/", tuple(f"{place}/" for place in known)
     for file in server.imported:
-        if file.startswith(prefix):
+        if file.startswith(prefix) and not file.startswith(done):
             place, above = file, os.path.dirname(file)
             while above != source and os.path.exists(f"{above}/__init__.py"):
                 place, above = above, os.path.dirname(above)
