@@ -65,6 +65,9 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7)
 _DESCRIPTOR = struct.Struct("i")
 _IDLE_SECONDS = 60.0
 _MARGIN_SECONDS = 5.0
+# Some hundred paths of stand-ins, each of at most 4096 bytes.
+_MOST_REPORTED_BYTES = 1 << 22
+_END_OF_RECORD = b"\0\n"  # a path may have ends of lines in it, and no NUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,38 +122,50 @@ def _is_stream(number: int) -> bool:
         return False
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
 @dataclass(slots=True)
 class Report:
-    """What came through the report pipe until its end."""
+    """What came through the report pipe until its end.
+
+    A nursery's child, in whom modules have run, writes it as well: it has a size, and lines that
+    are none are nothing.
+    """
 
     init_pid: int = 0
     made: list[tuple[str, str]] = field(default_factory=list)
     failure: tuple[str, int, str] | None = None
 
     def add(self, line: bytes) -> None:
-        """Take in one record: words that end in NUL."""
-        kind, *words = [os.fsdecode(word) for word in line.split(b"\0")[:-1]] or [""]
-        if kind == "pid":
-            self.init_pid = int(words[0])
-        elif kind == "made":
-            self.made.append((words[0], words[1]))
-        elif kind == "failed" and self.failure is None:
-            self.failure = (words[0], int(words[1]), words[2])
+        """Take in one record: words with NUL between them."""
+        match [os.fsdecode(word) for word in line.split(b"\0")]:
+            case ["pid", number] if _is_number(number):
+                self.init_pid = int(number)
+            case ["made", kind, path]:
+                self.made.append((kind, path))
+            case ["failed", step, number, text] if self.failure is None and _is_number(number):
+                self.failure = (step, int(number), text)
 
     def drain(self, fd: int) -> None:
         """Take in what is there already."""
         os.set_blocking(fd, False)
         with contextlib.suppress(BlockingIOError):
-            for line in os.read(fd, 1 << 16).split(b"\n"):
+            for line in os.read(fd, 1 << 16).split(_END_OF_RECORD):
                 self.add(line)
 
     async def read(self, fd: int) -> None:
-        """Take in everything until the pipe's end."""
-        rest = b""
+        """Take in everything until the pipe's end; what is too long ends with a failure."""
+        rest, left = b"", _MOST_REPORTED_BYTES
         while True:
             await readable(fd)
             chunk = os.read(fd, 1 << 16)
-            *lines, rest = (rest + chunk).split(b"\n")
+            left -= len(chunk)
+            if left < 0:
+                self.failure = ("read-report", 0, "it has reported more than there is to report")
+                return
+            *lines, rest = (rest + chunk).split(_END_OF_RECORD)
             for line in lines:
                 self.add(line)
             if not chunk:
@@ -331,7 +346,11 @@ def hear(control: socket.socket, word: str) -> tuple[int, int]:
     except ConnectionResetError:  # it has ended, and left unread what we had told it
         return 0, -1
     found = {kind: data for _, kind, data in ancillary}
-    (fd,) = _DESCRIPTOR.unpack(found.get(socket.SCM_RIGHTS, _DESCRIPTOR.pack(-1)))
+    # The room that is left by rounding takes a second one.
+    fds = [fd for (fd,) in _DESCRIPTOR.iter_unpack(found.get(socket.SCM_RIGHTS, b""))]
+    for other in fds[1:]:
+        os.close(other)
+    fd = fds[0] if fds else -1
     if text != word.encode():
         return 0, fd
     return _CREDENTIALS.unpack(found[socket.SCM_CREDENTIALS])[0], fd

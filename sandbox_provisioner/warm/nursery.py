@@ -37,6 +37,7 @@ from sandbox_provisioner.warm.pages import forget_lookups, plug
 REQUEST_BYTES = 1 << 12
 _BASE = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell")
 _REHEARSAL_SECONDS = 60
+_MOST_OF_ERROR = 500
 # Each fork copies the page tables of all that was imported, so the child is PID 1 at once.
 _NAMESPACES = kernel_calls.CLONE_NEWUSER | kernel_calls.CLONE_NEWPID
 _OF_INSTALLATION = (".pth", ".dist-info", ".egg-info", ".egg-link")
@@ -101,7 +102,7 @@ def _preload(
             importlib.import_module(name)
         except Exception as error:
             if name in wanted:
-                failed[name] = f"{type(error).__name__}: {error}"
+                failed[name] = f"{type(error).__name__}: {error}"[:_MOST_OF_ERROR]
         if name in wanted and not _is_clean():
             again([*refused, name])
     if not _is_clean():

@@ -15,9 +15,8 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import sandbox_provisioner
 from sandbox_provisioner.errors import LaunchError
@@ -41,6 +40,10 @@ from sandbox_provisioner.warm.found import (
 
 KIND = "nursery"
 _READY_SECONDS = 180
+_ANSWER_BYTES = 1 << 16
+_NAME_LENGTH = 256
+# Of an error message; nursery.py sends no more.
+_MOST_OF_ERROR = 500
 # What a child touches before it joins its own group (page tables, above all) stays charged to the
 # nursery as long as it lives: some 1.3 MB each.
 _FORKS_BYTES = 4 << 30
@@ -99,7 +102,7 @@ async def make_nursery(
         except BaseException:
             await handle.close()
             raise
-        for sentence in _left_out(told):
+        for sentence in _left_out(told, preload):
             launcher.warn(sentence)
         _publish(handle, link_of(runtime, key))
         return handle
@@ -167,7 +170,7 @@ async def _start(launcher: LocalLauncher, request: LaunchRequest, labels: Labels
             raise
 
 
-async def _ready(handle: LocalHandle) -> dict[str, Any]:
+async def _ready(handle: LocalHandle) -> Told:
     """Wait for its first answer; LaunchError with its last words if it ends before."""
     channel = call(handle.folder.path / SOCKET)
     told = b""
@@ -183,10 +186,9 @@ async def _ready(handle: LocalHandle) -> dict[str, Any]:
                 task.cancel()
             channel.setblocking(False)
             with contextlib.suppress(OSError):
-                told = channel.recv(1 << 16)
+                told = channel.recv(_ANSWER_BYTES)
     if told:
-        found: dict[str, Any] = json.loads(told)
-        return found
+        return Told.of(told)
     story = handle.poll()
     raise LaunchError(
         attempt="make a nursery",
@@ -197,12 +199,38 @@ async def _ready(handle: LocalHandle) -> dict[str, Any]:
     )
 
 
-def _left_out(told: Mapping[str, Any]) -> Iterator[str]:
-    """What a person who wrote ``preload`` has to know, once for each nursery."""
-    for name in told["refused"]:
-        yield f"{name} is not preloaded: it starts threads or opens sockets when it is imported."
-    for name, error in told["failed"].items():
-        yield f"{name} is not preloaded: {error}"
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A nursery's answer about the modules that it should preload: those that it *refused*, and
+    those that *failed*, with their errors. Modules have run in it: it may say what it likes."""
+
+    refused: tuple[str, ...]
+    failed: Mapping[str, str]
+
+    @classmethod
+    def of(cls, answer: bytes) -> Told:
+        """What *answer* means; LaunchError if it means nothing."""
+        try:
+            found = json.loads(answer)
+            refused = tuple(str(name)[:_NAME_LENGTH] for name in found["refused"])
+            failed = {str(name)[:_NAME_LENGTH]: str(why) for name, why in found["failed"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise LaunchError(
+                attempt="make a nursery",
+                answer="what it answered is not what a nursery answers",
+                remedy="Kernels start cold meanwhile. Look at the modules of preload.",
+                step="wait-for-nursery",
+            ) from None
+        return cls(refused, {name: why[:_MOST_OF_ERROR] for name, why in failed.items()})
+
+
+def _left_out(told: Told, preload: tuple[str, ...]) -> Iterator[str]:
+    """What a person who wrote *preload* has to know, once for each nursery."""
+    for name in preload:
+        if name in told.refused:
+            yield f"{name} is not preloaded: it starts threads or opens sockets when imported."
+        elif name in told.failed:
+            yield f"{name} is not preloaded: {told.failed[name]}"
 
 
 def _publish(handle: LocalHandle, link: Path) -> None:
