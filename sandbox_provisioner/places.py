@@ -42,7 +42,7 @@ class Asker:
     def of(cls, uid: int, homes: Iterable[str]) -> Asker:
         """The user *uid* of a machine whose users have *homes*. Under root nobody works above a
         home either: a kernel would write there as root."""
-        around = {os.path.dirname(home) for home in homes} if uid == 0 else set()
+        around = {home.rpartition("/")[0] for home in homes} if uid == 0 else set()
         return cls(uid, frozenset((*CROWDED, *(up for path in around for up in _upwards(path)))))
 
 
