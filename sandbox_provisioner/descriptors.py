@@ -1,4 +1,4 @@
-"""descriptors.py - any process outside: descriptors of a server that is not ours to know.
+"""descriptors.py - any process outside: descriptors, in a server of which we know nothing.
 
 A server may have closed its standard streams, and forks children that end later than it. What is
 opened then lies at 0, 1 or 2, where everybody takes it for a stream, or stays open in a child.
@@ -6,11 +6,17 @@ opened then lies at 0, 1 or 2, where everybody takes it for a stream, or stays o
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import weakref
+from collections.abc import Iterator
 from typing import Protocol
 
 _STANDARD = (0, 1, 2)
+# What a start has open at once, more or less; and what it takes to clean up.
+_OF_A_START = 24
+_OF_CLEAN_UP = 8
 
 
 class Private(Protocol):
@@ -45,3 +51,35 @@ def occupy_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) in _STANDARD:
         pass
     os.close(fd)
+
+
+_lock = threading.Lock()
+_kept: list[int] = []
+
+
+def afford_a_start() -> None:
+    """OSError (EMFILE) now, where nothing is made yet, if a start would run out of descriptors.
+    Some are kept from now on, so that whatever happens can be cleaned up after."""
+    with contextlib.ExitStack() as stack:
+        _keep()
+        for _ in range(_OF_A_START):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+
+@contextlib.contextmanager
+def for_clean_up() -> Iterator[None]:
+    """Let those that are kept be used."""
+    with _lock:
+        while _kept:
+            os.close(_kept.pop())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            _keep()
+
+
+def _keep() -> None:
+    with _lock:
+        while len(_kept) < _OF_CLEAN_UP:
+            _kept.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))

@@ -16,6 +16,10 @@ printable here, once for all.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
 from sandbox_provisioner.inside.printable import one_line, printable
 
 
@@ -57,3 +61,30 @@ class LaunchError(SandboxError):
             return super().__str__()
         lines = "\n".join(f"    {line}" for line in self.stderr_tail.rstrip().split("\n"))
         return f"{super().__str__()}\nThe last lines that it wrote:\n{lines}"
+
+
+_REMEDIES = {
+    errno.EMFILE: "This process is out of descriptors: raise its limit (ulimit -n, or LimitNOFILE= "
+    "of its service).",
+    errno.ENFILE: "The machine is out of descriptors: raise fs.file-max with sysctl.",
+    errno.ENOSPC: "Free some space there, or set runtime_dir to a place that has some.",
+    errno.EDQUOT: "Free some space there, or set runtime_dir to a place that has some.",
+    errno.EROFS: "Set runtime_dir to a place that can be written to.",
+    errno.EAGAIN: "The machine, or this user's limit, is out of processes: see ulimit -u.",
+    errno.ENOMEM: "The machine is out of memory.",
+}
+
+
+@contextlib.contextmanager
+def told_as_host_error(attempt: str) -> Iterator[None]:
+    """Let what the machine refuses meanwhile be told as any error: a full disk, a directory that
+    has gone or is read-only, no descriptors left. The edge of what starts and removes sandboxes."""
+    try:
+        yield
+    except OSError as error:
+        name = f" ({error.filename})" if error.filename else ""
+        raise HostError(
+            attempt=attempt,
+            answer=f"{error.strerror or error}{name}",
+            remedy=_REMEDIES.get(error.errno or 0, "See: jupyter sandbox doctor"),
+        ) from error

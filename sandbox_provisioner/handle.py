@@ -19,12 +19,13 @@ from typing import IO, Protocol
 
 from sandbox_provisioner.cgroup import CgroupTree, Usage
 from sandbox_provisioner.covers import repositories
-from sandbox_provisioner.descriptors import keep_from_children
-from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.descriptors import for_clean_up, keep_from_children
+from sandbox_provisioner.errors import HostError, told_as_host_error
 from sandbox_provisioner.inside.init import (
     COVER_LOST,
     COVERED_WORD,
     FIRST_RELAYED,
+    GROUP_LOST,
     INTERRUPTED,
     MADE_WORD,
     MEMORY_WORD,
@@ -61,6 +62,8 @@ class ExitStory:
     cpu_seconds: float | None = None
     pids_limit_hits: int = 0
     cover_lost: bool = False
+    group_lost: bool = False
+    full_above: str = ""
     lost_path: str = ""
     sockets_misused: bool = False
     interrupted: bool = False
@@ -129,6 +132,7 @@ class LocalHandle:
         self._killed_by_us = False
         self._last_usage = Usage()
         self.left_behind: tuple[str, ...] = ()
+        self._oom_kills = 0
         keep_from_children(self)
 
     def forget(self) -> None:
@@ -153,7 +157,16 @@ class LocalHandle:
 
     async def look(self) -> ExitStory | None:
         """`poll`, off the event loop where there is something to read."""
-        return await off_loop(self.poll) if self._has_ended() else None
+        if self._has_ended():
+            return await off_loop(self.poll)
+        if self.record.memory_limit_bytes:
+            await off_loop(self._note_kills)
+        return None
+
+    def _note_kills(self) -> None:
+        kills = self._tree.usage().oom_kills or 0
+        if not self._has_ended():
+            self._oom_kills = kills
 
     async def wait(self) -> ExitStory:
         if not self._has_ended():
@@ -234,18 +247,29 @@ class LocalHandle:
     async def close(self) -> None:
         if self._closed:
             return
-        await off_loop(self.kill)
-        await self.wait()
-        await off_loop(self.usage)
-        self._closed = True
-        if self.record.confinement == Confinement.LANDLOCK:
-            # An init that somebody killed from outside has ended nobody else.
-            await off_loop(self._tree.kill)
-        await self._tree.remove()
+        with told_as_host_error(f"end kernel {short_id(self.record)}"), for_clean_up():
+            await off_loop(self.kill)
+            await self.wait()
+            await off_loop(self.usage)
+            self._closed = True
+            await self._remove()
+
+    async def _remove(self) -> None:
+        """Each whatever becomes of the others."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._close_ours)
+            stack.push_async_callback(off_loop, self.folder.remove)
+            stack.push_async_callback(
+                off_loop, remove_stand_ins, self.folder.path.parent, self.record
+            )
+            stack.push_async_callback(self._look_for_repositories)
+            stack.push_async_callback(self._tree.remove)
+            if self.record.confinement == Confinement.LANDLOCK:
+                # An init that somebody killed from outside has ended nobody else.
+                stack.push_async_callback(off_loop, self._tree.kill)
+
+    async def _look_for_repositories(self) -> None:
         self.left_behind = await off_loop(_new_repositories, self.record)
-        await off_loop(remove_stand_ins, self.folder.path.parent, self.record)
-        await off_loop(self.folder.remove)
-        self._close_ours()
 
     def let_go(self) -> None:
         """Leave it to live on for whoever finds its record; the handle is of no use any more."""
@@ -268,7 +292,8 @@ class LocalHandle:
         # Under the confinement "landlock" anybody of its user may have written to the file.
         known = len(words) >= 2 and all(word.isdigit() and len(word) < 4 for word in words[:2])
         code, number = (int(words[0]), int(words[1])) if known else (None, 0)
-        oom_killed = bool(usage.oom_kills) and not self._killed_by_us
+        # A child that was killed before, while the kernel went on, is not why it ends now.
+        oom_killed = (usage.oom_kills or 0) > self._oom_kills and not self._killed_by_us
         if code is None and (oom_killed or self._killed_by_us):
             number = signal.SIGKILL
         story = ExitStory(
@@ -280,6 +305,8 @@ class LocalHandle:
             cpu_seconds=usage.cpu_seconds,
             pids_limit_hits=usage.pids_limit_hits or 0,
             cover_lost=words[2:3] == [COVER_LOST],
+            group_lost=words[2:3] == [GROUP_LOST],
+            full_above=self._tree.full_above() if oom_killed else "",
             lost_path=one_line(_path_of(words[3:])),
             sockets_misused=words[2:] == [SOCKETS_MISUSED],
             interrupted=words[2:] == [INTERRUPTED] and not oom_killed,
@@ -303,11 +330,22 @@ def with_reason(story: ExitStory, record: Record) -> ExitStory:
             "something into the directory of its sockets that is none of its five sockets. Let it "
             "write to the work directory or to /tmp."
         )
+    elif story.oom_killed and story.full_above:
+        peak = f", when it used {format_bytes(story.peak_bytes)}" if story.peak_bytes else ""
+        reason = (
+            f"{name} was killed{peak}, since {story.full_above} was full, which its own limit is a "
+            "part of. Ask who manages it for more, or end other programs there."
+        )
     elif story.oom_killed and story.limit_bytes is not None:
         peak = f" (peak {format_bytes(story.peak_bytes)})" if story.peak_bytes else ""
         reason = (
             f"{name} was killed: it reached its memory limit of {format_bytes(story.limit_bytes)}"
             f"{peak}. Raise mem_limit, or work on less data at once."
+        )
+    elif story.group_lost:
+        reason = (
+            f"{name} was ended: another program has removed its control group, and with it its "
+            "limits. Look for who manages the groups of this machine, then start it again."
         )
     elif story.interrupted:
         limit = format_bytes(record.memory_limit_bytes or 0)

@@ -26,7 +26,14 @@ from typing import IO, Protocol
 
 from sandbox_provisioner import cgroup
 from sandbox_provisioner.cgroup import CgroupTree
-from sandbox_provisioner.errors import HostError, LaunchError, SandboxError, SpecError
+from sandbox_provisioner.descriptors import afford_a_start, for_clean_up
+from sandbox_provisioner.errors import (
+    HostError,
+    LaunchError,
+    SandboxError,
+    SpecError,
+    told_as_host_error,
+)
 from sandbox_provisioner.handle import LocalHandle, SandboxHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
@@ -76,6 +83,7 @@ def planned_stand_ins(workdir: WorkdirFacts) -> tuple[tuple[str, str], ...]:
 # Steps of a start that happen here and not in the launcher; a fault injection may name them too.
 SERVER_STEPS = ("spawn-launcher", "make-record", "create-cgroup", "write-record")
 
+_ATTEMPT = "start the sandbox"
 Warn = Callable[[str], None]
 
 
@@ -123,7 +131,11 @@ class LocalLauncher:
 
     def sweep(self) -> list[str]:
         """Remove what killed servers left; the ids of what is gone."""
-        return sweep(self.runtime(), self.warn)
+        try:
+            return sweep(self.runtime(), self.warn)
+        except OSError as error:
+            self.warn(f"What killed servers left cannot be removed now: {error}")
+            return []
 
     def survey(self, request: LaunchRequest) -> tuple[Site, CgroupTree]:
         """Find out all that `compile_plan` needs; starts and changes nothing but the order of our
@@ -211,7 +223,8 @@ class LocalLauncher:
         start = ColdStart(request, process, runtime, labels or Labels())
         start.stdio = stdio or Stdio()
         try:
-            with ExitStack() as opened:
+            with told_as_host_error(_ATTEMPT), ExitStack() as opened:
+                afford_a_start()
                 await off_loop(process.ask)
                 site, tree = await off_loop(self.look, request, opened)
                 return await start.run(site, tree)
@@ -406,6 +419,8 @@ class Start:
         """Leave nothing behind, in the reverse order of making; each whatever became of the others,
         since the next start may use the same names."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(told_as_host_error("undo a start that has failed"))
+            stack.enter_context(for_clean_up())
             if self.folder:
                 stack.push_async_callback(off_loop, self.folder.remove)
             stack.push_async_callback(off_loop, self._remove_stand_ins)
@@ -422,6 +437,13 @@ class Start:
 def without_a_word(status: int | None) -> LaunchError:
     """The error for a process that has ended, with *status* if that is known, before its plan was
     performed, and has not said why."""
+    if status is not None and status < 0:
+        return LaunchError(
+            attempt=_ATTEMPT,
+            answer=f"its launcher was killed by signal {-status}",
+            remedy="Look for who did that: the machine's log tells of memory that was short.",
+            step="spawn-launcher",
+        )
     how = "" if status is None else f" with status {status}"
     return LaunchError(
         attempt="start the sandbox",

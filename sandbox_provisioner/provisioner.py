@@ -522,7 +522,7 @@ class SandboxProvisioner(LocalProvisioner):
         raise LaunchError(
             attempt=attempt,
             answer=answer or _ending(story),
-            remedy=story.reason or "Correct what it complains of.",
+            remedy=story.reason or _remedy(story),
             step="wait-for-kernel",
             stderr_tail=story.stderr_tail,
         )
@@ -615,7 +615,10 @@ class SandboxProvisioner(LocalProvisioner):
         self._links.clear()
         if handle:
             self._hear(handle)
-            await handle.close()
+            try:
+                await handle.close()
+            except SandboxError as error:
+                self.log.warning("%s", error)  # what is left goes with the next start's sweep
             for sentence in handle.left_behind:
                 self.log.warning("%s", sentence)
             self.story = await handle.look()
@@ -758,6 +761,12 @@ def _replaced(word: str, old: tuple[str, ...], new: str) -> str:
 def _status(story: ExitStory) -> int:
     """poll's int: a kernel that nobody could ask was killed."""
     return story.code if story.code is not None else -signal.SIGKILL
+
+
+def _remedy(story: ExitStory) -> str:
+    if story.stderr_tail.strip():
+        return "Correct what it complains of."
+    return "It has written nothing: run its argv by hand, with the connection file of a kernel."
 
 
 def _ending(story: ExitStory) -> str:

@@ -670,7 +670,12 @@ def _lock(path: Path, operation: int, *, make: bool = True) -> int:
 
 @contextlib.contextmanager
 def _locked(runtime: Path) -> Iterator[None]:
-    fd = _lock_soon(runtime / "lock")
+    try:
+        fd = _lock_soon(runtime / "lock")
+    except FileNotFoundError:
+        # The whole directory has gone, and with it everybody whom the lock is for.
+        yield
+        return
     try:
         yield
     finally:

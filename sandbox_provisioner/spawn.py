@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -342,9 +343,11 @@ def hear(control: socket.socket, word: str) -> tuple[int, int]:
     that comes with it, -1 without one; (0, -1) at its end."""
     room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_DESCRIPTOR.size)
     try:
-        text, ancillary, _, _ = control.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
+        text, ancillary, flags, _ = control.recvmsg(64, room, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:  # it has ended, and left unread what we had told it
         return 0, -1
+    if flags & socket.MSG_CTRUNC:  # unix(7): there was no descriptor left for it
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     found = {kind: data for _, kind, data in ancillary}
     # The room that is left by rounding takes a second one.
     fds = [fd for (fd,) in _DESCRIPTOR.iter_unpack(found.get(socket.SCM_RIGHTS, b""))]

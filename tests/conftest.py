@@ -25,6 +25,7 @@ from facilities import MUST_WORK, missing, ordinary_python
 from leaks import Watch, note_what_is_made
 
 import sandbox_provisioner
+from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.spawn import stem
 from sandbox_provisioner.warm.start import make_nursery
@@ -95,6 +96,7 @@ def _refuse(reason: str) -> None:
 def _lasting_descriptors() -> None:
     """What is opened once in a process and stays: ZeroMQ's threads, jupyter_core's loop for calls
     that block inside of a running loop."""
+    afford_a_start()  # which keeps some for clean-up
     with contextlib.suppress(ImportError):
         import zmq
         from jupyter_core.utils import ensure_event_loop, run_sync

@@ -81,6 +81,11 @@ class CgroupTree(Protocol):
         """What is used now; all None after `remove`."""
         ...
 
+    def full_above(self) -> str:
+        """The group above with a cap on memory, or the machine, in words, which was full when the
+        Linux kernel ended processes of ours; "" if ours was."""
+        ...
+
     def freeze(self) -> None:
         """Stop every process, and return when all have stopped (at most 2 seconds); HostError."""
         ...
@@ -205,6 +210,9 @@ class Tree(ABC):
 
     @abstractmethod
     def usage(self) -> Usage: ...
+
+    @abstractmethod
+    def full_above(self) -> str: ...
 
     @abstractmethod
     def freeze(self) -> None: ...
@@ -344,6 +352,9 @@ class NullTree:
 
     def usage(self) -> Usage:
         return Usage()
+
+    def full_above(self) -> str:
+        return ""
 
     def freeze(self) -> None:
         raise HostError(

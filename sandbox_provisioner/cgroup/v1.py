@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from sandbox_provisioner.cgroup.survey import V1_CONTROLLERS
 from sandbox_provisioner.cgroup.tree import (
     CPU_PERIOD_US,
     FREEZE_SECONDS,
+    PAGE_BYTES,
     Tree,
     Usage,
     is_a_line_of,
@@ -26,7 +28,7 @@ from sandbox_provisioner.cgroup.tree import (
     whole_pages,
 )
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.spec import Limits, format_cpuset
+from sandbox_provisioner.spec import Limits, format_bytes, format_cpuset
 
 _SHARES_PER_CORE = 1024
 _SMALLEST_SHARES, _LARGEST_SHARES = 2, 1 << 18
@@ -72,6 +74,16 @@ class V1Tree(Tree):
             oom_kills=self._event("memory", "memory.oom_control", "oom_kill"),
             pids_limit_hits=self._event("pids", "pids.events", "max"),
         )
+
+    def full_above(self) -> str:
+        group = self._group("memory") if "memory" in self._asked else ""
+        if not group or _was_full(group):
+            return ""
+        while os.path.exists(f"{(group := os.path.dirname(group))}/memory.failcnt"):
+            limit = files.read_number(f"{group}/memory.limit_in_bytes") or 0
+            if limit < _UNLIMITED_BYTES and _was_full(group):
+                return f"the group {group}, with a memory limit of {format_bytes(limit)},"
+        return "the machine's memory"
 
     def freeze(self) -> None:
         self._write_freezer("FROZEN", "freeze")
@@ -228,3 +240,13 @@ class V1Tree(Tree):
             answer=f"{self._freezer} is still FREEZING after {FREEZE_SECONDS:g} seconds",
             remedy="A process waits for a device or a file server; try again when it goes on.",
         )
+
+
+def _was_full(group: str) -> bool:
+    """memory.failcnt stays 0 where the cap on memory plus swap is met, which is as high; the most
+    that was used tells then, but for what a CPU takes in one go (64 pages)."""
+    if files.read_number(f"{group}/memory.failcnt"):
+        return True
+    peak = files.read_number(f"{group}/memory.max_usage_in_bytes") or 0
+    limit = files.read_number(f"{group}/memory.limit_in_bytes")
+    return limit is not None and peak + 64 * PAGE_BYTES >= limit

@@ -37,12 +37,14 @@ CAP_KILL = 5
 CAP_SYS_PTRACE = 19
 COVER_LOST = b"cover-lost"  # the word for it in the exit file, and the path, in hexadecimal
 SOCKETS_MISUSED = b"sockets-misused"  # as well: something else was put beside the sockets
+GROUP_LOST = b"group-lost"  # as well
 FAILED = 125  # the exit status of whoever could not do its part
 INTERRUPTED = b"interrupted"  # as well: it ended just after the interrupt near its memory cap
 SEALED = "sealed"  # on the control socket: all sockets listen
 MEMORY_WORD = "memory"  # and the number of bytes: on the control socket
 COVERED_WORD = "covered"
 MADE_WORD = "made"
+_ENODEV = 19
 _SIGINT = 2
 _SIGCHLD = 17
 _SIGCONT = 18
@@ -203,7 +205,12 @@ class _Init:
 
     def serve_memory(self, watched: memory.Memory) -> None:
         """Tell first: the cell that the interrupt ends is the one to show it."""
-        used = watched.look()
+        try:
+            used = watched.look()
+        except OSError as error:
+            if error.errno != _ENODEV:
+                raise
+            self.end(FAILED, GROUP_LOST)  # somebody has removed it: no limit holds any more
         if not used or not memory.hears(self.kernel_pid, _SIGINT):
             return
         memory.say(self.kernel_pid, f"\n{watched.sentence(used)}\n")

@@ -25,7 +25,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sandbox_provisioner.cgroup import CgroupTree, open_to_join
-from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.descriptors import afford_a_start
+from sandbox_provisioner.errors import SandboxError, told_as_host_error
 from sandbox_provisioner.handle import LastWord, LocalHandle
 from sandbox_provisioner.launch import Labels, LocalLauncher, Start, without_a_word
 from sandbox_provisioner.off_loop import off_loop
@@ -77,7 +78,8 @@ async def start_warm(
     process = LauncherProcess(stem)
     opener, source = Opener(process), Source(launcher, request, labels, stdio, preload)
     try:
-        with ExitStack() as opened:
+        with told_as_host_error("start the sandbox"), ExitStack() as opened:
+            afford_a_start()
             await off_loop(process.ask)
             site, tree = await off_loop(launcher.look, request, opened)
             if why := plans.obstacle(request, site):

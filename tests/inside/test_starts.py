@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +17,8 @@ from facilities import missing
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError, SpecError
 from sandbox_provisioner.inside import steps
 from sandbox_provisioner.launch import SERVER_STEPS, LocalLauncher
-from sandbox_provisioner.spawn import FAIL_AT, Stdio
+from sandbox_provisioner.off_loop import off_loop
+from sandbox_provisioner.spawn import FAIL_AT, Stdio, stem
 from sandbox_provisioner.spec import Limits, Volume
 
 pytestmark = pytest.mark.requires("userns")
@@ -86,6 +90,56 @@ def test_a_start_that_is_cancelled_leaves_nothing(launcher, workdir, runtime_dir
 
     asyncio.run(start_and_cancel())
     assert os.listdir(runtime_dir) == ["lock"]
+
+
+@pytest.mark.parametrize("free", [0, 1, 2, 3, 4, 8, 16])
+def test_a_start_without_descriptors_says_so_and_leaves_nothing(
+    launcher, workdir, runtime_dir, free
+):
+    stem.end()
+    with few_descriptors(free), pytest.raises(HostError, match="ulimit -n"):
+        asyncio.run(launcher.start(boxes.request_for(workdir)))
+    assert set(os.listdir(runtime_dir)) <= {"lock"}
+
+
+@pytest.mark.parametrize("free", [0, 4])
+def test_a_sandbox_can_be_ended_without_descriptors(sandbox, runtime_dir, free):
+    loop = asyncio.new_event_loop()  # which has its own
+    with sandbox() as box:
+        with few_descriptors(free):
+            loop.run_until_complete(box.handle.close())
+        assert os.listdir(runtime_dir) == ["lock"]
+    loop.close()
+
+
+@contextlib.contextmanager
+def few_descriptors(free):
+    """So many are free for what is opened now."""
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(off_loop(len, ""))  # a thread of ours
+    loop.close()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 64, before[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        # asyncio.run opens an epoll descriptor and a pair of sockets.
+        for _ in range(min(free + 3, len(taken))):
+            os.close(taken.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for fd in taken:
+            os.close(fd)
+
+
+def test_a_runtime_directory_that_has_gone_stops_no_end(sandbox, runtime_dir):
+    with sandbox() as box:
+        shutil.rmtree(runtime_dir)
+        boxes.run(box.handle.close())
 
 
 # -- programs and directories

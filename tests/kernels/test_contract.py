@@ -434,6 +434,37 @@ def test_a_kernel_that_reaches_its_memory_limit_says_why_under_the_cell(
         assert neighbour.run("1 + 1") == "2"
 
 
+@pytest.mark.requires("root", "cgroup-memory")
+def test_a_child_that_the_cap_has_killed_before_is_not_why_a_kernel_ends(kernel: Any) -> None:
+    with kernel(mem_limit="200M", mem_interrupt=0) as k:
+        if k.provisioner.handle.record.cgroup_version == 2:
+            pytest.skip("there the Linux kernel ends all of a group at once")
+        code = (
+            "import subprocess, sys; subprocess.run([sys.executable, '-c', 'bytearray(1 << 30)'])"
+        )
+        assert "returncode=-9" in k.run(code)
+        assert k.manager.is_alive()
+        k.client.execute("import os; os.kill(os.getpid(), 9)")
+        story = asyncio.run(k.provisioner.handle.wait())
+        assert (story.signal, story.oom_killed, story.reason) == (9, False, "")
+
+
+@pytest.mark.requires("root", "cgroup-memory")
+def test_a_kernel_whose_group_somebody_removes_is_ended_with_the_reason(kernel: Any) -> None:
+    """Without its group it would go on without a limit."""
+    with kernel(mem_limit="200M") as k:
+        tree = k.provisioner.handle._tree
+        if not hasattr(tree, "_freezer"):
+            pytest.skip("v2 lets nobody remove a group with a member that has not ended")
+        _, group = tree.memory_group
+        for pid in tree.pids():
+            Path(os.path.dirname(os.path.dirname(group)), "cgroup.procs").write_text(str(pid))
+        os.rmdir(group)
+        story = asyncio.run(k.provisioner.handle.wait())
+        assert story.group_lost
+        assert "another program has removed its control group" in story.reason
+
+
 @pytest.mark.requires("cgroup-memory", "cgroup-cpu")
 def test_the_caps_stand_in_the_environment(kernel: Any) -> None:
     with kernel(mem_limit="256M", cpu_limit=1.5) as k:

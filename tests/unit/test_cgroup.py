@@ -686,3 +686,34 @@ def test_a_group_that_never_freezes_is_thawed_and_told(
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"reading .*: EISDIR"):
         files.read(str(tmp_path))
+
+
+# --- whose limit it was
+
+
+@pytest.mark.parametrize(("ours", "above"), [(1, 1), (1, 0), (0, 1), (0, 0)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_group_whose_memory_was_full_is_named(
+    tmp_path: Path, version: int, ours: int, above: int
+) -> None:
+    """An OOM kill is counted where the processes are, whoever had no memory left."""
+    base = tmp_path / "course"
+    own = base / files.PARENT / "one"
+    own.mkdir(parents=True)
+    limits = {base: 300 << 20, base / files.PARENT: 1 << 63, own: 256 << 20}
+    for group, limit in limits.items():
+        full = {own: ours, base: ours or above}.get(group, 0)
+        (group / "memory.failcnt").write_text(str(full))
+        (group / "memory.limit_in_bytes").write_text(str(limit))
+        (group / "memory.max").write_text("max" if limit == 1 << 63 else str(limit))
+        (group / "memory.events").write_text(f"oom {ours or full}")
+        (group / "memory.events.local").write_text(f"oom {full}")
+    bases = dict.fromkeys(["memory", "freezer"], str(base))
+    found = CgroupFacts(version=version, bases=bases, missing={})
+    tree = open_tree(found, "one", Limits(memory_bytes=256 << 20, pids=None), refuse, print)
+    if ours:
+        assert tree.full_above() == ""
+    elif above:
+        assert tree.full_above() == f"the group {base}, with a memory limit of 300 MiB,"
+    else:
+        assert tree.full_above() == "the machine's memory"
