@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.links import real_path
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.spec import Covers, relative
 
@@ -98,7 +99,7 @@ def find_covered(
     # Of all other homes only the server's own is looked at, since a link in it may lead here: there
     # can be very many, and each path costs a look.
     related = {home, *(other for other in homes if _is_related(other, source))}
-    for real in map(os.path.realpath, related):
+    for real in map(real_path, related):
         inside = relative(real, source)
         if inside is None:
             _look_from_outside(real, source, covers, found)
@@ -120,7 +121,7 @@ def _add_run_by_host(source: str, places: Iterable[str], found: _Found) -> None:
 
 
 def _is_related(home: str, source: str) -> bool:
-    home = os.path.realpath(home)
+    home = real_path(home)
     return relative(home, source) is not None or relative(source, home) is not None
 
 
@@ -184,7 +185,7 @@ def _add_target(source: str, path: str, found: _Found) -> None:
     """What *path* leads to in the work directory, if it is a link: the host follows it."""
     if not os.path.islink(path):
         return
-    target = os.path.realpath(path)
+    target = real_path(path)
     inside = relative(target, source)
     if inside and inside not in found.directories:
         (found.directories if os.path.isdir(target) else found.files).add(inside)
@@ -210,11 +211,11 @@ def _within(source: str, paths: Iterable[str]) -> set[str]:
 def _real(path: str, known: dict[str, str]) -> str:
     """os.path.realpath, for many paths that share their directories: *known* has those."""
     if ".." in path.split("/"):
-        return os.path.realpath(path)
+        return real_path(path)
     if path not in known:
         above, name = os.path.split(path)
         joined = os.path.join(_real(above, known), name) if name else above
-        known[path] = os.path.realpath(joined) if os.path.islink(joined) else joined
+        known[path] = real_path(joined) if os.path.islink(joined) else joined
     return known[path]
 
 

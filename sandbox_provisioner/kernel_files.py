@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.links import real_path
 from sandbox_provisioner.python_files import (
     Found,
     Reader,
@@ -145,7 +146,7 @@ def _with_interpreter(
 def freshness(program: str) -> tuple[float, ...]:
     """Changes when the program, its venv, or what is installed into it changes."""
     prefix = os.path.dirname(os.path.dirname(program))
-    real = os.path.realpath(program)
+    real = real_path(program)
     library = os.path.join(prefix, "lib", os.path.basename(real), "site-packages")
     times = []
     for path in (real, os.path.join(prefix, "pyvenv.cfg"), library):
@@ -168,7 +169,7 @@ def _folders_on_way(program: str, reader: Reader) -> list[Found]:
 def _installation_of(program: str, reader: Reader) -> Found:
     """.../env/bin/program -> .../env, which has its libraries; else the program alone. pyenv's
     programs are scripts that run what lies in the folder beside theirs."""
-    real = os.path.realpath(program)
+    real = real_path(program)
     folder = os.path.dirname(real)
     above = os.path.dirname(folder)
     whole = os.path.basename(folder) == "bin" or os.path.exists(f"{above}/libexec/pyenv")
@@ -218,7 +219,7 @@ class _Sorter:
 
     def refuse_doubtful(self, program: str) -> None:
         """LaunchError for a program that only a link leads to which a kernel may have made."""
-        real = os.path.realpath(program)
+        real = real_path(program)
         if self.reader.trusts(program) or self._is_harmless(real):
             return
         raise LaunchError(
@@ -237,7 +238,7 @@ class _Sorter:
     def _judge(self, found: Found) -> set[str]:
         if not found.path.startswith("/") or "\0" in found.path or not os.path.exists(found.path):
             return set()
-        path, real = os.path.normpath(found.path), os.path.realpath(found.path)
+        path, real = os.path.normpath(found.path), real_path(found.path)
         trusted = self.reader.trusts(path, found.trusted) if real != path else found.trusted
         if not trusted and not self._is_harmless(real):
             self.doubtful.add(real)

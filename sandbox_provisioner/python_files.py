@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from sandbox_provisioner.links import real_path
 from sandbox_provisioner.spec import relative
 
 _MOST_LINKS = 40  # path_resolution(7)
@@ -73,7 +74,7 @@ class Reader:
         """Whether what *place* says can be trusted, if what named *place* can (*above*)."""
         if not above:
             return False
-        ways = {place, os.path.realpath(place), *links_on_way(place)}
+        ways = {place, real_path(place), *links_on_way(place)}
         return not any(relative(way, root) is not None for way in ways for root in self.writable)
 
     def lines_of(self, path: str) -> list[str]:
@@ -132,7 +133,7 @@ def entries_of(folder: str) -> list[os.DirEntry[str]]:
 
 def is_python(program: str) -> bool:
     """Whether *program* is an interpreter, by the name of the file behind it."""
-    name = os.path.basename(os.path.realpath(program))
+    name = os.path.basename(real_path(program))
     return name.startswith(("python", "pypy")) and "-config" not in name
 
 
@@ -187,7 +188,7 @@ def _prefixes(
     """The prefix ("" without a virtual environment), the base, the names of the folders that can be
     its library, such as "python3.11", and what pyvenv.cfg says."""
     folder = os.path.dirname(program)
-    real = os.path.realpath(program)
+    real = real_path(program)
     base_folder, trusted = os.path.dirname(real), reader.trusts(program)
     prefix, settings = Found(""), dict[str, str]()
     for place in (folder, os.path.dirname(folder)):

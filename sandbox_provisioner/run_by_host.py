@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import sandbox_provisioner
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.links import real_path
 from sandbox_provisioner.python_files import entries_of
 from sandbox_provisioner.spec import relative
 
@@ -118,7 +119,7 @@ def find_run_by_host(source: str, server: Server) -> frozenset[str]:
     if _is_imported_from(source, server):
         found |= set(_on_import_path(source))
     for path in found:
-        if relative(source, os.path.realpath(path)) is not None:
+        if relative(source, real_path(path)) is not None:
             raise _refusal(source, f"it lies in {path}, which the host runs or imports from")
     return frozenset(_outermost(found))
 
@@ -133,7 +134,7 @@ def _outermost(places: set[str]) -> Iterator[str]:
 
 
 def _is_imported_from(source: str, server: Server) -> bool:
-    return source in map(os.path.realpath, server.modules)
+    return source in map(real_path, server.modules)
 
 
 def _refusal(source: str, answer: str) -> SpecError:
@@ -146,7 +147,7 @@ def _refusal(source: str, answer: str) -> SpecError:
 
 def _refuse_on_program_path(source: str, server: Server) -> None:
     for variable, path in server.programs:
-        if os.path.realpath(path) == source:
+        if real_path(path) == source:
             raise SpecError(
                 attempt=f"use {source!r} as the work directory",
                 answer=f"it is on the server's {variable}, so the host would run what a kernel "
@@ -158,7 +159,7 @@ def _refuse_on_program_path(source: str, server: Server) -> None:
 
 def _below(path: str, source: str) -> bool:
     """Whether *path* or what is behind it lies in *source*, and is not all of it."""
-    return bool(relative(path, source) or relative(os.path.realpath(path), source))
+    return bool(relative(path, source) or relative(real_path(path), source))
 
 
 def _environments(source: str, server: Server) -> Iterator[str]:
@@ -227,6 +228,6 @@ def look_there_last(source: str, path: list[str]) -> None:
     imported later would then be whatever a kernel has put there under that name.
     """
     first = _first_shared(path)
-    early = [e for e in path[:first] if relative(os.path.realpath(e or "."), source) is not None]
+    early = [e for e in path[:first] if relative(real_path(e or "."), source) is not None]
     _moved.update(early)
     path[:] = [*(e for e in path[:first] if e not in early), *path[first:], *early]

@@ -610,3 +610,13 @@ def test_a_home_that_cannot_be_written_to_is_no_reason_to_start_uncovered(home, 
         assert "writable for its owner" in str(error)
     home.chmod(0o700)
     assert tree_of(home) == {}
+
+
+def test_links_without_end_in_a_home_stop_no_start(home, sandbox):
+    """os.path.realpath calls itself for each of them."""
+    for number in range(3000):
+        (home / f"a{number}").symlink_to(f"a{number + 1}")
+    for name in (".profile", ".unheard-of", "bin"):
+        (home / name).symlink_to("a0")
+    with sandbox() as box:
+        assert box.handle.poll() is None
