@@ -29,6 +29,8 @@ _AFTER_SECONDS = 0.2
 _IDLE_SHARE = 0.5
 _LOOK_SECONDS = 0.05
 _PATIENCE_SECONDS = 10.0
+_AGAIN_SECONDS = 10.0
+_AGAIN_AT_MOST_SECONDS = 1800.0
 # Below twice of what ends a spare none is made.
 _ROOM = 2
 
@@ -49,6 +51,8 @@ def prepare(
     """Prepare a start such as *request*, in the background; what goes wrong is told by the
     launcher's ``warn``."""
     with _lock:
+        if time.monotonic() < _failed.get((request.argv[0], labels.name), (0, 0.0))[1]:
+            return
         _waiting[(request.argv[0], labels.name)] = (launcher, request, labels, warmth)
         if _threads:
             return
@@ -62,6 +66,8 @@ _lock = threading.Lock()
 Wish = tuple[LocalLauncher, LaunchRequest, Labels, Warmth]
 _waiting: dict[tuple[str, str], Wish] = {}
 _threads: list[threading.Thread] = []
+# How often its preparation has failed, and when it is tried again.
+_failed: dict[tuple[str, str], tuple[int, float]] = {}
 # The nurseries that are children of this process: somebody has to wait for them when they end.
 _made: list[LocalHandle] = []
 
@@ -72,12 +78,27 @@ def _work() -> None:
             bury()
             try:
                 asyncio.run(_prepare(*wish))
+                _failed.pop(_name_of(wish), None)
             except (SandboxError, WarmUnavailable, OSError) as error:
+                _back_off(_name_of(wish))
                 wish[0].warn(f"Kernels go on to start without preparation: {error}")
     except BaseException:
         with _lock:
             _threads.clear()
         raise
+
+
+def _name_of(wish: Wish) -> tuple[str, str]:
+    _, request, labels, _ = wish
+    return request.argv[0], labels.name
+
+
+def _back_off(name: tuple[str, str]) -> None:
+    """What has failed is tried again later, and each time twice as late: nobody is to pay for it
+    after each start."""
+    times = _failed.get(name, (0, 0.0))[0]
+    seconds = min(_AGAIN_SECONDS * 2**times, _AGAIN_AT_MOST_SECONDS)
+    _failed[name] = times + 1, time.monotonic() + seconds
 
 
 def _next() -> Wish | None:
@@ -177,6 +198,7 @@ def end_own() -> None:
     """End what this process has prepared, and is preparing: with a nursery its spares end."""
     wait()
     stem.end()
+    _failed.clear()
     with _lock:
         made = _made[:]
         _made.clear()

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import uuid
@@ -20,12 +21,12 @@ from pathlib import Path
 
 import sandbox_provisioner
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.handle import LocalHandle, readable
+from sandbox_provisioner.handle import ExitStory, LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.launch import ColdStart, Labels, LocalLauncher
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import BUILDING, RecordFolder
-from sandbox_provisioner.spawn import Stdio, stem
+from sandbox_provisioner.spawn import WORD_SECONDS, Stdio, stem
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.found import (
@@ -189,13 +190,13 @@ async def _ready(handle: LocalHandle) -> Told:
                 told = channel.recv(_ANSWER_BYTES)
     if told:
         return Told.of(told)
-    story = handle.poll()
+    story, ended = await _end_of(handle)
     raise LaunchError(
         attempt="make a nursery",
-        answer=f"it ended with status {story.code}" if story else "it was not ready in time",
+        answer=f"it ended with status {story.code}" if ended else "it was not ready in time",
         remedy="Kernels start cold meanwhile. See what it wrote:",
         step="wait-for-nursery",
-        stderr_tail=story.stderr_tail if story else "",
+        stderr_tail=story.stderr_tail,
     )
 
 
@@ -222,6 +223,20 @@ class Told:
                 step="wait-for-nursery",
             ) from None
         return cls(refused, {name: why[:_MOST_OF_ERROR] for name, why in failed.items()})
+
+
+async def _end_of(handle: LocalHandle) -> tuple[ExitStory, bool]:
+    """How it ended, and whether by itself. Its socket closes before its init has written that down;
+    one that only does not answer is asked to end, so that what it wrote is kept."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(WORD_SECONDS):
+            return await handle.wait(), True
+    handle.signal(signal.SIGTERM)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(WORD_SECONDS):
+            return await handle.wait(), False
+    handle.kill()
+    return await handle.wait(), False
 
 
 def _left_out(told: Told, preload: tuple[str, ...]) -> Iterator[str]:

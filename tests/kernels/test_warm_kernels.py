@@ -29,7 +29,7 @@ from warmth import (
 
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.records import Record
-from sandbox_provisioner.warm import launch
+from sandbox_provisioner.warm import ahead, launch, start
 from sandbox_provisioner.warm.found import SOCKET, call
 
 pytestmark = pytest.mark.requires("userns")
@@ -261,6 +261,21 @@ def test_starts_at_once_that_fail_in_a_nursery_go_on_cold(
         return found
 
     assert asyncio.run(live()) == [""] * 6
+
+
+def test_a_nursery_that_fails_is_told_with_its_words_and_not_tried_after_every_start(
+    warm: Any, workdir: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.setattr(start, "_BOOT", "raise SystemExit('this nursery is broken')")
+    told = "this nursery is broken"
+    with warm() as k:
+        k.manager.log.propagate = True
+        ahead.wait()
+        assert caplog.text.count(told) == 1
+        assert "it ended with status 1" in caplog.text
+    with warm():
+        ahead.wait()
+        assert caplog.text.count(told) == 1
 
 
 def test_an_idle_nursery_ends_and_leaves_its_kernels(warm: Any, runtime_dir: Path) -> None:
