@@ -18,6 +18,8 @@ from sandbox_provisioner.spec import Covers, relative
 # Repositories are looked for so deep below the work directory, and at so many entries.
 _REPOSITORY_DEPTH = 2
 _MOST_ENTRIES = 4096
+# Of what a server runs and is not there, what would surprise in its file browser.
+_NOT_SHOWN = {"node_modules"}
 _BARE = {"HEAD", "config", "objects", "refs"}
 # Each cover is a mount, and a kernel can make any number of names that have to be covered.
 _MOST_COVERED = 1000
@@ -28,18 +30,26 @@ class Covered:
     """What `Covers` means in one work directory, as paths relative to it, with what symbolic links
     at these places lead to.
 
-    The kernel gets an empty stand-in for each of *directories*, *files* and *links*, and finds what
-    is there of *frozen* read-only. Missing *directories* are made; so are *links*, which are all
-    missing, as symbolic links to nothing, which programs outside take for missing; and *placed*,
-    the files and their texts. *repositories* are those that were there before the kernel.
+    The kernel gets an empty stand-in for each of *directories*, *files*, *links* and *sockets*, and
+    finds what is there of *frozen* read-only. Missing *directories* are made; so are *links*, which
+    are all missing, as symbolic links to nothing, which programs outside take for missing;
+    *sockets*, whose names do not begin with a dot, as such, which file browsers do not show; and
+    *placed*, the files and their texts. *repositories* are those that were there before the kernel.
     """
 
     directories: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
+    sockets: tuple[str, ...] = ()
     placed: tuple[tuple[str, str], ...] = ()
     frozen: tuple[str, ...] = ()
     repositories: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the kernel may have the whole work directory as it is."""
+        hidden = self.directories or self.files or self.links or self.sockets
+        return not (hidden or self.placed or self.frozen)
 
 
 @dataclass(slots=True)
@@ -48,7 +58,7 @@ class _Found:
 
     directories: set[str] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
-    links: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
     placed: dict[str, str] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     repositories: tuple[str, ...] = ()
@@ -56,10 +66,12 @@ class _Found:
     def covered(self) -> Covered:
         """Without what lies in a directory that is covered as a whole."""
         hidden = {path for path in self.directories if not _lies_in(path, self.directories)}
+        missing = _apart(self.missing - self.files, hidden)
         return Covered(
             directories=tuple(sorted(hidden)),
             files=_apart(self.files, hidden),
-            links=_apart(self.links - self.files, hidden),
+            links=tuple(path for path in missing if os.path.basename(path).startswith(".")),
+            sockets=tuple(path for path in missing if not os.path.basename(path).startswith(".")),
             placed=tuple((path, self.placed[path]) for path in _apart(self.placed, hidden)),
             frozen=_apart({*self.frozen, *self.placed} - self.files, hidden),
             repositories=self.repositories,
@@ -116,7 +128,9 @@ def _add_run_by_host(source: str, places: Iterable[str], found: _Found) -> None:
     there = {path for path in places if os.path.exists(path)}
     found.frozen |= {p for p in _within(source, there) if os.path.lexists(f"{source}/{p}")}
     for path in _within(source, {*places} - there):
-        if path not in found.links and not _lies_in(path, found.links):
+        if os.path.basename(path) in _NOT_SHOWN:
+            found.missing.add(path)
+        elif path not in found.missing and not _lies_in(path, found.missing):
             found.directories.add(path)
 
 
@@ -141,7 +155,7 @@ def _look_inside(source: str, opened: str, home: str, covers: Covers, found: _Fo
     folders = named | {name for name in hidden if there[name]}
     found.directories |= _below(home, folders)
     found.files |= _below(home, hidden - folders)
-    found.links |= _below(home, {*covers.home_files, *frozen} - there.keys() - folders)
+    found.missing |= _below(home, {*covers.home_files, *frozen} - there.keys() - folders)
     found.frozen |= _below(home, frozen & there.keys())
     for name in (hidden | frozen) & there.keys():
         _add_target(source, os.path.join(opened, home, name), found)

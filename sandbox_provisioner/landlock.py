@@ -114,7 +114,9 @@ def compile_landlock_plan(request: LaunchRequest, site: Site) -> Plan:
 
 def _check_workdir(site: Site) -> None:
     workdir, found = site.workdir, site.workdir.covered
-    covered = (*found.directories, *found.files, *found.links, *found.frozen)
+    covered = (
+        *found.directories, *found.files, *found.links, *found.sockets, *found.frozen,
+    )  # fmt: skip
     if covered:
         some = ", ".join(covered[:3]) + (", ..." if len(covered) > 3 else "")
         raise SpecError(

@@ -70,7 +70,8 @@ def planned_stand_ins(workdir: WorkdirFacts) -> tuple[tuple[str, str], ...]:
     """
     covered = workdir.covered
     wanted = dict.fromkeys((*covered.files, *(path for path, _ in covered.placed)), "file")
-    wanted |= dict.fromkeys(covered.links, "link") | dict.fromkeys(covered.directories, "directory")
+    wanted |= dict.fromkeys(covered.links, "link") | dict.fromkeys(covered.sockets, "socket")
+    wanted |= dict.fromkeys(covered.directories, "directory")
     homes = {os.path.dirname(link) for link in covered.links}
     wanted |= {os.path.join(home, WRITTEN_THROUGH): "directory" for home in homes}
     for path in tuple(wanted):

@@ -522,7 +522,7 @@ def workdir_steps(site: Site) -> Iterator[Step]:
     yield Step("attach", (path,), "at the same path as outside")
     covered = site.workdir.covered
     inside = _protected_environment(site)
-    if not (covered.directories or covered.files or covered.links or covered.frozen or inside):
+    if covered.is_empty and not inside:
         return
     why = "what of it the host would run or trust, or must be kept from the kernel"
     yield Step("covers-of", (path, str(site.uid), str(site.gid), WRITTEN_THROUGH), why)
@@ -532,6 +532,9 @@ def workdir_steps(site: Site) -> Iterator[Step]:
         yield Step("make-folders", tuple(os.path.join(h, WRITTEN_THROUGH) for h in homes), why)
         why = "not there, and to programs outside not there meanwhile: links to nothing"
         yield Step("cover", ("link", *covered.links), why)
+    if covered.sockets:
+        why = "the same for names that would be seen: no file browser shows a socket"
+        yield Step("cover", ("socket", *covered.sockets), why)
     if covered.directories:
         why = "private and empty: secrets, and what the host would run or trust later"
         yield Step("cover", ("directory", *covered.directories), why)

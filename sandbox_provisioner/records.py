@@ -434,6 +434,9 @@ def _remove_empty(kind: str, path: str, workdir: int) -> None:
             os.rmdir(names[-1], dir_fd=fd)
         elif kind == "link":
             _remove_link(names[-1], fd)
+        elif kind == "socket":
+            if stat.S_ISSOCK(os.stat(names[-1], dir_fd=fd, follow_symlinks=False).st_mode):
+                os.unlink(names[-1], dir_fd=fd)
         elif _is_untouched(names[-1], fd):
             os.unlink(names[-1], dir_fd=fd)
     finally:

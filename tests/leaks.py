@@ -147,6 +147,8 @@ def is_stand_in(path: str) -> bool:
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
             return WRITTEN_THROUGH in os.readlink(path)
+        if stat.S_ISSOCK(status.st_mode):
+            return True
         if stat.S_ISDIR(status.st_mode):
             return not os.listdir(path)
         regular = stat.S_ISREG(status.st_mode)

@@ -29,7 +29,7 @@ TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-DIRECTORY, FILE, LINK, FROZEN = "directory", "file", "link", "frozen"
+DIRECTORY, FILE, LINK, SOCKET, FROZEN = "directory", "file", "link", "socket", "frozen"
 _STAND_INS = ".scratch/stand-ins"
 _FROZEN = kernel.MOUNT_RDONLY | kernel.MOUNT_NOSUID | kernel.MOUNT_NODEV
 _SIGSTOP, _SIGCONT = 19, 18
@@ -178,6 +178,8 @@ class Covers:
                 os.mkdir(name, 0o700, dir_fd=parent)
             elif kind == LINK:
                 os.symlink(f"{self.written_through}/{name}", name, dir_fd=parent)
+            elif kind == SOCKET:
+                os.mknod(name, stat.S_IFSOCK | 0o600, dir_fd=parent)
             else:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 fd = os.open(name, flags, 0o600, dir_fd=parent)

@@ -72,6 +72,15 @@ def test_a_name_that_a_link_in_a_home_gives_to_something_visible_is_covered_too(
     assert found.files == (".unheard-of",)
 
 
+def test_a_name_that_would_be_seen_has_no_link_for_a_stand_in(tmp_path: Path) -> None:
+    """File browsers show links to nothing, and no sockets."""
+    covers = dataclasses.replace(COVERS, home_frozen=("bin", ".cargo"))
+    facts = dataclasses.replace(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
+    found = look_at(str(tmp_path), facts, covers).covered
+    assert found.sockets == ("bin",)
+    assert found.links == (".bashrc", ".cargo")
+
+
 def test_a_home_with_more_such_names_than_can_be_covered_is_refused(tmp_path: Path) -> None:
     for number in range(1001):
         (tmp_path / f".{number}").touch()

@@ -96,7 +96,7 @@ def test_the_environment_leads_to_the_private_places():
     assert f"TMPDIR={FOLDER}/private/tmp" in step.words
 
 
-@pytest.mark.parametrize("field", ["directories", "files", "links", "frozen"])
+@pytest.mark.parametrize("field", ["directories", "files", "links", "sockets", "frozen"])
 def test_what_would_have_to_be_covered_refuses_the_work_directory(field):
     workdir = dataclasses.replace(WORKDIR_FACTS, covered=Covered(**{field: (".ssh",)}))
     with pytest.raises(SpecError, match=r"\.ssh.*Use a directory below it"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import stat
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -331,6 +332,15 @@ def test_what_somebody_wrote_over_a_stand_in_stays(make, runtime_dir, workdir):
     _, record = make("one", workdir=str(workdir), made=made)
     remove_stand_ins(runtime_dir, record)
     assert sorted(os.listdir(workdir)) == [".bashrc", ".ssh"]
+
+
+def test_a_socket_that_stands_in_goes_and_what_somebody_put_there_stays(make, runtime_dir, workdir):
+    os.mknod(workdir / "bin", stat.S_IFSOCK | 0o600)
+    (workdir / "node_modules").mkdir()
+    made = tuple(("socket", f"{workdir}/{name}") for name in ("bin", "node_modules"))
+    _, record = make("one", workdir=str(workdir), made=made)
+    remove_stand_ins(runtime_dir, record)
+    assert os.listdir(workdir) == ["node_modules"]
 
 
 def test_a_link_that_stands_in_gives_way_to_what_was_written_through_it(make, runtime_dir, workdir):
