@@ -82,8 +82,7 @@ VERBS = (
     "exit-file", "make-user-namespace", "take", "take-place", "map-child", "hand-over", "receive",
     "join-cgroup", "become-root-inside", "unshare", "await-opened", "new-session", "new-root",
     "symlink", "attach", "file", "mount", "own-limits", "freeze-paths", "show-only", "mask",
-    "scratch",
-    "cover", "protect", "private-file",
+    "scratch", "covers-of", "make-folders", "cover", "place", "protect", "private-file",
     "seal-after", "pivot", "close-root", "hostname", "loopback-up", "stdio", "fork-kernel",
     "resource-limits", "umask", "become", "environment", "chdir", "system-call-filter",
     "run-kernel",
@@ -101,6 +100,7 @@ def test_every_step_of_a_warm_start_is_made_to_fail_here(
 def everything(workdir: Path, monkeypatch: Any) -> None:
     (workdir / ".git").mkdir()
     (workdir / ".git/config").touch()
+    monkeypatch.setenv("HOME", str(workdir))
     monkeypatch.chdir(workdir)
 
 

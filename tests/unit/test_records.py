@@ -336,7 +336,7 @@ def test_what_somebody_wrote_over_a_stand_in_stays(make, runtime_dir, workdir):
 
 def test_a_socket_that_stands_in_goes_and_what_somebody_put_there_stays(make, runtime_dir, workdir):
     os.mknod(workdir / "bin", stat.S_IFSOCK | 0o600)
-    (workdir / "node_modules").mkdir()
+    (workdir / "node_modules/mine").mkdir(parents=True)
     made = tuple(("socket", f"{workdir}/{name}") for name in ("bin", "node_modules"))
     _, record = make("one", workdir=str(workdir), made=made)
     remove_stand_ins(runtime_dir, record)
