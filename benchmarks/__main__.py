@@ -1,47 +1,84 @@
-"""``python -m benchmarks start | steps | loop | density``: see README.md beside this file."""
+"""``python -m benchmarks NAME``: see README.md beside this file."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import NamedTuple
 
-from benchmarks import density, loop, start, steps
+from benchmarks import density, loop, overhead, soak, start, steps
 
 
-def main() -> None:
-    """Read the command line and run one benchmark."""
+class Benchmark(NamedTuple):
+    """What a benchmark is about, what runs it, and its options: name, default, what it is."""
+
+    about: str
+    main: Callable[..., None]
+    options: tuple[tuple[str, int | float | str, str], ...]
+
+
+_ROUNDS = ("rounds", 20, "rounds of all of them")
+BENCHMARKS = {
+    "start": Benchmark(
+        "time and memory of sandboxed kernels beside plain ones", start.main, (_ROUNDS,)
+    ),
+    "steps": Benchmark(
+        "where the milliseconds of a sandboxed start go",
+        steps.main,
+        (_ROUNDS, ("kind", "cold", "of start: cold, nursery or spare")),
+    ),
+    "loop": Benchmark(
+        "how long the event loop stands still while kernels start, run and end",
+        loop.main,
+        (("rounds", 10, "of one kernel"), ("at-once", 60, "kernels then")),
+    ),
+    "density": Benchmark(
+        "memory of each of many kernels, and starts while many are alive",
+        density.main,
+        (
+            ("each", 50, "kernels to weigh"),
+            ("alive", 300, "kernels at once"),
+            ("seconds", 10.0, "of starts"),
+        ),
+    ),
+    "overhead": Benchmark(
+        "what work costs in a sandboxed kernel, beside a plain one", overhead.main, (_ROUNDS,)
+    ),
+    "soak": Benchmark(
+        "what a server keeps of kernels that have come and gone",
+        soak.main,
+        (("cycles", 1000, "kernels, one after the other"), ("plot", "", "SVG file to write")),
+    ),
+}
+_COMPARISONS = ("start", "density", "overhead")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (
-        ("start", "time and memory of sandboxed kernels beside plain ones"),
-        ("steps", "where the milliseconds of a sandboxed start go"),
-    ):
-        command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("--rounds", type=int, default=20, help="default: 20")
+    for name, benchmark in BENCHMARKS.items():
+        command = commands.add_parser(name, help=benchmark.about, description=benchmark.about)
+        for option, default, about in benchmark.options:
+            told = f"{about}; default: {default}" if default else about
+            command.add_argument(f"--{option}", type=type(default), default=default, help=told)
         command.add_argument("--json", metavar="FILE", help="save every sample to FILE")
-    kinds = ("cold", "nursery", "spare")
-    command.add_argument("--kind", choices=kinds, default="cold", help="of start; default: cold")
-    about = "how long the event loop stands still while kernels start, run and end"
-    command = commands.add_parser("loop", help=about, description=about)
-    command.add_argument("--rounds", type=int, default=10, help="of one kernel; default: 10")
-    command.add_argument("--at-once", type=int, default=60, help="kernels then; default: 60")
-    command.add_argument("--json", metavar="FILE", help="save every sample to FILE")
-    about = "memory of each of many kernels, and starts while many are alive"
-    command = commands.add_parser("density", help=about, description=about)
-    command.add_argument("--each", type=int, default=50, help="kernels to weigh; default: 50")
-    command.add_argument("--alive", type=int, default=300, help="kernels at once; default: 300")
-    command.add_argument("--seconds", type=float, default=10, help="of starts; default: 10")
-    command.add_argument("--json", metavar="FILE", help="save every sample to FILE")
-    options = parser.parse_args()
-    if options.command == "density":
-        density.main(options.each, options.alive, options.seconds, options.json)
+    about = f"{', '.join(_COMPARISONS)}, as they are by default"
+    commands.add_parser("run", help=about, description=about)
+    return parser
+
+
+def main(words: list[str] | None = None) -> None:
+    """Read the command line and run one benchmark, or those that compare."""
+    options = vars(_parser().parse_args(words))
+    name = options.pop("command")
+    if name == "run":
+        for one in _COMPARISONS:
+            print(f"\n-- {one}\n")
+            main([one])
         return
-    if options.command == "loop":
-        loop.main(options.rounds, options.at_once, options.json)
-        return
-    if options.command == "steps":
-        steps.main(options.rounds, options.kind, options.json)
-        return
-    start.main(options.rounds, options.json)
+    benchmark = BENCHMARKS[name]
+    chosen = [options[option.replace("-", "_")] for option, _, _ in benchmark.options]
+    benchmark.main(*chosen, options["json"])
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, start, steps
+from benchmarks import common, overhead, soak, start, steps, work
 
 numbers = st.floats(min_value=0.001, max_value=1e6)
 
@@ -113,3 +115,29 @@ def test_the_launchers_stamps_are_summed_by_verb_and_add_up() -> None:
     assert rows["pivot x1"] == 1
     assert rows["decoding, calls, forks"] == 5
     assert sum(rows.values()) == 21
+
+
+def test_work_is_held_against_the_first_kernel_round_by_round() -> None:
+    samples = {
+        ("getppid", "plain"): [0.2, 0.4],
+        ("getppid", "boxed"): [0.3, 0.6],
+        ("thread", "plain"): [60.0, 60.0],
+        ("thread", "boxed"): [60.0, 60.0],
+    }
+    assert overhead.table(samples, ["plain", "boxed"]) == [
+        ["work", "plain us", "boxed", ""],
+        ["getppid", "0.300 (0.220-0.380)", "0.450 (0.330-0.570)", "x1.50"],
+        ["thread", "60 (60-60)", "60 (60-60)", "x1.00"],
+    ]
+
+
+@pytest.mark.parametrize("name", work.WORK)
+def test_each_piece_of_work_can_be_done(name: str) -> None:
+    work.WORK[name][0](1)
+
+
+def test_what_a_soak_has_seen_is_told_and_drawn_without_its_first_tenth() -> None:
+    looks = [(n, dict.fromkeys(soak.MEASURES, 99.0 if n == 1 else 5.0)) for n in range(1, 21)]
+    assert soak.table(looks)[1] == ["descriptors", "5", "5", "5", "5"]
+    root = ElementTree.fromstring(soak.svg(looks))
+    assert len(root.findall("{http://www.w3.org/2000/svg}polyline")) == len(soak.MEASURES)
