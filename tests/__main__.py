@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 TESTS = Path(__file__).parent
-ROOMS = ("unit", "inside", "kernels", "programs", "escape", "suites", "browser")
+ROOMS = ("unit", "inside", "kernels", "lifecycle", "programs", "escape", "suites", "browser")
 LINTERS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),

@@ -223,14 +223,15 @@ class Round:
 
 def play(one: Round, server: Server, place: Place) -> tuple[Server, str]:
     """One round; the server that lives after it, and whom it hit ("" for nobody)."""
-    if one.kind != "cold":
+    if one.kind != "cold" and one.kind not in {record.kind for record in place.note(server.pid)}:
         _expect(server.ask(f"start {one.kind}"), "ran")
         _expect(server.ask("prepare"), "prepared")
     server.say(f"start {one.kind}")
     select.poll().poll(int(one.seconds * 1000))
     there = roles(server.pid, place.note(server.pid))
-    role = one.role if there[one.role] else ""
-    victim = process(there[one.role][-1]) if role else None
+    # Not all are there at all times: then one who is.
+    role = next((role for role in (one.role, "init", "stem") if there[role]), "")
+    victim = process(there[role][-1]) if role else None
     if victim and not _hit(victim, one.signal):
         role, victim = "", None
     stranger = _stranger(victim.pid) if victim and one.signal == signal.SIGKILL else None

@@ -14,9 +14,8 @@ pytestmark = [pytest.mark.requires("userns"), pytest.mark.timeout(300)]
 ROUNDS = 6
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_whoever_is_killed_at_a_random_moment_nothing_is_left(watch: Any, seed: int) -> None:
-    hits = play_all(ROUNDS, seed, signal.SIGKILL, watch)
+def test_whoever_is_killed_at_a_random_moment_nothing_is_left(watch: Any) -> None:
+    hits = play_all(ROUNDS, 1, signal.SIGKILL, watch)
     assert sum(hits.values()) - hits[""] > ROUNDS // 2
 
 
