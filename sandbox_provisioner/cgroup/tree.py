@@ -255,7 +255,9 @@ class Tree(ABC):
             undo.pop_all()
 
     def pids(self) -> list[int]:
-        return files.read_pids(self.groups[0]) if self.groups else []
+        # Of a tree that was only found, some groups may not be below ours: v1 has a place of its
+        # own for each controller, and two servers may share one and not another.
+        return sorted({pid for group in self.groups for pid in files.read_pids(group)})
 
     @property
     def string(self) -> int:

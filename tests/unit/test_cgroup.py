@@ -20,6 +20,7 @@ from sandbox_provisioner.cgroup import (
     files,
     leftover_names,
     memory_bounds,
+    open_existing,
     open_to_join,
     open_tree,
     remove_leftovers,
@@ -397,6 +398,19 @@ def test_the_caps_of_the_groups_above_are_known(kernel: FakeKernel, tmp_path: Pa
         4096
     ]
     assert memory_bounds(NOTHING) == []
+
+
+@pytest.mark.parametrize("where", ["memory", "pids", "cpu"])
+def test_whoever_shares_one_hierarchy_with_a_server_sees_its_processes(
+    where: str, tmp_path: Path
+) -> None:
+    """Else gc takes what runs for left, where another server's memory groups lie elsewhere."""
+    bases = {name: str(tmp_path / name) for name in ("memory", "cpu", "pids", "freezer")}
+    group = Path(bases[where], "sandbox-provisioner", "7f3a")
+    group.mkdir(parents=True)
+    (group / "cgroup.procs").write_text("12\n7\n")
+    tree = open_existing(CgroupFacts(version=1, bases=bases, missing={}), "7f3a")
+    assert tree.pids() == [7, 12]
 
 
 def test_without_cgroups_and_caps_there_is_an_empty_tree() -> None:
