@@ -159,6 +159,15 @@ def kill_init(host):
 
 
 @attempt(
+    90, "lower the limits of PID 1, so that it cannot tell how the kernel ended", Kind.PROCESSES,
+    "prlimit(2)", expect="EPERM", control="done",
+)  # fmt: skip
+def limit_init(host):
+    limits = ctypes.create_string_buffer(bytes(16))
+    return done("prlimit64", 1 if host.boxed else host.pid, 1, limits, None)  # RLIMIT_FSIZE
+
+
+@attempt(
     91, "take the priority from PID 1", Kind.PROCESSES, "setpriority(2)",
     expect="EPERM", user="EPERM", control="done",
 )  # fmt: skip

@@ -8,3 +8,4 @@ import network  # noqa: F401
 import processes  # noqa: F401
 import reaching  # noqa: F401
 import repositories  # noqa: F401
+import trusted  # noqa: F401
