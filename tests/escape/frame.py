@@ -141,6 +141,8 @@ def attempt(
     """
 
     def note(function: Callable[..., Any]) -> Callable[..., Any]:
+        if alone:  # a nursery for each would take seconds
+            answers.update({v.name: None for v in VARIANTS if v.options.get("warm")})
         assert number not in table, f"{number} is {table[number].title!r} already"
         assert bool(control) != bool(no_control), f"{number} has no control, or two"
         table[number] = Attempt(
@@ -161,5 +163,5 @@ def between(
 
     It is tried in *variants*: each has kernels of its own, which a nursery makes no other.
     """
-    elsewhere = {variant.name: None for variant in VARIANTS if variant.name not in variants}
+    elsewhere = {group: None for group in ("root", "user", "landlock") if group not in variants}
     return attempt(*words, inside=False, alone=True, **elsewhere, **options)

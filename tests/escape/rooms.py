@@ -4,6 +4,7 @@ import calls  # noqa: F401
 import files  # noqa: F401
 import homes  # noqa: F401
 import left_behind  # noqa: F401
+import limits  # noqa: F401
 import network  # noqa: F401
 import processes  # noqa: F401
 import reaching  # noqa: F401

@@ -1,0 +1,96 @@
+"""limits.py - inside: how much of what the machine has a fixed number of one kernel can take."""
+
+from __future__ import annotations
+
+import os
+
+from frame import Kind, attempt
+from tools import call, resource, signal
+
+SHARED = "what the machine has a fixed number of"
+
+
+for number, title, name, most in (
+    (450, "take all watchers of files", "inotify", 4096),
+    (451, "take all terminals", "terminal", 4096),
+    (452, "have signals wait without end", "signal", 100_000),
+    (453, "make queues without end", "queue", 4096),
+    (454, "make memory segments without end", "segment", 8192),
+):
+
+    @attempt(
+        number, title, Kind.LIMITS, SHARED, name, most,
+        expect="it was stopped", landlock=None,
+        control="it was not stopped",
+    )  # fmt: skip
+    def take_all(host, name, most):
+        """Without the box only so many that the machine keeps some."""
+        most = most if host.boxed else 8
+        signal.pthread_sigmask(signal.SIG_BLOCK, {40})
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(7)[1]),) * 2)
+        acts = {
+            "inotify": lambda n: call("inotify_init1", 0),
+            "terminal": lambda n: os.openpty(),
+            "signal": lambda n: call("rt_sigqueueinfo", os.getpid(), 40, bytes(8) + b"\xff" * 120),
+            "queue": lambda n: call("mq_open", b"q%d" % n, os.O_CREAT | os.O_RDWR, 0o600, None),
+            "segment": lambda n: call("shmget", 0, 4096, 0o1600),
+        }
+        made = []
+        for count in range(most):
+            try:
+                made.append(acts[name](count))
+            except OSError:
+                return "it was stopped"
+        for n in range(most) if name == "queue" else ():
+            call("mq_unlink", b"q%d" % n)
+        for segment in made if name == "segment" else ():
+            call("shmctl", segment, 0, None)
+        return "it was not stopped"
+
+
+@attempt(
+    457, "open descriptors without end", Kind.LIMITS, "RLIMIT_NOFILE",
+    expect="refused", control="raised",
+)  # fmt: skip
+def open_without_end(host):
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 20,) * 2 if host.boxed else (99,) * 2)
+    except ValueError:
+        return "refused"
+    return "raised"
+
+
+for number, folder, option in ((458, "/tmp", "tmp_limit"), (459, "/dev/shm", "shm_limit")):
+
+    @attempt(
+        number, f"fill {folder}", Kind.LIMITS, option, folder,
+        expect="ENOSPC", landlock=None, control="filled",
+        alone=True, options={option: "8M"},
+    )  # fmt: skip
+    def fill(host, folder):
+        """Without the box a little of it."""
+        with open(f"{folder}/sbx-{os.getpid()}", "wb") as file:
+            for _ in range(16 if host.boxed else 1):
+                file.write(bytes(1 << 20))
+                file.flush()
+        os.unlink(file.name)
+        return "filled"
+
+
+@attempt(
+    460, "start processes without end", Kind.LIMITS, "a fork bomb",
+    expect="EAGAIN", user=None, landlock=None, control="started",
+    alone=True, options={"pids_limit": 64},
+)  # fmt: skip
+def fork_without_end(host):
+    pids = []
+    try:
+        for _ in range(128 if host.boxed else 2):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                os.closerange(0, 256)  # who waits for our answer waits for the end of a pipe
+                signal.pause()
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    return "started"
