@@ -314,7 +314,7 @@ def test_unknown_options_refuse_the_start(kernelspec: Any) -> None:
         ({"cpu_limit": 0.0}, "too small"),
         ({"cpuset": "3-1"}, "not a list of CPUs"),
         ({"volumes": ["data:/data"]}, "relative path"),
-        ({"volumes": ["/no/such/volume:/data"]}, "there is no such path"),
+        ({"volumes": ["/no/such/volume:/data"]}, "No such file or directory"),
         ({"workdir": "/"}, "more than one person's files"),
         ({"workdir": "/etc"}, "belongs to the system"),
         ({"workdir": "/no/such/dir"}, "No such file or directory"),
@@ -327,13 +327,9 @@ def test_bad_input_is_refused_with_what_to_do(
     kernelspec: Any, options: dict[str, Any], words: str
 ) -> None:
     manager = KernelManager(kernel_name=kernelspec(**options))
-    try:
-        with pytest.raises(StartRefused) as caught:
-            manager.start_kernel()
-    finally:
-        if "xxx" in str(options):
-            Path(options["runtime_dir"]).joinpath("lock").unlink(missing_ok=True)
-            Path(options["runtime_dir"]).rmdir()
+    with pytest.raises(StartRefused) as caught:
+        manager.start_kernel()
+    assert not Path("/tmp/" + "x" * 120).exists()
     assert words in str(caught.value)
     assert caught.value.error.remedy in str(caught.value)
 
