@@ -147,7 +147,9 @@ def read_while_swapped(stage, *_):
     one, link = make_both(stage)
     with swapping(one, link):
         return (
-            SECRET if SECRET in {answer_of(read, one / "secret") for _ in range(999)} else "never"
+            SECRET
+            if SECRET in {answer_of(read, one / "secret") for _ in range(20_000)}
+            else "never"
         )
 
 

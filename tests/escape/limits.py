@@ -25,7 +25,7 @@ for number, title, name, most in (
     )  # fmt: skip
     def take_all(host, name, most):
         """Without the box only so many that the machine keeps some."""
-        most = most if host.boxed else 8
+        most = most if host.boxed else 2
         signal.pthread_sigmask(signal.SIG_BLOCK, {40})
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(65536, resource.getrlimit(7)[1]),) * 2)
         acts = {

@@ -72,7 +72,7 @@ def test_an_attempt_in_a_kernel_of_its_own_fails(attempt: Attempt, variant: Vari
             answer = kernel.answers([attempt], stage.facts_inside(kernel))[attempt.number]
             if attempt.after:
                 answer = attempt.after(host_of(stage))
-            assert kernel.run("6 * 7") == "42"
+            assert "42" in kernel.run("6 * 7")  # its history may have complained
     assert answer in attempt.allowed(variant)
 
 
