@@ -640,13 +640,14 @@ def _end(pidfd: int, number: int) -> None:
 
 
 def _take_range(runtime: Path, sandbox_id: str) -> int:
-    """The first id of a range that no sandbox in *runtime* has; a link says who has it now.
+    """The first id of a range that no sandbox in *runtime* has, nor one of a server with another
+    directory; a link says who has it now.
 
     By the names in one directory, not by the records, which may be hundreds of files.
     """
     taken = {name for name in os.listdir(runtime) if name.endswith(_RANGE)}
     for first in range(FIRST_ID, LAST_ID - IDS, IDS):
-        if f"{first}{_RANGE}" not in taken:
+        if f"{first}{_RANGE}" not in taken and not _has_processes(first):
             runtime.joinpath(f"{first}{_RANGE}").symlink_to(sandbox_id)
             return first
     raise HostError(
@@ -654,6 +655,15 @@ def _take_range(runtime: Path, sandbox_id: str) -> int:
         answer=f"all {len(taken)} ranges are taken",
         remedy="End some kernels, or run: jupyter sandbox gc",
     )
+
+
+def _has_processes(uid: int) -> bool:
+    """getpriority(2) answers ESRCH for a user who has none; a sandbox's PID 1 has its first id."""
+    try:
+        os.getpriority(os.PRIO_USER, uid)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class _Locked(HostError):

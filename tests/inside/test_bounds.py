@@ -7,13 +7,14 @@ import os
 from contextlib import ExitStack
 
 import pytest
-from boxes import WARM
+from boxes import WARM, Boxes
 
 from sandbox_provisioner import bounds, host
 from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.id_range import FIRST_ID, LAST_ID
+from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.inside import kernel_calls
+from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.spec import WAIVABLE_FACILITIES as FACILITIES
 from sandbox_provisioner.spec import Limits
 
@@ -88,6 +89,14 @@ def test_what_a_box_takes_counts_for_ids_that_nobody_else_has(sandbox):
         finally:
             os.close(fd)
         assert FIRST_ID <= int.from_bytes(owner, "little") <= LAST_ID
+
+
+@pytest.mark.requires("root")
+def test_servers_with_directories_of_their_own_give_no_id_twice(sandbox, workdir, new_folder):
+    other = Boxes(LocalLauncher(runtime_dir=str(new_folder())), workdir)
+    with sandbox() as one, other() as two:
+        firsts = [box.handle.record.first_id for box in (one, two)]
+    assert abs(firsts[0] - firsts[1]) >= IDS
 
 
 def test_a_box_has_a_share_of_the_terminals_and_no_more(sandbox):

@@ -38,8 +38,9 @@ def identity_of(workdir):
 
 
 @pytest.fixture
-def make(runtime_dir):
-    """Makes records; their folders are removed at the end."""
+def make(runtime_dir, monkeypatch):
+    """Makes records; their folders are removed at the end. Nobody else on this machine has ids."""
+    monkeypatch.setattr(records, "_has_processes", lambda uid: False)
     folders = []
 
     def make(name, **fields):
@@ -89,6 +90,11 @@ def test_ranges_of_ids_do_not_overlap_and_are_used_again(make):
     assert (one.first_id, two.first_id) == (FIRST_ID, FIRST_ID + (1 << 16))
     first.remove()
     assert make("three", ids=True)[1].first_id == FIRST_ID
+
+
+def test_ids_that_somebody_else_runs_processes_by_are_left_alone(make, monkeypatch):
+    monkeypatch.setattr(records, "_has_processes", lambda uid: uid == FIRST_ID)
+    assert make("one", ids=True)[1].first_id == FIRST_ID + (1 << 16)
 
 
 def test_the_last_range_of_ids_ends_where_systemds_table_says():
