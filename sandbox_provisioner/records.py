@@ -354,6 +354,8 @@ def remove_stand_ins(runtime: Path, record: Record) -> None:
     Not while another sandbox works in the same tree: rmdir(2) of a directory that is a mount point
     in another namespace takes the mount away there, and what it covered would be open.
     """
+    if not record.made and not (runtime / record.sandbox_id).exists():
+        return  # it was refused before there was a record, and nobody can have left it anything
     with _locked(runtime):
         record = _leaving(RecordFolder(runtime / record.sandbox_id), record)
         if not record.made:

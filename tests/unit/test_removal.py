@@ -154,9 +154,9 @@ def test_a_start_with_the_same_name_does_not_wait_for_what_is_left(left, runtime
     monkeypatch.setattr(records, "_AN_END_SECONDS", 0)
     left.remove()
     assert len(os.listdir(runtime_dir)) == 2  # the lock, and what was set aside
-    folder, _ = RecordFolder.create(runtime_dir, Record(sandbox_id="left"), ids=True)
+    folder, record = RecordFolder.create(runtime_dir, Record(sandbox_id="left"), ids=True)
     assert sweep(runtime_dir) == []
-    assert sorted(os.listdir(runtime_dir)) == [f"{records.FIRST_ID}.ids", "left", "lock"]
+    assert sorted(os.listdir(runtime_dir)) == [f"{record.first_id}.ids", "left", "lock"]
     folder.remove()
 
 
