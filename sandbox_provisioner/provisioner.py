@@ -228,7 +228,6 @@ class SandboxProvisioner(LocalProvisioner):
         self._by_default: set[str] = set()
         super().__init__(**kwargs)
         self.sandbox_id = uuid.uuid4().hex[:12]
-        self._links: list[Path] = []
         self._tap: LastWords | None = None
         self._ending = False
 
@@ -536,7 +535,7 @@ class SandboxProvisioner(LocalProvisioner):
             link = Path(f"{self.parent.ip}-{getattr(self.parent, name)}")
             link.unlink(missing_ok=True)
             link.symlink_to(self.handle.folder.sockets / socket_name)
-            self._links.append(link)
+            self.handle.folder.links.append(link)
 
     async def _refuse(self, error: SandboxError) -> StartRefused:
         """Undo the start: nobody calls `cleanup` after a failed one."""
@@ -610,9 +609,6 @@ class SandboxProvisioner(LocalProvisioner):
         tap, self._tap = self._tap, None
         if tap:
             tap.close()
-        for link in self._links:
-            link.unlink(missing_ok=True)
-        self._links.clear()
         if handle:
             self._hear(handle)
             try:

@@ -20,6 +20,7 @@ The Linux kernel lets go of a dead process's locks, so "is its server still ther
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -35,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_provisioner import cgroup, removal
-from sandbox_provisioner.descriptors import keep_from_children
+from sandbox_provisioner.descriptors import for_clean_up, keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.inside.init import FIRST_RELAYED
@@ -168,6 +169,8 @@ class RecordFolder:
         self.path = path
         self._owner = -1
         self._first_id = 0  # of a record that may not have been written
+        # Symbolic links elsewhere that lead into it, and go with it.
+        self.links: list[Path] = []
         keep_from_children(self)
 
     @property
@@ -199,7 +202,7 @@ class RecordFolder:
         if ids:
             self._first_id = _take_range(self.path.parent, record.sandbox_id)
             record = replace(record, first_id=self._first_id)
-        self._owner = _lock_soon(self.path / "owner")  # a sweep looks at it for a moment
+        self._hold(_lock_soon(self.path / "owner"))  # a sweep looks at it for a moment
         self.sockets.mkdir(mode=0o700)
         self.write(record)
         return record
@@ -270,7 +273,7 @@ class RecordFolder:
         ours = RecordFolder(runtime / record.sandbox_id)
         with _locked(runtime):
             try:
-                ours._owner = _lock_soon(self.path / "owner", make=False)
+                ours._hold(_lock_soon(self.path / "owner", make=False))
                 self.path.rename(ours.path)
                 if record.first_id:
                     link = runtime / f"{record.first_id}{_RANGE}"
@@ -282,14 +285,21 @@ class RecordFolder:
                 raise _cannot_keep(ours.path, error.strerror or str(error)) from None
         return ours
 
+    def _hold(self, owner: int) -> None:
+        """Own it from now on, by the lock that is open as *owner*."""
+        self._owner = owner
+        _held.add(self)
+
     def release(self) -> None:
         """Let go of the lock and leave the folder, for a sandbox that outlives its server."""
+        _held.discard(self)
         if self._owner >= 0:
             _unlock(self._owner)
             self._owner = -1
 
     def forget(self) -> None:
         """In a child that was forked: a lock is held until the last copy of it is closed."""
+        _held.discard(self)
         if self._owner >= 0:
             os.close(self._owner)
             self._owner = -1
@@ -299,6 +309,9 @@ class RecordFolder:
 
         What cannot be removed, or is too much to wait for, is set aside for the next `sweep`.
         """
+        while self.links:
+            with contextlib.suppress(OSError):
+                self.links.pop().unlink()
         with contextlib.suppress(*_UNREADABLE):
             first_id = self._first_id or self.read().first_id
             link = self.path.parent / f"{first_id}{_RANGE}"
@@ -310,6 +323,48 @@ class RecordFolder:
             (aside / "owner").unlink(missing_ok=True)
             removal.empty(aside, _AN_END_SECONDS)
         self.release()
+
+
+# Those that this process owns, with the sandboxes in them. Not the weak set of those that have a
+# descriptor: who owns one may have dropped it without closing it.
+_held: set[RecordFolder] = set()
+
+
+def _remove_held() -> None:
+    """At the end of this process: end and remove what it still owns.
+
+    A Jupyter server that is interrupted ends its event loop at once, and a script may end without a
+    shutdown: then nobody waits for a kernel, and nobody closes its handle. Without us it would end
+    all the same, but what is around it would stay until the next start.
+    """
+    held = list(_held)
+    if not held:
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):  # a hub sends the second when it is impatient
+        with contextlib.suppress(ValueError):  # only the main thread may
+            signal.signal(number, signal.SIG_IGN)
+    with for_clean_up():
+        for act in (_end_held, _sweep_held):  # all of them end while one is waited for
+            for folder in held:
+                with contextlib.suppress(Exception):  # what is left goes with the next sweep
+                    act(folder)
+
+
+def _end_held(folder: RecordFolder) -> None:
+    record = folder.read()
+    pidfd = None if record.survives_server else open_init(record)
+    if pidfd is not None:
+        try:
+            signal.pidfd_send_signal(pidfd, record.end_signal)
+        finally:
+            os.close(pidfd)
+
+
+def _sweep_held(folder: RecordFolder) -> None:
+    _sweep_one(folder.path.parent, folder, folder.read())
+
+
+atexit.register(_remove_held)
 
 
 def _read_small(path: Path) -> bytes:

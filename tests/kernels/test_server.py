@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 import pytest
 from jupyter_programs import (
@@ -358,6 +362,57 @@ def test_kernels_end_with_a_server_that_is_stopped() -> None:
             stack.callback(os.close, pidfd)
             server.end()
             assert has_ended(pidfd)
+
+
+@pytest.mark.parametrize("signals", [[SIGTERM], [SIGTERM, SIGTERM], [SIGINT], [SIGINT, SIGTERM]])
+def test_a_server_that_is_told_to_stop_leaves_nothing(watch: Watch, signals: list[int]) -> None:
+    """Without a terminal, as under a hub, SIGINT ends a server's event loop at once; and a hub that
+    is impatient sends SIGTERM after it."""
+    with configured_server("") as server:
+        server.home.add_kernel("boxed")
+        for number in range(2):
+            assert server.post_session("boxed", f"n{number}.ipynb").status_code == 201
+        for record in server.home.records():
+            watch.expect_gone(record, server.home.runtime)
+        for number in signals:
+            server.program.process.send_signal(number)
+        server.program.process.wait(PATIENCE_SECONDS)
+        assert [path.name for path in server.home.runtime.iterdir()] == ["lock"]
+
+
+FORGETFUL = """
+import os, sys
+from jupyter_client.manager import KernelManager
+manager = KernelManager(kernel_name="boxed", transport="ipc", ip=sys.argv[1])
+manager.start_kernel()
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+assert manager.is_alive()
+"""
+
+
+def test_a_script_that_forgets_its_kernel_leaves_nothing_and_its_forks_end_nobody() -> None:
+    with Home() as home:
+        home.add_kernel("boxed")
+        command = [sys.executable, "-c", FORGETFUL, f"{home.path}/ip"]
+        subprocess.run(command, env=home.environment(), cwd=home.notebooks, check=True)
+        assert [path.name for path in home.runtime.iterdir()] == ["lock"]
+        assert list(home.notebooks.iterdir()) == []
+        assert list(home.path.glob("ip-*")) == []
+
+
+def test_a_script_ends_and_leaves_the_kernel_that_shall_survive_it() -> None:
+    with Home() as home:
+        home.add_kernel("boxed", survive_server=True)
+        command = [sys.executable, "-c", FORGETFUL, f"{home.path}/ip"]
+        subprocess.run(command, env=home.environment(), cwd=home.notebooks, check=True)
+        (record,) = home.records()
+        pidfd = pidfd_of(record)
+        signal.pidfd_send_signal(pidfd, record.end_signal)
+        assert has_ended(pidfd)
+        os.close(pidfd)
+        assert sweep(home.runtime) == [record.sandbox_id]
 
 
 def test_kernels_of_a_killed_server_end_and_a_sweep_leaves_nothing(watch: Watch) -> None:
