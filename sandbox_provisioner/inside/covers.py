@@ -37,6 +37,7 @@ _SIGSTOP, _SIGCONT = 19, 18
 _REPLACED_MS = 50
 _STOPPED_MS = 200
 _MOST_TRIES = 20
+_MOST_ENTRIES = 4096
 _MOST_MAPS_BYTES = 1 << 22
 
 
@@ -344,6 +345,19 @@ def _state_of(thread: str) -> str:
         return file.read(4096).rpartition(b")")[2].split()[0].decode()
 
 
+class _Entry:
+    """How often a name of a directory was made, opened and moved, and when last."""
+
+    def __init__(self) -> None:
+        self.made = self.opened = self.moved = self.last = self.last_opened = 0
+
+    @property
+    def was_handed_on(self) -> bool:
+        """Whether somebody has made it while we looked, and others have had it since; who makes a
+        file has opened it once."""
+        return self.made > 0 and (self.made > 1 or self.opened > 1 or self.moved > 0)
+
+
 class Watch:
     """Notices when a place has become bare, and what was done with it until everybody was stopped.
 
@@ -360,6 +374,11 @@ class Watch:
         self._bare: dict[str, int] = {}
         self._touched: set[str] = set()
         self._missed = False
+        # Events are numbered; *_batch* is the last one that had been read before.
+        self._position = self._batch = 0
+        self._entries: dict[str, _Entry] = {}
+        # Of what is being renamed: the cookie, when it was last touched, whether it was handed on.
+        self._moving = 0, 0, False
         if covers:
             self._follow(covers)
 
@@ -394,26 +413,68 @@ class Watch:
     def heard(self) -> bool:
         """Take in what has happened in the directories; whether a place is bare now."""
         assert self.covers
+        self._batch = self._position
         while select.select([self.events], [], [], 0)[0]:
-            for watch, mask, name in kernel.read_changes(self.events):
+            for watch, mask, cookie, name in kernel.read_changes(self.events):
                 self._missed |= bool(mask & kernel.IN_Q_OVERFLOW)
                 if name:
-                    self._note(os.path.join(self._folders[watch], name), mask)
+                    self._position += 1
+                    self._note(os.path.join(self._folders[watch], name), mask, cookie)
         return bool(self._bare) or self._missed
 
-    def _note(self, path: str, mask: int) -> None:
-        if not self.covers or path not in self.covers.kinds:
-            return
-        if not mask & kernel.IN_OPEN:
+    def _note(self, path: str, mask: int, cookie: int) -> None:
+        guarded = self.covers is not None and path in self.covers.kinds
+        if mask & kernel.IN_MOVED_FROM:
+            entry = self._entries.get(path, _Entry())
+            self._moving = cookie, entry.last, entry.was_handed_on
+        if mask & kernel.IN_MOVED_TO and guarded:
+            self._judge_source(path, cookie)
+        if mask & kernel.IN_DELETE and guarded and self._opened_now(path, self._batch):
+            self._touched.add(path)
+        self._remember(path, mask)
+        if guarded:
+            self._note_bare(path, mask)
+
+    def _note_bare(self, path: str, mask: int) -> None:
+        if not mask & (kernel.IN_OPEN | kernel.IN_CLOSE_WRITE):
             # The first is a program outside, for a kernel cannot move or remove a mount point.
             if path in self._bare and mask & (kernel.IN_MOVED_FROM | kernel.IN_DELETE):
                 self._touched.add(path)
             # Who makes a file has opened it.
             self._bare[path] = -1 if mask & kernel.IN_CREATE else 0
-        elif path in self._bare:
+        elif mask & kernel.IN_OPEN and path in self._bare:
             self._bare[path] += 1
             if self._bare[path] > 0:
                 self._touched.add(path)
+
+    def _remember(self, path: str, mask: int) -> None:
+        """What becomes of a file before it may replace a covered one."""
+        if len(self._entries) >= _MOST_ENTRIES and path not in self._entries:
+            self._entries.clear()
+        entry = self._entries.setdefault(path, _Entry())
+        entry.last = self._position
+        if mask & kernel.IN_OPEN:
+            entry.opened += 1
+            entry.last_opened = self._position
+        elif mask & kernel.IN_CREATE:
+            entry.made += 1
+        elif mask & (kernel.IN_MOVED_FROM | kernel.IN_MOVED_TO):
+            entry.moved += 1
+
+    def _judge_source(self, path: str, cookie: int) -> None:
+        """rename(2) takes our mount away, then puts the new file in its place, and tells of it last
+        of all: whoever opened *path* after the new file was done may have been let in. And who but
+        its maker has opened or moved the new file itself may have written to it."""
+        moving, done, was_handed_on = self._moving
+        is_known = moving == cookie and done
+        if self._opened_now(path, done if is_known else self._batch):
+            self._touched.add(path)
+        if is_known and was_handed_on:
+            self._touched.add(path)
+
+    def _opened_now(self, path: str, since: int) -> bool:
+        entry = self._entries.get(path)
+        return entry is not None and entry.last_opened > since
 
     def mended(self) -> list[str]:
         """Stop everybody, cover what is bare and let them go on; returns the places that were bare.
@@ -427,13 +488,8 @@ class Watch:
             bare = self.covers.bare()
             self._refuse_touched(self.covers, bare)
             self._mend(self.covers)
-            self._follow(self.covers)
-            self.heard()
         except OSError as error:
             raise CoverLost(str(error)) from None
-        self._bare.clear()
-        self._touched.clear()
-        self._expected, self._missed = self.count(), False
         kernel.signal_all(_SIGCONT)
         return bare
 
@@ -445,18 +501,28 @@ class Watch:
             raise CoverLost((touched or bare)[0])
 
     def _mend(self, covers: Covers) -> None:
-        """Until nothing is bare: the program outside may do it again meanwhile."""
+        """Until nothing is bare: the program outside may do it again meanwhile. We look last at
+        what stands there, so that no event of a later change has been read and forgotten."""
         for _ in range(_MOST_TRIES):
-            bare = covers.bare()
-            if not bare:
-                return
             try:
-                covers.mend(bare)
+                covers.mend(covers.bare())
             except OSError as error:
                 if error.errno != errno.ENOENT:
                     raise
                 # What we had found was replaced before we could mount on it.
-        raise CoverLost(bare[0])
+            self._follow(covers)
+            self.heard()
+            self._expected = self.count()
+            if not covers.bare():
+                self._forget()
+                return
+        raise CoverLost(covers.bare()[0])
+
+    def _forget(self) -> None:
+        self._bare.clear()
+        self._touched.clear()
+        self._entries.clear()
+        self._missed = False
 
 
 class CoverLost(Exception):

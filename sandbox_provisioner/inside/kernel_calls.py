@@ -70,6 +70,7 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
+IN_CLOSE_WRITE = 0x8
 IN_OPEN, IN_MOVED_FROM, IN_MOVED_TO = 0x20, 0x40, 0x80
 IN_CREATE, IN_DELETE, IN_Q_OVERFLOW = 0x100, 0x200, 0x4000
 
@@ -546,19 +547,21 @@ def watch_entries(fd: int, path: str) -> int:
     """inotify_add_watch(2): let *fd* tell when an entry of the directory *path* is made, opened,
     moved or removed; the number that `read_changes` tells of it by, the same for the same one."""
     only_directory, no_links = 0x01000000, 0x02000000
-    mask = IN_OPEN | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | only_directory | no_links
-    result = _libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(mask))
+    events = IN_CLOSE_WRITE | IN_OPEN | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE
+    mask = ctypes.c_uint32(events | only_directory | no_links)
+    result = _libc.inotify_add_watch(fd, os.fsencode(path), mask)
     return _check(result, "inotify_add_watch", path=path)
 
 
-def read_changes(fd: int) -> list[tuple[int, int, str]]:
-    """read(2) on an inotify descriptor: the watch, the mask and the entry's name of each event."""
+def read_changes(fd: int) -> list[tuple[int, int, int, str]]:
+    """read(2) on an inotify descriptor: of each event the watch, the mask, what the two events of a
+    rename have in common, and the entry's name."""
     events, found, position = os.read(fd, 1 << 16), [], 0
     while position < len(events):
-        watch, mask, _, length = struct.unpack_from("iIII", events, position)
+        watch, mask, cookie, length = struct.unpack_from("iIII", events, position)
         position += 16 + length
         name = events[position - length : position].rstrip(b"\0")
-        found.append((watch, mask, os.fsdecode(name)))
+        found.append((watch, mask, cookie, os.fsdecode(name)))
     return found
 
 

@@ -13,7 +13,10 @@ from boxes import USER_IDS, WARM
 from facilities import public_python
 from probes import START
 
-pytestmark = pytest.mark.requires("userns", "root", "setpriv", "public-python")
+pytestmark = [
+    pytest.mark.requires("userns", "root", "setpriv", "public-python"),
+    pytest.mark.timeout(300),  # each is a pytest of many tests
+]
 
 USER, NAME = 4321, "sbxuser"
 FIRST_UID, FIRST_GID = 400_000, 500_000

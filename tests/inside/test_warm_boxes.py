@@ -25,6 +25,7 @@ ROOMS = [
 ]
 
 
+@pytest.mark.timeout(300)  # each is a pytest of many tests
 @pytest.mark.requires("userns", "root", "cgroup-memory")
 @pytest.mark.parametrize(("room", "fewest"), ROOMS)
 def test_a_box_from_a_nursery_passes_the_tests_of_the_box(room: str, fewest: int) -> None:
