@@ -109,6 +109,7 @@ class Kernel:
         app.init_kernel = self._init_kernel
         app.initialize()
         del app.parse_command_line, app.init_kernel
+        _open_its_own_channel(app)
         return app
 
     def _init_kernel(self) -> None:
@@ -165,6 +166,14 @@ def initialized(arguments: Sequence[str]) -> Any:
     app: Any = IPKernelApp.instance()
     app.initialize()
     return app
+
+
+def _open_its_own_channel(app: Any) -> None:
+    """Let the thread that publishes have what wakes it, a socket for each thread that it hears,
+    also for itself. It makes that when it first publishes a print: a cold kernel's has done so
+    before the first cell, and ours could not any more in a cell that has used all descriptors."""
+    publisher = app.iopub_thread
+    publisher.schedule(lambda: publisher.schedule(lambda: None))
 
 
 def _set_arguments(arguments: Sequence[str]) -> None:

@@ -117,6 +117,28 @@ def test_a_warm_kernel_can_start_threads_processes_and_loops(warm: Any, nursery:
         assert k.run(code) == "[1, 2] [3] b'said\\n'\n"
 
 
+OUT_OF_DESCRIPTORS = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+try:
+    while True:
+        os.open("/dev/null", os.O_RDONLY)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_the_first_cell_of_a_kernel_prints_though_no_descriptor_is_left(
+    warm: Any, runtime_dir: Path
+) -> None:
+    with warm() as cold:
+        assert cold.run(OUT_OF_DESCRIPTORS) == "Too many open files\n"
+        nursery = made(runtime_dir)
+        with warm() as k:
+            assert came_from(k) == nursery.sandbox_id
+            assert k.run(OUT_OF_DESCRIPTORS) == "Too many open files\n"
+
+
 def test_a_warm_kernels_threads_end_in_order(warm: Any, nursery: Record, workdir: Path) -> None:
     """Else the one that answers may wait for ten seconds for the one that publishes."""
     code = (
