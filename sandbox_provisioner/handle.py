@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Protocol
 
@@ -39,6 +39,7 @@ from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
 
 _MOST_WORDS = 64  # of init's, at a time
+_REAPER = "sandbox-reaper"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +155,10 @@ class LocalHandle:
             with self._telling:
                 self._story = self._story or self._tell()
         return self._story
+
+    def when_ended(self, act: Callable[[int], object]) -> None:
+        """Call *act* in a thread, with a descriptor of PID 1, as soon as it has ended."""
+        when_ended(self._pidfd, act)
 
     async def look(self) -> ExitStory | None:
         """`poll`, off the event loop where there is something to read."""
@@ -457,6 +462,30 @@ class LastWord:
                 return False
         self.time = max(self.time, time.monotonic())
         return True
+
+
+def when_ended(pidfd: int, act: Callable[[int], object]) -> None:
+    """Call *act* in a thread, with a descriptor of the process *pidfd*, as soon as that has ended:
+    a child that ends when nobody waits for it would stay as a zombie.
+
+    Where there is no descriptor or thread to be had, nobody does until the next start.
+    """
+
+    def look(own: int) -> None:
+        try:
+            poll = select.poll()
+            poll.register(own, select.POLLIN)
+            poll.poll()
+            act(own)
+        finally:
+            os.close(own)
+
+    with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
+        own = os.dup(pidfd)
+        undo.callback(os.close, own)
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=look, args=(own,), name=_REAPER, daemon=True).start()
+            undo.pop_all()  # it is the thread's now
 
 
 def reap(pidfd: int) -> int | None:

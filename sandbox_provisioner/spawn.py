@@ -43,7 +43,14 @@ from typing import IO, Any
 import sandbox_provisioner
 from sandbox_provisioner.descriptors import keep_from_children, occupy_standard_streams
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.handle import LastWord, is_readable, readable, readable_within, reap
+from sandbox_provisioner.handle import (
+    LastWord,
+    is_readable,
+    readable,
+    readable_within,
+    reap,
+    when_ended,
+)
 from sandbox_provisioner.inside.kernel_calls import MOST_DESCRIPTORS
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import Plan
@@ -467,6 +474,8 @@ class Stem:
             theirs.close()
         with contextlib.suppress(ProcessLookupError):  # it has ended, and nobody waits here
             self._pidfd = os.pidfd_open(self._process.pid)
+            process = self._process
+            when_ended(self._pidfd, lambda _: process.wait())
         self._requests = requests
         return requests
 

@@ -20,6 +20,7 @@ import os
 import select
 import sys
 import textwrap
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -142,6 +143,14 @@ def run(coroutine: Any) -> Any:
         return await asyncio.wait_for(coroutine, ANSWER_SECONDS)
 
     return asyncio.run(limited())
+
+
+def is_reaped(pid: int) -> bool:
+    """Whether the child *pid* has ended, and was waited for, before long; no event tells."""
+    end = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < end:
+        select.poll().poll(10)
+    return not os.path.exists(f"/proc/{pid}")
 
 
 def request_for(

@@ -7,13 +7,15 @@ The thread ends when there is nothing left to do.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import threading
 import time
 from dataclasses import dataclass
 
 from sandbox_provisioner.cgroup import reap_keepers
 from sandbox_provisioner.errors import SandboxError
-from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.handle import LocalHandle, reap
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.records import sweep
@@ -63,6 +65,8 @@ def prepare(
 
 
 _lock = threading.Lock()
+# Held as long as handles are closed, so that all are when `end_own` returns.
+_burial = threading.Lock()
 Wish = tuple[LocalLauncher, LaunchRequest, Labels, Warmth]
 _waiting: dict[tuple[str, str], Wish] = {}
 _threads: list[threading.Thread] = []
@@ -135,6 +139,7 @@ async def fill(
     if handle:
         with _lock:
             _made.append(handle)
+            handle.when_ended(_take_in)
     made = int(handle is not None)
     while warmth.spares:
         await _idle(patience_seconds)
@@ -179,13 +184,32 @@ def _available_bytes() -> int:
 
 
 def bury() -> None:
-    """Remove what is left of our nurseries that have ended; called where another one is made."""
-    reap_keepers()
-    with _lock:
-        ended = [handle for handle in _made if handle.poll()]
-        _made[:] = [handle for handle in _made if handle not in ended]
-    for handle in ended:
-        asyncio.run(handle.close())
+    """Remove what is left of our nurseries that have ended."""
+    with _burial:
+        reap_keepers()
+        with _lock:
+            ended = [handle for handle in _made if handle.poll()]
+            _made[:] = [handle for handle in _made if handle not in ended]
+        for handle in ended:
+            asyncio.run(handle.close())
+
+
+def _forget() -> None:
+    """In a child that was forked: none of our threads is there, and no nursery is its own."""
+    global _lock, _burial  # a thread that is not there may hold them
+    _lock, _burial = threading.Lock(), threading.Lock()
+    for known in (_made, _threads, _waiting):
+        known.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _take_in(pidfd: int) -> None:
+    """A nursery has ended: also one that we have let go of is our child."""
+    with contextlib.suppress(SandboxError, OSError):  # what is left goes with the next sweep
+        bury()
+    reap(pidfd)
 
 
 def wait() -> None:
@@ -199,13 +223,14 @@ def end_own() -> None:
     wait()
     stem.end()
     _failed.clear()
-    with _lock:
-        made = _made[:]
-        _made.clear()
-    for handle in made:
-        asyncio.run(handle.close())
-        sweep(handle.folder.path.parent)  # of what its spares leave
-    reap_keepers()
+    with _burial:
+        with _lock:
+            made = _made[:]
+            _made.clear()
+        for handle in made:
+            asyncio.run(handle.close())
+            sweep(handle.folder.path.parent)  # of what its spares leave
+        reap_keepers()
 
 
 def let_go() -> None:

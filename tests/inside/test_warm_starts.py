@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boxes import request_for, run
+from boxes import is_reaped, request_for, run
 
 from sandbox_provisioner import spawn
 from sandbox_provisioner.handle import LocalHandle, readable
@@ -24,7 +25,7 @@ from sandbox_provisioner.launch import Labels, LaunchRequest, LocalLauncher
 from sandbox_provisioner.records import Record
 from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Stdio, stem
 from sandbox_provisioner.spec import Limits, Volume
-from sandbox_provisioner.warm import launch, plans
+from sandbox_provisioner.warm import ahead, launch, plans
 from sandbox_provisioner.warm.launch import ForkedProcess, WarmUnavailable, start_warm
 from sandbox_provisioner.warm.spare import make_spare
 from sandbox_provisioner.warm.start import make_nursery
@@ -205,7 +206,7 @@ def test_a_stem_that_was_killed_is_replaced(launcher: LocalLauncher, workdir: Pa
     run(start().close())
     assert stem._process
     os.kill(stem._process.pid, 9)
-    os.waitid(os.P_PID, stem._process.pid, os.WEXITED | os.WNOWAIT)
+    assert is_reaped(stem._process.pid)
     run(start().close())
 
 
@@ -261,6 +262,14 @@ def test_an_idle_stem_ends(monkeypatch: Any) -> None:
     run(stem.launcher().end())
 
 
+def test_an_idle_stem_that_has_ended_is_no_zombie(monkeypatch: Any) -> None:
+    monkeypatch.setattr(stem, "_wanted_seconds", 0.1)
+    run(stem.launcher().end())
+    assert stem._process
+    assert is_reaped(stem._process.pid)
+    run(stem.launcher().end())
+
+
 def test_a_stem_is_out_of_the_terminals_reach() -> None:
     run(stem.launcher().end())
     assert stem._process
@@ -295,3 +304,17 @@ def test_a_forked_process_has_a_stem_of_its_own() -> None:
     if pid == 0:
         os._exit(0 if stem._process is None else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_forked_process_waits_for_no_thread_that_prepares() -> None:
+    with ahead._burial, ahead._lock:
+        pid = os.fork()
+        if pid == 0:
+            ahead.end_own()
+            os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    ended = select.select([pidfd], [], [], 30)[0]
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert ended

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boxes import is_reaped
 from jupyter_client.manager import KernelManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from warmth import (
@@ -28,7 +29,7 @@ from warmth import (
 )
 
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.records import Record
+from sandbox_provisioner.records import Record, sweep
 from sandbox_provisioner.warm import ahead, launch, start
 from sandbox_provisioner.warm.found import SOCKET, call
 
@@ -311,6 +312,15 @@ def test_an_idle_nursery_ends_and_leaves_its_kernels(warm: Any, runtime_dir: Pat
             os.close(pidfd)
             assert k.run("1 + 1") == "2"
     wait_for_end(nursery)
+    assert is_reaped(nursery.init_pid)
+
+
+def test_an_idle_nursery_that_was_let_go_is_no_zombie(warm: Any, runtime_dir: Path) -> None:
+    with warm(warm_idle_timeout=1.0):
+        nursery = made(runtime_dir)
+        ahead.let_go()
+    assert is_reaped(nursery.init_pid)
+    assert sweep(runtime_dir) == [nursery.sandbox_id]
 
 
 def is_nursery(pid: int) -> bool:
