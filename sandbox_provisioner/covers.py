@@ -7,6 +7,7 @@ paths below the work directory. What becomes of them is decided in `plan.py`.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -125,13 +126,25 @@ def find_covered(
 
 
 def _add_run_by_host(source: str, places: Iterable[str], found: _Found) -> None:
-    there = {path for path in places if os.path.exists(path)}
+    there = {path for path in places if _is_something(path)}
     found.frozen |= {p for p in _within(source, there) if os.path.lexists(f"{source}/{p}")}
     for path in _within(source, {*places} - there):
         if os.path.basename(path) in _NOT_SHOWN:
             found.missing.add(path)
         elif path not in found.missing and not _lies_in(path, found.missing):
             found.directories.add(path)
+
+
+def _is_something(path: str) -> bool:
+    """Whether there is anything that the host could run: not where another kernel's stand-in is."""
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISDIR(kind):
+            return not stat.S_ISSOCK(kind)
+        with os.scandir(path) as listing:
+            return any(listing)
+    except OSError:
+        return False
 
 
 def _is_related(home: str, source: str) -> bool:
@@ -144,6 +157,9 @@ def _look_inside(source: str, opened: str, home: str, covers: Covers, found: _Fo
     and so is what programs look for and is not there. *opened* leads to *source*, also where
     somebody has renamed it."""
     there = _entries(source, os.path.join(opened, home))
+    for name in there.keys() & {*covers.home_frozen}:
+        if not there[name] and not _is_something(os.path.join(opened, home, name)):
+            del there[name]  # another kernel's stand-in
     visible = set(covers.home_visible)
     dotted = {name for name in there if name.startswith(".")} - visible
     if len(dotted) > _MOST_COVERED:

@@ -201,7 +201,8 @@ class _Sorter:
         paths: set[str] = set()
         for one in found:
             paths |= self._shown(one)
-        system = (*self.facts.system_directories, *self.facts.root_links)
+        entries = (f"/etc/{name}" for name in self.facts.etc_entries)
+        system = (*self.facts.system_directories, *self.facts.root_links, *entries)
         kept: list[str] = []
         for path in sorted(paths):
             if not _within_any(path, (*kept, *system)):

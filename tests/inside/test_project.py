@@ -195,7 +195,7 @@ def test_language_servers_cannot_be_planted_where_the_server_was_started(
 
 def test_language_servers_that_are_there_cannot_be_changed(project, monkeypatch, run_inside):
     monkeypatch.chdir(project)
-    (project / "node_modules").mkdir()
+    (project / "node_modules/typescript").mkdir(parents=True)
     with pytest.raises(OSError, match="Read-only"):
         run_inside(make_language_server, str(project))
 

@@ -293,11 +293,11 @@ def test_a_spare_is_given_the_directory_that_was_judged_whatever_its_path_is_the
     sub.mkdir()
     right = os.stat(sub).st_ino
 
-    def swapped(opener: Opener, *words: Any) -> None:
+    async def swapped(opener: Opener, *words: Any) -> None:
         monkeypatch.setattr(Opener, "begin", begin)
         sub.rename(workdir / "moved")
         sub.symlink_to(new_folder())
-        begin(opener, *words)
+        await begin(opener, *words)
 
     monkeypatch.setattr(Opener, "begin", swapped)
     monkeypatch.chdir(sub)
