@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
 import weakref
 from collections.abc import Iterator
@@ -51,6 +52,14 @@ def occupy_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) in _STANDARD:
         pass
     os.close(fd)
+
+
+def is_readable(fd: int, seconds: float = 0.0) -> bool:
+    """Whether *fd* can be read, or has ended, within so long. By poll(2): a server may have so many
+    descriptors that select(2) cannot name them."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 _lock = threading.Lock()

@@ -19,7 +19,7 @@ from typing import IO, Protocol
 
 from sandbox_provisioner.cgroup import CgroupTree, Usage
 from sandbox_provisioner.covers import repositories
-from sandbox_provisioner.descriptors import for_clean_up, keep_from_children
+from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError, told_as_host_error
 from sandbox_provisioner.inside.init import (
     COVER_LOST,
@@ -409,13 +409,6 @@ def _interrupted(used_bytes: int, record: Record) -> str:
 def short_id(record: Record) -> str:
     """The id of a kernel as people see it in lists and sentences."""
     return (record.kernel_id or record.sandbox_id)[:8]
-
-
-def is_readable(fd: int) -> bool:
-    """Whether *fd* can be read, or has ended; does not wait."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 async def readable(fd: int) -> None:

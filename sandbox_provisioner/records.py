@@ -26,7 +26,6 @@ import errno
 import fcntl
 import json
 import os
-import select
 import signal
 import stat
 import time
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_provisioner import cgroup, removal
-from sandbox_provisioner.descriptors import for_clean_up, keep_from_children
+from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.inside.init import FIRST_RELAYED
@@ -557,7 +556,7 @@ def open_init(record: Record) -> int | None:
     except ProcessLookupError:
         return None
     # Who has ended but was not waited for still has a pid: a pidfd is then readable.
-    has_ended = bool(select.select([pidfd], [], [], 0)[0])
+    has_ended = is_readable(pidfd)
     if has_ended or start_time(record.init_pid) != record.init_start:
         os.close(pidfd)
         return None
@@ -691,7 +690,7 @@ def _end(pidfd: int, number: int) -> None:
     for attempt in (number, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, attempt)
-        if select.select([pidfd], [], [], 5)[0]:
+        if is_readable(pidfd, 5):
             break
     os.close(pidfd)
 

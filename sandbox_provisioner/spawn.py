@@ -28,7 +28,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import select
 import signal
 import socket
 import struct
@@ -41,11 +40,14 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import sandbox_provisioner
-from sandbox_provisioner.descriptors import keep_from_children, occupy_standard_streams
+from sandbox_provisioner.descriptors import (
+    is_readable,
+    keep_from_children,
+    occupy_standard_streams,
+)
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import (
     LastWord,
-    is_readable,
     readable,
     readable_within,
     reap,
@@ -489,7 +491,7 @@ class Stem:
         if self._requests:
             self._requests.close()
         if self._pidfd >= 0:
-            if not select.select([self._pidfd], [], [], patience_seconds)[0]:
+            if not is_readable(self._pidfd, patience_seconds):
                 signal_to(self._pidfd, signal.SIGKILL)
             os.close(self._pidfd)
         if self._process:

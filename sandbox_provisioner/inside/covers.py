@@ -272,8 +272,9 @@ class Covers:
         return os.path.lexists(os.path.join(self.workdir, path))
 
     def _await(self, path: str) -> None:
-        """Somebody who saves a file may have renamed the old one just now. No event of ours tells
-        apart when the new one is there: all others are waited for by our caller."""
+        """Wait a moment for something to be at *path*: who saves a file may have renamed the old
+        one just now, and be about to make the new one. Who looks for a stand-in of ours then finds
+        one, and cannot make it with O_EXCL."""
         for _ in range(_REPLACED_MS):
             if os.path.lexists(path) or not os.path.lexists(os.path.dirname(path)):
                 return

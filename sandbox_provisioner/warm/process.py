@@ -13,8 +13,9 @@ import signal
 import socket
 from collections.abc import Sequence
 
+from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.handle import is_readable, readable
+from sandbox_provisioner.handle import readable
 from sandbox_provisioner.plan import Plan
 from sandbox_provisioner.spawn import Report, Stdio, Streams, say_go
 
