@@ -40,7 +40,7 @@ ANSWER_SECONDS = 60
 USER_IDS = "SANDBOX_TEST_USER_IDS"
 # With "1" whatever a nursery can stand in for runs in sandboxes that one has forked, never cold.
 WARM = "SANDBOX_TEST_WARM"
-IDLE_SECONDS = 60
+IDLE_SECONDS = 600  # the session's own nursery may not be asked for by any test of a room
 _SPEC_OPTIONS = (
     "covers", "limits", "confinement", "network", "volumes", "hostname", "on_missing", "user_ids",
 )  # fmt: skip

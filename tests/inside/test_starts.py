@@ -89,7 +89,7 @@ def test_a_start_that_is_cancelled_leaves_nothing(launcher, workdir, runtime_dir
             await task
 
     asyncio.run(start_and_cancel())
-    assert os.listdir(runtime_dir) == ["lock"]
+    assert set(os.listdir(runtime_dir)) <= {"lock"}
 
 
 @pytest.mark.parametrize("free", [0, 1, 2, 3, 4, 8, 16])
@@ -395,12 +395,12 @@ def test_thirty_starts_at_once_all_go_well(launcher, new_folder, runtime_dir):
     assert os.listdir(runtime_dir) == ["lock"]
 
 
-def test_starts_one_after_another_use_the_same_ids_again(sandbox):
-    firsts = set()
+def test_a_start_gives_its_ids_back(sandbox, runtime_dir):
+    """Which it gets depends on who else runs on this machine."""
     for _ in range(3):
         with sandbox() as box:
-            firsts.add(box.handle.record.first_id)
-    assert len(firsts) == 1
+            assert f"{box.handle.record.first_id}.ids" in os.listdir(runtime_dir)
+        assert os.listdir(runtime_dir) == ["lock"]
 
 
 def test_every_error_tells_the_attempt_the_answer_and_the_remedy(sandbox):
