@@ -132,6 +132,7 @@ class LocalHandle:
         self._closed = False
         self._killed_by_us = False
         self._last_usage = Usage()
+        self._heard: list[str] = []
         self.left_behind: tuple[str, ...] = ()
         self._oom_kills = 0
         keep_from_children(self)
@@ -217,31 +218,42 @@ class LocalHandle:
         """
         if self._sealed:
             return SEALED
-        await readable(self._control)
-        try:
-            return os.read(self._control, 4096).decode(errors="replace")
-        except OSError:
-            return ""
+        while True:
+            await readable(self._control)
+            try:
+                text = os.fsdecode(os.read(self._control, 8192))
+            except OSError:
+                return ""
+            if not self._take_in(text):
+                return text
 
     def notices(self) -> list[str]:
-        """What PID 1 has told since it said "sealed", as sentences for a log; does not block."""
-        told: list[str] = []
+        """What PID 1 has told besides "sealed", as sentences for a log; does not block."""
         for _ in range(_MOST_WORDS):  # the rest is for the next time
             if self._control < 0 or self._closed or not is_readable(self._control):
                 break
             try:
-                word, _, rest = os.fsdecode(os.read(self._control, 8192)).partition(" ")
+                text = os.fsdecode(os.read(self._control, 8192))
             except OSError:
                 break
-            if word == MEMORY_WORD and rest.isdecimal():
-                told.append(_interrupted(int(rest), self.record))
-            elif word == COVERED_WORD:
-                told.append(_covered(rest, self.record))
-            elif word == MADE_WORD:
-                self._remember(rest)
-            else:
+            if not self._take_in(text):
                 break  # its end
+        told, self._heard = self._heard, []
         return told
+
+    def _take_in(self, text: str) -> bool:
+        """Whether *text* is a word that PID 1 may say at any time, of a place in the work directory
+        or of memory."""
+        word, _, rest = text.partition(" ")
+        if word == MEMORY_WORD and rest.isdecimal():
+            self._heard.append(_interrupted(int(rest), self.record))
+        elif word == COVERED_WORD:
+            self._heard.append(_covered(rest, self.record))
+        elif word == MADE_WORD:
+            self._remember(rest)
+        else:
+            return False
+        return True
 
     def _remember(self, words: str) -> None:
         """A stand-in to remove at the end, made while the kernel runs."""

@@ -120,6 +120,13 @@ class Covers:
             os.close(found)
         os.close(parent)
 
+    def attached(self, target: str, status: os.stat_result) -> None:
+        """Something else than a stand-in stands at *target* of the root from here on: a part of the
+        kernel's environment, at a place that is covered."""
+        path = target.removeprefix(f"{self.workdir.rstrip('/')}/")
+        if path in self.kinds:
+            self._expected[path] = status.st_dev, status.st_ino
+
     def make_folder(self, path: str) -> None:
         """Make the directory *path* with those above it, but nothing beyond a link or a file."""
         fd = self._work_directory()

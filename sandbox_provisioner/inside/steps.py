@@ -450,6 +450,8 @@ def _attach(box: Box, mount_fd: int, target: str) -> None:
     fd = _walk(box, target, is_directory=is_directory)
     kernel.move_mount(mount_fd, fd)
     os.close(fd)
+    if box.covers:
+        box.covers.attached(target, os.fstat(mount_fd))
 
 
 def mount(box: Box, filesystem: str, target: str, options: str, *attributes: str) -> None:

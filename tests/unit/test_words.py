@@ -7,12 +7,17 @@ import json
 import os
 import socket
 import threading
+from typing import cast
 
 import pytest
 
 from sandbox_provisioner import spawn
+from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.inside.init import SEALED
 from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.spawn import HERE, Report, control_pair, hear
 from sandbox_provisioner.warm.start import Told, _left_out
 
@@ -118,3 +123,21 @@ def test_only_modules_that_were_asked_for_are_told_of_and_not_at_length():
 def test_what_is_too_long_is_more_than_any_start_reports():
     most_stand_ins = 500
     assert most_stand_ins * 4096 < spawn._MOST_REPORTED_BYTES
+
+
+def test_what_pid_1_tells_before_all_sockets_listen_is_no_failure_of_the_start(tmp_path):
+    """A program outside may replace a covered file at any time."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        handle = LocalHandle(
+            pidfd=-1,
+            tree=cast(CgroupTree, None),
+            folder=RecordFolder(tmp_path),
+            record=Record(sandbox_id="one"),
+            control=ours.fileno(),
+        )
+        for word in (b"covered .bashrc", b"sealed"):
+            theirs.send(word)
+        assert asyncio.run(handle.sealed()) == SEALED
+        (told,) = handle.notices()
+        assert ".bashrc" in told
