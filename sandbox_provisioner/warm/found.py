@@ -92,10 +92,13 @@ def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
 
 def spare_key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
     """What a spare has to have been made for to serve *request*: all but what it is bound to."""
-    spec = replace(request.spec, workdir=HOME, volumes=())
+    # The order of a set's text is each process's own.
+    by_default = sorted(request.spec.limits.by_default)
+    limits = replace(request.spec.limits, by_default=frozenset())
+    spec = replace(request.spec, workdir=HOME, volumes=(), limits=limits)
     name = request.connection_file[0] if request.connection_file else ""
     words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
-    box = (repr(spec), words, request.stdio.words, site.home, site.facts.umask)
+    box = (repr(spec), by_default, words, request.stdio.words, site.home, site.facts.umask)
     parts = (key_of(request, site, preload), *box)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
