@@ -38,6 +38,7 @@ from sandbox_provisioner.places import open_again
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
 
+_OUTLIVED_SECONDS = 1.0
 _MOST_WORDS = 64  # of init's, at a time
 _REAPER = "sandbox-reaper"
 
@@ -134,7 +135,9 @@ class LocalHandle:
         self._last_usage = Usage()
         self._heard: list[str] = []
         self.left_behind: tuple[str, ...] = ()
+        # Those that the kernel has outlived; and how many there were when they changed last.
         self._oom_kills = 0
+        self._seen_kills = 0, time.monotonic()
         keep_from_children(self)
 
     def forget(self) -> None:
@@ -170,8 +173,12 @@ class LocalHandle:
         return None
 
     def _note_kills(self) -> None:
-        kills = self._tree.usage().oom_kills or 0
-        if not self._has_ended():
+        """A kill that the kernel has outlived for a while was not its own. It is counted a moment
+        before the kernel, and then PID 1, has ended."""
+        kills, now = self._tree.usage().oom_kills or 0, time.monotonic()
+        if kills != self._seen_kills[0]:
+            self._seen_kills = kills, now
+        elif now - self._seen_kills[1] >= _OUTLIVED_SECONDS:
             self._oom_kills = kills
 
     async def wait(self) -> ExitStory:
