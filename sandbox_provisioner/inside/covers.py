@@ -79,34 +79,36 @@ class Covers:
         point cannot be renamed away, but its parent could be.
         """
         self.kinds[path] = kind
-        self._expected[path] = None
+        # What we expected before stays, should something fail in here: it is bare then.
+        self._expected.setdefault(path, None)
         parent = self._pin(os.path.dirname(path), create=True)
         if parent < 0:
+            self._expected[path] = None
             return
         name = os.path.basename(path)
         try:
             found = look(parent, name)
             if found < 0 and self._make(parent, path, kind, note):
                 found = look(parent, name)
-            if found >= 0:
-                self._expected[path] = self._hide(found)
+            self._expected[path] = self._hide(found) if found >= 0 else None
         finally:
             os.close(parent)
 
     def protect(self, path: str) -> None:
         """Make what exists at *path* read-only, and pin the way to it."""
         self.kinds[path] = FROZEN
-        self._expected[path] = None
+        self._expected.setdefault(path, None)
         parent = self._pin(os.path.dirname(path))
-        if parent < 0:
-            return
-        found = look(parent, os.path.basename(path))
-        if found >= 0:
+        found = look(parent, os.path.basename(path)) if parent >= 0 else -1
+        if found < 0:
+            self._expected[path] = None
+        else:
             status = os.fstat(found)
-            self._expected[path] = status.st_dev, status.st_ino
             rebind(found, _FROZEN)
+            self._expected[path] = status.st_dev, status.st_ino
             os.close(found)
-        os.close(parent)
+        if parent >= 0:
+            os.close(parent)
 
     def place(self, path: str, text: str) -> None:
         """Make the file *path* with *text* where nothing is yet, for `protect`."""
@@ -153,10 +155,12 @@ class Covers:
         hides the link. Returns what stands there now."""
         is_directory = stat.S_ISDIR(os.fstat(found).st_mode)
         stand_in = self._stand_in(is_directory=is_directory)
-        status = os.fstat(stand_in)
-        kernel.move_mount(stand_in, found)
-        os.close(stand_in)
-        os.close(found)
+        try:
+            status = os.fstat(stand_in)
+            kernel.move_mount(stand_in, found)
+        finally:
+            os.close(stand_in)
+            os.close(found)
         return status.st_dev, status.st_ino
 
     def _stand_in(self, *, is_directory: bool) -> int:
@@ -517,7 +521,9 @@ class Watch:
             except OSError as error:
                 if error.errno != errno.ENOENT:
                     raise
-                # What we had found was replaced before we could mount on it.
+                # What we had found was replaced before we could mount on it, or is about to go:
+                # rmdir(2) takes the mount away first, and the entry some moments later.
+                select.select([], [], [], 0.001)
             self._follow(covers)
             self.heard()
             self._expected = self.count()

@@ -1,0 +1,46 @@
+"""inside/covers.py: what PID 1 expects at each place, without a mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from sandbox_provisioner.inside.covers import DIRECTORY, Covers
+from sandbox_provisioner.inside.kernel_calls import CallFailed
+
+
+@pytest.fixture
+def covers(tmp_path):
+    root = os.open("/", os.O_PATH)
+    made: list[tuple[str, str]] = []
+    covers = Covers(root, str(tmp_path), os.getuid(), os.getgid(), lambda *what: made.append(what))
+    yield covers
+    os.close(covers.events)
+    os.close(root)
+
+
+def test_a_place_that_could_not_be_covered_again_is_still_bare_when_its_entry_has_gone(
+    covers: Covers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rmdir(2) outside takes a mount away first; none can be made there then, and the entry goes
+    some moments later."""
+
+    def hide(found: int) -> tuple[int, int]:
+        os.close(found)
+        return 1, 2
+
+    def refuse(found: int) -> tuple[int, int]:
+        os.close(found)
+        raise CallFailed("move_mount", errno.ENOENT)
+
+    (tmp_path / ".cache").mkdir()
+    monkeypatch.setattr(covers, "_hide", hide)
+    covers.cover(DIRECTORY, ".cache")
+    monkeypatch.setattr(covers, "_hide", refuse)
+    with pytest.raises(CallFailed):
+        covers.cover(DIRECTORY, ".cache")
+    (tmp_path / ".cache").rmdir()
+    assert covers.bare() == [".cache"]
