@@ -231,8 +231,9 @@ class RecordFolder:
         """Load the record; OSError or ValueError where it is not (yet) there whole."""
         found: dict[str, Any] = json.loads(_read_small(self.path / "record.json"))
         for name in ("made", "planned"):
-            found[name] = tuple((kind, path) for kind, path in found[name])
-        found["repositories"] = tuple(map(str, found["repositories"]))
+            found[name] = tuple((kind, path) for kind, path in found.get(name, ()))
+        # A record of an earlier version lacks what has come since.
+        found["repositories"] = tuple(map(str, found.get("repositories", ())))
         return _checked(Record(**found))
 
     @property

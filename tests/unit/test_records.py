@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 import stat
@@ -338,6 +339,17 @@ def test_what_somebody_wrote_over_a_stand_in_stays(make, runtime_dir, workdir):
     _, record = make("one", workdir=str(workdir), made=made)
     remove_stand_ins(runtime_dir, record)
     assert sorted(os.listdir(workdir)) == [".bashrc", ".ssh"]
+
+
+def test_a_record_of_an_earlier_version_is_swept_like_any_other(make, runtime_dir):
+    folder, record = make("one")
+    folder.release()
+    told = json.loads((folder.path / "record.json").read_text())
+    for name in ("planned", "repositories", "device", "inode", "shown_at"):
+        del told[name]
+    (folder.path / "record.json").write_text(json.dumps(told))
+    assert folder.read() == record
+    assert sweep(runtime_dir) == ["one"]
 
 
 def test_a_socket_that_stands_in_goes_and_what_somebody_put_there_stays(make, runtime_dir, workdir):
