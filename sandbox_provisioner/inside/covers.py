@@ -71,12 +71,11 @@ class Covers:
         finally:
             kernel.set_filesystem_ids(os.geteuid(), os.getegid())
 
-    def cover(self, kind: str, path: str, note: str = "") -> None:
+    def cover(self, kind: str, path: str) -> None:
         """Put an empty stand-in over *path*, relative to the work directory.
 
-        What does not exist is made first: a kernel could otherwise make it. *note* is the text of
-        files that are made so. Directories on the way are bound onto themselves, since a mount
-        point cannot be renamed away, but its parent could be.
+        What does not exist is made first: a kernel could otherwise make it. Directories on the way
+        are bound onto themselves, since a mount point cannot be renamed away, but its parent could.
         """
         self.kinds[path] = kind
         # What we expected before stays, should something fail in here: it is bare then.
@@ -88,7 +87,7 @@ class Covers:
         name = os.path.basename(path)
         try:
             found = look(parent, name)
-            if found < 0 and self._make(parent, path, kind, note):
+            if found < 0 and self._make(parent, path, kind, ""):
                 found = look(parent, name)
             self._expected[path] = self._hide(found) if found >= 0 else None
         finally:
@@ -182,7 +181,7 @@ class Covers:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         return kernel.open_tree(path)
 
-    def _make(self, parent: int, path: str, kind: str, note: str) -> bool:
+    def _make(self, parent: int, path: str, kind: str, text: str) -> bool:
         """Make the missing *path*; False where nobody can, since the file system is read-only."""
         name = os.path.basename(path)
         try:
@@ -195,7 +194,7 @@ class Covers:
             else:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 fd = os.open(name, flags, 0o600, dir_fd=parent)
-                os.write(fd, os.fsencode(note))
+                os.write(fd, os.fsencode(text))
                 os.close(fd)
         except FileExistsError:
             return True  # another kernel in the same work directory was quicker

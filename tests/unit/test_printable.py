@@ -15,7 +15,7 @@ from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.plan import Step
 
 TITLE = "\x1b]0;you are root\x07"
-FORGED = "/work/a\n[I 2026-01-01 00:00:00 ServerApp] all is well"
+FORGED = "/srv/a\n[I 2026-01-01 00:00:00 ServerApp] all is well"
 
 
 def test_no_control_character_is_left_and_nothing_else_is_changed():
@@ -58,7 +58,7 @@ def test_a_name_with_a_new_line_makes_no_second_line_of_an_error():
     error = SpecError(attempt=f"use {FORGED}", answer=f"{TITLE}{FORGED}", remedy=f"Move {FORGED}.")
     assert "\n" not in str(error)
     assert "\x1b" not in str(error)
-    assert "/work/a\\x0a[I 2026" in error.attempt
+    assert "/srv/a\\x0a[I 2026" in error.attempt
 
 
 def test_the_last_words_of_a_kernel_are_set_in_below_an_error():
@@ -74,7 +74,7 @@ def test_the_last_words_of_a_kernel_are_set_in_below_an_error():
 
 
 def test_a_name_that_is_no_utf_8_can_be_printed():
-    name = os.fsdecode(b"/work/\xff")
+    name = os.fsdecode(b"/srv/\xff")
     assert str(SpecError(attempt=f"use {name}", answer="b", remedy="c.")).encode()
 
 
