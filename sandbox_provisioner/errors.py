@@ -8,7 +8,7 @@
     └── LaunchError   this start: a step failed, or the kernel did not come up
 
 Every error tells the attempt, the answer, and the next act. How a kernel *ended* is data
-(`handle.ExitStory`), not an exception.
+(`story.ExitStory`), not an exception.
 
 Errors end up in terminals, logs and dialogs, and name what a kernel may have named: they are made
 printable here, once for all.

@@ -14,7 +14,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import IO, Protocol
 
 from sandbox_provisioner.cgroup import CgroupTree, Usage
@@ -22,55 +21,22 @@ from sandbox_provisioner.covers import repositories
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError, told_as_host_error
 from sandbox_provisioner.inside.init import (
-    COVER_LOST,
     COVERED_WORD,
     FIRST_RELAYED,
-    GROUP_LOST,
-    INTERRUPTED,
     MADE_WORD,
     MEMORY_WORD,
     SEALED,
-    SOCKETS_MISUSED,
 )
 from sandbox_provisioner.inside.printable import one_line, printable
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import open_again
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
+from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
 
 _OUTLIVED_SECONDS = 1.0
 _MOST_WORDS = 64  # of init's, at a time
 _REAPER = "sandbox-reaper"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExitStory:
-    """How a kernel ended, as data.
-
-    *code* is its exit status, or the negative number of the signal that ended it, or None if
-    nobody could learn it. *cover_lost*: it was ended because somebody outside had replaced a file
-    that it must not reach, *lost_path* in its work directory, and it may have got hold of the new
-    one. *sockets_misused*: it was ended because it had put something else beside its sockets.
-    *interrupted*: it ended by itself, just after the interrupt near its memory cap.
-    *reason* is a sentence for the person at the notebook where the sandbox ended it, "" otherwise.
-    *stderr_tail* is the last that it wrote to stderr, made printable.
-    """
-
-    code: int | None
-    signal: int = 0
-    oom_killed: bool = False
-    limit_bytes: int | None = None
-    peak_bytes: int | None = None
-    cpu_seconds: float | None = None
-    pids_limit_hits: int = 0
-    cover_lost: bool = False
-    group_lost: bool = False
-    full_above: str = ""
-    lost_path: str = ""
-    sockets_misused: bool = False
-    interrupted: bool = False
-    reason: str = ""
-    stderr_tail: str = ""
 
 
 class SandboxHandle(Protocol):
@@ -311,75 +277,35 @@ class LocalHandle:
     def _tell(self) -> ExitStory:
         reap(self._pidfd)
         usage = self.usage()
-        head, _, tail = self.folder.read_exit_file().partition(b"\n")
-        words = head.split()
-        # Under the confinement "landlock" anybody of its user may have written to the file.
-        known = len(words) >= 2 and all(word.isdigit() and len(word) < 4 for word in words[:2])
-        code, number = (int(words[0]), int(words[1])) if known else (None, 0)
-        # A child that was killed before, while the kernel went on, is not why it ends now.
-        oom_killed = (usage.oom_kills or 0) > self._oom_kills and not self._killed_by_us
-        if code is None and (oom_killed or self._killed_by_us):
-            number = signal.SIGKILL
+        told = ExitFile.of(self.folder.read_exit_file())
+        kind = self._kind(told, usage)
+        killed = kind in {EndKind.MEMORY_CAP, EndKind.SURROUNDINGS_MEMORY, EndKind.ASKED}
+        number = told.signal or (signal.SIGKILL if told.code is None and killed else 0)
         story = ExitStory(
-            code=-number if number else code,
+            kind=kind,
+            code=-number if number else told.code,
             signal=number,
-            oom_killed=oom_killed and number == signal.SIGKILL,
-            limit_bytes=usage.memory_limit_bytes,
+            limit_bytes=usage.memory_limit_bytes or self.record.memory_limit_bytes,
             peak_bytes=usage.memory_peak_bytes,
             cpu_seconds=usage.cpu_seconds,
             pids_limit_hits=usage.pids_limit_hits or 0,
-            cover_lost=words[2:3] == [COVER_LOST],
-            group_lost=words[2:3] == [GROUP_LOST],
-            full_above=self._tree.full_above() if oom_killed else "",
-            lost_path=one_line(_path_of(words[3:])),
-            sockets_misused=words[2:] == [SOCKETS_MISUSED],
-            interrupted=words[2:] == [INTERRUPTED] and not oom_killed,
-            stderr_tail=printable(tail.decode(errors="replace")),
+            full_bytes=told.number if kind in {EndKind.SHM_FULL, EndKind.TMP_FULL} else 0,
+            full_above=self._tree.full_above() if kind is EndKind.SURROUNDINGS_MEMORY else "",
+            lost_path=told.path if kind is EndKind.COVER_LOST else "",
+            stderr_tail=printable(told.tail.decode(errors="replace")),
         )
-        return with_reason(story, self.record)
+        return with_reason(story, short_id(self.record))
 
-
-def with_reason(story: ExitStory, record: Record) -> ExitStory:
-    """*story* with its sentence for the person at the notebook, if the sandbox ended the kernel."""
-    name = f"Kernel {short_id(record)}"
-    if story.cover_lost:
-        reason = (
-            f"{name} was ended: a program outside has replaced {story.lost_path or 'a file'} in "
-            "its work directory, which it must not reach, and it may have got hold of the new one "
-            "before it could be stopped. Look at that file, then start the kernel again."
-        )
-    elif story.sockets_misused:
-        reason = (
-            f"{name} was ended: its program, or start-up code of its environment, has put "
-            "something into the directory of its sockets that is none of its five sockets. Let it "
-            "write to the work directory or to /tmp."
-        )
-    elif story.oom_killed and story.full_above:
-        peak = f", when it used {format_bytes(story.peak_bytes)}" if story.peak_bytes else ""
-        reason = (
-            f"{name} was killed{peak}, since {story.full_above} was full, which its own limit is a "
-            "part of. Ask who manages it for more, or end other programs there."
-        )
-    elif story.oom_killed and story.limit_bytes is not None:
-        peak = f" (peak {format_bytes(story.peak_bytes)})" if story.peak_bytes else ""
-        reason = (
-            f"{name} was killed: it reached its memory limit of {format_bytes(story.limit_bytes)}"
-            f"{peak}. Raise mem_limit, or work on less data at once."
-        )
-    elif story.group_lost:
-        reason = (
-            f"{name} was ended: another program has removed its control group, and with it its "
-            "limits. Look for who manages the groups of this machine, then start it again."
-        )
-    elif story.interrupted:
-        limit = format_bytes(record.memory_limit_bytes or 0)
-        reason = (
-            f"{name} ended when it was interrupted close to its memory limit of {limit}. Raise "
-            "mem_limit, or set mem_interrupt to 0 for a kernel that ends at every interrupt."
-        )
-    else:
-        return story
-    return replace(story, reason=reason)
+    def _kind(self, told: ExitFile, usage: Usage) -> EndKind:
+        """What PID 1 says, and what it cannot know: who sent a SIGKILL, and what ended PID 1."""
+        if told.code is None or told.signal == signal.SIGKILL:
+            if self._killed_by_us:
+                return EndKind.ASKED
+            # A child that was killed before, while the kernel went on, is not why it ends now.
+            if (usage.oom_kills or 0) > self._oom_kills:
+                full_above = self._tree.full_above()
+                return EndKind.SURROUNDINGS_MEMORY if full_above else EndKind.MEMORY_CAP
+        return told.kind
 
 
 def _covered(path: str, record: Record) -> str:
@@ -407,14 +333,6 @@ def _new_repositories(record: Record) -> tuple[str, ...]:
         "look at them before you use git there outside of a sandbox."
         for path in sorted(new)
     )
-
-
-def _path_of(words: list[bytes]) -> str:
-    """Of the exit file; "" if there is none in *words*, or something else."""
-    try:
-        return os.fsdecode(bytes.fromhex(words[0].decode())) if words else ""
-    except ValueError:
-        return ""
 
 
 def _interrupted(used_bytes: int, record: Record) -> str:

@@ -33,7 +33,7 @@ from traitlets import Bool, Dict, Enum, Float, Integer, List, Unicode, Union, de
 
 from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError
-from sandbox_provisioner.handle import ExitStory, LocalHandle
+from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import memory_bytes
 from sandbox_provisioner.inside.init import SEALED
 from sandbox_provisioner.inside.printable import one_line
@@ -61,6 +61,7 @@ from sandbox_provisioner.spec import (
     parse_share,
     relative,
 )
+from sandbox_provisioner.story import EndKind, ExitStory
 from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.warm.ahead import Warmth, fill, prepare
@@ -628,7 +629,7 @@ class SandboxProvisioner(LocalProvisioner):
         if self.story is story:
             return
         self.story = story
-        if not story.reason or (story.interrupted and self._ending):
+        if not story.reason or (story.kind is EndKind.INTERRUPTED and self._ending):
             return
         self.log.warning("%s", story.reason)
         if self._tap:

@@ -26,11 +26,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sandbox_provisioner.handle import ExitStory, LocalHandle
+from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launch import Labels, LaunchRequest, LocalLauncher
 from sandbox_provisioner.plan import Plan
 from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import SandboxSpec, UserIds
+from sandbox_provisioner.story import ExitStory
 from sandbox_provisioner.warm.found import Command
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
 from sandbox_provisioner.warm.start import make_nursery

@@ -20,13 +20,14 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.terminal import relayed
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.handle import ExitStory, LocalHandle
+from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner, user_name
 from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import relative
+from sandbox_provisioner.story import ExitStory
 
 _RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 

@@ -21,13 +21,14 @@ from pathlib import Path
 
 import sandbox_provisioner
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.handle import ExitStory, LocalHandle, readable
+from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.launch import ColdStart, Labels, LocalLauncher
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import BUILDING, RecordFolder
 from sandbox_provisioner.spawn import WORD_SECONDS, Stdio, stem
 from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.story import ExitStory
 from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.found import (
     SOCKET,

@@ -12,6 +12,7 @@ from probes import answer_of, attempt_to_open
 
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.spec import Covers
+from sandbox_provisioner.story import EndKind
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -422,7 +423,7 @@ def test_a_kernel_that_was_quicker_than_its_stop_ends_and_the_file_is_named(home
             else:
                 continue
             story = box.wait()
-            assert story.cover_lost
+            assert story.kind is EndKind.COVER_LOST
             assert story.lost_path == ".bashrc"
             assert ".bashrc" in story.reason
             return

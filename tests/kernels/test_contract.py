@@ -22,6 +22,7 @@ from sandbox_provisioner.errors import LaunchError, SpecError
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
 from sandbox_provisioner.records import Record, all_records
 from sandbox_provisioner.spec import format_bytes
+from sandbox_provisioner.story import EndKind
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -466,7 +467,7 @@ def test_a_kernel_whose_group_somebody_removes_is_ended_with_the_reason(kernel: 
             Path(os.path.dirname(os.path.dirname(group)), "cgroup.procs").write_text(str(pid))
         os.rmdir(group)
         story = asyncio.run(k.provisioner.handle.wait())
-        assert story.group_lost
+        assert story.kind is EndKind.GROUP_LOST
         assert "another program has removed its control group" in story.reason
 
 

@@ -18,6 +18,7 @@ from jupyter_client.manager import KernelManager
 
 from sandbox_provisioner.provisioner import StartRefused, _sockets_are_right
 from sandbox_provisioner.records import all_records, sweep
+from sandbox_provisioner.story import EndKind
 
 BIND = """
 import os, socket, signal
@@ -119,5 +120,5 @@ def test_without_a_mount_of_its_own_it_is_watched_to_the_end(
             + ")"
         )
         story = asyncio.run(asyncio.wait_for(handle.wait(), 60))
-        assert story.sockets_misused
+        assert story.kind is EndKind.SOCKETS_MISUSED
         assert story.code == 125

@@ -1,0 +1,177 @@
+"""story.py - pure: how a kernel ended, as data, and the sentence for the person at the notebook.
+
+The one source of every word about an end: the log, the text under the cell, the status of
+`jupyter sandbox run` and what programs read all come from an `ExitStory`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from sandbox_provisioner.inside.init import (
+    COVER_LOST,
+    GROUP_LOST,
+    INTERRUPTED,
+    SHM_FULL,
+    SOCKETS_MISUSED,
+    TMP_FULL,
+)
+from sandbox_provisioner.inside.printable import one_line
+from sandbox_provisioner.spec import format_bytes
+
+
+class EndKind(StrEnum):
+    """What ended a kernel. Whoever counts ends by their causes, counts these.
+
+    The first ones are caps. INTERRUPTED ended by itself, just after the interrupt near its memory
+    cap. COVER_LOST: a program outside had replaced a file that it must not reach; GROUP_LOST: its
+    control group was removed; SOCKETS_MISUSED: it put something else beside its sockets. ASKED: its
+    server ended it. OUTSIDE: its PID 1 was ended, which nobody inside can do. SIGNAL and EXIT: none
+    of these, and nothing that the sandbox did.
+    """
+
+    MEMORY_CAP = "memory-cap"
+    SURROUNDINGS_MEMORY = "surroundings-memory"
+    SHM_FULL = "shm-full"
+    TMP_FULL = "tmp-full"
+    PROCESSES_CAP = "processes-cap"
+    INTERRUPTED = "interrupted"
+    COVER_LOST = "cover-lost"
+    GROUP_LOST = "group-lost"
+    SOCKETS_MISUSED = "sockets-misused"
+    ASKED = "asked"
+    OUTSIDE = "outside"
+    SIGNAL = "signal"
+    EXIT = "exit"
+
+
+# What PID 1 writes where it knows why.
+_WHYS = {
+    COVER_LOST: EndKind.COVER_LOST,
+    GROUP_LOST: EndKind.GROUP_LOST,
+    INTERRUPTED: EndKind.INTERRUPTED,
+    SOCKETS_MISUSED: EndKind.SOCKETS_MISUSED,
+    SHM_FULL: EndKind.SHM_FULL,
+    TMP_FULL: EndKind.TMP_FULL,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitFile:
+    """What PID 1 has left: "CODE SIGNAL [WHY [WORD]]", a newline, and the last of stderr.
+
+    *code* is None where it could write nothing. Under the confinement "landlock" anybody of its
+    user may have written to the file.
+    """
+
+    code: int | None
+    signal: int = 0
+    kind: EndKind
+    word: bytes = b""
+    tail: bytes = b""
+
+    @classmethod
+    def of(cls, content: bytes) -> ExitFile:
+        """Read it; anything else is as if there were none."""
+        head, _, tail = content.partition(b"\n")
+        words = head.split()
+        known = len(words) >= 2 and all(word.isdigit() and len(word) < 4 for word in words[:2])
+        code, signal = (int(words[0]), int(words[1])) if known else (None, 0)
+        why, word = [*words[2:4], b"", b""][:2]
+        kind = EndKind.OUTSIDE if code is None else EndKind.SIGNAL if signal else EndKind.EXIT
+        return cls(code=code, signal=signal, kind=_WHYS.get(why, kind), word=word, tail=tail)
+
+    @property
+    def number(self) -> int:
+        """*word* as a number of bytes; 0 if it is none."""
+        return int(self.word) if self.word.isdigit() and len(self.word) < 20 else 0
+
+    @property
+    def path(self) -> str:
+        """*word* as a path; "" if it is none."""
+        try:
+            return one_line(os.fsdecode(bytes.fromhex(self.word.decode())))
+        except ValueError:
+            return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitStory:
+    """How a kernel ended, as data.
+
+    *code* is its exit status, or the negative number of the signal that ended it, or None if
+    nobody could learn it. *limit_bytes* is its cap on memory, *peak_bytes* the most that it used;
+    *full_above* names the group, or the machine, whose memory was full in place of its own.
+    *full_bytes* is the size of a folder in memory that was full. *lost_path* is the file in its
+    work directory that was replaced.
+    *reason* is a sentence for the person at the notebook where the sandbox ended it, "" otherwise.
+    *stderr_tail* is the last that it wrote to stderr, made printable.
+    """
+
+    kind: EndKind
+    code: int | None
+    signal: int = 0
+    limit_bytes: int | None = None
+    peak_bytes: int | None = None
+    cpu_seconds: float | None = None
+    pids_limit_hits: int = 0
+    full_bytes: int = 0
+    full_above: str = ""
+    lost_path: str = ""
+    reason: str = ""
+    stderr_tail: str = ""
+
+    @property
+    def oom_killed(self) -> bool:
+        """Whether Linux ended it for want of memory, its own or its surroundings'."""
+        return self.kind in {EndKind.MEMORY_CAP, EndKind.SURROUNDINGS_MEMORY}
+
+
+def with_reason(story: ExitStory, name: str) -> ExitStory:
+    """*story* with its sentence, if the sandbox ended the kernel called *name*."""
+    return replace(story, reason=_reason(story, f"Kernel {name}"))
+
+
+def _reason(story: ExitStory, name: str) -> str:
+    sentence = _SENTENCES.get(story.kind, "")
+    if story.kind is EndKind.MEMORY_CAP and story.limit_bytes is None:
+        return ""
+    peak = format_bytes(story.peak_bytes) if story.peak_bytes else ""
+    return sentence.format(
+        name=name,
+        limit=format_bytes(story.limit_bytes or 0),
+        peak=f" (peak {peak})" if peak else "",
+        used=f", when it used {peak}" if peak else "",
+        size=format_bytes(story.full_bytes),
+        full_above=story.full_above,
+        lost_path=story.lost_path or "a file",
+    )
+
+
+_FULL_FOLDER = (
+    "{{name}} ended, since {folder} was full, whose size is {{size}}, when it touched the memory "
+    "of a file there. Raise {option}, or remove files from {folder}."
+)
+_SENTENCES = {
+    EndKind.MEMORY_CAP: "{name} was killed: it reached its memory limit of {limit}{peak}. Raise "
+    "mem_limit, or work on less data at once.",
+    EndKind.SURROUNDINGS_MEMORY: "{name} was killed{used}, since {full_above} was full, which its "
+    "own limit is a part of. Ask who manages it for more, or end other programs there.",
+    EndKind.SHM_FULL: _FULL_FOLDER.format(folder="/dev/shm", option="shm_limit"),
+    EndKind.TMP_FULL: _FULL_FOLDER.format(folder="/tmp", option="tmp_limit"),
+    EndKind.PROCESSES_CAP: "{name} ended just after it was refused another process or thread: it "
+    "has as many as pids_limit allows. Raise pids_limit, or start fewer at once.",
+    EndKind.INTERRUPTED: "{name} ended when it was interrupted close to its memory limit of "
+    "{limit}. Raise mem_limit, or set mem_interrupt to 0 for a kernel that ends at every "
+    "interrupt.",
+    EndKind.COVER_LOST: "{name} was ended: a program outside has replaced {lost_path} in its work "
+    "directory, which it must not reach, and it may have got hold of the new one before it could "
+    "be stopped. Look at that file, then start the kernel again.",
+    EndKind.GROUP_LOST: "{name} was ended: another program has removed its control group, and with "
+    "it its limits. Look for who manages the groups of this machine, then start it again.",
+    EndKind.SOCKETS_MISUSED: "{name} was ended: its program, or start-up code of its environment, "
+    "has put something into the directory of its sockets that is none of its five sockets. Let it "
+    "write to the work directory or to /tmp.",
+}
