@@ -22,7 +22,8 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from leaks import Watch
 
-from sandbox_provisioner.records import all_records, open_init
+from sandbox_provisioner.inside.kernel_calls import watch_changes
+from sandbox_provisioner.records import Record, all_records, open_init
 from sandbox_provisioner.warm.found import SOCKET, call
 
 pytestmark = pytest.mark.requires("userns", "cgroup-memory", "cgroup-pids")
@@ -77,14 +78,26 @@ def running(environment: dict[str, str], runtime_dir: Path, workdir: Path, watch
         assert process.stdin and process.stdout
         with process.stdin, process.stdout:
             assert process.stdout.readline() == b"ready\n"
-            for _, record in all_records(runtime_dir):
-                watch.expect_gone(record, runtime_dir)
+            watch.expect_gone(_record_of_what_runs(runtime_dir), runtime_dir)
             yield process
             if process.poll() is None:
                 process.terminate()
             process.wait(PATIENCE_SECONDS)
 
     return start
+
+
+def _record_of_what_runs(runtime: Path) -> Record:
+    """The only record of *runtime*, once it names PID 1: a command may speak before that."""
+    [(folder, record)] = all_records(runtime)
+    changes = watch_changes([str(folder.path)])
+    try:
+        while not (record := folder.read()).init_pid:
+            assert select.select([changes], [], [], PATIENCE_SECONDS)[0], "it was never written"
+            os.read(changes, 1 << 16)
+    finally:
+        os.close(changes)
+    return record
 
 
 WAIT = ("sh", "-c", "echo ready; read line")
@@ -151,8 +164,7 @@ def test_run_says_that_the_box_was_ended_from_outside(
     with subprocess.Popen(words, cwd=workdir, env=environment, text=True, **pipes) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
-        [(_, record)] = all_records(runtime_dir)
-        pidfd = open_init(record)
+        pidfd = open_init(_record_of_what_runs(runtime_dir))
         assert pidfd is not None
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
