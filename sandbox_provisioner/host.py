@@ -18,27 +18,16 @@ from sandbox_provisioner.cgroup import CgroupFacts, memory_bounds, survey
 from sandbox_provisioner.covers import Covered, bad_workdir, find_covered
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.kernel_calls import landlock_version
-from sandbox_provisioner.places import Asker, Place
+from sandbox_provisioner.places import Asker, Place, is_of_system
 from sandbox_provisioner.run_by_host import Server, find_run_by_host, this_server
 from sandbox_provisioner.spec import Covers, Volume
 from sandbox_provisioner.surroundings import current_obstacle
+from sandbox_provisioner.system_files import system_files, system_tree
 
 # The new mount API with mount_setattr(2) came with this release.
 OLDEST_KERNEL = (5, 12)
 MACHINES = ("x86_64", "aarch64")
 
-_SYSTEM_DIRECTORIES = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "nix/store")
-# Of the host's /etc, what programs need to work and what is the same for every user. No shadow, no
-# host keys, no passwords of services: those parts are left out, and passwd and group are our own.
-_ETC_ENTRIES = (
-    "alternatives", "bash.bashrc", "ca-certificates", "crypto-policies", "debian_version", "fonts",
-    "gai.conf", "inputrc", "java-11-openjdk", "java-17-openjdk", "java-21-openjdk", "ld.so.cache",
-    "ld.so.conf", "ld.so.conf.d", "locale.alias", "locale.conf", "localtime", "ldap/ldap.conf",
-    "magic", "mime.types", "networks", "os-release", "pki/ca-trust", "pki/tls/certs",
-    "pki/tls/cert.pem", "protocols", "python3", "python3.11", "python3.12", "python3.13", "R",
-    "rpc", "services", "ssl/certs", "ssl/cert.pem", "ssl/openssl.cnf", "terminfo", "timezone",
-    "vulkan", "OpenCL", "glvnd",
-)  # fmt: skip
 # File systems whose mounts can be id-mapped, and since which Linux (mount_setattr(2)).
 _IDMAPPED_SINCE = {
     "ext2": (5, 12), "ext3": (5, 12), "ext4": (5, 12), "vfat": (5, 12), "xfs": (5, 12),
@@ -68,7 +57,7 @@ class HostFacts:
     cgroups: CgroupFacts
     root_links: Mapping[str, str]
     system_directories: tuple[str, ...]
-    etc_entries: tuple[str, ...]
+    system_files: tuple[str, ...]
     homes: frozenset[str]
     own_folders: frozenset[str]
     cwd: str
@@ -87,7 +76,7 @@ class HostFacts:
         runs. Costs a few ms, starts nothing."""
         uid = os.geteuid()
         kernel = _kernel_release()
-        links, directories = _system_tree()
+        links, directories = system_tree()
         privileged = uid == 0 and _has_capability(21) and _maps_all_ids()
         return cls(
             uid=uid,
@@ -100,7 +89,7 @@ class HostFacts:
             cgroups=survey(),
             root_links=links,
             system_directories=directories,
-            etc_entries=tuple(e for e in _ETC_ENTRIES if os.path.exists(f"/etc/{e}")),
+            system_files=system_files(),
             homes=_homes(),
             own_folders=_own_folders(),
             cwd=_cwd(),
@@ -161,17 +150,6 @@ def _maps_all_ids() -> bool:
     """Whether this root is the machine's: a container's user namespace maps fewer ids."""
     first = Path("/proc/self/uid_map").read_text().split()
     return first[:2] == ["0", "0"] and int(first[2]) >= 1 << 31
-
-
-def _system_tree() -> tuple[dict[str, str], tuple[str, ...]]:
-    links, directories = {}, []
-    for name in _SYSTEM_DIRECTORIES:
-        path = f"/{name}"
-        if os.path.islink(path):
-            links[path] = os.readlink(path)
-        elif os.path.isdir(path):
-            directories.append(path)
-    return links, tuple(directories)
 
 
 def _obstacle(kernel: tuple[int, int], *, privileged: bool) -> HostError | None:
@@ -293,7 +271,9 @@ class VolumeFacts:
         if answer := "" if volume.readonly else place.refusal(facts.asker):
             remedy = "Show it read-only, or a part of it."
             raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
-        return cls(volume=volume, place=place, idmappable=_is_idmappable(place, facts))
+        # What only root may read of the system stays root's.
+        idmappable = not is_of_system(place.source) and _is_idmappable(place, facts)
+        return cls(volume=volume, place=place, idmappable=idmappable)
 
 
 def _is_idmappable(place: Place, facts: HostFacts) -> bool:

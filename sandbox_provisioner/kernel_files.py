@@ -201,8 +201,8 @@ class _Sorter:
         paths: set[str] = set()
         for one in found:
             paths |= self._shown(one)
-        entries = (f"/etc/{name}" for name in self.facts.etc_entries)
-        system = (*self.facts.system_directories, *self.facts.root_links, *entries)
+        facts = self.facts
+        system = (*facts.system_directories, *facts.root_links, *facts.system_files)
         kept: list[str] = []
         for path in sorted(paths):
             if not _within_any(path, (*kept, *system)):

@@ -216,8 +216,7 @@ def _rule_steps(request: LaunchRequest, site: Site, folder: str) -> Iterator[Ste
     yield Step("landlock-rules", (str(facts.landlock),), why)
     programs = (*facts.system_directories, *site.files.readonly)
     yield Step("landlock-allow", ("run", *programs), "the system's and the kernel's programs")
-    entries = tuple(f"/etc/{entry}" for entry in facts.etc_entries)
-    yield Step("landlock-allow", ("read", *entries), "what programs need of /etc")
+    yield Step("landlock-allow", ("read", *facts.system_files), "what programs need of /etc")
     yield Step("landlock-allow", ("use", *(f"/dev/{name}" for name in _DEVICES)))
     yield Step("landlock-allow", ("read", *(f"/proc/{name}" for name in _PROC)))
     writable = [site.workdir.source, *(private(folder, name) for name in ("home", "tmp"))]

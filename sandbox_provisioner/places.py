@@ -106,10 +106,14 @@ class Place:
 
 def _belongs_to_nobody(path: str, asker: Asker) -> str:
     """Why what *path* names is no single person's, "" if it may be."""
-    for tree in SYSTEM_TREES:
-        if relative(path, tree) is not None:
-            return f"it lies in {tree}, which belongs to the system"
+    if tree := is_of_system(path):
+        return f"it lies in {tree}, which belongs to the system"
     return _SHOWS_MORE if path in asker.crowded else ""
+
+
+def is_of_system(path: str) -> str:
+    """The tree of the system that *path* lies in, "" if it lies in none."""
+    return next((tree for tree in SYSTEM_TREES if relative(path, tree) is not None), "")
 
 
 def _refusal(source: str, identity: tuple[int, int], asker: Asker) -> str:

@@ -305,6 +305,19 @@ def _check_volumes(site: Site) -> None:
                 answer="the target lies in the work directory, where it would have to be made",
                 remedy="Choose a target such as /data, and make a link to it.",
             )
+        _check_place_for(facts, site.facts.system_files)
+
+
+def _check_place_for(facts: VolumeFacts, shown: Iterable[str]) -> None:
+    """A mount point can be made in the box's own /etc, not in what shows there of the host's."""
+    target = facts.volume.target
+    for path in shown:
+        if relative(target, path) and not os.path.exists(target):
+            raise SpecError(
+                attempt=f"show the volume {facts.volume.source} at {target}",
+                answer=f"{path} is the system's own, where it cannot be made",
+                remedy=f"Show a directory in place of all of {path}, or make {target} outside.",
+            )
 
 
 # -- namespaces, and the mounts that are taken from the host
@@ -385,8 +398,8 @@ def program_take_steps(site: Site) -> Iterator[Step]:
     program = ("readonly", "nosuid", "nodev")
     for path in site.facts.system_directories:
         yield Step("take", (path, path, *program), "the system's programs, read-only")
-    for entry in site.facts.etc_entries:
-        yield Step("take", (f"/etc/{entry}", f"/etc/{entry}", *program))
+    for path in site.facts.system_files:
+        yield Step("take", (path, path, *program))
     for name in _DEVICES:
         yield Step("take", (f"/dev/{name}", f"/dev/{name}", "nosuid", "noexec"))
     why = "the kernel's environment"
@@ -447,8 +460,8 @@ def root_steps(request: LaunchRequest, site: Site, *, masked: bool = True) -> It
         yield Step("attach", (path,))
     for path, text in _etc_files(request, site).items():
         yield Step("file", (path, text))
-    for entry in site.facts.etc_entries:
-        yield Step("attach", (f"/etc/{entry}",))
+    for path in site.facts.system_files:
+        yield Step("attach", (path,))
     for name in _DEVICES:
         yield Step("attach", (f"/dev/{name}",))
     for link, text in (

@@ -143,6 +143,9 @@ def _at_least(name: str, value: float | None, smallest: float, remedy: str) -> N
 
 # What belongs to the system inside; a volume there would replace it.
 _SYSTEM = {"", "bin", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr"}
+# Of /etc a volume may show what the box lacks, but nothing in place of what tells who it is, and
+# where.
+_OWN_OF_ETC = {"passwd", "group", "hosts", "hostname", "resolv.conf", "nsswitch.conf"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,13 +159,20 @@ class Volume:
     def __post_init__(self) -> None:
         for role, path in (("source", self.source), ("target", self.target)):
             check_path(f"the {role} of volume {self.source}:{self.target}", path)
-        top = self.target.split("/")[1]
-        if top in _SYSTEM or self.source.split("/")[1] in {"", "proc", "sys", "dev"}:
+        if self._hides_system() or self.source.split("/")[1] in {"", "proc", "sys", "dev"}:
             raise SpecError(
                 attempt=f"use volume {self.source}:{self.target}",
                 answer="it would show or hide a part of the system",
-                remedy="Choose a target such as /data, and a directory of files as the source.",
+                remedy="Choose a target such as /data, and a directory of files as the source. Of "
+                "/etc more can be shown, read-only, but nothing in place of the box's own "
+                f"{', '.join(sorted(_OWN_OF_ETC))}.",
             )
+
+    def _hides_system(self) -> bool:
+        names = self.target.strip("/").split("/")
+        if names[0] != "etc":
+            return names[0] in _SYSTEM
+        return not self.readonly or len(names) < 2 or names[1] in _OWN_OF_ETC
 
     @classmethod
     def parse(cls, text: str) -> Volume:

@@ -13,6 +13,7 @@ from probes import answer_of, attempt_to_open
 
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.spec import Limits, Volume
+from sandbox_provisioner.system_files import system_files
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -217,7 +218,7 @@ def test_a_volume_cannot_be_shown_in_the_work_directory(run_inside, new_folder, 
 def test_secrets_of_the_host_are_not_there(run_inside):
     paths = [
         "/etc/shadow", "/etc/gshadow", "/etc/sudoers", "/etc/ssh", "/etc/ssh/ssh_host_rsa_key",
-        "/root/.ssh", "/root/.bashrc", "/boot", "/var/log", "/var/lib", "/var/spool",
+        "/root/.ssh", "/root/.bashrc", "/boot", "/var/log", "/var/spool", "/var/lib/dpkg",
         "/etc/ssl/private", "/etc/machine-id", "/etc/fstab", "/etc/crontab", "/etc/environment",
         "/run/docker.sock", "/run/dbus/system_bus_socket", "/run/systemd", "/run/user",
         "/var/run/docker.sock", "/mnt", "/media", "/srv",
@@ -225,6 +226,18 @@ def test_secrets_of_the_host_are_not_there(run_inside):
     answers = run_inside(answers_of_opening, paths, os.O_RDONLY, using=(attempt_to_open,))
     found = {path for path, answer in answers.items() if answer == "opened"}
     assert found <= {f"/{name}" for name in of_the_interpreter("/")}
+
+
+def test_of_var_only_what_packages_made_for_everybody_is_there(run_inside):
+    def names():
+        import os
+
+        return [f"{at}/{name}" for at in ("/var/lib", "/var/cache") if os.path.isdir(at)
+                for name in os.listdir(at)]  # fmt: skip
+
+    assert set(run_inside(names)) - set(system_files()) <= {
+        f"{at}/{name}" for at in ("/var/lib", "/var/cache") for name in of_the_interpreter(at)
+    }
 
 
 def test_other_entries_of_tmp_and_home_are_not_there(run_inside, workdir, new_folder):

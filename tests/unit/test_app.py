@@ -417,7 +417,7 @@ def host_facts(**changes: Any) -> HostFacts:
         "cgroups": CgroupFacts(version=2, bases=MappingProxyType({}), missing={}),
         "root_links": {},
         "system_directories": ("/usr",),
-        "etc_entries": (),
+        "system_files": (),
         "homes": frozenset(),
         "own_folders": frozenset(),
         "cwd": "/home/u",

@@ -34,7 +34,7 @@ FACTS = HostFacts(
     cgroups=CgroupFacts(version=0, bases={}, missing={}),
     root_links={"/bin": "usr/bin"},
     system_directories=("/usr",),
-    etc_entries=("localtime",),
+    system_files=("/etc/localtime",),
     homes=frozenset(),
     own_folders=frozenset(),
     cwd="/",

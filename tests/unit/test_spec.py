@@ -223,8 +223,14 @@ def test_every_type_is_frozen(kind):
 
 
 @pytest.mark.parametrize(
-    "text", ["/a:/", "/a:/etc/x", "/a:/usr", "/:/host", "/proc/1:/p", "/sys:/s"]
-)
+    "text",
+    ["/a:/", "/a:/etc", "/a:/etc/", "/a:/etc/x:rw", "/a:/etc/passwd", "/a:/etc/hosts/", "/a:/usr",
+     "/:/host", "/proc/1:/p", "/sys:/s"],
+)  # fmt: skip
 def test_a_volume_neither_replaces_nor_shows_the_system(text):
     with pytest.raises(SpecError, match="a part of the system"):
         Volume.parse(text)
+
+
+def test_a_volume_may_show_more_of_etc_read_only():
+    assert Volume.parse("/etc/profile.d:/etc/profile.d").target == "/etc/profile.d"
