@@ -18,6 +18,7 @@ from sandbox_provisioner.cgroup import CgroupFacts, memory_bounds, survey
 from sandbox_provisioner.covers import Covered, bad_workdir, find_covered
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.kernel_calls import landlock_version
+from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Asker, Place, is_of_system
 from sandbox_provisioner.run_by_host import Server, find_run_by_host, this_server
 from sandbox_provisioner.spec import Covers, Volume
@@ -197,11 +198,13 @@ def count_tasks(uid: int) -> int:
 class WorkdirFacts:
     """What is true of a work directory, which is open as *place*. *path* is where it shows inside.
 
-    *covered* is what `Covers` means here.
+    *covered* is what `Covers` means here, *unmapped* are the mounts below it whose ids cannot be
+    mapped although its own can: a kernel of a root server may only read there.
     """
 
     place: Place
     idmappable: bool
+    unmapped: tuple[Mount, ...] = ()
     covered: Covered = field(default_factory=Covered)
 
     @property
@@ -227,7 +230,7 @@ class WorkdirFacts:
         work directory."""
         attempt = f"use {path!r} as the work directory"
         place = Place.open(path, facts.asker, opened, attempt=attempt)
-        answer = place.refusal(facts.asker)
+        answer = place.refusal(facts.asker) or place.shows_host()
         if answer or not place.is_directory:
             raise bad_workdir(path, answer or "it is not a directory")
         covered = find_covered(
@@ -240,7 +243,8 @@ class WorkdirFacts:
         )
         return cls(
             place=place,
-            idmappable=_is_idmappable(place, facts),
+            idmappable=_is_idmappable(place.mount, facts),
+            unmapped=_unmapped(place, facts),
             covered=covered,
         )
 
@@ -248,11 +252,13 @@ class WorkdirFacts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeFacts:
     """What is true of a volume's source, which is open as *place*, and whether its ids can be
-    mapped, so that what belongs to the owner outside belongs to the kernel's user inside."""
+    mapped, so that what belongs to the owner outside belongs to the kernel's user inside;
+    *unmapped* is as for a work directory."""
 
     volume: Volume
     place: Place
     idmappable: bool
+    unmapped: tuple[Mount, ...] = ()
 
     @property
     def source(self) -> str:
@@ -268,13 +274,28 @@ class VolumeFacts:
         if place.source == "/" or place.source.split("/")[1] in {"proc", "sys", "dev"}:
             answer, remedy = f"it leads to {place.source}", "Name a directory of files."
             raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
+        if answer := place.shows_host():
+            remedy = "Name a directory in it, or one of files."
+            raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
         if answer := "" if volume.readonly else place.refusal(facts.asker):
             remedy = "Show it read-only, or a part of it."
             raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
         # What only root may read of the system stays root's.
-        idmappable = not is_of_system(place.source) and _is_idmappable(place, facts)
-        return cls(volume=volume, place=place, idmappable=idmappable)
+        idmappable = not is_of_system(place.source) and _is_idmappable(place.mount, facts)
+        unmapped = _unmapped(place, facts) if idmappable else ()
+        return cls(volume=volume, place=place, idmappable=idmappable, unmapped=unmapped)
 
 
-def _is_idmappable(place: Place, facts: HostFacts) -> bool:
-    return facts.kernel >= _IDMAPPED_SINCE.get(place.filesystem, (1 << 16, 0))
+def _is_idmappable(mount: Mount, facts: HostFacts) -> bool:
+    """mount_setattr(2): the file system can do it, and nobody has done it yet."""
+    since = _IDMAPPED_SINCE.get(mount.filesystem, (1 << 16, 0))
+    return facts.kernel >= since and not mount.idmapped
+
+
+def _unmapped(place: Place, facts: HostFacts) -> tuple[Mount, ...]:
+    """Linux maps the ids of a tree of mounts whole, or of its top alone: where one below cannot be
+    mapped, none below is. An ordinary user maps none."""
+    if not facts.privileged or not _is_idmappable(place.mount, facts):
+        return ()
+    every = all(_is_idmappable(mount, facts) for mount in place.below)
+    return () if every else place.below

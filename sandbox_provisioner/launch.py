@@ -157,6 +157,11 @@ class LocalLauncher:
         workdir = WorkdirFacts.probe(spec.workdir, facts, spec.covers, opened)
         tree = self.tree(request, facts, workdir, request.sandbox_id)
         volumes = tuple(VolumeFacts.probe(volume, facts, opened) for volume in spec.volumes)
+        for mount in (*workdir.unmapped, *(m for facts in volumes for m in facts.unmapped)):
+            self.warn(
+                f"{mount.path} can only be read: it is a mount of {mount.filesystem}, and Linux "
+                "cannot map the ids of all mounts below what a kernel of a root server is given."
+            )
         look_there_last(workdir.source, sys.path)
         site = Site(
             facts=facts,

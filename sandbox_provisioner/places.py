@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.inside import kernel_calls
+from sandbox_provisioner.mounts import UNKNOWN, Mount, mounts_around
 from sandbox_provisioner.spec import relative
 
 SYSTEM_TREES = ("/etc", "/usr", "/boot", "/proc", "/sys", "/dev", "/bin", "/sbin", "/lib")
@@ -55,7 +56,8 @@ def _upwards(path: str) -> Iterator[str]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """A file or directory that is open. *path* is what was asked for, *source* its real path when
-    it was opened; *fd* is a descriptor that stands for it, whatever its names become (O_PATH)."""
+    it was opened; *fd* is a descriptor that stands for it, whatever its names become (O_PATH). It
+    lies on *mount*, and the mounts *below* come with it."""
 
     path: str
     source: str
@@ -64,7 +66,8 @@ class Place:
     inode: int
     owner_uid: int
     owner_gid: int
-    filesystem: str
+    mount: Mount
+    below: tuple[Mount, ...] = ()
     is_directory: bool = True
 
     @classmethod
@@ -75,7 +78,7 @@ class Place:
             fd = _walk(path, asker, attempt)
             opened.callback(os.close, fd)
             status, source = os.fstat(fd), real_path(fd)
-            filesystem = filesystem_of(fd)
+            mount, below = mounts_around(fd, source)
         except OSError as error:
             raise _cannot_open(attempt, error) from None
         return cls(
@@ -86,7 +89,8 @@ class Place:
             inode=status.st_ino,
             owner_uid=status.st_uid,
             owner_gid=status.st_gid,
-            filesystem=filesystem,
+            mount=mount,
+            below=below,
             is_directory=stat.S_ISDIR(status.st_mode),
         )
 
@@ -94,14 +98,27 @@ class Place:
     def nowhere(cls) -> Place:
         """For a box that is given none."""
         return cls(
-            path="", source="", fd=-1, device=0, inode=0, owner_uid=0, owner_gid=0, filesystem=""
+            path="", source="", fd=-1, device=0, inode=0, owner_uid=0, owner_gid=0, mount=UNKNOWN
         )
+
+    @property
+    def filesystem(self) -> str:
+        """Its type."""
+        return self.mount.filesystem
 
     def refusal(self, asker: Asker) -> str:
         """Why no kernel may write to it, "" if one may."""
         return _belongs_to_nobody(self.path, asker) or _refusal(
             self.source, (self.device, self.inode), asker
         )
+
+    def shows_host(self) -> str:
+        """Why nobody may be given it, "" if one may: a mount in it that is the host itself, such as
+        the /proc of a chroot."""
+        for mount in (self.mount, *self.below):
+            if mount.shows_host:
+                return f"{mount.path} is a mount of {mount.filesystem}, which shows the host"
+        return ""
 
 
 def _belongs_to_nobody(path: str, asker: Asker) -> str:
@@ -262,17 +279,6 @@ def real_path(fd: int) -> str:
     if not os.path.samestat(os.lstat(path), os.fstat(fd)):
         raise OSError(errno.ESTALE, "it is being moved or replaced", path)
     return path
-
-
-def filesystem_of(fd: int) -> str:
-    """The type of the file system that *fd* lies on, by its mount: a path can lie below more than
-    one mount, and a device number is not always that of the mount (btrfs)."""
-    told = Path(f"/proc/self/fdinfo/{fd}").read_bytes()
-    number = told.partition(b"mnt_id:")[2].split()[0]
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        if line.partition(b" ")[0] == number:
-            return os.fsdecode(line.partition(b" - ")[2].partition(b" ")[0])
-    return "unknown"
 
 
 def disk_of(device: int) -> str:

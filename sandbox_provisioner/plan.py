@@ -410,7 +410,7 @@ def program_take_steps(site: Site) -> Iterator[Step]:
 
 def given_take_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
     """What this one kernel is given of the host: work directory, volumes, sockets."""
-    mapped = ("idmap=workdir",) if site.facts.privileged and site.workdir.idmappable else ()
+    mapped = _mapping("workdir", site.workdir, site)
     if site.workdir.source:
         yield Step(
             "take-place",
@@ -419,13 +419,19 @@ def given_take_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
         )
     for number, facts in enumerate(site.volumes):
         how = ("readonly",) if facts.volume.readonly else ()
-        if site.facts.privileged and facts.idmappable:
-            how = (f"idmap=volume-{number}", *how)
-        words = (facts.volume.target, *how, "nosuid", "nodev")
+        mapped = _mapping(f"volume-{number}", facts, site)
+        words = (facts.volume.target, *mapped, *how, "nosuid", "nodev")
         yield Step("take-place", words, "asked for by volumes")
     if request.connection_file:
         attributes = ("nosuid", "nodev", "noexec")
         yield Step("take", (SOCKETS, site.sockets, *attributes), "the kernel's own sockets")
+
+
+def _mapping(name: str, facts: WorkdirFacts | VolumeFacts, site: Site) -> tuple[str, ...]:
+    """How the ids of a place's mounts are mapped, by the user namespace *name*."""
+    if not site.facts.privileged or not facts.idmappable:
+        return ()
+    return (f"idmap-top={name}",) if facts.unmapped else (f"idmap={name}",)
 
 
 def _environment_paths(site: Site) -> tuple[str, ...]:
@@ -533,6 +539,7 @@ def workdir_steps(site: Site) -> Iterator[Step]:
     for around in _around_workdir(site):
         yield Step("attach", (around,), "before the work directory, which lies in it")
     yield Step("attach", (path,), "at the same path as outside")
+    yield from unmapped_steps(path, site.workdir)
     covered = site.workdir.covered
     inside = _protected_environment(site)
     if covered.is_empty and not inside:
@@ -575,6 +582,16 @@ def late_attach_steps(site: Site) -> Iterator[Step]:
     targets = {*_environment_paths(site), *(facts.volume.target for facts in site.volumes)}
     for target in sorted(targets - around):
         yield Step("attach", (target,))
+    for facts in site.volumes:
+        yield from unmapped_steps(facts.volume.target, facts)
+
+
+def unmapped_steps(target: str, facts: WorkdirFacts | VolumeFacts) -> Iterator[Step]:
+    """Of mounts below what is attached at *target*: new files there would be nobody's."""
+    below = (relative(mount.path, facts.place.source) for mount in facts.unmapped)
+    paths = tuple(os.path.join(target, path) for path in below if path)
+    if paths:
+        yield Step("freeze-paths", paths, "mounts whose ids cannot be mapped may only be read")
 
 
 def _around_workdir(site: Site) -> tuple[str, ...]:

@@ -189,19 +189,17 @@ class Volume:
 
 def check_path(what: str, path: str) -> None:
     """Refuse a path that is not absolute and plain: relative, with "..", a NUL or a newline."""
+    remedy = 'Write an absolute path without "." and ".." in it.'
     if not path.startswith("/"):
         answer = f"{path!r} is a relative path"
     elif os.path.normpath(path) != path.rstrip("/") and path != "/":
         answer = f"{path!r} is not a plain path"
     elif re.search(r"[\0\n]", path):
         answer = f"{path!r} contains a NUL or a newline"
+        remedy = "Rename it, or name another one."
     else:
         return
-    raise SpecError(
-        attempt=f"use {what}",
-        answer=answer,
-        remedy='Write an absolute path without "." and ".." in it.',
-    )
+    raise SpecError(attempt=f"use {what}", answer=answer, remedy=remedy)
 
 
 def relative(path: str, base: str) -> str | None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.cgroup.tree import Tree
-from sandbox_provisioner.places import filesystem_of
+from sandbox_provisioner.mounts import mount_of
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts
 from sandbox_provisioner.spec import WRITTEN_THROUGH
 
@@ -136,7 +136,7 @@ def _is_group(path: str) -> bool:
     except OSError:
         return False
     try:
-        return filesystem_of(fd).startswith("cgroup")
+        return mount_of(fd).filesystem.startswith("cgroup")
     finally:
         os.close(fd)
 

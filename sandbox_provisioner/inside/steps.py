@@ -281,10 +281,11 @@ def _keep_clone(box: Box, target: str, source: int, attributes: tuple[str, ...])
     box.taken[target] = source
     added = 0
     for word in attributes:
-        if word.startswith("idmap="):
-            namespace = box.user_namespaces[word.removeprefix("idmap=")]
+        how, equals, name = word.partition("=")
+        if equals:  # "idmap" is of the whole tree, "idmap-top" without the mounts below
+            namespace, whole = box.user_namespaces[name], how == "idmap"
             kernel.mount_setattr(
-                source, add=kernel.MOUNT_IDMAP, userns_fd=namespace, recursive=False
+                source, add=kernel.MOUNT_IDMAP, userns_fd=namespace, recursive=whole
             )
         else:
             added |= _ATTRIBUTES[word]
@@ -518,7 +519,7 @@ def show_only(box: Box, directory: str, *names: str) -> None:
 
 
 def freeze_paths(box: Box, *paths: str) -> None:
-    """Make parts of /proc read-only by binding each onto itself."""
+    """Make what is at *paths* read-only by binding each onto itself."""
     for path in paths:
         fd = look(box.root_fd, path.lstrip("/"))
         if fd < 0:

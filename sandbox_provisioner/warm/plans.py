@@ -43,6 +43,7 @@ from sandbox_provisioner.plan import (
     receive_steps,
     root_steps,
     socket_steps,
+    unmapped_steps,
     watch_steps,
     workdir_steps,
 )
@@ -162,6 +163,7 @@ def compile_claim_plan(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
         Step("receive", received, "opened by a launcher that could"),
         *workdir_steps(inner),
         *(Step("attach", (facts.volume.target,)) for facts in inner.volumes),
+        *(step for facts in inner.volumes for step in unmapped_steps(facts.volume.target, facts)),
         connection_step(request.connection_file, inner),
         Step("close-root", (), "read-only from here on"),
         environment_step(request, inner),

@@ -28,6 +28,7 @@ from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import HostError, LaunchError, SpecError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IdRange
+from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.surroundings import APPARMOR, Surroundings
 
@@ -435,7 +436,7 @@ def workdir_facts(**changes: Any) -> WorkdirFacts:
         "inode": 2,
         "owner_uid": 1000,
         "owner_gid": 1000,
-        "filesystem": "ext4",
+        "mount": Mount(1, 0, "/", changes.pop("filesystem", "ext4")),
     }
     place |= {name: changes.pop(name) for name in place.keys() & changes.keys()}
     facts: dict[str, Any] = {

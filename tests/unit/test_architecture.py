@@ -142,7 +142,7 @@ def test_the_spec_stands_on_nothing_but_errors():
 
 
 def test_what_opens_places_stands_on_the_spec_and_the_calls():
-    allowed = {"errors", "spec", "inside.kernel_calls"}
+    allowed = {"errors", "mounts", "spec", "inside.kernel_calls"}
     assert ours_of(PACKAGE / "places.py") == {f"{NAME}.{name}" for name in allowed}
 
 

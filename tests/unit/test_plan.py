@@ -16,6 +16,7 @@ from sandbox_provisioner.id_range import IdRange
 from sandbox_provisioner.inside import steps
 from sandbox_provisioner.inside.orders import decode
 from sandbox_provisioner.kernel_files import KernelFiles
+from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
 from sandbox_provisioner.spec import WRITTEN_THROUGH, Limits, SandboxSpec, UserIds, Volume
@@ -47,7 +48,7 @@ WORKDIR_PLACE = Place(
     inode=2,
     owner_uid=500,
     owner_gid=600,
-    filesystem="ext4",
+    mount=Mount(1, 0, "/", "ext4"),
 )
 WORKDIR_FACTS = WorkdirFacts(
     place=WORKDIR_PLACE,
@@ -209,7 +210,7 @@ def test_without_id_mapped_mounts_the_kernel_is_the_owner_and_nobody_else():
 
 
 def test_root_is_never_mapped_in_even_where_ids_of_mounts_cannot_be():
-    place = changed(WORKDIR_PLACE, owner_uid=0, filesystem="nfs")
+    place = changed(WORKDIR_PLACE, owner_uid=0, mount=Mount(1, 0, "/", "nfs"))
     owned = changed(WORKDIR_FACTS, idmappable=False, place=place)
     with pytest.raises(HostError, match=r"belongs to root.*nfs.*chown"):
         plan_of(site_of(workdir=owned))

@@ -1,0 +1,88 @@
+"""mounts.py - reads only, whoever launches: the mount of a descriptor, and those below.
+
+Read from /proc/self/mountinfo (proc_pid_mountinfo(5)), which knows mounts by number: a path can lie
+below more than one mount, and a device number is not always that of the mount (btrfs).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox_provisioner.spec import relative
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")  # of a blank, a tab, a newline and a backslash
+# What Linux shows of itself as files: processes, devices, settings, groups. Nobody works in these.
+_OF_LINUX = {
+    "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs",
+    "efivarfs", "fusectl", "mqueue", "nfsd", "nsfs", "proc", "pstore", "resctrl", "rpc_pipefs",
+    "securityfs", "selinuxfs", "smackfs", "sysfs", "tracefs",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount: *parent* is the number of that which it is mounted on, at *path*; *filesystem* is
+    its type, and *idmapped* whether somebody has mapped its ids already."""
+
+    number: int
+    parent: int
+    path: str
+    filesystem: str
+    idmapped: bool = False
+
+    @property
+    def shows_host(self) -> bool:
+        """Whether its files are the host itself."""
+        return self.filesystem in _OF_LINUX
+
+
+UNKNOWN = Mount(0, 0, "", "unknown")
+
+
+def mount_of(fd: int) -> Mount:
+    """The mount that *fd* lies on."""
+    number = _number_of(fd)
+    return next((mount for mount in _mounts() if mount.number == number), UNKNOWN)
+
+
+def mounts_around(fd: int, source: str) -> tuple[Mount, tuple[Mount, ...]]:
+    """The mount that *fd* lies on, whose real path is *source*, and the mounts below it: all that a
+    recursive clone of it has."""
+    number, known = _number_of(fd), tuple(_mounts())
+    here = next((mount for mount in known if mount.number == number), UNKNOWN)
+    return here, tuple(_below(here, source, known))
+
+
+def _below(here: Mount, source: str, known: Iterable[Mount]) -> Iterator[Mount]:
+    """A parent is not always listed before what is mounted on it, since mounts can be moved."""
+    children: dict[int, list[Mount]] = {}
+    for mount in known:
+        children.setdefault(mount.parent, []).append(mount)
+    inside = (m for m in children.get(here.number, ()) if relative(m.path, source) is not None)
+    waiting = [mount for mount in inside if mount.number != here.number]
+    while waiting:
+        mount = waiting.pop(0)
+        yield mount
+        waiting += children.get(mount.number, ())
+
+
+def _number_of(fd: int) -> int:
+    told = Path(f"/proc/self/fdinfo/{fd}").read_bytes()
+    return int(told.partition(b"mnt_id:")[2].split()[0])
+
+
+def _mounts() -> Iterator[Mount]:
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        left, _, right = line.partition(b" - ")
+        number, parent, _, _, path, options = left.split(b" ")[:6]
+        yield Mount(
+            int(number),
+            int(parent),
+            os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), path)),
+            os.fsdecode(right.partition(b" ")[0]),
+            b"idmapped" in options.split(b","),
+        )
