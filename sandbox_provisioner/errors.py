@@ -10,27 +10,93 @@
 Every error tells the attempt, the answer, and the next act. How a kernel *ended* is data
 (`story.ExitStory`), not an exception.
 
-Errors end up in terminals, logs and dialogs, and name what a kernel may have named: they are made
-printable here, once for all.
+Errors end up in logs, terminals and dialogs. A log and a program get ``str(error)``, which is one
+line; a person gets `SandboxError.for_people`, in lines that fit into JupyterLab's dialog, which
+breaks none by itself. They name what a kernel may have named: they are made printable here, once
+for all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
-from collections.abc import Iterator
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
 
 from sandbox_provisioner.inside.printable import one_line, printable
 
+# What a terminal has, and a dialog of JupyterLab shows without a scroll bar.
+COLUMNS = 80
+# A step of a remedy that begins so is a line for a shell.
+COMMAND = "  "
+_SHOWN_LINES = 12
+
+# A sentence, or several steps: sentences, and commands behind `COMMAND`.
+Remedy = str | tuple[str, ...]
+
+
+def in_lines(text: str, columns: int = COLUMNS) -> str:
+    """*text* in lines of at most *columns* characters; each of its sentences begins one. A command
+    is broken where a shell goes on reading."""
+    lines: list[str] = []
+    for part in text.split("\n"):
+        if part.startswith(COMMAND):
+            lines += _command_lines(part.strip(), columns)
+            continue
+        joined = re.sub(r"(?<=\d) (?=[KMGT]iB)", "\N{NO-BREAK SPACE}", part)
+        for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", joined):
+            lines += textwrap.wrap(sentence, columns, break_on_hyphens=False) or [""]
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def _command_lines(command: str, columns: int) -> list[str]:
+    """At blanks outside of quotes, with a backslash at the end of all lines but the last."""
+    words = re.findall(r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"]|['\"])+", command)
+    lines = [COMMAND + words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + 3 <= columns:
+            lines[-1] += f" {word}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"{COMMAND * 2}{word}")
+    return lines
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The one of *known* that *word* may be a slip of; "" where none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """The remedy for a name that does not exist: the nearest that does, or *otherwise*."""
+    found = nearest(word, known)
+    return f"Did you mean {found!r}?" if found else otherwise
+
 
 class SandboxError(Exception):
-    """The common root: *attempt* failed, *answer* came back, *remedy* is what to do next."""
+    """The common root: *attempt* failed, *answer* came back, *remedy* is what to do next, and
+    *steps* is the same as lines."""
 
-    def __init__(self, *, attempt: str, answer: str, remedy: str) -> None:
+    def __init__(self, *, attempt: str, answer: str, remedy: Remedy) -> None:
         self.attempt = one_line(attempt)
         self.answer = one_line(answer)
-        self.remedy = one_line(remedy)
+        self.steps = tuple(map(one_line, (remedy,) if isinstance(remedy, str) else remedy))
         super().__init__(f"Could not {self.attempt}: {self.answer}. {self.remedy}")
+
+    @property
+    def remedy(self) -> str:
+        """What to do next, in one line."""
+        return " ".join(step.strip() for step in self.steps)
+
+    def for_people(self) -> str:
+        """The same for a terminal or a dialog: attempt, answer and remedy begin a line each."""
+        told = (f"Could not {self.attempt}:", f"{self._shown_answer()}.", "", *self.steps)
+        return in_lines("\n".join(told))
+
+    def _shown_answer(self) -> str:
+        return self.answer
 
 
 class SpecError(SandboxError):
@@ -49,7 +115,7 @@ class LaunchError(SandboxError):
     """
 
     def __init__(
-        self, *, attempt: str, answer: str, remedy: str, step: str, stderr_tail: str = ""
+        self, *, attempt: str, answer: str, remedy: Remedy, step: str, stderr_tail: str = ""
     ) -> None:
         self.step = step
         self.stderr_tail = printable(stderr_tail)
@@ -61,6 +127,23 @@ class LaunchError(SandboxError):
             return super().__str__()
         lines = "\n".join(f"    {line}" for line in self.stderr_tail.rstrip().split("\n"))
         return f"{super().__str__()}\nThe last lines that it wrote:\n{lines}"
+
+    def _shown_answer(self) -> str:
+        """Without the step, which is a word of ours."""
+        return self.answer.removeprefix(f"[{self.step}] ")
+
+    def for_people(self) -> str:
+        """With the last of what it wrote: all of it is in the log."""
+        told = super().for_people()
+        lines = [
+            line
+            for written in self.stderr_tail.expandtabs().rstrip().split("\n")
+            for line in textwrap.wrap(written, COLUMNS - 4, drop_whitespace=False)
+        ]
+        if not lines:
+            return told
+        tail = "\n".join(f"    {line}" for line in lines[-_SHOWN_LINES:])
+        return f"{told}\n\nThe last lines that it wrote:\n{tail}"
 
 
 _REMEDIES = {

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from sandbox_provisioner.bounds import MOST_TERMINALS, SYSCTLS, kernels_limits, makers_limits
-from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.errors import COLUMNS, HostError, SpecError, in_lines
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import ATTEMPT as RANGE_ATTEMPT
 from sandbox_provisioner.id_range import IdRange, id_map
@@ -273,8 +273,9 @@ def watch_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
     version, group = site.memory_group
     yield Step("open-memory", (str(version), group), "while the host's groups can be reached")
     words = (str(version), str(round(cap * share)), str(cap), str(site.uid), str(site.gid))
+    sentence = in_lines(_interrupted(cap), COLUMNS - len("1023 MiB"))
     why = f"at {share:g} of the cap init interrupts the kernel, before Linux would end it"
-    yield Step("watch-memory", (*words, _interrupted(cap)), why)
+    yield Step("watch-memory", (*words, sentence), why)
 
 
 def _interrupted(cap: int) -> str:

@@ -29,10 +29,22 @@ import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from tornado.web import HTTPError
-from traitlets import Bool, Dict, Enum, Float, Integer, List, Unicode, Union, default, observe
+from traitlets import (
+    Bool,
+    Dict,
+    Enum,
+    Float,
+    Integer,
+    List,
+    TraitError,
+    Unicode,
+    Union,
+    default,
+    observe,
+)
 
 from sandbox_provisioner.cgroup import open_existing
-from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError
+from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError, in_lines
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import memory_bytes
 from sandbox_provisioner.inside.init import SEALED
@@ -41,6 +53,7 @@ from sandbox_provisioner.landlock import private
 from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
+from sandbox_provisioner.options import bad_value, unknown_option
 from sandbox_provisioner.places import find_below, open_again
 from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, LaunchRequest
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts, open_init
@@ -76,11 +89,25 @@ class StartRefused(HTTPError):
     HTTPError, and only the reason and message of this form."""
 
     def __init__(self, error: SandboxError) -> None:
-        super().__init__(500, str(error), reason="Kernel could not be started")
+        super().__init__(500, error.for_people(), reason="Kernel could not be started")
         self.error = error
+
+    @property
+    def log_message(self) -> str:
+        """In lines, as the dialog shows them. tornado's would say "50%%" there, since it takes this
+        for a format."""
+        return self.error.for_people()
+
+    def get_message(self) -> str:
+        """What tornado's log gets."""
+        return str(self.error)
 
     def __str__(self) -> str:
         return str(self.error)
+
+
+class OptionRefused(StartRefused, TraitError):
+    """The same where an option has a value of a wrong type: callers of traitlets look for this."""
 
 
 class ProgramNotFound(StartRefused, FileNotFoundError):
@@ -227,7 +254,11 @@ class SandboxProvisioner(LocalProvisioner):
 
     def __init__(self, **kwargs: Any) -> None:
         self._by_default: set[str] = set()
-        super().__init__(**kwargs)
+        try:
+            super().__init__(**kwargs)
+        except TraitError as error:
+            given = {**kwargs.get("config", {}).get("SandboxProvisioner", {}), **kwargs}
+            raise OptionRefused(bad_value(error, self.traits(config=True), given)) from error
         self.sandbox_id = uuid.uuid4().hex[:12]
         self._tap: LastWords | None = None
         self._ending = False
@@ -254,19 +285,10 @@ class SandboxProvisioner(LocalProvisioner):
         known = set(self.trait_names(config=True))
         for key in stanza.get("config", {}):
             if key not in known:
-                raise SpecError(
-                    attempt=f"read the option {key!r} of kernel.json",
-                    answer="there is no such option",
-                    remedy=f"The options are: {', '.join(sorted(known))}.",
-                )
-        section = self.config.get("SandboxProvisioner", {})
-        for key in section:
+                raise unknown_option(key, f"{key!r} of kernel.json", known)
+        for key in self.config.get("SandboxProvisioner", {}):
             if key not in known:
-                raise SpecError(
-                    attempt=f"read the option c.SandboxProvisioner.{key}",
-                    answer="there is no such option",
-                    remedy=f"The options are: {', '.join(sorted(known))}.",
-                )
+                raise unknown_option(key, f"c.SandboxProvisioner.{key}", known)
 
     def _refuse_silent_weakness(self) -> None:
         """Whoever chooses a kernel reads its display name, and nothing else, before it runs."""
@@ -634,7 +656,7 @@ class SandboxProvisioner(LocalProvisioner):
         self.log.warning("%s", story.reason)
         if self._tap:
             try:
-                await asyncio.to_thread(self._tap.speak, story.reason)
+                await asyncio.to_thread(self._tap.speak, in_lines(story.reason))
             except (OSError, zmq.ZMQError) as error:
                 # A sentence that cannot be shown must not hide the death; the log has it.
                 self.log.warning("Could not say so at the notebook: %s", error)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
-from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.errors import SpecError, did_you_mean
 
 # JupyterHub's ByteSpecification: a number with one of these suffixes, powers of 1024.
 _BYTE_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -345,7 +345,9 @@ class SandboxSpec:
             raise SpecError(
                 attempt="read on_missing",
                 answer=f"{unknown[0]!r} is not a facility that can be waived",
-                remedy=f"Its keys are: {', '.join(WAIVABLE_FACILITIES)}.",
+                remedy=did_you_mean(
+                    unknown[0], WAIVABLE_FACILITIES, f"Use: {', '.join(WAIVABLE_FACILITIES)}."
+                ),
             )
 
     def may_lack(self, facility: str) -> bool:

@@ -21,8 +21,8 @@ import sys
 from tornado.web import HTTPError
 from traitlets import TraitError
 
-from sandbox_provisioner.app.command import SandboxCommand, UsageError
-from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.app.command import SandboxCommand, UsageError, spoken
+from sandbox_provisioner.errors import SandboxError, in_lines, nearest
 from sandbox_provisioner.inside.printable import printable
 
 __all__ = ["SandboxApp", "main"]
@@ -65,8 +65,12 @@ class SandboxApp(SandboxCommand):
         if self.subapp is not None:
             self.subapp.start()
             return
-        unknown = f"there is no command {self.extra_args[0]!r}" if self.extra_args else "no command"
-        raise UsageError(f"{unknown}; the commands are: {', '.join(self.subcommands)}")
+        known = f"the commands are: {', '.join(self.subcommands)}"
+        if not self.extra_args:
+            raise UsageError(f"no command; {known}")
+        meant = nearest(self.extra_args[0], self.subcommands)
+        hint = f"did you mean {meant!r}?" if meant else known
+        raise UsageError(f"there is no command {self.extra_args[0]!r}; {hint}")
 
 
 def main() -> None:
@@ -75,13 +79,13 @@ def main() -> None:
     try:
         SandboxApp.launch_instance()
     except UsageError as error:
-        _leave(2, f"{error}. See: {error.usage} --help")
+        _leave(2, f"{error}\nSee: {error.usage} --help")
     except TraitError as error:
-        _leave(2, str(error))
+        _leave(2, _told(error))
     except SandboxError as error:
-        _leave(1, str(error))
+        _leave(1, _told(error))
     except HTTPError as error:
-        _leave(1, str(getattr(error, "error", error)))
+        _leave(1, _told(error))
     except KeyboardInterrupt:
         _leave(130)
     except BrokenPipeError:
@@ -90,7 +94,13 @@ def main() -> None:
         _leave(141)
 
 
+def _told(error: Exception) -> str:
+    """In lines, where it is one of ours."""
+    ours = getattr(error, "error", error)
+    return ours.for_people() if isinstance(ours, SandboxError) else in_lines(str(error))
+
+
 def _leave(status: int, text: str = "") -> None:
     if text:
-        print(f"jupyter sandbox: {printable(text)}", file=sys.stderr)
+        print(printable(spoken(text)), file=sys.stderr)
     raise SystemExit(status)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from textwrap import dedent, indent
@@ -17,7 +19,7 @@ from traitlets.config import Config, Configurable
 from traitlets.config.loader import KVArgParseConfigLoader
 
 import sandbox_provisioner
-from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.errors import SpecError, did_you_mean, in_lines, nearest
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.spec import Covers
@@ -65,14 +67,23 @@ class UsageError(Exception):
 class _StrictLoader(KVArgParseConfigLoader):
     """traitlets only warns of an option that it does not know."""
 
-    def _handle_unrecognized_alias(self, arg: str) -> None:
-        self.parser.error(f"there is no option --{arg}")
+    def _parse_args(self, args: Sequence[str]) -> Any:
+        for word in itertools.takewhile(lambda word: word != "--", args):
+            name = re.match(r"--([A-Za-z][\w-]*)(=|$)", word)
+            if name and name[1] not in {*self.aliases, *self.flags}:
+                self._refuse(name[1], {*self.aliases, *self.flags})
+        return super()._parse_args(args)
 
     def _convert_to_config(self) -> None:
         super()._convert_to_config()
         known = {cls.__name__ for cls in self.classes}
         for section in set(self.config) - known:
-            self.parser.error(f"there is no option --{section}.…")
+            self._refuse(section, known)
+
+    def _refuse(self, name: str, known: Collection[str]) -> None:
+        meant = nearest(name, known)
+        hint = f"; did you mean --{meant}?" if meant else ""
+        self.parser.error(f"there is no option --{name}{hint}")
 
 
 _CLASSES: list[type[Configurable]] = [SandboxProvisioner]
@@ -167,16 +178,22 @@ class SandboxCommand(JupyterApp):
         return self.provisioner().launcher.runtime()
 
 
+def spoken(text: str) -> str:
+    """*text* for the terminal of whoever typed the command: it says who speaks."""
+    first, newline, rest = text.partition("\n")
+    return in_lines(f"jupyter sandbox: {first}") + newline + rest
+
+
 def find_kernel(manager: KernelSpecManager, name: str) -> KernelSpec:
     """The installed kernel *name*; SpecError with the known names where there is none."""
     try:
         return manager.get_kernel_spec(name)
     except NoSuchKernel:
-        known = ", ".join(sorted(manager.find_kernel_specs()))
+        known = sorted(manager.find_kernel_specs())
         raise SpecError(
             attempt=f"find the kernel {name!r}",
             answer="it is not installed",
-            remedy=f"Installed are: {known}.",
+            remedy=did_you_mean(name, known, f"Installed are: {', '.join(known)}."),
         ) from None
 
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import subprocess
 import tempfile
+import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.app.twins import twin_of, write_twin
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.host import HostFacts
-from sandbox_provisioner.inside.printable import one_line, printable
+from sandbox_provisioner.inside.printable import printable
 
 _CAP = "256M"
 _BEYOND_CAP_MIB = 400
@@ -190,7 +191,7 @@ class DemoApp(SandboxCommand):
         print(printable(_comparison(asked, verdicts, plain, boxed)))
         if boxed.last_words:
             print("\nThe person who filled the memory read, under the cell:")
-            print(f"  {one_line(boxed.last_words)}")
+            print(textwrap.indent(printable(boxed.last_words), "  "))
         for facility, reason in missing.items():
             if reason:
                 print(f"\nThere is no cap on {facility} here: {reason}.")

@@ -16,10 +16,11 @@ from sandbox_provisioner.app.command import (
     OPTION_ALIASES,
     SandboxCommand,
     find_kernel,
+    spoken,
     working_directory,
 )
 from sandbox_provisioner.app.terminal import relayed
-from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.errors import LaunchError, in_lines
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.launch import Labels, LocalLauncher
@@ -74,7 +75,7 @@ class RunApp(SandboxCommand):
         except LaunchError as error:
             raise _for_a_command(error, command[0]) from None
         if reason := _reason(story):
-            print(f"jupyter sandbox: {one_line(reason)}", file=sys.stderr)
+            print(spoken(in_lines(one_line(reason))), file=sys.stderr)
         raise SystemExit(_status(story))
 
 

@@ -126,7 +126,8 @@ def test_run_says_when_the_cap_on_memory_ended_the_command(jupyter_sandbox: Run)
     fill = "x = b'x' * (300 << 20)"
     ended = jupyter_sandbox("run", "--mem-limit", "64M", "--", sys.executable, "-c", fill)
     assert ended.returncode == 137
-    assert "reached its memory limit of 64 MiB" in ended.stderr
+    assert "reached its memory limit of 64 MiB" in " ".join(ended.stderr.split())
+    assert max(map(len, ended.stderr.splitlines())) <= 80
 
 
 def test_run_hands_on_no_variable_that_is_not_asked_for(

@@ -177,7 +177,7 @@ def test_what_is_pure_starts_nothing_and_opens_nothing(name):
 def test_options_are_the_provisioners_and_the_apps_alone():
     users = {module_of(path) for path in FILES if "traitlets" in _top_names(path)}
     # The contents manager is a configurable of the server's own, without options of a sandbox.
-    rooms = {"provisioner", "app", "contents"}
+    rooms = {"provisioner", "options", "app", "contents"}
     assert {user for user in users if user.split(".")[1] not in rooms} == set()
 
 
