@@ -5,12 +5,16 @@ sockets open, and reconnect to whoever binds the dead kernel's address::
 
     kernel  ✝ its iopub socket is gone
     server  binds an XPUB socket at the same path, and to each client that subscribes
-            sends one signed stderr message with the cell that ran as its parent
+            sends signed messages with the cell that ran as their parent: the sentence as stderr,
+            for people, and a display_data that shows nothing and has the end as data
     server  reports the death, when no more clients come
 
 so that the sentence stands under the cell, in every front end, without a change to any of them. A
 blocking client subscribes anew only when it is read from again: the socket stays until the kernel
 is cleaned up.
+
+The data is in the metadata of both. A notebook keeps those of display_data only, and front ends
+show nothing for one without a MIME type (an unknown one is drawn as a tree, or complained of).
 
 What comes from the kernel is bytes of a stranger's. So few messages wait to be read, each frame of
 them is small, only so many are read at a time, and sizes are looked at before anything else. Who
@@ -24,6 +28,7 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +40,8 @@ from jupyter_client.session import Session
 _STRAGGLERS_MS = 250
 _FIRST_MS = 1000
 _LINGER_MS = 500
-_TOPIC = b"stream.stderr"
+_SENTENCE = b"stream.stderr"
+_DATA = b"display_data"
 # The topics of status messages: ipykernel's, and those of kernels built on xeus.
 _STATUS_TOPICS = (b"kernel.", b"kernel_core.")
 _DELIMITER = b"<IDS|MSG>"
@@ -138,20 +144,29 @@ class LastWords:
         elif state == "idle" and parent.get("msg_id") == self._running.get("msg_id"):
             self._running = {}
 
-    def speak(self, text: str) -> None:
-        """Send *text* to stderr of the cell that ran. Blocks for a moment: call it in a thread."""
-        for _ in range(_GOES):  # what a dead kernel has sent has an end
+    def finish(self) -> str:
+        """Take in what there is of a dead kernel, whose messages have an end, and stop listening:
+        the id of the cell that ran, "" if none did."""
+        for _ in range(_GOES):
             if not self.drain():
                 break
         self._stop_listening()
-        message = self._session.msg(
-            "stream",
-            content={"name": "stderr", "text": f"\n{text}\n"},
-            parent={"header": self._running} if self._running else None,
-        )
-        self._speech = _Speech(self._bind(), self._session, message)
+        return self._running.get("msg_id", "")
+
+    def speak(self, text: str, metadata: dict[str, Any]) -> None:
+        """Send *text*, if there is any, to stderr of the cell that ran, and *metadata*. Blocks for
+        a moment: call it in a thread, after `finish`."""
+        messages = {_DATA: self._message("display_data", metadata, data={}, metadata=metadata)}
+        if text:
+            stream = {"name": "stderr", "text": f"\n{text}\n"}
+            messages = {_SENTENCE: self._message("stream", metadata, **stream), **messages}
+        self._speech = _Speech(self._bind(), self._session, messages)
         self._speech.start()
         self._speech.heard.wait()
+
+    def _message(self, kind: str, metadata: dict[str, Any], /, **content: Any) -> dict[str, Any]:
+        parent = {"header": self._running} if self._running else None
+        return self._session.msg(kind, content=content, parent=parent, metadata=metadata)
 
     def _stop_listening(self) -> None:
         with self._lock:
@@ -160,8 +175,8 @@ class LastWords:
     def _bind(self) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.XPUB)
         socket.linger = _LINGER_MS
-        # What is sent goes to the last subscriber only: each hears it once.
-        socket.setsockopt(zmq.XPUB_MANUAL_LAST_VALUE, 1)
+        # We say who is subscribed to what: see `_Speech._answer`.
+        socket.setsockopt(zmq.XPUB_MANUAL, 1)
         if self._manager.curve_secretkey is not None:
             socket.curve_server = True
             socket.curve_secretkey = self._manager.curve_secretkey
@@ -189,15 +204,18 @@ def _parent_of(header: dict[str, Any]) -> dict[str, str]:
 
 
 class _Speech(threading.Thread):
-    """Says one message to whoever subscribes, until `stop`; *heard* is set when nobody more comes
-    for a while."""
+    """Says *messages*, by topic, to whoever subscribes, until `stop`; *heard* is set when nobody
+    more comes for a while."""
 
-    def __init__(self, socket: zmq.Socket[bytes], session: Session, message: Any) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], session: Session, messages: Mapping[bytes, Any]
+    ) -> None:
         super().__init__(name="sandbox-last-words", daemon=True)
         self.heard = threading.Event()
         self._socket = socket
         self._session = session
-        self._message = message
+        self._messages = messages
+        self._subscribers = 0
         self._stop_read, self._stop_write = os.pipe()
 
     def run(self) -> None:
@@ -218,11 +236,17 @@ class _Speech(threading.Thread):
             self._socket.close()
 
     def _answer(self, subscription: bytes) -> None:
-        """XPUB reads a subscription as the byte 1 and the topic's prefix."""
+        """XPUB reads a subscription as the byte 1 and the topic's prefix. Each subscriber has
+        topics of its own, below those that it asked for: it hears everything once."""
         wish, topic = subscription[:1], subscription[1:]
-        if wish == b"\1" and _TOPIC.startswith(topic):
-            self._socket.setsockopt(zmq.SUBSCRIBE, topic)
-            self._session.send(self._socket, self._message, ident=_TOPIC)
+        if wish != b"\1":
+            return
+        self._subscribers += 1
+        for name, message in self._messages.items():
+            if name.startswith(topic):
+                own = b"%s.%d." % (name, self._subscribers)
+                self._socket.setsockopt(zmq.SUBSCRIBE, own)
+                self._session.send(self._socket, message, ident=own)
 
     def stop(self) -> None:
         """End the thread, and wait for it."""

@@ -19,6 +19,7 @@ import pwd
 import signal
 import stat
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -44,6 +45,7 @@ from traitlets import (
 )
 
 from sandbox_provisioner.cgroup import open_existing
+from sandbox_provisioner.ends import MIME, End
 from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError, in_lines
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import memory_bytes
@@ -251,6 +253,8 @@ class SandboxProvisioner(LocalProvisioner):
     spec: SandboxSpec
     handle: LocalHandle | None = None
     story: ExitStory | None = None
+    #: How the kernel ended the last time, for programs: docs/ends.md. None if it never has.
+    end: End | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         self._by_default: set[str] = set()
@@ -640,26 +644,40 @@ class SandboxProvisioner(LocalProvisioner):
                 self.log.warning("%s", error)  # what is left goes with the next start's sweep
             for sentence in handle.left_behind:
                 self.log.warning("%s", sentence)
-            self.story = await handle.look()
+            story = await handle.look()
+            if story and self.story is not story:
+                self.story = story
+                self.end = End.of(story, handle.record, cell="", seconds=time.time())
 
     def _hear(self, handle: LocalHandle) -> None:
         for sentence in handle.notices():
             self.log.warning("%s", sentence)
 
     async def _tell(self, story: ExitStory) -> None:
-        """Once for each end: to the log, and, if a cap ended it, under the cell that ran."""
+        """Once for each end: to the log, and, if nobody asked for it, under the cell that ran."""
         if self.story is story:
             return
         self.story = story
-        if not story.reason or (story.kind is EndKind.INTERRUPTED and self._ending):
+        self.end = await self._end_of(story)
+        asked_for = self._ending and (story.kind is EndKind.INTERRUPTED or not story.reason)
+        if asked_for or not _is_news(self.end):
             return
-        self.log.warning("%s", story.reason)
+        if story.reason:
+            self.log.warning("%s", story.reason)
         if self._tap:
             try:
-                await asyncio.to_thread(self._tap.speak, in_lines(story.reason))
+                data = {MIME: self.end.as_json()}
+                await asyncio.to_thread(self._tap.speak, in_lines(story.reason), data)
             except (OSError, zmq.ZMQError) as error:
                 # A sentence that cannot be shown must not hide the death; the log has it.
                 self.log.warning("Could not say so at the notebook: %s", error)
+
+    async def _end_of(self, story: ExitStory) -> End:
+        assert self.handle
+        cell = ""
+        if self._tap and not self._ending:
+            cell = await asyncio.to_thread(self._tap.finish)
+        return End.of(story, self.handle.record, cell=cell, seconds=time.time())
 
     def resolve_path(self, path: str) -> str | None:
         """Where the server finds the kernel's *path*: only the work directory is shared."""
@@ -780,6 +798,14 @@ def _replaced(word: str, old: tuple[str, ...], new: str) -> str:
 def _status(story: ExitStory) -> int:
     """poll's int: a kernel that nobody could ask was killed."""
     return story.code if story.code is not None else -signal.SIGKILL
+
+
+def _is_news(end: End) -> bool:
+    """Whether it has to be told: not where somebody stopped the kernel, or had it end while it
+    did nothing."""
+    if end.sentence:
+        return True
+    return end.kind != EndKind.ASKED and (end.exit_code != 0 or bool(end.cell))
 
 
 def _remedy(story: ExitStory) -> str:

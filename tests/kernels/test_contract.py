@@ -18,6 +18,7 @@ from jupyter_client.multikernelmanager import AsyncMultiKernelManager, MultiKern
 from traitlets.config import Config
 
 from sandbox_provisioner import handle
+from sandbox_provisioner.ends import MIME
 from sandbox_provisioner.errors import LaunchError, SpecError
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
 from sandbox_provisioner.records import Record, all_records
@@ -430,6 +431,32 @@ def test_a_kernel_that_reaches_its_memory_limit_says_why_under_the_cell(
         assert story.limit_bytes == 200 << 20
         assert format_bytes(story.limit_bytes) in caplog.text
         assert neighbour.run("1 + 1") == "2"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [("os._exit(3)", ("exit", 3, None)), ("os.kill(os.getpid(), 9)", ("signal", None, 9))],
+)
+def test_a_kernel_that_ends_by_itself_tells_programs_and_says_no_sentence(
+    kernel: Any, code: str, told: Any
+) -> None:
+    with kernel() as k:
+        assert k.provisioner.end is None
+        cell = k.start(f"import os; {code}")
+        asyncio.run(k.provisioner.handle.wait())
+        assert not k.manager.is_alive()
+        data = k.until(lambda m: MIME in m["metadata"], cell)
+        assert (data["msg_type"], data["content"]["data"]) == ("display_data", {})
+        end = k.provisioner.end
+        assert (end.kind, end.exit_code, end.signal, end.sentence, end.cell) == (*told, "", cell)
+        assert data["metadata"][MIME] == end.as_json()
+    assert k.provisioner.end is end
+
+
+def test_an_end_that_was_asked_for_is_known_to_its_manager_alone(kernel: Any) -> None:
+    with kernel() as k:
+        k.run("1")
+    assert k.provisioner.end.kind == "asked"
 
 
 @pytest.mark.requires("root", "cgroup-memory")

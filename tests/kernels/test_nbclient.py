@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from jupyter_programs import EAT_MEMORY, Home
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from sandbox_provisioner.ends import ends_in
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
 from sandbox_provisioner.templates import keep_templates_out
 
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.requires("userns", "nbclient")
 needs_memory_cap = pytest.mark.requires("cgroup-memory")
 
 SENTENCE = "was killed: it reached its memory limit of 200 MiB"
+ENDS_PAGE = Path(__file__).parents[2] / "docs/ends.md"
 WHERE_AM_I = "import socket; print(socket.gethostname())"
 _PATIENCE_SECONDS = 100
 
@@ -105,6 +109,34 @@ def test_the_cell_that_killed_its_kernel_has_the_reason_among_its_outputs(home: 
     with pytest.raises(DeadKernelError):
         client_of(book).execute()
     assert SENTENCE in shown(book.cells[0])
+
+
+@needs_memory_cap
+def test_a_notebook_whose_kernel_was_killed_has_the_end_as_data(home: Home) -> None:
+    book = notebook("x = 1", EAT_MEMORY, kernel="small")
+    with pytest.raises(DeadKernelError):
+        client_of(book).execute()
+    nbformat.validate(book)
+    (end,) = ends_in(json.loads(nbformat.writes(book)))
+    assert (end["kind"], end["cell_index"], end["signal"]) == ("memory-cap", 1, 9)
+    assert end["memory_limit_bytes"] == 200 << 20
+    assert 150 << 20 < end["memory_peak_bytes"] <= 200 << 20
+    assert end["sentence"] in " ".join(shown(book.cells[1]).split())
+
+
+@needs_memory_cap
+def test_the_example_of_the_page_about_ends_tells_the_cell_and_the_limit(home: Home) -> None:
+    nbformat.write(notebook("x = 1", EAT_MEMORY, kernel="small"), "analysis.ipynb")
+    (example,) = re.findall("```python\n(.*?)```", ENDS_PAGE.read_text(), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=home.notebooks,
+        env=home.environment(),
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE_SECONDS,
+    )
+    assert done.stdout == "cell 1 needs more than 200 MiB\n", done.stderr
 
 
 def test_cleaning_up_twice_is_as_good_as_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

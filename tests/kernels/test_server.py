@@ -26,6 +26,7 @@ from jupyter_programs import (
 )
 from leaks import Watch
 
+from sandbox_provisioner.ends import MIME
 from sandbox_provisioner.records import Record, open_init, sweep
 
 pytestmark = pytest.mark.requires("userns", "jupyter_server")
@@ -234,7 +235,12 @@ def test_every_client_of_a_killed_kernel_reads_why(server: Server) -> None:
             second.await_kernel()
             first.execute(EAT_MEMORY)
             for client in (first, second):
-                assert text_of(client.until_status("restarting")).count(SENTENCE) == 1
+                came = client.until_status("restarting")
+                assert text_of(came).count(SENTENCE) == 1
+                # The data is in the sentence's message, and in the one that a notebook keeps.
+                ends = [message["metadata"].get(MIME, {}) for message in came]
+                told = [(kind_of(m), e["kind"]) for m, e in zip(came, ends, strict=True) if e]
+                assert told == [("stream", "memory-cap"), ("display_data", "memory-cap")]
             first.await_kernel()
 
 

@@ -165,7 +165,7 @@ def test_what_only_reads_starts_no_process_and_runs_no_text(name):
     assert not called & {"exec", "eval", "compile", "os.system", "importlib.import_module"}
 
 
-@pytest.mark.parametrize("name", ["plan", "bounds", "spec", "story", "variables", "errors"])
+@pytest.mark.parametrize("name", ["plan", "bounds", "spec", "story", "variables", "errors", "ends"])
 def test_what_is_pure_starts_nothing_and_opens_nothing(name):
     forbidden = {"subprocess", "socket", "asyncio", "shutil", "tempfile", "threading", "ctypes"}
     assert not imports_of(PACKAGE / f"{name}.py") & forbidden
@@ -210,7 +210,7 @@ def _top_names(path: Path) -> set[str]:
     "name",
     [
         "plan", "spec", "places", "host", "id_range", "surroundings", "handle", "records", "launch",
-        "cgroup", "kernel_files", "python_files", "run_by_host", "story",
+        "cgroup", "kernel_files", "python_files", "run_by_host", "story", "ends",
     ],
 )  # fmt: skip
 def test_nothing_below_knows_who_stands_above(name):
