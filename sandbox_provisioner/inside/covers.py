@@ -1,7 +1,7 @@
 """inside/covers.py - runs in PID 1: takes parts of the work directory away, and sees that it stays
 so.
 
-May import: os, select, stat, kernel_calls, lookup.  What is to be covered is decided outside
+May import: os, select, stat, time, kernel_calls, lookup.  What is to be covered is decided outside
 (`covers.py`).
 
 A cover is a mount at its place, and a mount belongs to the entry of a directory, not to a name. A
@@ -21,6 +21,7 @@ import errno
 import os
 import select
 import stat
+import time
 
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.lookup import STRAIGHT, look, rebind
@@ -38,6 +39,9 @@ _REPLACED_MS = 50
 _STOPPED_MS = 200
 _MOST_TRIES = 20
 _MOST_ENTRIES = 4096
+_MOST_UNJUDGED = 8192
+# A kernel that makes many files beside what is covered would wake us three times for each.
+_REST_MS = 1
 _MOST_MAPS_BYTES = 1 << 22
 
 
@@ -372,7 +376,9 @@ class _Entry:
 class Watch:
     """Notices when a place has become bare, and what was done with it until everybody was stopped.
 
-    *bare* holds those places, and how often each was opened since; by whom nobody tells.
+    *bare* holds those places, and how often each was opened since; by whom nobody tells. What
+    happens to names that are no place's is kept, and judged only when a place is at stake: then it
+    tells what became of the file that has taken its place.
     """
 
     def __init__(self, covers: Covers | None, begun: int) -> None:
@@ -384,10 +390,13 @@ class Watch:
         self._folders: dict[int, str] = {}
         self._bare: dict[str, int] = {}
         self._touched: set[str] = set()
-        self._missed = False
+        self._missed = self._forgotten = False
         # Events are numbered; *_batch* is the last one that had been read before.
         self._position = self._batch = 0
+        self._names = {os.path.basename(path) for path in covers.kinds} if covers else set()
+        self._unjudged: list[tuple[int, int, int, int, str]] = []
         self._entries: dict[str, _Entry] = {}
+        self._looked = self._rests_until = 0.0
         # Of what is being renamed: the cookie, when it was last touched, whether it was handed on.
         self._moving = 0, 0, False
         if covers:
@@ -397,6 +406,17 @@ class Watch:
     def events(self) -> int:
         """What to poll for POLLIN, -1 for nothing."""
         return self.covers.events if self.covers else -1
+
+    @property
+    def mask(self) -> int:
+        """What to poll `events` for: nothing while we rest. A mount that goes is told at once all
+        the same, by `mounts`; only a place that is renamed away takes its mount along."""
+        return 0 if self.patience() else select.POLLIN
+
+    def patience(self) -> int | None:
+        """How many milliseconds we rest, None if we do not."""
+        left = self._rests_until - time.monotonic()
+        return int(1000 * left) + 1 if left > 0 else None
 
     def _follow(self, covers: Covers) -> None:
         """Hear of all directories with a place in them; of one that is new, too."""
@@ -423,17 +443,44 @@ class Watch:
 
     def heard(self) -> bool:
         """Take in what has happened in the directories; whether a place is bare now."""
-        assert self.covers
-        self._batch = self._position
-        while select.select([self.events], [], [], 0)[0]:
-            for watch, mask, cookie, name in kernel.read_changes(self.events):
-                self._missed |= bool(mask & kernel.IN_Q_OVERFLOW)
-                if name:
-                    self._position += 1
-                    self._note(os.path.join(self._folders[watch], name), mask, cookie)
+        self._batch, at_stake = self._position, self._take_in()
+        if at_stake:
+            self._judge()
+        elif len(self._unjudged) > _MOST_UNJUDGED:
+            del self._unjudged[: _MOST_UNJUDGED // 2]
+            self._forgotten = True
+        if not (at_stake or self._missed):
+            self._rest()
         return bool(self._bare) or self._missed
 
-    def _note(self, path: str, mask: int, cookie: int) -> None:
+    def _take_in(self) -> bool:
+        """Whether a place may be at stake in what has happened until now: a kernel that goes on
+        making files cannot keep us here."""
+        at_stake = is_all = False
+        while not is_all and select.select([self.events], [], [], 0)[0]:
+            changes, is_all = kernel.read_changes(self.events)
+            for watch, mask, cookie, name in changes:
+                if name:
+                    self._position += 1
+                    self._unjudged.append((self._position, watch, mask, cookie, name))
+                    at_stake = at_stake or name in self._names
+                elif mask & kernel.IN_Q_OVERFLOW:
+                    self._missed = True
+        return at_stake
+
+    def _rest(self) -> None:
+        """After two looks in a row that found nothing at stake."""
+        now, seconds = time.monotonic(), _REST_MS / 1000
+        if now - self._looked < seconds:
+            self._rests_until = now + seconds
+        self._looked = now
+
+    def _judge(self) -> None:
+        for position, watch, mask, cookie, name in self._unjudged:
+            self._note(position, os.path.join(self._folders[watch], name), mask, cookie)
+        self._unjudged.clear()
+
+    def _note(self, position: int, path: str, mask: int, cookie: int) -> None:
         guarded = self.covers is not None and path in self.covers.kinds
         if mask & kernel.IN_MOVED_FROM:
             entry = self._entries.get(path, _Entry())
@@ -442,7 +489,7 @@ class Watch:
             self._judge_source(path, cookie)
         if mask & kernel.IN_DELETE and guarded and self._opened_now(path, self._batch):
             self._touched.add(path)
-        self._remember(path, mask)
+        self._remember(position, path, mask)
         if guarded:
             self._note_bare(path, mask)
 
@@ -458,15 +505,16 @@ class Watch:
             if self._bare[path] > 0:
                 self._touched.add(path)
 
-    def _remember(self, path: str, mask: int) -> None:
+    def _remember(self, position: int, path: str, mask: int) -> None:
         """What becomes of a file before it may replace a covered one."""
         if len(self._entries) >= _MOST_ENTRIES and path not in self._entries:
             self._entries.clear()
+            self._forgotten = True
         entry = self._entries.setdefault(path, _Entry())
-        entry.last = self._position
+        entry.last = position
         if mask & kernel.IN_OPEN:
             entry.opened += 1
-            entry.last_opened = self._position
+            entry.last_opened = position
         elif mask & kernel.IN_CREATE:
             entry.made += 1
         elif mask & (kernel.IN_MOVED_FROM | kernel.IN_MOVED_TO):
@@ -475,12 +523,13 @@ class Watch:
     def _judge_source(self, path: str, cookie: int) -> None:
         """rename(2) takes our mount away, then puts the new file in its place, and tells of it last
         of all: whoever opened *path* after the new file was done may have been let in. And who but
-        its maker has opened or moved the new file itself may have written to it."""
+        its maker has opened or moved the new file itself may have written to it; where so much has
+        happened that we do not know any more, somebody may have."""
         moving, done, was_handed_on = self._moving
         is_known = moving == cookie and done
         if self._opened_now(path, done if is_known else self._batch):
             self._touched.add(path)
-        if is_known and was_handed_on:
+        if was_handed_on if is_known else moving == cookie and self._forgotten:
             self._touched.add(path)
 
     def _opened_now(self, path: str, since: int) -> bool:
@@ -535,7 +584,7 @@ class Watch:
         self._bare.clear()
         self._touched.clear()
         self._entries.clear()
-        self._missed = False
+        self._missed = self._forgotten = False
 
 
 class CoverLost(Exception):

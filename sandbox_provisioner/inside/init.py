@@ -119,7 +119,7 @@ class _Init:
         if self.covers:
             self.poll.register(self.covers.mounts, select.POLLPRI)
             if self.covers.events >= 0:
-                self.poll.register(self.covers.events, select.POLLIN)
+                self.poll.register(self.covers.events, self.covers.mask)
         if self.box.control_fd >= 0:
             self.poll.register(self.box.control_fd, select.POLLIN)
         if not self.box.survives_server:
@@ -140,6 +140,7 @@ class _Init:
             return _LISTEN_SOON_MS
         waits = [pump.patience() for pump in self.pumps]
         waits.append(_FALLEN_MS if self.memory and self.memory.raised else None)
+        waits.append(self.covers.patience() if self.covers else None)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def loop(self) -> None:

@@ -95,10 +95,8 @@ _TIOCSCTTY = 0x540E
 _SOL_SOCKET = 1
 _SCM_RIGHTS = 1
 _MSG_CMSG_CLOEXEC = 0x40000000
-_IN_OPEN = 0x20
-_IN_MOVED_TO = 0x80
-IN_CREATE = 0x100
-IN_Q_OVERFLOW = 0x4000
+_EVENTS_BYTES = 1 << 16
+_LONGEST_EVENT_BYTES = 16 + 256  # inotify(7): sizeof(struct inotify_event) + NAME_MAX + 1
 MOST_DESCRIPTORS = 253  # unix(7): SCM_MAX_FD, in one message
 _IFF_UP_RUNNING = 0x41
 
@@ -553,16 +551,16 @@ def watch_entries(fd: int, path: str) -> int:
     return _check(result, "inotify_add_watch", path=path)
 
 
-def read_changes(fd: int) -> list[tuple[int, int, int, str]]:
+def read_changes(fd: int) -> tuple[list[tuple[int, int, int, str]], bool]:
     """read(2) on an inotify descriptor: of each event the watch, the mask, what the two events of a
-    rename have in common, and the entry's name."""
-    events, found, position = os.read(fd, 1 << 16), [], 0
+    rename have in common, and the entry's name; and whether these were all until now."""
+    events, found, position = os.read(fd, _EVENTS_BYTES), [], 0
     while position < len(events):
         watch, mask, cookie, length = struct.unpack_from("iIII", events, position)
         position += 16 + length
         name = events[position - length : position].rstrip(b"\0")
         found.append((watch, mask, cookie, os.fsdecode(name)))
-    return found
+    return found, position <= _EVENTS_BYTES - _LONGEST_EVENT_BYTES
 
 
 def names_of_changes(events: bytes) -> list[str]:
@@ -584,7 +582,7 @@ def changes(events: bytes) -> list[tuple[int, str]]:
 def watch_directory(dir_fd: int) -> int:
     """inotify(7): a descriptor that tells when an entry of the directory is made or opened; reading
     it does not wait."""
-    mask = ctypes.c_uint32(IN_CREATE | _IN_MOVED_TO | _IN_OPEN)
+    mask = ctypes.c_uint32(IN_CREATE | IN_MOVED_TO | IN_OPEN)
     fd = _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
     path = f"/proc/self/fd/{dir_fd}"
     result = _libc.inotify_add_watch(fd, path.encode(), mask)

@@ -14,8 +14,9 @@ import gc
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _FILE_OPTION = "-f"
 # The sections of a configuration that the usual command line makes.
 _USUAL_SECTIONS = {"IPKernelApp"}
 _ORDERLY_SECONDS = 5.0
+# Those of ipykernel's application that hear clients, each in a loop of its own.
+_LISTENERS = ("iopub_thread", "control_thread", "shell_channel_thread")
 # What a shell does when it is made that one process alone may do, or that needs its folders.
 _LATE = ("init_ipython_dir", "init_profile_dir", "init_history", "init_user_ns")
 
@@ -205,6 +208,7 @@ def _bind(app: Any, box: Box, made: Mapping[str, str]) -> None:
     """Wait, as a spare, for the start that this is for (`inside/claim.py`), and become what a
     kernel that had known of it from the beginning would be. *made* are variables that the kernel
     has set itself."""
+    let_go = _hold_listeners(app)
     os.write(box.ready[1], b"1")
     os.close(box.ready[1])
     found = orders.read_all(box.binding[0])
@@ -222,11 +226,31 @@ def _bind(app: Any, box: Box, made: Mapping[str, str]) -> None:
         info = json.load(file)
     app.session.signature_scheme = info["signature_scheme"]
     app.session.key = info["key"].encode()
+    let_go()
     shell = app.shell
     shell.starting_dir = os.getcwd()
     shell.history_manager.dir_hist[:] = [Path.cwd()]
     if name := os.environ.get("JPY_SESSION_NAME"):
         shell.user_ns["__session__"] = shell.user_ns_hidden["__session__"] = name
+
+
+def _hold_listeners(app: Any) -> Callable[[], None]:
+    """Keep the threads that hear clients from it until what is returned is called. A client may be
+    there as soon as the spare goes on, and would be answered, and judged, by the key that the
+    spare was made with."""
+    bound = threading.Event()
+
+    def hold(held: threading.Event) -> None:
+        held.set()
+        bound.wait()
+
+    for thread in (getattr(app, name, None) for name in _LISTENERS):
+        if thread is not None:
+            held = threading.Event()
+            thread.io_loop.add_callback(hold, held)
+            if not held.wait(_ORDERLY_SECONDS):
+                raise RuntimeError(f"{thread} does not listen")
+    return bound.set
 
 
 def _refresh() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 from warmth import (
     RANDOM,
     came_from,
@@ -82,6 +82,19 @@ def test_a_kernel_that_was_a_spare_cannot_be_told_from_a_cold_one(
     assert spare_state["session_name"] == str(workdir / "one.ipynb")
     for key, value in cold_state.items():
         assert (key, spare_state[key]) == (key, value)
+
+
+def test_a_client_that_is_early_hears_nothing_that_is_signed_by_another_key(
+    kernel: Any, kernelspec: Any, spare: Record
+) -> None:
+    """Variables that no nursery depends on keep the kernel busy before it has its key."""
+    many = {f"CLICOLOR{number}": "1" for number in range(10_000)}
+    manager = KernelManager(kernel_name=kernelspec(warm=True, spares=1))
+    with kernel(manager, {"env": os.environ | many}) as k:
+        assert came_from_spare(k) == spare.sandbox_id
+        assert k.run("sum(name.startswith('CLICOLOR') for name in __import__('os').environ)") == (
+            str(len(many))
+        )
 
 
 # The name is written the other way round, so that it is not found in this text itself.

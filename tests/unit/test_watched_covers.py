@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner.inside.covers import DIRECTORY, Covers
+from sandbox_provisioner.inside import covers as room
+from sandbox_provisioner.inside.covers import DIRECTORY, FILE, Covers, Watch
 from sandbox_provisioner.inside.kernel_calls import CallFailed
 
 
@@ -44,3 +46,29 @@ def test_a_place_that_could_not_be_covered_again_is_still_bare_when_its_entry_ha
         covers.cover(DIRECTORY, ".cache")
     (tmp_path / ".cache").rmdir()
     assert covers.bare() == [".cache"]
+
+
+def test_a_kernel_that_makes_many_files_does_not_wake_who_watches_for_each(
+    covers: Covers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 10.0
+    monkeypatch.setattr(room.time, "monotonic", lambda: now)
+    covers.kinds[".bashrc"] = FILE
+    watch = Watch(covers, begun=-1)
+    try:
+        (tmp_path / "one").touch()
+        assert not watch.heard()
+        assert (watch.mask, watch.patience()) == (select.POLLIN, None)
+        now += 0.0005
+        (tmp_path / "two").touch()
+        assert not watch.heard()
+        assert watch.mask == 0
+        assert watch.patience() in {1, 2}
+        now += 0.002
+        assert (watch.mask, watch.patience()) == (select.POLLIN, None)
+        (tmp_path / "three").touch()
+        (tmp_path / ".bashrc").touch()
+        assert watch.heard()
+        assert watch.mask == select.POLLIN
+    finally:
+        os.close(watch.mounts)
