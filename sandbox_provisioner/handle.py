@@ -71,6 +71,7 @@ class LocalHandle:
     """A sandbox on this machine: PID 1 by its pidfd, its groups, its folder.
 
     *left_behind* are sentences, when it is closed, of what the host should be careful with.
+    *unseen* are paths that the kernel's command names and that are not in the box.
     *pipes* are our ends of what the caller asked to be pipes; a kernel that still wrote to a closed
     one would be told of it, so they stay open as long as it lives. *sealed*: its sockets listened
     before it was ours.
@@ -101,6 +102,7 @@ class LocalHandle:
         self._last_usage = Usage()
         self._heard: list[str] = []
         self.left_behind: tuple[str, ...] = ()
+        self.unseen: tuple[str, ...] = ()
         # Those that the kernel has outlived; and how many there were when they changed last.
         self._oom_kills = 0
         self._seen_kills = 0, time.monotonic()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.host import HostFacts
@@ -25,12 +25,21 @@ from sandbox_provisioner.python_files import (
     entries_of,
     find_python_files,
     is_python,
-    read_start,
 )
 from sandbox_provisioner.spec import relative
+from sandbox_provisioner.wrappers import Behind, candidates, find_behind
 
 _STANDARD_LIBRARY = re.compile(r"(?:python|pypy)3\.\d+t?", re.ASCII)
-_DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+# Variables that tell programs of every language where to look. They are followed in what the kernel
+# is given of the environment, and in what its command sets.
+_SEARCH_PATHS = (
+    "LD_LIBRARY_PATH", "R_LIBS", "R_LIBS_USER", "R_LIBS_SITE", "R_HOME", "JAVA_HOME", "CLASSPATH",
+    "NODE_PATH", "PERL5LIB", "RUBYLIB", "GEM_HOME", "GEM_PATH", "OCAMLPATH", "TCLLIBPATH",
+    "FONTCONFIG_PATH", "MAGICK_CONFIGURE_PATH", "TEXMFHOME", "TEXMFLOCAL", "GDAL_DATA", "PROJ_DATA",
+    "PROJ_LIB", "SSL_CERT_DIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
+)  # fmt: skip
+# Of these in a home programs live beside keys, tokens and the files of other kernels.
+_WITH_SECRETS = {".local", ".cargo"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +48,21 @@ class KernelFiles:
     the real paths of what of it is behind a link, as they were judged.
     *environment* is what of it is installed where the kernel could write: it may not change that.
 
-    *user_base* is the value for PYTHONUSERBASE, "" without packages of the user's own.
+    *variables* tell programs where the user's own packages are, since HOME is another one inside.
     *too_broad* are paths that the kernel would look at but that would show whole homes; *doubtful*
-    those that only something names that a kernel may write.
+    those that only something names that a kernel may write. Of what is there outside and not inside
+    *off_path* are the folders on its PATH, and *unseen* what its command names.
     """
 
     program: str
     readonly: tuple[str, ...]
     real: Mapping[str, str] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
-    user_base: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
     too_broad: tuple[str, ...] = ()
     doubtful: tuple[str, ...] = ()
+    off_path: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,39 +88,35 @@ def find_kernel_files(
     given = given or Given()
     reader = Reader(given.writable)
     program = _find_program(argv[0], environment)
-    installed = [Found(path) for path in (*extra, *_files_named(argv[1:]))]
-    modules: list[Found] = []
-    user_base = ""
-    for path, words in _with_interpreter(program, argv[1:], environment):
-        installed += _folders_on_way(path, reader)
-        if is_python(path):
-            found = find_python_files(path, words, environment, facts.home, reader)
-            installed += found.environment
-            modules += found.modules
-            user_base = found.user_base
-        else:
-            installed.append(_installation_of(path, reader))
+    behind = find_behind(program, argv[1:], environment, reader)
+    needed = _needed_by(behind, facts, reader)
+    installed = [*map(Found, extra), *needed.installed]
+    modules = [*needed.modules, *_on_search_paths(behind)]
     sorter = _Sorter(facts, given, reader)
     sorter.refuse_doubtful(program)
     readonly = sorter.usable([*installed, *modules])
+    seen = (*readonly, *given.writable, *sorter.system)
     return KernelFiles(
         program=program,
         readonly=readonly,
         real={path: sorter.real[path] for path in readonly if path in sorter.real},
         environment=sorter.writable(installed),
-        user_base=user_base,
+        variables=needed.variables,
         too_broad=tuple(sorted(sorter.too_broad - {"/usr", "/"})),
         doubtful=tuple(sorted(sorter.doubtful)),
+        off_path=_hidden(_entries(environment.get("PATH", "")), seen),
+        unseen=_hidden(_all_named(behind), seen),
     )
 
 
 def _find_program(name: str, environment: Mapping[str, str]) -> str:
-    candidates = _candidates(name, environment)
-    for path in candidates:
+    there = candidates(name, environment)
+    for path in there:
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return os.path.abspath(path)
-    there = any(map(os.path.exists, candidates))
-    answer = "it is not executable" if there else "there is no such program"
+    answer = (
+        "it is not executable" if any(map(os.path.exists, there)) else "there is no such program"
+    )
     raise LaunchError(
         attempt=f"run the kernel's program {name!r}",
         answer=answer,
@@ -117,30 +125,34 @@ def _find_program(name: str, environment: Mapping[str, str]) -> str:
     )
 
 
-def _candidates(name: str, environment: Mapping[str, str]) -> list[str]:
-    """Where *name* may be. An empty or relative entry of PATH means the directory that the server
-    happens to run in, which is not the kernel's: it is passed over."""
-    if "/" in name:
-        return [name]
-    folders = environment.get("PATH", _DEFAULT_PATH).split(os.pathsep)
-    return [os.path.join(folder, name) for folder in folders if folder.startswith("/")]
+@dataclass(slots=True)
+class _Needed:
+    """What the commands of a kernel need: what is *installed*, further *modules*, and *variables*
+    that tell where, since HOME is another one inside."""
+
+    installed: list[Found]
+    modules: list[Found]
+    variables: dict[str, str]
 
 
-def _with_interpreter(
-    program: str, words: Sequence[str], environment: Mapping[str, str]
-) -> list[tuple[str, Sequence[str]]]:
-    """*program* with its words, and, if it is a script, whoever "#!" names with theirs."""
-    found: list[tuple[str, Sequence[str]]] = [(program, words)]
-    line = read_start(program, 256).partition(b"\n")[0]
-    if not line.startswith(b"#!") or b"\0" in line:
-        return found
-    command = os.fsdecode(line[2:]).split()
-    if command and os.path.basename(command[0]) == "env":
-        command = [word for word in command[1:] if not word.startswith("-")]
-    for path in _candidates(command[0], environment) if command else ():
-        if path.startswith("/") and os.path.isfile(path):
-            return [*found, (path, command[1:])]
-    return found
+def _needed_by(behind: Behind, facts: HostFacts, reader: Reader) -> _Needed:
+    needed = _Needed([*behind.files], [], {})
+    for command in behind.commands:
+        own, modules = _folders_on_way(command.program, reader), list[Found]()
+        if is_python(command.program):
+            python = find_python_files(
+                command.program, command.words, command.environment, facts.home, reader
+            )
+            own += python.environment
+            modules += python.modules
+            if python.user_base:
+                needed.variables["PYTHONUSERBASE"] = python.user_base
+        else:
+            own += _installation_of(command.program, reader)
+        own += [Found(path) for path in _files_named(command.words)]
+        needed.installed += [replace(f, trusted=f.trusted and command.trusted) for f in own]
+        needed.modules += [replace(f, trusted=f.trusted and command.trusted) for f in modules]
+    return needed
 
 
 def freshness(program: str) -> tuple[float, ...]:
@@ -166,14 +178,42 @@ def _folders_on_way(program: str, reader: Reader) -> list[Found]:
     return found
 
 
-def _installation_of(program: str, reader: Reader) -> Found:
+def _installation_of(program: str, reader: Reader) -> list[Found]:
     """.../env/bin/program -> .../env, which has its libraries; else the program alone. pyenv's
     programs are scripts that run what lies in the folder beside theirs."""
     real = real_path(program)
     folder = os.path.dirname(real)
     above = os.path.dirname(folder)
     whole = os.path.basename(folder) == "bin" or os.path.exists(f"{above}/libexec/pyenv")
-    return Found(above if whole else real, reader.trusts(program))
+    places = [above] if whole else [real]
+    if os.path.basename(above) in _WITH_SECRETS:
+        places = [real, f"{above}/lib"]
+    return [Found(path, reader.trusts(program)) for path in places]
+
+
+def _entries(value: str) -> list[str]:
+    return [path for path in value.split(os.pathsep) if path.startswith("/")]
+
+
+def _on_search_paths(behind: Behind) -> list[Found]:
+    found: dict[Found, None] = {}
+    for command in behind.commands:
+        for name in _SEARCH_PATHS:
+            for path in _entries(command.environment.get(name, "")):
+                found[Found(path, command.trusted)] = None
+    return list(found)
+
+
+def _all_named(behind: Behind) -> list[str]:
+    """Programs, and whatever absolute path is an argument or stands in a script."""
+    words = [word for command in behind.commands for word in (command.program, *command.words)]
+    return [word for word in (*words, *behind.named) if word.startswith("/") and "\0" not in word]
+
+
+def _hidden(paths: Iterable[str], seen: Iterable[str]) -> tuple[str, ...]:
+    """Those of *paths* that are there, and in none of the folders *seen*."""
+    found = {path for path in map(os.path.normpath, paths) if os.path.exists(path)}
+    return tuple(sorted(path for path in found if not _within_any(path, seen)))
 
 
 def _files_named(words: Iterable[str]) -> list[str]:
@@ -194,6 +234,7 @@ class _Sorter:
         self.too_broad: set[str] = set()
         self.doubtful: set[str] = set()
         self.real: dict[str, str] = {}
+        self.system = (*facts.system_directories, *facts.root_links, *facts.system_files)
         self._judged: dict[Found, set[str]] = {}
 
     def usable(self, found: Iterable[Found]) -> tuple[str, ...]:
@@ -201,11 +242,9 @@ class _Sorter:
         paths: set[str] = set()
         for one in found:
             paths |= self._shown(one)
-        facts = self.facts
-        system = (*facts.system_directories, *facts.root_links, *facts.system_files)
         kept: list[str] = []
         for path in sorted(paths):
-            if not _within_any(path, (*kept, *system)):
+            if not _within_any(path, (*kept, *self.system)):
                 kept.append(path)
         return tuple(kept)
 

@@ -178,7 +178,7 @@ def _kernel_steps(
         limits=request.spec.limits,
         home=private(folder, "home"),
         hostname=request.spec.hostname,
-        user_base=site.files.user_base,
+        found=site.files.variables,
     )
     variables["TMPDIR"] = private(folder, "tmp")
     pairs = tuple(f"{name}={value}" for name, value in sorted(variables.items()))

@@ -53,7 +53,14 @@ from sandbox_provisioner.records import (
 )
 from sandbox_provisioner.run_by_host import look_there_last, notice
 from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Report, Stdio, stem
-from sandbox_provisioner.spec import WRITTEN_THROUGH, Confinement, SandboxSpec, UserIds, relative
+from sandbox_provisioner.spec import (
+    WRITTEN_THROUGH,
+    Confinement,
+    SandboxSpec,
+    UserIds,
+    relative,
+    volumes_for,
+)
 from sandbox_provisioner.surroundings import (
     Cause,
     Surroundings,
@@ -61,6 +68,7 @@ from sandbox_provisioner.surroundings import (
     masked_proc_cause,
     mount_cause,
 )
+from sandbox_provisioner.variables import handed_on
 
 
 def planned_stand_ins(workdir: WorkdirFacts) -> tuple[tuple[str, str], ...]:
@@ -187,15 +195,22 @@ class LocalLauncher:
         """What the kernel's program needs, with a warning for what it does not get."""
         writable = (v.source for v in volumes if not v.volume.readonly)
         given = Given(writable=(workdir.source, *writable), owner_uid=workdir.place.owner_uid)
-        files = find_kernel_files(
-            request.argv, request.environment, facts, request.extra_files, given
-        )
+        environment = handed_on(request.environment, os.environ, request.env_keep)
+        if base := request.environment.get("PYTHONUSERBASE"):
+            environment["PYTHONUSERBASE"] = base
+        files = find_kernel_files(request.argv, environment, facts, request.extra_files, given)
         for path in files.too_broad:
             self.warn(f"{path} is on the kernel's path, but would show it more than that: left out")
         for path in files.doubtful:
             self.warn(
                 f"{path} is on the kernel's path only since a file says so that a kernel may "
-                "write: left out. If it shall be there, name it in the option volumes."
+                f"write: left out. If it shall be there: {volumes_for([path])}."
+            )
+        ours = os.environ.get("PATH", "").split(os.pathsep)
+        if added := [path for path in files.off_path if path not in ours]:
+            self.warn(
+                f"{', '.join(added)} is on the PATH that this kernel was given, and not in its "
+                f"box. If it shall be there: {volumes_for(added)}."
             )
         if known := notice(workdir.source, facts.server):
             self.warn(known)
@@ -477,7 +492,9 @@ class ColdStart(Start):
         self.process.end_signal = self.record.end_signal
         await self.launcher.perform(plan, self.stdio, site.descriptors)
         self.check(self.process.report, plan, site)
-        return await off_loop(self.hand_over, tree, folder)
+        handle = await off_loop(self.hand_over, tree, folder)
+        handle.unseen = site.files.unseen
+        return handle
 
     def prepare(self, site: Site) -> tuple[Site, RecordFolder, Plan]:
         """The record, and the plan, for which it has to be there."""

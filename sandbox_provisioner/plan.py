@@ -32,6 +32,7 @@ from sandbox_provisioner.spec import (
     UserIds,
     format_bytes,
     relative,
+    volumes_for,
 )
 from sandbox_provisioner.variables import kernel_environment
 
@@ -663,7 +664,10 @@ def environment_step(request: LaunchRequest, site: Site) -> Step:
     """The kernel's whole environment as a step."""
     variables = variables_for(request, site)
     pairs = tuple(f"{name}={value}" for name, value in sorted(variables.items()))
-    return Step("environment", pairs, "this, and nothing of the server's")
+    why = "this, and nothing of the server's"
+    if hidden := site.files.off_path:
+        why += f"; on its PATH and not in the box: {volumes_for(hidden)} would show it"
+    return Step("environment", pairs, why)
 
 
 def enforced(limits: Limits, facts: HostFacts) -> Limits:
@@ -681,5 +685,5 @@ def variables_for(request: LaunchRequest, site: Site) -> dict[str, str]:
         limits=enforced(request.spec.limits, site.facts),
         home=site.home,
         hostname=request.spec.hostname,
-        user_base=site.files.user_base,
+        found=site.files.variables,
     )

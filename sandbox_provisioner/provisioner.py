@@ -75,6 +75,7 @@ from sandbox_provisioner.spec import (
     parse_cpuset,
     parse_share,
     relative,
+    volumes_for,
 )
 from sandbox_provisioner.story import EndKind, ExitStory
 from sandbox_provisioner.templates import keep_templates_out, template_places
@@ -83,6 +84,7 @@ from sandbox_provisioner.warm.ahead import Warmth, fill, prepare
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
 
 _POLL_SECONDS = 1.0
+_MOST_UNSEEN = 4
 _PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
@@ -548,7 +550,7 @@ class SandboxProvisioner(LocalProvisioner):
         raise LaunchError(
             attempt=attempt,
             answer=answer or _ending(story),
-            remedy=story.reason or _remedy(story),
+            remedy=story.reason or _remedy(story, handle.unseen),
             step="wait-for-kernel",
             stderr_tail=story.stderr_tail,
         )
@@ -808,7 +810,11 @@ def _is_news(end: End) -> bool:
     return end.kind != EndKind.ASKED and (end.exit_code != 0 or bool(end.cell))
 
 
-def _remedy(story: ExitStory) -> str:
+def _remedy(story: ExitStory, unseen: tuple[str, ...]) -> str:
+    if unseen:
+        named = ", ".join(unseen[:_MOST_UNSEEN])
+        wish = volumes_for(unseen[:_MOST_UNSEEN])
+        return f"Its command names what is not in the box, {named}. If it needs that: {wish}."
     if story.stderr_tail.strip():
         return "Correct what it complains of."
     return "It has written nothing: run its argv by hand, with the connection file of a kernel."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -185,6 +185,12 @@ class Volume:
                 remedy='Write "SOURCE:TARGET:ro" or "SOURCE:TARGET:rw", both absolute paths.',
             )
         return cls(source=words[0], target=words[1], readonly=words[2:] != ["rw"])
+
+
+def volumes_for(paths: Sequence[str]) -> str:
+    """The option that shows *paths* where they are, for a sentence."""
+    named = ", ".join(f'"{path}:{path}"' for path in paths)
+    return f"volumes = [{named}]"
 
 
 def check_path(what: str, path: str) -> None:

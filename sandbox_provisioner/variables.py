@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from fnmatch import translate
 from functools import lru_cache
+from types import MappingProxyType
 
 from sandbox_provisioner.spec import Limits
 
@@ -31,6 +32,20 @@ _THREAD_COUNTS = (
 )  # fmt: skip
 
 
+def handed_on(
+    wanted: Mapping[str, str], server: Mapping[str, str], kept: Iterable[str]
+) -> dict[str, str]:
+    """What of *wanted* the kernel gets; the words are those of `kernel_environment`."""
+    own, inherited = _pattern(_OWN), _pattern((*INHERITED, *kept))
+    return {
+        name: value
+        for name, value in wanted.items()
+        if not own.match(name)
+        and (server.get(name) != value or inherited.match(name))
+        and "\0" not in value
+    }
+
+
 def kernel_environment(
     wanted: Mapping[str, str],
     server: Mapping[str, str],
@@ -39,26 +54,19 @@ def kernel_environment(
     limits: Limits,
     home: str,
     hostname: str,
-    user_base: str = "",
+    found: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """What the kernel gets of *wanted*, the environment that the caller asked for.
 
-    *server* is the server's own environment; *kept* are more names or patterns (``env_keep``).
+    *server* is the server's own environment; *kept* are more names or patterns (``env_keep``), and
+    *found* is what tells where the user's own packages are.
     """
-    own, inherited = _pattern(_OWN), _pattern((*INHERITED, *kept))
-    environment = {
-        name: value
-        for name, value in wanted.items()
-        if not own.match(name)
-        and (server.get(name) != value or inherited.match(name))
-        and "\0" not in value
-    }
+    environment = handed_on(wanted, server, kept)
     explicit = {name for name in environment if server.get(name) != environment[name]}
     for name, value in _from_caps(limits).items():
         if name not in explicit:
             environment[name] = value
-    if user_base:
-        environment["PYTHONUSERBASE"] = user_base
+    environment |= found
     environment.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
     environment |= {
         "HOME": home,

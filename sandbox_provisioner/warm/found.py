@@ -81,6 +81,7 @@ def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
         os.path.realpath(program),
         freshness(program),
         site.files.readonly,
+        site.facts.system_files,
         sorted((k, v) for k, v in variables.items() if not any(fnmatchcase(k, n) for n in _LATE)),
         preload,
         (site.uid, site.gid),

@@ -149,6 +149,57 @@ def test_pyenvs_programs_bring_what_they_run(facts, tmp_path):
     assert find_kernel_files([shim], {}, facts).readonly == (f"{tmp_path}/pyenv",)
 
 
+# -- wrappers, and variables that tell where to look
+
+
+def test_what_is_behind_a_wrapper_is_there(facts, tmp_path):
+    program = make_program(tmp_path / "env/bin/kernel")
+    script = make_program(tmp_path / "launch.sh", f"#!/bin/sh\nexec {program}\n")
+    for argv in (["env", program], ["sh", "-c", f"exec {program}"], [script]):
+        assert shows(find_kernel_files(argv, {}, facts), tmp_path / "env")
+    assert shows(find_kernel_files([script], {}, facts), script)
+
+
+def test_a_wrapper_that_a_kernel_may_write_shows_nothing_else(facts, tmp_path):
+    secret = make_program(tmp_path / "bob/bin/secret")
+    script = make_program(tmp_path / "work/launch.sh", f"#!/bin/sh\nexec {secret}\n")
+    given = Given(writable=(str(tmp_path / "work"),), owner_uid=os.getuid())
+    found = find_kernel_files([script], {}, facts, (), given)
+    assert not shows(found, secret)
+    assert found.doubtful
+
+
+def test_folders_of_search_paths_are_there(facts, tmp_path):
+    names = ("LD_LIBRARY_PATH", "R_LIBS", "JAVA_HOME", "UNKNOWN_PATH")
+    folders = {name: tmp_path / name for name in names}
+    for folder in folders.values():
+        folder.mkdir()
+    variables = {name: f"/no/such:{folder}:relative" for name, folder in folders.items()}
+    found = find_kernel_files(["/bin/sh"], variables, facts)
+    assert [name for name in names if shows(found, folders[name])] == list(names[:3])
+
+
+def test_what_is_left_out_of_the_path_and_of_the_command_is_told(facts, tmp_path):
+    for name in ("bin", "data"):
+        (tmp_path / name).mkdir()
+    variables = {"PATH": f"{tmp_path}/bin:/usr/bin:/no/such"}
+    argv = ["sh", "-c", f"cd {tmp_path}/data; exec kernel /no/such"]
+    found = find_kernel_files(argv, variables, facts)
+    assert found.off_path == (f"{tmp_path}/bin",)
+    assert found.unseen == (f"{tmp_path}/data",)
+
+
+@pytest.mark.parametrize("folder", [".local", ".cargo"])
+def test_a_program_of_a_home_does_not_bring_what_lies_beside_it(facts, tmp_path, folder):
+    program = make_program(tmp_path / folder / "bin/kernel")
+    (tmp_path / folder / "lib").mkdir()
+    (tmp_path / folder / "share").mkdir()
+    found = find_kernel_files([program], {}, facts)
+    assert shows(found, program)
+    assert shows(found, tmp_path / folder / "lib")
+    assert not shows(found, tmp_path / folder / "share")
+
+
 # -- what a kernel may have written
 
 

@@ -81,7 +81,8 @@ def test_a_count_of_threads_that_was_set_for_this_kernel_wins_an_inherited_one_d
 
 
 def test_packages_of_the_users_own_are_pointed_to():
-    assert made_of({}, user_base="/home/me/.local")["PYTHONUSERBASE"] == "/home/me/.local"
+    found = {"PYTHONUSERBASE": "/home/me/.local"}
+    assert made_of({}, found=found)["PYTHONUSERBASE"] == "/home/me/.local"
     assert "PYTHONUSERBASE" not in made_of({})
 
 
