@@ -23,6 +23,7 @@ from sandbox_provisioner.errors import HostError, told_as_host_error
 from sandbox_provisioner.inside.init import (
     COVERED_WORD,
     FIRST_RELAYED,
+    KILLED_WORD,
     MADE_WORD,
     MEMORY_WORD,
     SEALED,
@@ -34,7 +35,6 @@ from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
 
-_OUTLIVED_SECONDS = 1.0
 _MOST_WORDS = 64  # of init's, at a time
 _REAPER = "sandbox-reaper"
 
@@ -103,9 +103,7 @@ class LocalHandle:
         self._heard: list[str] = []
         self.left_behind: tuple[str, ...] = ()
         self.unseen: tuple[str, ...] = ()
-        # Those that the kernel has outlived; and how many there were when they changed last.
-        self._oom_kills = 0
-        self._seen_kills = 0, time.monotonic()
+        self._outlived_kills = 0  # those of its children
         keep_from_children(self)
 
     def forget(self) -> None:
@@ -136,18 +134,7 @@ class LocalHandle:
         """`poll`, off the event loop where there is something to read."""
         if self._has_ended():
             return await off_loop(self.poll)
-        if self.record.memory_limit_bytes:
-            await off_loop(self._note_kills)
         return None
-
-    def _note_kills(self) -> None:
-        """A kill that the kernel has outlived for a while was not its own. It is counted a moment
-        before the kernel, and then PID 1, has ended."""
-        kills, now = self._tree.usage().oom_kills or 0, time.monotonic()
-        if kills != self._seen_kills[0]:
-            self._seen_kills = kills, now
-        elif now - self._seen_kills[1] >= _OUTLIVED_SECONDS:
-            self._oom_kills = kills
 
     async def wait(self) -> ExitStory:
         if not self._has_ended():
@@ -204,6 +191,11 @@ class LocalHandle:
 
     def notices(self) -> list[str]:
         """What PID 1 has told besides "sealed", as sentences for a log; does not block."""
+        self._listen()
+        told, self._heard = self._heard, []
+        return told
+
+    def _listen(self) -> None:
         for _ in range(_MOST_WORDS):  # the rest is for the next time
             if self._control < 0 or self._closed or not is_readable(self._control):
                 break
@@ -213,8 +205,6 @@ class LocalHandle:
                 break
             if not self._take_in(text):
                 break  # its end
-        told, self._heard = self._heard, []
-        return told
 
     def _take_in(self, text: str) -> bool:
         """Whether *text* is a word that PID 1 may say at any time, of a place in the work directory
@@ -222,6 +212,9 @@ class LocalHandle:
         word, _, rest = text.partition(" ")
         if word == MEMORY_WORD and rest.isdecimal():
             self._heard.append(_interrupted(int(rest), self.record))
+        elif word == KILLED_WORD and rest.isdecimal():
+            self._outlived_kills = int(rest)
+            self._heard.append(_child_killed(self.record))
         elif word == COVERED_WORD:
             self._heard.append(_covered(rest, self.record))
         elif word == MADE_WORD:
@@ -278,6 +271,7 @@ class LocalHandle:
 
     def _tell(self) -> ExitStory:
         reap(self._pidfd)
+        self._listen()
         usage = self.usage()
         told = ExitFile.of(self.folder.read_exit_file())
         kind = self._kind(told, usage)
@@ -300,13 +294,16 @@ class LocalHandle:
 
     def _kind(self, told: ExitFile, usage: Usage) -> EndKind:
         """What PID 1 says, and what it cannot know: who sent a SIGKILL, and what ended PID 1."""
-        if told.code is None or told.signal == signal.SIGKILL:
-            if self._killed_by_us:
-                return EndKind.ASKED
-            # A child that was killed before, while the kernel went on, is not why it ends now.
-            if (usage.oom_kills or 0) > self._oom_kills:
-                full_above = self._tree.full_above()
-                return EndKind.SURROUNDINGS_MEMORY if full_above else EndKind.MEMORY_CAP
+        if told.code is not None and told.signal != signal.SIGKILL:
+            return told.kind
+        if self._killed_by_us:
+            return EndKind.ASKED
+        # PID 1 tells the kill of a kernel from that of its children, unless it went with them.
+        more = (usage.oom_kills or 0) > self._outlived_kills
+        unwatched = told.code is None or self.record.confinement == Confinement.LANDLOCK
+        if told.kind is EndKind.MEMORY_CAP or (more and unwatched):
+            full_above = self._tree.full_above()
+            return EndKind.SURROUNDINGS_MEMORY if full_above else EndKind.MEMORY_CAP
         return told.kind
 
 
@@ -334,6 +331,14 @@ def _new_repositories(record: Record) -> tuple[str, ...]:
         f"{one_line(record.workdir)}. git runs programs that its configuration and hooks name: "
         "look at them before you use git there outside of a sandbox."
         for path in sorted(new)
+    )
+
+
+def _child_killed(record: Record) -> str:
+    limit = format_bytes(record.memory_limit_bytes or 0)
+    return (
+        f"A child process of kernel {short_id(record)} was killed: together they reached the "
+        f"memory limit of {limit}."
     )
 
 

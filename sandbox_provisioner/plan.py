@@ -265,25 +265,40 @@ def check(site: Site) -> None:
 
 
 def watch_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
-    """The interrupt before the kill. A command that is no Jupyter kernel has no cell to interrupt:
-    it would end."""
+    """Whose kill was whose, and the interrupt before it. A command that is no Jupyter kernel has no
+    cell to interrupt: it would end."""
     limits = request.spec.limits
-    share, cap = limits.interrupt_share, limits.memory_bytes
-    if share is None or cap is None or site.memory_group is None or not request.connection_file:
+    cap = limits.memory_bytes
+    if cap is None or site.memory_group is None:
         return
     version, group = site.memory_group
     yield Step("open-memory", (str(version), group), "while the host's groups can be reached")
+    share = (limits.interrupt_share or 0) if request.connection_file else 0
+    killed = _child_killed(cap) if request.connection_file else ""
     words = (str(version), str(round(cap * share)), str(cap), str(site.uid), str(site.gid))
+    why = "init learns which process Linux ends at the cap"
+    if share:
+        why = f"at {share:g} of the cap init interrupts the kernel, before Linux would end it"
     sentence = in_lines(_interrupted(cap), COLUMNS - len("1023 MiB"))
-    why = f"at {share:g} of the cap init interrupts the kernel, before Linux would end it"
-    yield Step("watch-memory", (*words, sentence), why)
+    yield Step("watch-memory", (*words, sentence, in_lines(killed)), why)
 
 
 def _interrupted(cap: int) -> str:
-    """What the person at the notebook reads then, with "{}" for what the kernel uses."""
+    """What the person at the notebook reads then, with "{}" for what the kernel uses. It is said
+    before it is known whether the interrupt comes in time."""
     return (
-        f"The kernel was interrupted: it uses {{}} of its memory limit of {format_bytes(cap)}. "
-        "Your variables are still there; delete what you do not need, or raise mem_limit."
+        f"The kernel is interrupted: it uses {{}} of its memory limit of {format_bytes(cap)}. "
+        "If this comes in time, your variables stay; delete what you do not need, or raise "
+        "mem_limit. If not, the kernel is killed, and says so."
+    )
+
+
+def _child_killed(cap: int) -> str:
+    """The same when a process that the kernel had started is no more."""
+    return (
+        "A child process of this kernel was killed: together they reached the memory limit of "
+        f"{format_bytes(cap)}. What waits for it may wait for ever: if so, interrupt the cell. "
+        "Start fewer processes, give them less, or raise mem_limit."
     )
 
 

@@ -16,12 +16,13 @@ import json
 import logging
 import os
 import pwd
+import re
 import signal
 import stat
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,9 @@ class SandboxProvisioner(LocalProvisioner):
         0.92,
         allow_none=True,
         help="The share of mem_limit at which the kernel is interrupted, so that the cell ends and "
-        "the variables stay; 0.5 to 0.99, 0 or None: never.",
+        "the variables stay; 0.5 to 0.99, 0 or None: never. The default holds for IPython's "
+        "kernel, of which it is known that the cell then fails; what is set, for every kernel that "
+        "takes interrupts as signals.",
     ).tag(config=True)
     cpu_limit = Float(
         None, allow_none=True, help="The most CPU time, in cores: 0.5 is half of one core."
@@ -260,6 +263,7 @@ class SandboxProvisioner(LocalProvisioner):
 
     def __init__(self, **kwargs: Any) -> None:
         self._by_default: set[str] = set()
+        self._interrupts_by_default = False
         try:
             super().__init__(**kwargs)
         except TraitError as error:
@@ -280,6 +284,11 @@ class SandboxProvisioner(LocalProvisioner):
     def _usual_pids(self) -> int:
         self._by_default.add("pids")
         return 512
+
+    @default("mem_interrupt")
+    def _usual_share(self) -> float:
+        self._interrupts_by_default = True
+        return 0.92
 
     @observe("mem_limit", "pids_limit")
     def _is_asked_for(self, change: Any) -> None:
@@ -352,9 +361,13 @@ class SandboxProvisioner(LocalProvisioner):
         return max(round(memory_bytes() * share), SMALLEST_MEMORY_BYTES)
 
     def _interrupt_share(self) -> float | None:
-        """A kernel that wants interrupts as messages may end of a signal: none for that one."""
-        by_message = self.kernel_spec is not None and self.kernel_spec.interrupt_mode == "message"
-        return None if by_message else self.mem_interrupt or None
+        """A kernel that wants interrupts as messages may end of a signal: none for that one. And
+        one that swallows it, or answers "aborted", would show wrong results as if all were well."""
+        share, kernel = self.mem_interrupt or None, self.kernel_spec
+        if kernel is None:
+            return share
+        unknown = self._interrupts_by_default and not is_ipython(kernel.argv)
+        return None if kernel.interrupt_mode == "message" or unknown else share
 
     def _workdir(self, cwd: str) -> str:
         if self.workdir == "notebook":
@@ -789,6 +802,14 @@ def _refuse_explicit_tcp(manager: Any) -> None:
             remedy='Remove the option transport (or set c.KernelManager.transport = "ipc") and '
             "the options for ports.",
         )
+
+
+_IPYTHON = re.compile(r"(^|\s)-m\s+ipykernel(_launcher)?(\s|$)")
+
+
+def is_ipython(argv: Sequence[str]) -> bool:
+    """Whether the command *argv*, or what a shell in it runs, is IPython's kernel."""
+    return bool(_IPYTHON.search(" ".join(argv)))
 
 
 def _replaced(word: str, old: tuple[str, ...], new: str) -> str:

@@ -118,7 +118,16 @@ def _memory(limits: Limits, facts: HostFacts) -> str:
     text = f"mem_limit is {format_bytes(limits.memory_bytes)} here"
     if enforced(limits, facts).memory_bytes is None:
         return f"{text}, by default, and is given up: {facts.cgroups.missing['memory']}."
-    return f"{text}."
+    return f"{text}. {_interrupt(limits)}"
+
+
+def _interrupt(limits: Limits) -> str:
+    if limits.interrupt_share is None:
+        return (
+            "The kernel is not interrupted before it: by default only IPython's is, whose cell "
+            "then fails."
+        )
+    return f"At {limits.interrupt_share:g} of it the cell is interrupted."
 
 
 def own_options() -> set[str]:

@@ -9,6 +9,7 @@ real-time signals, over a pidfd of this very process, so that no stranger can be
     server ──control: end of file──▶ PID 1    the server is gone: so are we
     server ──its pidfd: readable──▶ PID 1     the same, where a child of its holds the socket too
     PID 1  ──control: "memory USED"──▶ server     the kernel was interrupted before its cap
+    PID 1  ──control: "killed COUNT"──▶ server    Linux has ended a process of it at its cap
     PID 1  ──control: "covered PATH"──▶ server    somebody outside had laid it bare (`covers.py`)
     PID 1  ──control: "made KIND PATH"──▶ server  for that it had to be made
     PID 1  ──exit file: "CODE SIGNAL [WHY]\\n" and the last of stderr
@@ -40,14 +41,18 @@ SOCKETS_MISUSED = b"sockets-misused"  # as well: something else was put beside t
 GROUP_LOST = b"group-lost"  # as well
 FAILED = 125  # the exit status of whoever could not do its part
 INTERRUPTED = b"interrupted"  # as well: it ended just after the interrupt near its memory cap
+MEMORY_CAP = b"memory-cap"  # as well: Linux has ended it for want of memory
 SHM_FULL = b"shm-full"  # as well, and its size: SIGBUS ended it while that had no room
 TMP_FULL = b"tmp-full"  # as well
 SEALED = "sealed"  # on the control socket: all sockets listen
 MEMORY_WORD = "memory"  # and the number of bytes: on the control socket
+KILLED_WORD = "killed"  # and how many kills there were
 COVERED_WORD = "covered"
 MADE_WORD = "made"
 _ENODEV = 19
 _SIGINT = 2
+_SIGBUS = 7
+_SIGKILL = 9
 _SIGCHLD = 17
 _SIGCONT = 18
 FIRST_RELAYED = 34  # glibc's SIGRTMIN: 32 and 33 are its own
@@ -56,7 +61,6 @@ _RELAYED = {FIRST_RELAYED + number - 1: number for number in range(1, 32)}
 _RELAYED |= {1: 1, 2: 2, 15: 15}
 _LISTENED = (_SIGCHLD, *_RELAYED)
 _LISTEN_SOON_MS = 1
-_FALLEN_MS = 100
 _ENDED_OF_IT_SECONDS = 1.0
 # More than what an inotify instance keeps: 16384 events (inotify(7), max_queued_events).
 _EVENTS_BYTES = 1 << 20
@@ -91,10 +95,12 @@ class _Init:
         self.poll = select.poll()
         # Where the mounts are the host's nothing is covered, and what changes is not ours.
         self.covers = Watch(box.covers, box.begun) if box.namespaces else None
-        # Until the kernel listens; one that was claimed does so already.
-        self.memory: memory.Memory | None = box.memory if box.bound else None
         self.interrupted_until = 0.0
         self.seal = Seal(box) if box.seal_names else None
+        # Not until the kernel listens; one that was claimed does so already.
+        self.memory: memory.Memory | None = None if self.seal else box.memory
+        if self.memory and not box.bound:
+            self.memory.arm()
 
     def wake(self) -> None:
         """Let the kernel of a spare go on, with what it was bound to (`claim.py`)."""
@@ -139,7 +145,7 @@ class _Init:
         if self.seal and not self.seal.is_closed and self.seal.bound():
             return _LISTEN_SOON_MS
         waits = [pump.patience() for pump in self.pumps]
-        waits.append(_FALLEN_MS if self.memory and self.memory.raised else None)
+        waits.append(self.memory.patience if self.memory else None)
         waits.append(self.covers.patience() if self.covers else None)
         return min((wait for wait in waits if wait is not None), default=None)
 
@@ -158,7 +164,7 @@ class _Init:
                 self.serve_control()
             if self.seal:
                 self.serve_seal(self.seal, ready)
-            if self.memory and (self.memory.fd in ready or self.memory.raised):
+            if self.memory and (self.memory.fd in ready or self.memory.patience):
                 self.serve_memory(self.memory)
             if self.signals in ready:
                 self.serve_signal()
@@ -207,15 +213,22 @@ class _Init:
             self.tell(f"{COVERED_WORD} {path}")
 
     def serve_memory(self, watched: memory.Memory) -> None:
-        """Tell first: the cell that the interrupt ends is the one to show it."""
         try:
             used = watched.look()
+            kills = watched.child_killed(self.kernel_pid)
         except OSError as error:
             if error.errno != _ENODEV:
                 raise
             self.end(FAILED, GROUP_LOST)  # somebody has removed it: no limit holds any more
-        if not used or not memory.hears(self.kernel_pid, _SIGINT):
-            return
+        if kills:
+            if watched.killed:
+                memory.say(self.kernel_pid, f"\n{watched.killed}\n")
+            self.tell(f"{KILLED_WORD} {kills}")
+        if used and memory.hears(self.kernel_pid, _SIGINT):
+            self.interrupt(watched, used)
+
+    def interrupt(self, watched: memory.Memory, used: int) -> None:
+        """Tell first: the cell that the interrupt ends is the one to show it."""
         memory.say(self.kernel_pid, f"\n{watched.sentence(used)}\n")
         self.relay(_SIGINT)
         self.interrupted_until = time.monotonic() + _ENDED_OF_IT_SECONDS
@@ -249,8 +262,16 @@ class _Init:
             if pid == self.kernel_pid and self.box.outlives_kernel:
                 self.kernel_pid, self.last_code = 0, os.waitstatus_to_exitcode(status)
             elif pid == self.kernel_pid:
-                of_it = time.monotonic() < self.interrupted_until
-                self.end(os.waitstatus_to_exitcode(status), INTERRUPTED if of_it else b"")
+                code = os.waitstatus_to_exitcode(status)
+                self.end(code, self.why(code))
+
+    def why(self, code: int) -> bytes:
+        """What is known of the end of a kernel with this *code*, at the moment of it."""
+        if code == -_SIGKILL:
+            return MEMORY_CAP if self.box.memory and self.box.memory.has_ended_it() else b""
+        if code == -_SIGBUS and self.box.namespaces:
+            return _full_folder()
+        return INTERRUPTED if time.monotonic() < self.interrupted_until else b""
 
     def end(self, code: int, why: bytes = b"") -> None:
         for pump in self.pumps:
@@ -370,6 +391,16 @@ class Seal:
             kernel.mount_setattr(self.directory, add=kernel.MOUNT_RDONLY, recursive=False)
         os.close(self.directory)
         self.is_closed = True
+
+
+def _full_folder() -> bytes:
+    """The word for a folder in memory that has no room now, and its size: who touches a page of a
+    file there for which there is none gets SIGBUS (tmpfs(5), mmap(2))."""
+    for folder, word in (("/dev/shm", SHM_FULL), ("/tmp", TMP_FULL)):
+        found = os.statvfs(folder)
+        if not found.f_bavail:
+            return b"%b %d" % (word, found.f_blocks * found.f_frsize)
+    return b""
 
 
 def _lasting_rights(box: Box) -> tuple[int, ...]:

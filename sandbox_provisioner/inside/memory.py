@@ -1,10 +1,11 @@
-"""inside/memory.py - PID 1 of the sandbox: notices that the kernel comes close to its memory cap.
+"""inside/memory.py - PID 1 of the sandbox: notices that the kernel comes close to its memory cap,
+and that Linux has ended one of its processes there.
 
 The files are opened by the launcher, while the host's cgroup tree can still be reached; the rest
 happens in PID 1, which waits for an event and then looks at what is really used::
 
-    v1   thresholds of memory.usage_in_bytes, and memory.pressure_level   ──▶ an eventfd
-    v2   memory.high at the level, which counts in memory.events          ──▶ POLLPRI
+    v1   thresholds of memory.usage_in_bytes, memory.pressure_level, memory.oom_control ──▶ eventfd
+    v2   memory.high at the level, which counts in memory.events, as kills do           ──▶ POLLPRI
 
 Both count the page cache, which gives way before anybody is killed, so neither is an answer by
 itself: *used* below is what does not give way. What the kernel documents of it stands in
@@ -26,7 +27,17 @@ if TYPE_CHECKING:
 _KERNEL_PART = 32
 # Between two interrupts without a fall below the share; it also bounds their number.
 _SMALLEST_STEP = 64
-_BETWEEN_SECONDS = 0.1
+# A traceback takes a while on a busy machine, and a second interrupt would cut it off: the cell
+# then ended without an error. Who is still in a call in C has the first one waiting.
+_BETWEEN_SECONDS = 1.0
+# How long after an event to go on looking: v1 tells of a kill before it has counted it.
+_LOOK_ON_SECONDS = 1.0
+_KILLED_MS = 20
+_FALLEN_MS = 100
+# A kill is counted a moment before its signal is sent (mm/oom_kill.c, __oom_kill_process).
+_SENT_SECONDS = 0.05
+_SIGKILL = 9
+_PF_EXITING = 0x4
 
 
 class Level:
@@ -72,9 +83,12 @@ def thresholds(level: Level) -> list[int]:
 
 
 _FILES = {
-    1: ("cgroup.event_control", "memory.usage_in_bytes", "memory.pressure_level", "memory.stat"),
+    1: (
+        "cgroup.event_control", "memory.usage_in_bytes", "memory.pressure_level", "memory.stat",
+        "memory.oom_control",
+    ),
     2: ("memory.events", "memory.high", "memory.stat"),
-}
+}  # fmt: skip
 _WRITTEN = ("cgroup.event_control", "memory.high")
 
 
@@ -92,23 +106,29 @@ class _V1:
 
     def __init__(self, files: list[int]) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.control, self.usage, self.pressure, self.stat = files
+        self.control, self.usage, self.pressure, self.stat, self.oom = files
 
-    def arm(self, level: Level) -> None:
+    def arm(self, level: Level | None) -> None:
         """Crossing a threshold tells where there is no cache, and reclaim where there is."""
-        os.write(self.control, b"%d %d low" % (self.fd, self.pressure))
-        for at in thresholds(level):
-            os.write(self.control, b"%d %d %d" % (self.fd, self.usage, at))
+        os.write(self.control, b"%d %d" % (self.fd, self.oom))
+        if level:
+            os.write(self.control, b"%d %d low" % (self.fd, self.pressure))
+            for at in thresholds(level):
+                os.write(self.control, b"%d %d %d" % (self.fd, self.usage, at))
         os.close(self.control)
 
-    def clear(self) -> None:
+    def clear(self) -> bool:
+        """Whether there was an event."""
         try:
-            os.eventfd_read(self.fd)
+            return bool(os.eventfd_read(self.fd))
         except BlockingIOError:
-            return
+            return False
 
     def used(self, cap: int) -> int:
         return used_v1(_keyed(self.stat), int(os.pread(self.usage, 64, 0)), cap)
+
+    def kills(self) -> int:
+        return _keyed(self.oom).get(b"oom_kill", 0)
 
     def follow(self, level: Level) -> None:
         """The thresholds stay where they are."""
@@ -120,16 +140,21 @@ class _V2:
     def __init__(self, files: list[int]) -> None:
         self.fd, self.high, self.stat = files
 
-    def arm(self, level: Level) -> None:
+    def arm(self, level: Level | None) -> None:
         self.clear()
-        self.follow(level)
+        if level:
+            self.follow(level)
 
-    def clear(self) -> None:
-        """Reading the file is what arms its next event."""
+    def clear(self) -> bool:
+        """Reading the file is what arms its next event; it tells none of its own."""
         os.pread(self.fd, 4096, 0)
+        return False
 
     def used(self, cap: int) -> int:
         return min(used_v2(_keyed(self.stat)), cap)
+
+    def kills(self) -> int:
+        return _keyed(self.fd).get(b"oom_kill", 0)
 
     def follow(self, level: Level) -> None:
         """Above memory.high the allocator is slowed down, which gives an interrupt its time; once
@@ -138,13 +163,22 @@ class _V2:
 
 
 class Memory:
-    """Watches one group by its *files* (`open_files`); *version* is that of its cgroups,
-    *sentence* has "{}" for the use."""
+    """Watches one group by its *files* (`open_files`); *version* is that of its cgroups. Without a
+    *level* it tells of kills only. *sentence* has "{}" for the use, *killed* is what to say when
+    Linux has ended a process other than the kernel's."""
 
-    def __init__(self, version: int, files: list[int], level: Level, sentence: str) -> None:
+    def __init__(
+        self, version: int, files: list[int], level: Level | None, sentence: str, killed: str
+    ) -> None:
         self._events: _V1 | _V2 = _V1(files) if version == 1 else _V2(files)
         self._level = level
         self._sentence = sentence
+        self.killed = killed
+        # Of the kills that were counted, those that have not ended the kernel; when there was one
+        # more, and until when more may come without an event.
+        self._outlived = self._events.kills()
+        self._seen = 0.0
+        self._look_until = 0.0
 
     @property
     def fd(self) -> int:
@@ -157,9 +191,12 @@ class Memory:
         return self._events.mask
 
     @property
-    def raised(self) -> bool:
-        """Whether to look again soon: no event tells that the use has fallen."""
-        return self._level.raised
+    def patience(self) -> int | None:
+        """In how many milliseconds to look again, as no event tells that the use has fallen, or who
+        was killed; None if one will tell."""
+        if self._seen or time.monotonic() < self._look_until:
+            return _KILLED_MS
+        return _FALLEN_MS if self._level is not None and self._level.raised else None
 
     def arm(self) -> None:
         """Ask for the events. On v1 it takes some 10 ms a threshold."""
@@ -167,7 +204,10 @@ class Memory:
 
     def look(self) -> int:
         """The bytes in use if an interrupt is due now, else 0."""
-        self._events.clear()
+        if self._events.clear():
+            self._look_until = time.monotonic() + _LOOK_ON_SECONDS
+        if self._level is None:
+            return 0
         before, used = self._level.next, self._events.used(self._level.cap)
         due = self._level.reached(used, time.monotonic())
         if self._level.next != before:
@@ -177,6 +217,22 @@ class Memory:
     def sentence(self, used: int) -> str:
         """For the person at the notebook."""
         return self._sentence.replace("{}", f"{used >> 20} MiB")
+
+    def child_killed(self, pid: int) -> int:
+        """How many kills there were, if there was one more that has not ended the kernel, *pid*;
+        else 0. It is known `_SENT_SECONDS` later."""
+        kills, now = self._events.kills(), time.monotonic()
+        if kills <= self._outlived:
+            return 0
+        self._seen = self._seen or now
+        if now - self._seen < _SENT_SECONDS or is_dying(pid):
+            return 0
+        self._outlived, self._seen = kills, 0.0
+        return kills
+
+    def has_ended_it(self) -> bool:
+        """Of a kernel that SIGKILL has ended: whether Linux sent it for want of memory."""
+        return self._events.kills() > self._outlived
 
 
 def used_v1(told: Mapping[bytes, int], usage: int, cap: int) -> int:
@@ -206,6 +262,24 @@ def hears(pid: int, number: int) -> bool:
     with open(f"/proc/{pid}/status", "rb", buffering=0) as status:
         _, _, rest = status.readall().partition(b"\nSigCgt:")
     return bool(int(rest.split(None, 1)[0], 16) >> (number - 1) & 1)
+
+
+def is_dying(pid: int) -> bool:
+    """Whether SIGKILL is on its way to process *pid*, or it ends already.
+
+    proc_pid_status(5): SigPnd is of its first thread, and a deadly signal waits at each of them
+    (kernel/signal.c, complete_signal). proc_pid_stat(5): behind the name, which may hold anything,
+    the state comes first and the flags are the seventh.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as status:
+            pending = status.readall().partition(b"\nSigPnd:")[2].split(None, 1)[0]
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat_file:
+            state, *fields = stat_file.readall().rpartition(b")")[2].split()
+    except OSError:
+        return True
+    ends = state in b"ZX" or bool(int(fields[5]) & _PF_EXITING)
+    return ends or bool(int(pending, 16) >> (_SIGKILL - 1) & 1)
 
 
 def say(pid: int, text: str) -> None:

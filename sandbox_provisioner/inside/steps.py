@@ -138,12 +138,12 @@ def open_memory(box: Box, version: str, group: str) -> None:
 
 
 def watch_memory(
-    box: Box, version: str, share: str, cap: str, uid: str, gid: str, sentence: str
+    box: Box, version: str, share: str, cap: str, uid: str, gid: str, sentence: str, killed: str
 ) -> None:
-    """Init interrupts the kernel of *uid* and *gid* at *share* bytes of *cap*, and shows it
-    *sentence*."""
-    level = Level(int(share), int(cap))
-    box.memory = Memory(int(version), box.memory_files, level, sentence)
+    """Init interrupts the kernel of *uid* and *gid* at *share* bytes of *cap*, unless that is 0,
+    and shows it *sentence*; *killed* when Linux has ended another process of the group."""
+    level = Level(int(share), int(cap)) if int(share) else None
+    box.memory = Memory(int(version), box.memory_files, level, sentence, killed)
     box.files_as = int(uid), int(gid)
 
 

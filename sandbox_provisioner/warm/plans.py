@@ -49,7 +49,7 @@ from sandbox_provisioner.plan import (
 )
 from sandbox_provisioner.spec import UserIds, relative
 
-_MEMORY_FILES = {1: 4, 2: 3}
+_MEMORY_FILES = {1: 5, 2: 3}
 _LEAST_AVAILABLE_PART = 20
 
 

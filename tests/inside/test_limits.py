@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.places import disk_of
 from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.story import EndKind
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -96,6 +98,51 @@ def test_many_empty_files_are_charged_to_the_sandbox(sandbox):
             assert box.receive() == "No space left on device"
         except EOFError:
             assert box.wait().oom_killed
+
+
+def touch_more_than_there_is(folder):
+    """Of a file whose pages nobody has reserved: open(2), ftruncate(2), mmap(2)."""
+    import mmap
+    import os
+
+    file = os.open(f"{folder}/sparse", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(file, 64 << 20)
+    mapped = mmap.mmap(file, 64 << 20)
+    for page in range(0, 64 << 20, 4096):
+        mapped[page] = 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "option"),
+    [("/dev/shm", EndKind.SHM_FULL, "shm_limit"), ("/tmp", EndKind.TMP_FULL, "tmp_limit")],
+)
+def test_a_mapping_that_finds_its_folder_full_says_which_and_what_raises_it(
+    sandbox, folder, kind, option
+):
+    with sandbox(limits=Limits(shm_bytes=8 * MIB, tmp_bytes=8 * MIB)) as box:
+        box.send(touch_more_than_there_is, folder)
+        story = box.wait()
+        assert (story.kind, story.signal) == (kind, signal.SIGBUS)
+        assert f"{folder} was full, whose size is 8 MiB" in story.reason
+        assert option in story.reason
+
+
+def test_a_bus_error_of_another_cause_blames_no_folder(sandbox, workdir):
+    def touch_what_is_cut_off(path):
+        import mmap
+        import os
+
+        file = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(file, 4096)
+        mapped = mmap.mmap(file, 4096)
+        os.ftruncate(file, 0)
+        mapped[0] = 1
+
+    with sandbox() as box:
+        box.send(touch_what_is_cut_off, f"{workdir}/short")
+        story = box.wait()
+        assert (story.kind, story.signal) == (EndKind.SIGNAL, signal.SIGBUS)
+        assert "full" not in story.reason
 
 
 @pytest.mark.requires("cgroup-memory")

@@ -17,7 +17,6 @@ from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager, MultiKernelManager
 from traitlets.config import Config
 
-from sandbox_provisioner import handle
 from sandbox_provisioner.ends import MIME
 from sandbox_provisioner.errors import LaunchError, SpecError
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
@@ -459,27 +458,23 @@ def test_an_end_that_was_asked_for_is_known_to_its_manager_alone(kernel: Any) ->
     assert k.provisioner.end.kind == "asked"
 
 
-@pytest.mark.requires("root", "cgroup-memory")
-@pytest.mark.parametrize("outlived", [True, False])
-def test_a_child_that_the_cap_has_killed_before_is_not_why_a_kernel_ends(
-    kernel: Any, monkeypatch: Any, outlived: bool
+@pytest.mark.requires("cgroup-memory", "cgroup-v1")  # v2 ends all of a group at once
+def test_a_child_that_the_cap_has_killed_is_told_of_and_not_why_a_kernel_ends_later(
+    kernel: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A kernel's own kill is counted some moments before it has ended: one that was seen just now
-    is the reason."""
-    monkeypatch.setattr(handle, "_OUTLIVED_SECONDS", 0.0 if outlived else 3600.0)
     with kernel(mem_limit="200M", mem_interrupt=0) as k:
-        if k.provisioner.handle.record.cgroup_version == 2:
-            pytest.skip("there the Linux kernel ends all of a group at once")
-        code = (
-            "import subprocess, sys; subprocess.run([sys.executable, '-c', 'bytearray(1 << 30)'])"
+        k.manager.log.propagate = True
+        request = k.start(
+            "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'bytearray(1 << 30)'])"
         )
-        assert "returncode=-9" in k.run(code)
+        told = k.until(lambda m: "A child process" in m["content"].get("text", ""), request)
+        assert told["content"]["name"] == "stderr"
+        assert "memory limit of 200 MiB" in " ".join(told["content"]["text"].split())
         assert k.manager.is_alive()
-        assert k.manager.is_alive()
+        assert "A child process of kernel" in caplog.text
         k.client.execute("import os; os.kill(os.getpid(), 9)")
         story = asyncio.run(k.provisioner.handle.wait())
-        assert (story.signal, story.oom_killed) == (9, not outlived)
-        assert bool(story.reason) is not outlived
+        assert (story.kind, story.signal, story.reason) == (EndKind.SIGNAL, 9, "")
 
 
 @pytest.mark.requires("root", "cgroup-memory")

@@ -15,6 +15,7 @@ from nbclient.exceptions import CellExecutionError
 
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
+from sandbox_provisioner.story import EndKind
 
 pytestmark = pytest.mark.requires("userns", "cgroup-memory")
 
@@ -56,7 +57,7 @@ def test_a_loop_that_grows_is_interrupted_and_the_variables_are_there(
             assert k.run("kept = []") == "", number
             found = outputs(k, STEP_BY_STEP)
             assert is_interrupt(found), (number, found)
-            assert "The kernel was interrupted: it uses " in said(found), number
+            assert "The kernel is interrupted: it uses " in said(found), number
             assert f"its memory limit of {mem_limit[:-1]} MiB" in said(found), number
             assert int(k.run("len(kept)")) * 10 > int(mem_limit[:-1]) * 0.6, number
             assert k.run("del kept; answer") == "42", number
@@ -134,7 +135,7 @@ def test_a_loop_that_catches_the_interrupt_is_interrupted_again(kernel: Any) -> 
             "        kept.append(bytearray(b'x' * (1 << 20))); time.sleep(0.05)",
         )
         assert is_interrupt(found), found
-        assert said(found).count("was interrupted") >= 2
+        assert said(found).count("is interrupted") >= 2
 
 
 def test_one_big_allocation_is_killed_and_says_so(kernel: Any, workdir: Path) -> None:
@@ -146,7 +147,7 @@ def test_one_big_allocation_is_killed_and_says_so(kernel: Any, workdir: Path) ->
         assert not k.manager.is_alive()
         told = k.until(lambda m: "was killed" in m["content"].get("text", ""), request)
         assert "it reached its memory limit of 256 MiB" in told["content"]["text"]
-        assert k.provisioner.story.oom_killed
+        assert k.provisioner.story.kind is EndKind.MEMORY_CAP
 
 
 @pytest.mark.parametrize("value", [0, None, False])
@@ -233,7 +234,7 @@ def test_a_notebook_that_nbclient_runs_keeps_the_sentence(kernelspec: Any) -> No
         NotebookClient(notebook, kernel_name=kernelspec(mem_limit="512M")).execute()
     kinds = [(output.output_type, output.get("name", "")) for output in cell.outputs]
     assert ("stream", "stderr") in kinds
-    assert "was interrupted" in "".join(output.get("text", "") for output in cell.outputs)
+    assert "is interrupted" in "".join(output.get("text", "") for output in cell.outputs)
 
 
 def test_a_standard_error_that_is_no_pipe_gets_nothing(kernel: Any, workdir: Path) -> None:

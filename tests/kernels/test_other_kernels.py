@@ -1,6 +1,7 @@
 """Kernels that are not IPython: the box is the same for every language.
 
-xeus-python's wheel is not interrupted by a signal, in no box either; so nothing asks for that here.
+xeus-python's wheel is not interrupted by a signal, in no box either (it ends); so nothing asks for
+that here, and no interrupt comes before its memory cap.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import nbformat
 import pytest
 from boxes import run
 from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
 
 from sandbox_provisioner.records import all_records
 
@@ -45,8 +49,7 @@ def bash(kernelspec: Any, kernel: Any, new_folder: Any) -> Iterator[Any]:
 @pytest.fixture
 def xpython(kernelspec: Any, kernel: Any) -> Iterator[Any]:
     argv = argv_of(sys.prefix, "xpython")
-    # It takes an interrupt for the wish to end.
-    name = kernelspec("xpython", argv, mem_limit="512M", mem_interrupt=0)
+    name = kernelspec("xpython", argv, mem_limit="512M")
     with kernel(KernelManager(kernel_name=name)) as k:
         yield k
 
@@ -73,6 +76,64 @@ def test_bash_is_interrupted_and_goes_on(bash: Any) -> None:
     bash.manager.interrupt_kernel()
     bash.until(lambda m: m["content"].get("execution_state") == "idle", request)
     assert bash.run("echo again").strip() == "again"
+
+
+# A kernel that makes nothing of an interrupt, as some of other languages: the cell is cut short,
+# and answers "ok".
+DEAF = """
+from ipykernel.kernelapp import IPKernelApp
+from ipykernel.kernelbase import Kernel
+
+class Deaf(Kernel):
+    implementation = banner = language = "deaf"
+    implementation_version = "1"
+    language_info = {"name": "deaf", "mimetype": "text/plain", "file_extension": ".txt"}
+
+    def do_execute(self, code, silent, *args, **kwargs):
+        kept = []
+        try:
+            while len(kept) < int(code):
+                kept.append(bytearray(b"x" * (1 << 20)))
+        except KeyboardInterrupt:
+            pass
+        self.send_response(
+            self.iopub_socket, "stream", {"name": "stdout", "text": f"{len(kept)} rows used"}
+        )
+        count = self.execution_count
+        return {"status": "ok", "execution_count": count, "payload": [], "user_expressions": {}}
+
+IPKernelApp.launch_instance(kernel_class=Deaf)
+"""
+
+
+@pytest.fixture
+def deaf(kernelspec: Any, workdir: Path) -> Any:
+    """``deaf(**options)`` is the name of its kernelspec."""
+    program = workdir / "deaf.py"
+    program.write_text(DEAF)
+    argv = [sys.executable, str(program), "-f", "{connection_file}"]
+    return lambda **options: kernelspec("deaf", argv, mem_limit="200M", **options)
+
+
+def run_notebook(name: str, rows: int) -> Any:
+    cell = nbformat.v4.new_code_cell(str(rows))
+    NotebookClient(nbformat.v4.new_notebook(cells=[cell]), kernel_name=name).execute()
+    return cell
+
+
+@pytest.mark.requires("cgroup-memory")
+def test_a_cell_of_another_language_is_whole_or_fails_and_never_cut_short(deaf: Any) -> None:
+    assert run_notebook(deaf(), 20).outputs[0]["text"] == "20 rows used"
+    with pytest.raises(DeadKernelError):
+        run_notebook(deaf(), 400)
+
+
+@pytest.mark.requires("cgroup-memory")
+def test_who_asks_for_the_interrupt_of_another_language_gets_it(deaf: Any) -> None:
+    told = run_notebook(deaf(mem_interrupt=0.5), 400)
+    texts = "".join(output.get("text", "") for output in told.outputs)
+    assert "rows used" in texts
+    assert "400 rows used" not in texts
 
 
 @needs_bash

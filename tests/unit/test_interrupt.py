@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -54,8 +55,8 @@ def test_the_next_one_is_due_when_half_of_the_rest_is_gone(level):
 
 def test_no_second_one_comes_while_the_first_is_being_heard(level):
     assert level.reached(SHARE, 1.0)
-    assert not level.reached(CAP, 1.05)
-    assert level.reached(CAP, 1.2)
+    assert not level.reached(CAP, 1.9)
+    assert level.reached(CAP, 2.1)
 
 
 def test_below_the_share_it_begins_anew_and_at_once(level):
@@ -113,20 +114,21 @@ def watching():
     """Makes `Memory`s, whose descriptors live as long as an init; and closes them."""
     made = []
 
-    def make(version: int, group: str, level: Level, sentence: str = "") -> Memory:
-        made.append(Memory(version, open_files(version, group), level, sentence))
+    def make(version: int, group: str, level: Level | None, sentence: str = "") -> Memory:
+        made.append(Memory(version, open_files(version, group), level, sentence, "killed"))
         return made[-1]
 
     yield make
     for one in made:
         for name, fd in vars(one._events).items():
-            if name != "control":
+            with contextlib.suppress(OSError if name == "control" else ()):  # closed by `arm`
                 os.close(fd)
 
 
 def v1_group(folder: Path, rss: int, cache: int = 0) -> str:
     (folder / "cgroup.event_control").write_text("")
     (folder / "memory.pressure_level").write_text("")
+    (folder / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
     (folder / "memory.usage_in_bytes").write_text(f"{rss + cache}\n")
     (folder / "memory.stat").write_text(f"total_cache {cache}\ntotal_rss {rss}\ntotal_shmem 0\n")
     return str(folder)
@@ -180,6 +182,68 @@ def test_v2_slows_nobody_down_at_the_end(tmp_path, level, watching):
     assert (tmp_path / "memory.high").read_text().startswith("max")
 
 
+def write_kills(group: Path, version: int, count: int) -> None:
+    name = {1: "memory.oom_control", 2: "memory.events"}[version]
+    (group / name).write_text(f"oom_kill {count}\n")
+
+
+@pytest.mark.parametrize(("version", "make"), [(1, v1_group), (2, v2_group)])
+def test_a_kill_that_a_process_outlives_was_a_childs(
+    tmp_path, watching, monkeypatch, version, make
+):
+    now = 100.0
+    monkeypatch.setattr(memory.time, "monotonic", lambda: now)
+    watched = watching(version, make(tmp_path, 0), None)
+    assert watched.child_killed(os.getpid()) == 0
+    write_kills(tmp_path, version, 1)
+    assert watched.child_killed(os.getpid()) == 0  # its signal may be on its way
+    assert watched.patience
+    assert watched.has_ended_it()
+    now += 1
+    assert watched.child_killed(os.getpid()) == 1
+    assert watched.child_killed(os.getpid()) == 0  # it is said once
+    assert watched.patience is None
+    assert not watched.has_ended_it()
+    write_kills(tmp_path, version, 2)
+    assert watched.has_ended_it()
+
+
+def test_a_kill_of_a_process_that_is_dying_is_its_own(tmp_path, watching, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(memory.time, "monotonic", lambda: now)
+    watched = watching(1, v1_group(tmp_path, 0), None)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    write_kills(tmp_path, 1, 1)
+    assert not memory.is_dying(child)
+    os.kill(child, signal.SIGKILL)
+    assert watched.child_killed(child) == 0
+    now += 1
+    assert watched.child_killed(child) == 0
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert memory.is_dying(child)  # a zombie
+    os.waitpid(child, 0)
+    assert memory.is_dying(child)  # nobody
+    assert watched.has_ended_it()
+
+
+def test_after_an_event_of_v1_it_looks_on_for_what_is_counted_later(tmp_path, level, watching):
+    watched = watching(1, v1_group(tmp_path, 0), level)
+    assert watched.patience is None
+    os.eventfd_write(watched.fd, 1)
+    assert watched.look() == 0
+    assert watched.patience
+
+
+def test_without_a_share_only_kills_are_asked_for(tmp_path, watching):
+    watched = watching(1, v1_group(tmp_path, 480 * MIB), None)
+    oom = watched._events.oom
+    watched.arm()
+    assert (tmp_path / "cgroup.event_control").read_text() == f"{watched.fd} {oom}"
+    assert watched.look() == 0
+
+
 # -- who is told
 
 
@@ -211,15 +275,20 @@ class Events:
     """A `Memory` whose looks are given, and the poll of an init."""
 
     fd = mask = 0
+    killed = "a child was killed"
 
-    def __init__(self, *looks: int) -> None:
+    def __init__(self, *looks: int, kills: int = 0) -> None:
         self.looks = list(looks)
+        self.kills = kills
 
     def look(self) -> int:
         return self.looks.pop(0)
 
     def sentence(self, used: int) -> str:
         return f"{used} used"
+
+    def child_killed(self, pid: int) -> int:
+        return self.kills
 
 
 @pytest.fixture
@@ -246,6 +315,14 @@ def test_init_says_why_before_it_interrupts_and_tells_the_server(doing):
         init_of(theirs.fileno()).serve_memory(Events(480))
         assert doing == [("say", 7, "\n480 used\n"), ("kill", -7, signal.SIGINT)]
         assert ours.recv(99) == b"memory 480"
+
+
+def test_init_says_that_a_child_was_killed_and_interrupts_nobody_for_it(doing):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        init_of(theirs.fileno()).serve_memory(Events(0, kills=3))
+        assert doing == [("say", 7, "\na child was killed\n")]
+        assert ours.recv(99) == b"killed 3"
 
 
 def test_init_does_nothing_while_none_is_due_and_needs_no_server(doing):
@@ -291,5 +368,8 @@ def test_the_handle_makes_sentences_of_what_init_tells(tmp_path):
         )
         assert "480 MiB" in second
         assert handle.notices() == []
+        theirs.send(b"killed 1")
+        (third,) = handle.notices()
+        assert third.startswith("A child process of kernel 7f3a0123 was killed")
         theirs.close()
         assert handle.notices() == []

@@ -135,16 +135,26 @@ def test_a_jupyter_kernel_with_a_cap_is_watched_before_the_cgroup_is_out_of_reac
     site, file = site_of(memory_group=(1, "/cg/memory/abc")), ("kernel.json", "{}")
     plan = plan_of(site, spec=spec, connection_file=file)
     assert words_of(plan, "open-memory") == [("1", "/cg/memory/abc")]
-    ((*words, sentence),) = words_of(plan, "watch-memory")
+    ((*words, sentence, killed),) = words_of(plan, "watch-memory")
     assert words == ["1", str(round(cap * 0.92)), str(cap), "1000", "1000"]
     assert "it uses {} of its memory limit of 512 MiB" in sentence
+    assert "memory limit of 512 MiB" in " ".join(killed.split())
     verbs = verbs_of(plan)
     assert verbs.index("watch-memory") < verbs.index("make-user-namespace")
-    # A command is no kernel; where nothing can be watched or nobody asked, nothing is.
-    assert not words_of(plan_of(site, spec=spec), "watch-memory")
+    # Where nothing can be watched nothing is.
     assert not words_of(plan_of(spec=spec, connection_file=file), "watch-memory")
-    off = SandboxSpec(workdir=WORKDIR, limits=Limits(memory_bytes=cap))
-    assert not words_of(plan_of(site, spec=off, connection_file=file), "watch-memory")
+
+
+def test_what_is_not_interrupted_is_watched_all_the_same_for_whose_kill_was_whose():
+    """A command is no kernel; of another one nobody asked for an interrupt."""
+    site, file = site_of(memory_group=(1, "/cg/memory/abc")), ("kernel.json", "{}")
+    for share, connection_file in ((0.92, None), (None, file)):
+        limits = Limits(memory_bytes=512 << 20, interrupt_share=share)
+        spec = SandboxSpec(workdir=WORKDIR, limits=limits)
+        plan = plan_of(site, spec=spec, connection_file=connection_file)
+        ((_, at, *_, killed),) = words_of(plan, "watch-memory")
+        assert at == "0"
+        assert bool(killed) is bool(connection_file)
 
 
 @pytest.mark.parametrize("facts", [FACTS, ORDINARY], ids=["root", "ordinary"])
