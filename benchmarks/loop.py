@@ -60,7 +60,7 @@ class Sample:
 
 def variants() -> list[start.Variant]:
     """What is compared."""
-    sandboxed = {"mem_limit": "1G", "network": "none"}
+    sandboxed = {"mem_limit": "1G", "network": "none", "warm": False}
     return [
         start.Variant("plain", transport="ipc"),
         start.Variant("sandbox", config=sandboxed),

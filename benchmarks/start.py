@@ -116,7 +116,7 @@ def place() -> Iterator[Place]:
 
 def variants(found: Place) -> list[Variant]:
     """All that can be started here; the first is what the others are held against."""
-    sandboxed = {"mem_limit": "1G", "network": "none"}
+    sandboxed = {"mem_limit": "1G", "network": "none", "warm": False}
     listed = [
         Variant("plain tcp"),
         Variant("plain ipc", transport="ipc"),

@@ -69,7 +69,7 @@ _STAMPED: dict[str, Stamped] = {
     ),
 }
 _CONFIG: dict[str, dict[str, Any]] = {
-    "cold": {},
+    "cold": {"warm": False},
     "nursery": {"warm": True},
     "spare": {"warm": True, "spares": 1},
 }

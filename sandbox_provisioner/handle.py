@@ -160,6 +160,10 @@ class LocalHandle:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 
+    def give_way(self, *, on: bool) -> None:
+        """Let everybody else have the CPU first, where groups share it, or no more so."""
+        self._tree.give_way(on=on)
+
     def freeze(self) -> None:
         """Stop every process of it."""
         self._tree.freeze()

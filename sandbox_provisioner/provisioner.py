@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import pwd
 import re
@@ -29,6 +28,7 @@ from typing import Any
 
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.multikernelmanager import MultiKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from tornado.web import HTTPError
 from traitlets import (
@@ -81,11 +81,16 @@ from sandbox_provisioner.spec import (
 from sandbox_provisioner.story import EndKind, ExitStory
 from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
-from sandbox_provisioner.warm.ahead import Warmth, fill, prepare
+from sandbox_provisioner.warm.ahead import Warmth, count_start, fill, prepare
+from sandbox_provisioner.warm.found import is_any, this_process
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
 
+AUTO = "auto"
 _POLL_SECONDS = 1.0
 _MOST_UNSEEN = 4
+# How long a nursery that nobody asked for may cost more memory than it saves: as long as a person
+# goes on opening notebooks.
+_LONELY_SECONDS = 300.0
 _PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
@@ -117,6 +122,10 @@ class OptionRefused(StartRefused, TraitError):
 
 class ProgramNotFound(StartRefused, FileNotFoundError):
     """The same where the kernel's program is missing: callers of jupyter_client look for this."""
+
+
+# Of kernelspecs by their names, why they start cold: no more than there are of these.
+_told_cold: set[tuple[str, str]] = set()
 
 
 class SandboxProvisioner(LocalProvisioner):
@@ -226,11 +235,14 @@ class SandboxProvisioner(LocalProvisioner):
         help="What to do where a cap cannot be enforced here, by facility (memory, cpu, cpuset, "
         'pids, io): "refuse", which is the default, or "warn".',
     ).tag(config=True)
-    warm = Bool(
-        False,
+    warm = Union(
+        [Bool(), Enum([AUTO])],
+        default_value=AUTO,
         help="Start kernels from a nursery: a process, in a box of its own, that has imported what "
-        "they import, and forks. It is made after the first start, and found by all servers of the "
-        "user. For servers that live on; IPython kernels only, others start as ever.",
+        'they import, and forks. IPython kernels only, others start as ever. "auto": it is made '
+        "after the first start in a server, or the second one in another process, serves that "
+        "process alone and ends with it. True: it is made after the first start in any process, "
+        "and found by all servers of the user. False: none.",
     ).tag(config=True)
     preload = List(
         Unicode(),
@@ -462,18 +474,32 @@ class SandboxProvisioner(LocalProvisioner):
         stdio = Stdio(stdin, kwargs.get("stdout"), kwargs.get("stderr"))
         if self.warm:
             return await self._start_warm(launcher, request, labels, stdio)
-        await off_loop(launcher.sweep)
-        return await launcher.start(request, labels, stdio)
+        return await _start_cold(launcher, request, labels, stdio)
 
     async def fill(self, cmd: list[str], **kwargs: Any) -> int:
         """Called by `jupyter sandbox warm` in place of `launch_kernel`: make now what a start finds
         ready, and return how many nurseries and spares that were; raises SandboxError."""
         request, launcher = self._request(cmd, kwargs), self.launcher
         launcher.sweep()
-        return await fill(launcher, request, self._labels(), self._warmth())
+        return await fill(launcher, request, self._labels(), self._wishes())
+
+    def _wishes(self) -> Warmth:
+        return Warmth(tuple(self.preload), self.spares, self.warm_idle_timeout)
 
     def _warmth(self) -> Warmth:
-        return Warmth(tuple(self.preload), self.spares, self.warm_idle_timeout)
+        """The same, for this process alone where nobody has asked for a nursery."""
+        if self.warm != AUTO:
+            return self._wishes()
+        lonely = min(self.warm_idle_timeout, _LONELY_SECONDS)
+        return replace(self._wishes(), lonely_seconds=lonely, owner=this_process())
+
+    def _lives_on(self, starts: int) -> bool:
+        """Whether a start to come is worth preparing: who asks for kernels is a server, which has a
+        manager of many of them, or this is not the first of *starts*. A program that runs one
+        notebook has a manager of one, and no server above it."""
+        many = getattr(self.parent, "parent", None)
+        serves = isinstance(many, MultiKernelManager) and many.parent is not None
+        return self.warm != AUTO or serves or starts > 1
 
     def _labels(self) -> Labels:
         return Labels(
@@ -485,16 +511,30 @@ class SandboxProvisioner(LocalProvisioner):
     async def _start_warm(
         self, launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
     ) -> LocalHandle:
-        """From what was prepared, or cold; and then the next start is prepared."""
-        warmth = self._warmth()
+        """From what was prepared, or cold; and then the next start is prepared, if one may come."""
+        warmth, lives_on = self._warmth(), self._lives_on(count_start(labels.name))
+        if not lives_on and not await off_loop(is_any, launcher.runtime()):
+            return await _start_cold(launcher, request, labels, stdio)
         try:
-            handle = await start_warm(launcher, request, labels, stdio, warmth.preload)
+            handle = await start_warm(
+                launcher, request, labels, stdio, warmth.preload, warmth.owner
+            )
         except WarmUnavailable as error:
-            level = logging.WARNING if error.failed else logging.INFO
-            self.log.log(level, "Kernel %s starts cold: %s", self.kernel_id, one_line(str(error)))
-            handle = await launcher.start(request, labels, stdio)
-        prepare(launcher, request, labels, warmth)
+            self._tell_cold(error)
+            handle = await _start_cold(launcher, request, labels, stdio)
+        if lives_on:
+            prepare(launcher, request, labels, warmth)
         return handle
+
+    def _tell_cold(self, error: WarmUnavailable) -> None:
+        """Why, for the log; once where nobody has asked for it to be warm."""
+        text = f"Kernel {self.kernel_id} starts cold: {one_line(str(error))}"
+        known = (self.kernel_spec.display_name, str(error))
+        if error.failed:
+            self.log.warning("%s", text)
+        elif self.warm != AUTO or known not in _told_cold:
+            self.log.info("%s", text)
+        _told_cold.add(known)
 
     def _request(self, cmd: list[str], kwargs: dict[str, Any]) -> LaunchRequest:
         cwd = kwargs["cwd"]
@@ -737,6 +777,13 @@ class SandboxProvisioner(LocalProvisioner):
         await super().load_provisioner_info(info | {"connection_info": connection})
         self.sandbox_id = info["sandbox"]["id"]
         self.handle = _find(info["sandbox"])
+
+
+async def _start_cold(
+    launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
+) -> LocalHandle:
+    await off_loop(launcher.sweep)
+    return await launcher.start(request, labels, stdio)
 
 
 def _logged(stdout: Any, stderr: Any) -> Iterator[str]:

@@ -348,6 +348,9 @@ def _remove_held() -> None:
             for folder in held:
                 with contextlib.suppress(Exception):  # what is left goes with the next sweep
                     act(folder)
+        for runtime in {folder.path.parent for folder in held}:
+            with contextlib.suppress(Exception):  # spares are nobody's, and end with their nursery
+                sweep(runtime)
 
 
 def _end_held(folder: RecordFolder) -> None:

@@ -48,7 +48,8 @@ Json = dict[str, Any]
 class Home:
     """A short-named folder for one run of a Jupyter program: its settings, notebooks and kernels.
 
-    Its kernelspecs name a runtime directory in it, so that its sandboxes are told from all others.
+    Its kernelspecs name a runtime directory in it, so that its sandboxes are told from all others;
+    their kernels start cold, unless a test asks for something else.
     """
 
     def __init__(self) -> None:
@@ -92,7 +93,7 @@ class Home:
         for key in _KERNEL_JSON & changes.keys():
             spec[key] = changes.pop(key)
         options = spec["metadata"]["kernel_provisioner"]["config"]
-        options |= {"runtime_dir": str(self.runtime), **changes}
+        options |= {"runtime_dir": str(self.runtime), "warm": False, **changes}
         for key in without:
             del options[key]
         folder = self.path / "data/kernels" / name

@@ -28,16 +28,20 @@ from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.landlock import losses
 from sandbox_provisioner.plan import LaunchRequest, enforced
-from sandbox_provisioner.provisioner import SandboxProvisioner, places
+from sandbox_provisioner.provisioner import AUTO, SandboxProvisioner, places
 from sandbox_provisioner.spec import Confinement, Limits, format_bytes, relative
 from sandbox_provisioner.unboxed import inner_command
+from sandbox_provisioner.warm.launch import why_cold
 
 _CONNECTION_FILE = "kernel-example.json"
 _SHOWN_WIDTH = 60
 _WARM = (
-    "warm = true: where a nursery or a spare is ready, it has done the steps that are the same for "
-    "every kernel,\nand the rest is done by a fork of it, or when the spare is bound. "
-    "The box is the one below."
+    "where a nursery or a spare is ready, it has done the steps that are the same for every kernel,"
+    "\nand the rest is done by a fork of it, or when the spare is bound. The box is the one below."
+)
+_AUTO = (
+    "A server makes a nursery after its first kernel is ready, another process after its second;"
+    "\nit belongs to that process, and ends with it."
 )
 
 
@@ -82,7 +86,8 @@ class ExplainApp(SandboxCommand):
         options = tuple(self._options(provisioner))
         if provisioner.workdir == "root":
             provisioner.workdir = cwd
-        plan = provisioner.launcher.explain(request_for(provisioner, kernel, cwd))
+        request = request_for(provisioner, kernel, cwd)
+        plan = provisioner.launcher.explain(request)
         title = f"{kernel.display_name} ({kernel.resource_dir}), started in {cwd}"
         print(f"{one_line(title)}\n")
         print(table([("option", "value", "from"), *options], widest=(20, _SHOWN_WIDTH, 60)))
@@ -91,7 +96,7 @@ class ExplainApp(SandboxCommand):
             lost = "\n".join(f"  - {text}" for text in losses(HostFacts.probe()))
             print(f'\nconfinement = "landlock" is weaker than namespaces:\n{lost}')
         if provisioner.warm:
-            print(f"\n{_WARM}")
+            print(f"\n{_warmth(provisioner, request)}")
         print(f"\n{plan.describe()}")
 
     def _options(self, provisioner: SandboxProvisioner) -> Iterator[tuple[str, str, str]]:
@@ -109,6 +114,17 @@ class ExplainApp(SandboxCommand):
             elif name in configured:
                 origin = files
             yield name, _shown(getattr(provisioner, name)), origin
+
+
+def _warmth(provisioner: SandboxProvisioner, request: LaunchRequest) -> str:
+    """What the option warm comes to for this kernel."""
+    name = "warm = auto" if provisioner.warm == AUTO else "warm = true"
+    site, _ = provisioner.launcher.survey(request)
+    with site.opened:
+        why = why_cold(request, site)
+    if why:
+        return f"{name}, but every start of this kernel is cold: {why}."
+    return f"{name}: {_WARM}" + (f"\n{_AUTO}" if provisioner.warm == AUTO else "")
 
 
 def _memory(limits: Limits, facts: HostFacts) -> str:

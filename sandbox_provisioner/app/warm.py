@@ -29,14 +29,15 @@ class WarmApp(SandboxCommand):
 
     usage = "jupyter sandbox warm KERNEL [--spares N] [options]"
     description = (
-        "Prepare the next starts of a sandboxed kernel whose option warm is true: make its nursery "
-        "and its spares, if they are not there yet. A server does the same after each start; this "
+        "Prepare the next starts of a sandboxed kernel, unless its option warm is false: make its "
+        "nursery and its spares, if they are not there yet, for all servers of this user. A server "
+        "does the same after each start, by default for itself alone; this "
         "is for the first one, in a start-up script. A server finds them if it runs as this user, "
         "in the same control group, and gives its kernels the same variables. They end by "
         "themselves when no start has come for warm_idle_timeout seconds."
     )
     examples = """
-    jupyter sandbox install --kernel python3 --warm True --spares 2 --preload numpy
+    jupyter sandbox install --kernel python3 --spares 2 --preload numpy
     jupyter sandbox warm python3-sandboxed
     jupyter sandbox list
     """
@@ -53,8 +54,7 @@ class WarmApp(SandboxCommand):
             raise SpecError(
                 attempt=f"prepare starts of the kernel {name!r}",
                 answer="it does not run in a sandbox",
-                remedy="Make a twin that does: "
-                f"jupyter sandbox install --kernel {name} --warm True",
+                remedy=f"Make a twin that does: jupyter sandbox install --kernel {name}",
             )
         made = asyncio.run(self._fill(name))
         print(f"Made {made} of nursery and spares." if made else "All of it is there already.")
@@ -73,7 +73,7 @@ class WarmApp(SandboxCommand):
                 raise SpecError(
                     attempt=f"prepare starts of the kernel {name!r}",
                     answer="its option warm is false, so that no start would use it",
-                    remedy=f'Set "warm": true in {folder}/kernel.json.',
+                    remedy=f'Set "warm": "auto" in {folder}/kernel.json.',
                 )
             return await provisioner.fill(cmd, **options)
         finally:

@@ -94,6 +94,11 @@ class CgroupTree(Protocol):
         """Let every process go on; HostError."""
         ...
 
+    def give_way(self, *, on: bool) -> None:
+        """Let everybody else on this machine have the CPU first, or no more so. Where no group of
+        ours shares the CPU by weights with others, nothing changes."""
+        ...
+
     def kill(self) -> None:
         """Send SIGKILL to every process, frozen ones and newly forked ones too; does not wait."""
         ...
@@ -223,6 +228,11 @@ class Tree(ABC):
     @abstractmethod
     def kill(self) -> None: ...
 
+    @property
+    @abstractmethod
+    def _weight(self) -> tuple[str, str, str]:
+        """The file of the group's share of the CPU, the smallest value, and the usual one."""
+
     @abstractmethod
     async def _pause(self, seconds: float) -> None:
         """Wait for a sign that processes have ended, at most *seconds*."""
@@ -253,6 +263,11 @@ class Tree(ABC):
             for setting in self._settings(kept):
                 setting.apply()
             undo.pop_all()
+
+    def give_way(self, *, on: bool) -> None:
+        file, smallest, usual = self._weight
+        with contextlib.suppress(OSError):
+            files.put(file, smallest if on else usual)
 
     def pids(self) -> list[int]:
         # Of a tree that was only found, some groups may not be below ours: v1 has a place of its
@@ -367,6 +382,9 @@ class NullTree:
 
     def thaw(self) -> None:
         """Nothing can have been frozen."""
+
+    def give_way(self, *, on: bool) -> None:
+        """No group to weigh."""
 
     def kill(self) -> None:
         """Nothing to find processes by; the end of the sandbox's PID 1 ends them all."""

@@ -112,6 +112,11 @@ class V1Tree(Tree):
         if frozen:
             self.thaw()
 
+    @property
+    def _weight(self) -> tuple[str, str, str]:
+        file = f"{self._group('cpu')}/cpu.shares" if "cpu" in self._facts.bases else ""
+        return file, str(_SMALLEST_SHARES), str(_SHARES_PER_CORE)
+
     async def _pause(self, seconds: float) -> None:
         # v1 has no event that a group has become empty, short of release_agent, which is the
         # machine's and not ours.

@@ -96,6 +96,10 @@ class V2Tree(Tree):
                 self.freeze()
             kill_listed(self._group)
 
+    @property
+    def _weight(self) -> tuple[str, str, str]:
+        return self._file("cpu.weight"), str(_SMALLEST_WEIGHT), str(_WEIGHT_PER_CORE)
+
     async def _pause(self, seconds: float) -> None:
         """Wait for an event of cgroup.events, in which "populated" becomes 0.
 

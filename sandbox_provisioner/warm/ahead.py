@@ -7,10 +7,12 @@ The thread ends when there is nothing left to do.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 from sandbox_provisioner.cgroup import reap_keepers
@@ -32,6 +34,7 @@ _IDLE_SHARE = 0.5
 _LOOK_SECONDS = 0.05
 _PATIENCE_SECONDS = 10.0
 _AGAIN_SECONDS = 10.0
+_STOP_SECONDS = 3.0
 _AGAIN_AT_MOST_SECONDS = 1800.0
 # Below twice of what ends a spare none is made.
 _ROOM = 2
@@ -40,11 +43,22 @@ _ROOM = 2
 @dataclass(frozen=True, slots=True)
 class Warmth:
     """What a kernelspec wishes to have ready: modules that a nursery imports besides, kernels that
-    wait for a start, and after how many seconds without a start all of it ends."""
+    wait for a start, and after how many seconds without a start all of it ends; *lonely_seconds* is
+    the same for a nursery with so few kernels that it costs more than it saves. *owner* is the one
+    process that may use it, and that it ends with; "" for all of this user's."""
 
     preload: tuple[str, ...] = ()
     spares: int = 0
     idle_seconds: float = 900.0
+    lonely_seconds: float | None = None
+    owner: str = ""
+
+
+def count_start(name: str) -> int:
+    """How many kernels of *name* this process has started, with this one."""
+    with _lock:
+        _starts[name] += 1
+        return _starts[name]
 
 
 def prepare(
@@ -68,8 +82,12 @@ _lock = threading.Lock()
 # Held as long as handles are closed, so that all are when `end_own` returns.
 _burial = threading.Lock()
 Wish = tuple[LocalLauncher, LaunchRequest, Labels, Warmth]
+_starts: Counter[str] = Counter()
 _waiting: dict[tuple[str, str], Wish] = {}
-_threads: list[threading.Thread] = []
+_threads: list[threading.Timer] = []
+# The loop of that thread, and what it does.
+_at_work: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None] | None]] = []
+_over: list[str] = []
 # How often its preparation has failed, and when it is tried again.
 _failed: dict[tuple[str, str], tuple[int, float]] = {}
 # The nurseries that are children of this process: somebody has to wait for them when they end.
@@ -84,12 +102,14 @@ def _work() -> None:
                 asyncio.run(_prepare(*wish))
                 _failed.pop(_name_of(wish), None)
             except (SandboxError, WarmUnavailable, OSError) as error:
-                _back_off(_name_of(wish))
-                wish[0].warn(f"Kernels go on to start without preparation: {error}")
+                times = _back_off(_name_of(wish))
+                if times == 1 or not wish[3].owner:  # nobody has asked for it: once is enough
+                    wish[0].warn(f"Kernels go on to start without preparation: {error}")
     except BaseException:
         with _lock:
             _threads.clear()
-        raise
+        if not _over:
+            raise
 
 
 def _name_of(wish: Wish) -> tuple[str, str]:
@@ -97,18 +117,19 @@ def _name_of(wish: Wish) -> tuple[str, str]:
     return request.argv[0], labels.name
 
 
-def _back_off(name: tuple[str, str]) -> None:
+def _back_off(name: tuple[str, str]) -> int:
     """What has failed is tried again later, and each time twice as late: nobody is to pay for it
-    after each start."""
+    after each start. How often it has failed."""
     times = _failed.get(name, (0, 0.0))[0]
     seconds = min(_AGAIN_SECONDS * 2**times, _AGAIN_AT_MOST_SECONDS)
     _failed[name] = times + 1, time.monotonic() + seconds
+    return times + 1
 
 
 def _next() -> Wish | None:
     """What to prepare; None if there is nothing left, and this thread ends."""
     with _lock:
-        if not _waiting:
+        if not _waiting or _over:
             _threads.clear()
             return None
         return _waiting.popitem()[1]
@@ -117,6 +138,8 @@ def _next() -> Wish | None:
 async def _prepare(
     launcher: LocalLauncher, request: LaunchRequest, labels: Labels, warmth: Warmth
 ) -> None:
+    with _lock:
+        _at_work[:] = [(asyncio.get_running_loop(), asyncio.current_task())]
     launcher.sweep()
     stem.stay(warmth.idle_seconds)
     await fill(launcher, request, labels, warmth, patience_seconds=_PATIENCE_SECONDS)
@@ -134,7 +157,13 @@ async def fill(
     made. Before each it waits so long for the machine to be idle."""
     await _idle(patience_seconds)
     handle = await make_nursery(
-        launcher, request, labels, preload=warmth.preload, idle_seconds=warmth.idle_seconds
+        launcher,
+        request,
+        labels,
+        preload=warmth.preload,
+        idle_seconds=warmth.idle_seconds,
+        lonely_seconds=warmth.lonely_seconds,
+        owner=warmth.owner,
     )
     if handle:
         with _lock:
@@ -152,6 +181,7 @@ async def fill(
             preload=warmth.preload,
             wanted=warmth.spares,
             idle_seconds=warmth.idle_seconds,
+            owner=warmth.owner,
         ):
             break
         made += 1
@@ -198,7 +228,7 @@ def _forget() -> None:
     """In a child that was forked: none of our threads is there, and no nursery is its own."""
     global _lock, _burial  # a thread that is not there may hold them
     _lock, _burial = threading.Lock(), threading.Lock()
-    for known in (_made, _threads, _waiting):
+    for known in (_made, _threads, _waiting, _at_work, _starts):
         known.clear()
 
 
@@ -223,6 +253,7 @@ def end_own() -> None:
     wait()
     stem.end()
     _failed.clear()
+    _starts.clear()
     with _burial:
         with _lock:
             made = _made[:]
@@ -231,6 +262,25 @@ def end_own() -> None:
             asyncio.run(handle.close())
             sweep(handle.folder.path.parent)  # of what its spares leave
         reap_keepers()
+
+
+def _stop() -> None:
+    """At the end of this process: prepare nothing more. What is half made, and what is this
+    process's alone, goes with its other sandboxes (`records.py`)."""
+    with _lock:
+        _over.append("this process ends")
+        _waiting.clear()
+        for timer in _threads:
+            timer.cancel()
+        for loop, task in _at_work:
+            with contextlib.suppress(RuntimeError):  # it is closed: the task is done
+                loop.call_soon_threadsafe(task.cancel if task else loop.stop)
+        _made.clear()
+    for thread in [thread for thread in threading.enumerate() if thread.name == THREAD]:
+        thread.join(_STOP_SECONDS)
+
+
+atexit.register(_stop)
 
 
 def let_go() -> None:

@@ -1,7 +1,7 @@
 """warm/found.py - any process outside: which nursery serves a request, and where it is.
 
 A nursery is found by a key of all that its kernels have from before the fork. In the runtime
-directory, which only this user can enter::
+directory, which only this user can enter (one that belongs to a process has a key of its own)::
 
     <key>.nursery ──▶ <sandbox id>/requests    the socket that requests come through; the link is
                                                made when the nursery is ready
@@ -27,11 +27,12 @@ import sandbox_provisioner
 from sandbox_provisioner.inside.init import FIRST_RELAYED
 from sandbox_provisioner.kernel_files import freshness
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site, variables_for
-from sandbox_provisioner.records import Record, RecordFolder, open_init
+from sandbox_provisioner.records import Record, RecordFolder, open_init, start_time
 
 SOCKET = "requests"
 CLAIMS = "claims"
 _SPARE = ".spare"
+_NURSERY = ".nursery"
 _MODULES = ("ipykernel_launcher", "ipykernel")
 # Set in each kernel after the fork: no library reads them when it is loaded.
 _LATE = (
@@ -70,8 +71,14 @@ def of_no_notebook(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: v for name, v in environment.items() if name not in _OF_ONE_NOTEBOOK}
 
 
-def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
-    """What a nursery has to have been made of to serve *request*."""
+def this_process() -> str:
+    """What tells this process from all others, for what is prepared for it alone."""
+    return f"{os.getpid()} {start_time(os.getpid())}"
+
+
+def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...], owner: str = "") -> str:
+    """What a nursery has to have been made of to serve *request*; *owner* is the one process that
+    it belongs to, "" if it is for all of this user's."""
     variables = variables_for(request, site)
     command = Command.of(request.argv)
     program = site.files.program
@@ -87,11 +94,14 @@ def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
         (site.uid, site.gid),
         os.stat(sandbox_provisioner.__file__).st_mtime,
         str(site.facts.cgroups.bases),
+        owner,
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def spare_key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
+def spare_key_of(
+    request: LaunchRequest, site: Site, preload: tuple[str, ...], owner: str = ""
+) -> str:
     """What a spare has to have been made for to serve *request*: all but what it is bound to."""
     # The order of a set's text is each process's own.
     by_default = sorted(request.spec.limits.by_default)
@@ -100,7 +110,7 @@ def spare_key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -
     name = request.connection_file[0] if request.connection_file else ""
     words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
     box = (repr(spec), by_default, words, request.stdio.words, site.home, site.facts.umask)
-    parts = (key_of(request, site, preload), *box)
+    parts = (key_of(request, site, preload, owner), *box)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -133,7 +143,12 @@ def claim(runtime: Path, key: str) -> tuple[socket.socket, RecordFolder, Record]
 
 def link_of(runtime: Path, key: str) -> Path:
     """Where the nursery for *key* is found once it is ready."""
-    return runtime / f"{key}.nursery"
+    return runtime / f"{key}{_NURSERY}"
+
+
+def is_any(runtime: Path) -> bool:
+    """Whether there is a nursery at all: without one nobody has to look for the right one."""
+    return any(name.endswith(_NURSERY) for name in os.listdir(runtime))
 
 
 def call(path: Path) -> socket.socket | None:

@@ -43,11 +43,19 @@ from sandbox_provisioner.spawn import (
 )
 from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.claim import ClaimedProcess, ClaimStart
-from sandbox_provisioner.warm.found import Command, claim, dismiss, find, key_of, spare_key_of
+from sandbox_provisioner.warm.found import (
+    Command,
+    claim,
+    dismiss,
+    find,
+    key_of,
+    spare_key_of,
+)
 from sandbox_provisioner.warm.opener import Opener
 from sandbox_provisioner.warm.process import DistantProcess
 
 _HERE_SECONDS = WORD_SECONDS
+_OTHER_COMMAND = "its command is not that of a usual IPython kernel"
 
 
 class WarmUnavailable(Exception):
@@ -61,28 +69,35 @@ class WarmUnavailable(Exception):
         self.failed = failed
 
 
+def why_cold(request: LaunchRequest, site: Site) -> str:
+    """Why no start of *request* can be warm, "" if one can."""
+    return _OTHER_COMMAND if Command.of(request.argv) is None else plans.obstacle(request, site)
+
+
 async def start_warm(
     launcher: LocalLauncher,
     request: LaunchRequest,
     labels: Labels,
     stdio: Stdio,
     preload: tuple[str, ...],
+    owner: str = "",
 ) -> LocalHandle:
-    """Start *request* from a spare, or else from its nursery.
+    """Start *request* from a spare, or else from its nursery; of those that belong to a process
+    only from its *owner*'s.
 
     Raises WarmUnavailable where there is none that is ready, or it failed; SandboxError for what no
     start could do. In both cases nothing is left of it.
     """
     if Command.of(request.argv) is None:
-        raise WarmUnavailable("its command is not one that a nursery knows")
+        raise WarmUnavailable(_OTHER_COMMAND)
     process = LauncherProcess(stem)
-    opener, source = Opener(process), Source(launcher, request, labels, stdio, preload)
+    opener, source = Opener(process), Source(launcher, request, labels, stdio, preload, owner)
     try:
         with told_as_host_error("start the sandbox"), ExitStack() as opened:
             afford_a_start()
             await off_loop(process.ask)
             site, tree = await off_loop(launcher.look, request, opened)
-            if why := plans.obstacle(request, site):
+            if why := why_cold(request, site):
                 raise WarmUnavailable(why)
             await off_loop(source.find, site)
             assert source.start
@@ -110,6 +125,7 @@ class Source:
     labels: Labels
     stdio: Stdio
     preload: tuple[str, ...]
+    owner: str
     start: ClaimStart | WarmStart | None = None
 
     def find(self, site: Site) -> None:
@@ -119,9 +135,13 @@ class Source:
         if self.start is None:
             self._fork(site)
 
+    def _owners(self) -> tuple[str, ...]:
+        return (self.owner, "") if self.owner else ("",)
+
     def _claim(self, site: Site) -> None:
         runtime = self.launcher.runtime()
-        found = claim(runtime, spare_key_of(self.request, site, self.preload))
+        keys = (spare_key_of(self.request, site, self.preload, of) for of in self._owners())
+        found = next(filter(None, (claim(runtime, key) for key in keys)), None)
         if found:
             process = ClaimedProcess(*found, self.stdio)
             self.start = ClaimStart(self.request, process, runtime, self.labels)
@@ -131,9 +151,11 @@ class Source:
 
     def _fork(self, site: Site) -> None:
         runtime = self.launcher.runtime()
-        key = key_of(self.request, site, self.preload)
-        found = find(runtime, key)
-        if found is None:
+        for of in self._owners():
+            key = key_of(self.request, site, self.preload, of)
+            if found := find(runtime, key):
+                break
+        else:
             raise WarmUnavailable("there is no nursery for it (yet)")
         channel, record = found
         labels = replace(self.labels, nursery=record.sandbox_id)

@@ -12,8 +12,8 @@ every kernel inherits all of it::
     anybody  ──"status"──▶ nursery        one line of JSON, as soon as it is ready
     anybody  ──"retire"──▶ nursery        ends; its kernels stay
 
-It ends by itself when nobody has asked for `idle` seconds, and when a file that it has imported
-changes: what it would fork is then not what a new kernel would be.
+It ends by itself when it is not worth its memory any more (`Patience`), and when a file that it has
+imported changes: what it would fork is then not what a new kernel would be.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from sandbox_provisioner.warm.pages import forget_lookups, plug
 REQUEST_BYTES = 1 << 12
 _BASE = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell")
 _REHEARSAL_SECONDS = 60
+_LOOK_SECONDS = 5.0  # at the machine's memory, which no event tells of
+# With fewer kernels it takes more memory than it saves (benchmarks/README.md, density).
+_WORTH_KERNELS = 3
 _MOST_OF_ERROR = 500
 # Each fork copies the page tables of all that was imported, so the child is PID 1 at once.
 _NAMESPACES = kernel_calls.CLONE_NEWUSER | kernel_calls.CLONE_NEWPID
@@ -46,11 +49,12 @@ _OF_INSTALLATION = (".pth", ".dist-info", ".egg-info", ".egg-link")
 def main(argv: Sequence[str]) -> None:
     """Called as the nursery's program, with the listening socket as standard input.
 
-    *argv*: seconds of idleness, the modules to preload, comma-separated, and those among them that
-    turned out not to bear it.
+    *argv*: the words of `Patience`; then the modules to preload, comma-separated, and those among
+    them that turned out not to bear it.
     """
     begun = time.time()
-    idle, wanted, refused = float(argv[0]), _names(argv[1]), _names(argv[2])
+    *words, preload, refusals = argv
+    patience, wanted, refused = Patience(*map(float, words)), _names(preload), _names(refusals)
     listener = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -60,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
 
     def again(refused: list[str]) -> None:
         os.dup2(listener.fileno(), 0)
-        command = [*sys.orig_argv[: len(sys.orig_argv) - len(argv)], *argv[:2]]
+        command = [*sys.orig_argv[: len(sys.orig_argv) - len(argv)], *argv[:-1]]
         os.execv(sys.executable, [*command, ",".join(refused)])
 
     failed = _preload(wanted, refused, again)
@@ -75,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         forget_lookups()
     gc.freeze()
     told = {"preloaded": [n for n in wanted if n in sys.modules], "refused": refused} | failed
-    box = _serve(listener, watched, idle, told)
+    box = _serve(listener, watched, patience, told)
     if box is None:
         os._exit(0)  # nothing that the shell would do at a kernel's end is ours to do
     imported = {name: v for name, v in os.environ.items() if before.get(name) != v}
@@ -220,11 +224,57 @@ class Watched:
         return False
 
 
+# -- whether it is worth its memory
+
+
+class Patience:
+    """How long it waits for somebody to ask. What it costs is its own memory; what it saves is what
+    its kernels share with it, and that they are ready sooner."""
+
+    def __init__(self, idle: float, lonely: float, least_bytes: float) -> None:
+        """*idle*: seconds without a request; *lonely*: seconds with so few kernels that share its
+        memory that they would take less without it; *least_bytes*: with less available on this
+        machine it does not wait at all."""
+        self.idle, self.lonely, self.least_bytes = idle, lonely, least_bytes
+        self.look_seconds = min(idle, lonely, _LOOK_SECONDS)
+        self.kernels: list[int] = []
+        self.renew()
+
+    def renew(self) -> None:
+        """Somebody has asked."""
+        self.since = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether it has waited long enough."""
+        waited = time.monotonic() - self.since
+        if waited >= self.idle or _available_bytes() < self.least_bytes:
+            return True
+        self.kernels = [pid for pid in self.kernels if _exists(pid)]
+        return waited >= self.lonely and len(self.kernels) < _WORTH_KERNELS
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # under a root server it has ids of its own
+        pass
+    return True
+
+
+def _available_bytes() -> int:
+    """MemAvailable of the machine (proc_meminfo(5))."""
+    with open("/proc/meminfo") as file:
+        line = next(line for line in file if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) << 10
+
+
 # -- requests
 
 
 def _serve(
-    listener: socket.socket, watched: Watched, idle: float, told: dict[str, object]
+    listener: socket.socket, watched: Watched, patience: Patience, told: dict[str, object]
 ) -> Box | None:
     """Answer requests until it is over (None); in a child its box, when it is to be the kernel."""
     # A spare has one end, and ends when the other one closes: with this process.
@@ -233,21 +283,25 @@ def _serve(
     poll.register(listener, select.POLLIN)
     poll.register(watched.fd, select.POLLIN)
     while True:
-        ready = dict(poll.poll(idle * 1000))
-        if not ready or (watched.fd in ready and watched.has_changed()):
+        ready = dict(poll.poll(patience.look_seconds * 1000))
+        if watched.fd in ready and watched.has_changed():
+            return None
+        if not ready and patience.is_over():
             return None
         if listener.fileno() not in ready:
             continue
         connection, _ = listener.accept()
         with connection:
             word, fds, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 8)
+            patience.renew()
             if word == b"fork":
-                if kernel_calls.fork_as_sibling(_NAMESPACES) == 0:
+                if (pid := kernel_calls.fork_as_sibling(_NAMESPACES)) == 0:
                     listener.close()
                     connection.close()
                     os.close(watched.fd)
                     os.close(ours)
                     return _child(fds[0], alive)
+                patience.kernels.append(pid)
                 for fd in fds:
                     os.close(fd)
             elif word == b"status":

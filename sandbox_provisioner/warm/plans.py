@@ -47,7 +47,7 @@ from sandbox_provisioner.plan import (
     watch_steps,
     workdir_steps,
 )
-from sandbox_provisioner.spec import UserIds, relative
+from sandbox_provisioner.spec import Confinement, UserIds, relative
 
 _MEMORY_FILES = {1: 5, 2: 3}
 _LEAST_AVAILABLE_PART = 20
@@ -57,6 +57,8 @@ def obstacle(request: LaunchRequest, site: Site) -> str:
     """Why *request* cannot come from a nursery, "" if it can."""
     if request.survive_server:
         return "it shall outlive its server"
+    if request.spec.confinement is not Confinement.NAMESPACES:
+        return "a nursery's kernels are held by namespaces, and it asks for Landlock"
     if request.spec.user_ids is UserIds.RANGE and not site.facts.privileged:
         return "it wants a range of user ids"
     if site.facts.privileged and site.workdir.source and not site.workdir.idmappable:
@@ -96,13 +98,20 @@ def compile_nursery_plan(request: LaunchRequest, site: Site) -> Plan:
         Step("close-root"),
         Step("hostname", (request.spec.hostname,)),
         Step("loopback-up"),
-        Step("survive-server", (), "it serves every server of this user, and ends when idle"),
+        *_staying_steps(request),
         Step("outlive-kernel", (), "the kernels that it forked live in its PID namespace"),
         Step("stdio", ("pump",)),
         Step("fork-kernel"),
         *kernel_steps(request, site, profile=NURSERY),
     )
     return Plan(tuple(step for step in steps if step.verb != "join-cgroup" or step.words))
+
+
+def _staying_steps(request: LaunchRequest) -> Iterator[Step]:
+    """One that is its maker's alone ends with it, and with its kernels, which do so anyway."""
+    if request.survive_server:
+        why = "it serves every server of this user, and ends when idle"
+        yield Step("survive-server", (), why)
 
 
 @dataclass(frozen=True, slots=True)

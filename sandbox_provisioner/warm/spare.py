@@ -76,6 +76,7 @@ async def make_spare(
     preload: tuple[str, ...] = (),
     wanted: int,
     idle_seconds: float,
+    owner: str = "",
 ) -> bool:
     """Make one spare for starts such as *request*, unless there are *wanted* already, or they
     cannot be had: False then.
@@ -89,12 +90,14 @@ async def make_spare(
     site.opened.close()  # a spare gets a work directory when it is claimed
     if plans.obstacle(request, site) or plans.spare_obstacle(request, site):
         return False
-    key, runtime = spare_key_of(request, site, preload), launcher.runtime()
-    if len(spares(runtime, key)) >= wanted:
-        return False
-    nursery_key = key_of(request, site, preload)
-    found = find(runtime, nursery_key)
-    if found is None:
+    runtime = launcher.runtime()
+    for of in dict.fromkeys((owner, "")):
+        key, nursery_key = (make(request, site, preload, of) for make in (spare_key_of, key_of))
+        if len(spares(runtime, key)) >= wanted:
+            return False
+        if found := find(runtime, nursery_key):
+            break
+    else:
         return False
     channel, record = found
     own = _own_request(request)

@@ -42,6 +42,7 @@ from sandbox_provisioner.warm.found import (
 
 KIND = "nursery"
 _READY_SECONDS = 180
+_POLITE_SECONDS = 10.0
 _ANSWER_BYTES = 1 << 16
 _NAME_LENGTH = 256
 # Of an error message; nursery.py sends no more.
@@ -79,8 +80,13 @@ async def make_nursery(
     *,
     preload: tuple[str, ...] = (),
     idle_seconds: float,
+    lonely_seconds: float | None = None,
+    owner: str = "",
 ) -> LocalHandle | None:
     """Make the nursery for kernels such as *request*; None if there is one, or somebody makes it.
+
+    With an *owner*, this process, it serves no other, and ends with it. It waits for *idle_seconds*
+    without a start, or for *lonely_seconds* with so few kernels that it costs more than it saves.
 
     Returns when it is ready. Raises SandboxError if it cannot be had, LaunchError with what it
     wrote if its imports fail; then nothing is left of it.
@@ -90,17 +96,22 @@ async def make_nursery(
     command, runtime = Command.of(request.argv), launcher.runtime()
     if command is None or plans.obstacle(request, site):
         return None
-    key = key_of(request, site, preload)
+    key = key_of(request, site, preload, owner)
     with _alone(runtime / f"{key}{BUILDING}") as alone:
-        found = find(runtime, key)
-        if found:
-            found[0].close()
-        if found or not alone:
+        for known in {key, key_of(request, site, preload)}:
+            if found := find(runtime, known):
+                found[0].close()
+                return None
+        if not alone:
             return None
-        own = _own_request(request, command, preload, idle_seconds)
+        lonely = idle_seconds if lonely_seconds is None else lonely_seconds
+        patience = idle_seconds, lonely, plans.least_available_bytes()
+        own = _own_request(request, command, preload, patience)
+        own = replace(own, survive_server=not owner)
         handle = await _start(launcher, own, replace(labels, kind=KIND))
         try:
-            told = await _ready(handle)
+            with _giving_way(handle) if owner else contextlib.nullcontext():
+                told = await _ready(handle)
         except BaseException:
             await handle.close()
             raise
@@ -108,6 +119,20 @@ async def make_nursery(
             launcher.warn(sentence)
         _publish(handle, link_of(runtime, key))
         return handle
+
+
+@contextlib.contextmanager
+def _giving_way(handle: LocalHandle) -> Iterator[None]:
+    """To the kernel that has just started, above all; but a busy machine may stay so for long."""
+    handle.give_way(on=True)
+    after = asyncio.get_running_loop().call_later(
+        _POLITE_SECONDS, lambda: handle.give_way(on=False)
+    )
+    try:
+        yield
+    finally:
+        after.cancel()
+        handle.give_way(on=False)
 
 
 @contextlib.contextmanager
@@ -129,7 +154,10 @@ def _alone(path: Path) -> Iterator[bool]:
 
 
 def _own_request(
-    request: LaunchRequest, command: Command, preload: tuple[str, ...], idle_seconds: float
+    request: LaunchRequest,
+    command: Command,
+    preload: tuple[str, ...],
+    patience: tuple[float, float, float],
 ) -> LaunchRequest:
     # A cap on CPU time would make starts slow, and the kernels have their own.
     asked = request.spec.limits
@@ -138,7 +166,8 @@ def _own_request(
         pids=asked.pids,
         by_default=asked.by_default,
     )
-    words = ("-c", _BOOT, os.path.dirname(_PACKAGE), f"{idle_seconds:g}", ",".join(preload), "")
+    waits = (f"{number:.12g}" for number in patience)
+    words = ("-c", _BOOT, os.path.dirname(_PACKAGE), *waits, ",".join(preload), "")
     return replace(
         request,
         sandbox_id=uuid.uuid4().hex[:12],
@@ -147,7 +176,6 @@ def _own_request(
         environment=of_no_notebook(request.environment),
         cwd=HOME,
         connection_file=None,
-        survive_server=True,
         extra_files=(*request.extra_files, _PACKAGE),
     )
 

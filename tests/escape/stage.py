@@ -155,7 +155,7 @@ class Stage:
             sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}",
         ]  # fmt: skip
         name = "python-landlock" if "confinement" in confined else "python-boxed"
-        config: dict[str, Any] = {"runtime_dir": str(self.runtime), **confined}
+        config: dict[str, Any] = {"runtime_dir": str(self.runtime), "warm": False, **confined}
         if self.variant.group != "root":
             config["on_missing"] = _WAIVED
         folder = self.place / "data/kernels" / name

@@ -390,7 +390,7 @@ def test_warm_prepares_starts_and_list_shows_what_is_shared(
 
 
 def test_warm_refuses_what_no_start_would_use(jupyter_sandbox: Run) -> None:
-    words = ["--prefix", os.environ["PREFIX"], "--name", "slow"]
+    words = ["--prefix", os.environ["PREFIX"], "--name", "slow", "--warm", "False"]
     assert jupyter_sandbox("install", *words, "--display-name", "Slow").returncode == 0
     for name, answer in (("slow", "its option warm is false"), ("none", "it is not installed")):
         refused = jupyter_sandbox("warm", name)
@@ -437,8 +437,9 @@ def test_explain_shows_steps_reasons_and_where_options_come_from(
     assert ["cpu_limit", "0.5", "this", "command", "line"] in lines
     assert ["pids_limit", "512", "default"] in lines
     assert "pivot" in told
-    assert "warm = true" not in told
+    assert "warm = auto: " in told
     assert "warm = true: " in jupyter_sandbox("explain", "k", "--warm", "True").stdout
+    assert "warm = " not in jupyter_sandbox("explain", "k", "--warm", "False").stdout
     assert "the new root becomes /" in told
     assert "ipykernel_launcher -f /run/kernel/kernel-example.json" in told
     assert jupyter_sandbox("list").stdout == "No sandbox runs.\n"

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from jupyter_client.manager import KernelManager
+from warmth import came_from, nurseries
 
 from sandbox_provisioner.app import SandboxApp
 from sandbox_provisioner.app.command import SandboxCommand
 from sandbox_provisioner.app.running import _as_table, look
 from sandbox_provisioner.provisioner import StartRefused
+from sandbox_provisioner.warm import ahead
 
 pytestmark = [
     pytest.mark.requires("landlock", "ordinary-user"),
@@ -35,9 +37,9 @@ def place(new_folder: Callable[[], Path]) -> Path:
 def landlocked(kernel: Any, kernelspec: Any, place: Path) -> Any:
     """``with landlocked() as k: k.run("1 + 1")``."""
 
-    def start() -> Any:
+    def start(**options: Any) -> Any:
         waived = dict.fromkeys(("memory", "cpu", "cpuset", "pids"), "warn")
-        name = kernelspec(NAME, confinement="landlock", on_missing=waived)
+        name = kernelspec(NAME, confinement="landlock", on_missing=waived, **options)
         manager = KernelManager(kernel_name=name)
         return kernel(manager, {"cwd": str(place)})
 
@@ -57,6 +59,17 @@ def test_a_kernel_runs_and_leaves_nothing(landlocked: Any, runtime_dir: Path, pl
         assert "landlock" in _as_table([found], watching=False).splitlines()[-1].split()
         k.run("import subprocess; subprocess.Popen(['setsid', 'sleep', '1000'])")
     assert os.listdir(runtime_dir) == ["lock"]
+
+
+@pytest.mark.parametrize("warm", ["auto", True])
+def test_it_is_never_made_by_a_nursery_which_namespaces_hold(
+    landlocked: Any, runtime_dir: Path, warm: Any
+) -> None:
+    for _ in range(3):
+        with landlocked(warm=warm) as k:
+            assert came_from(k) == ""
+        ahead.wait()
+        assert not nurseries(runtime_dir)
 
 
 def test_an_interrupt_stops_the_cell_and_keeps_the_variables(landlocked: Any) -> None:

@@ -339,6 +339,7 @@ def test_the_default_provisioner_of_the_settings_boxes_every_kernelspec() -> Non
     settings = (
         "c.KernelProvisionerFactory.default_provisioner_name = 'sandbox-provisioner'\n"
         "c.SandboxProvisioner.mem_limit = '300M'\n"
+        "c.SandboxProvisioner.warm = False\n"
         "from pathlib import Path\n"
         "c.SandboxProvisioner.runtime_dir = str(Path(__file__).parents[1] / 'run')\n"
     )

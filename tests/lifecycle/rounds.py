@@ -112,7 +112,7 @@ def _short_place() -> str:
 
 def _write_kernelspec(folder: Path, config: dict[str, object]) -> None:
     folder.mkdir(parents=True)
-    stanza = {"provisioner_name": "sandbox-provisioner", "config": config}
+    stanza = {"provisioner_name": "sandbox-provisioner", "config": {"warm": False, **config}}
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec = {"argv": argv, "display_name": folder.name, "language": "python"}
     spec["metadata"] = {"kernel_provisioner": stanza}
