@@ -1,17 +1,18 @@
 """doctor.py - pure: from what was found on this machine to the list of checks that a person reads.
 
 `app/doctor.py` finds out (`Findings`), `examine` judges, `describe` prints. Each check tells what
-one loses and the command that mends it.
+was found, what follows from it, and what mends it.
 """
 
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sandbox_provisioner.errors import HostError, SandboxError
+from sandbox_provisioner.errors import COLUMNS, COMMAND, HostError, SandboxError, in_lines
 from sandbox_provisioner.host import MACHINES, OLDEST_KERNEL, HostFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IDS, IdRange
 from sandbox_provisioner.landlock import obstacle
@@ -26,21 +27,22 @@ from sandbox_provisioner.surroundings import (
 
 
 class State(StrEnum):
-    """LACK may keep sandboxes from starting; NOTE is for the reader to judge."""
+    """MISSING may keep sandboxes from starting; NOTE is for the reader to judge."""
 
     OK = "ok"
-    LACK = "lack"
+    MISSING = "missing"
     NOTE = "note"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One line of the table: *loss* and *remedy* are "" where there is nothing to lose."""
+    """One line of the table. *effect* and *remedy* are for `errors.in_lines`: what follows from it,
+    and what mends it; "" where all is well."""
 
     facility: str
     state: State
     found: str
-    loss: str = ""
+    effect: str = ""
     remedy: str = ""
 
 
@@ -55,11 +57,11 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What was found out. *sysctls* lack what this Linux does not have.
+    """What was found out. *sysctls* are those that this Linux has.
 
     *id_range* is what an ordinary user's kernels can have; *runtime* is a directory or the error
     instead, *trial* the milliseconds that a sandbox took or the error instead, and *uncapped_trial*
-    the same without the caps that lack here, where the first one failed and caps lack; *server* the
+    the same without the caps that are missing here, where the first one failed; *server* the
     program `jupyter` on the PATH if it is of another environment, *default_provisioner* who starts
     kernels that do not say it.
     """
@@ -78,6 +80,14 @@ class Findings:
     left_groups: Sequence[str]
     trial: float | SandboxError
     uncapped_trial: float | SandboxError | None = None
+
+
+_NO_SANDBOX = "No sandbox starts."
+_INDENT = " " * 4
+
+
+def _lines(steps: Sequence[str]) -> str:
+    return "\n".join(steps)
 
 
 def examine(found: Findings) -> list[Check]:
@@ -107,10 +117,10 @@ def _linux(host: HostFacts) -> Check:
         return Check(facility="Linux", state=State.OK, found=f"{version} ({oldest} or newer)")
     return Check(
         facility="Linux",
-        state=State.LACK,
+        state=State.MISSING,
         found=f"{version} is too old",
-        loss="every sandbox: mounts cannot be changed one by one",
-        remedy=f"boot Linux {oldest} or newer",
+        effect="No sandbox starts: mounts cannot be changed one by one.",
+        remedy=f"Boot Linux {oldest} or newer.",
     )
 
 
@@ -119,10 +129,10 @@ def _machine(host: HostFacts) -> Check:
         return Check(facility="machine", state=State.OK, found=host.machine)
     return Check(
         facility="machine",
-        state=State.LACK,
+        state=State.MISSING,
         found=host.machine,
-        loss="every sandbox: there is no system call filter for it",
-        remedy=f"use one of: {', '.join(MACHINES)}",
+        effect="No sandbox starts: there is no system call filter for this machine.",
+        remedy=f"Use one of: {', '.join(MACHINES)}.",
     )
 
 
@@ -135,10 +145,10 @@ def _user_namespaces(found: Findings) -> Check:
     if forbidden:
         return Check(
             facility=facility,
-            state=State.LACK,
+            state=State.MISSING,
             found=forbidden.found,
-            loss="every sandbox",
-            remedy=forbidden.remedy,
+            effect=_NO_SANDBOX,
+            remedy=_lines(forbidden.steps),
         )
     who = "the machine's root" if host.privileged else f"uid {host.uid}"
     where = f" in {around.place}" if around.place else ""
@@ -153,15 +163,15 @@ def _suspect(found: Findings) -> Check:
     if not (is_held or around.is_confined or around.filtered or around.chrooted):
         return Check(facility=facility, state=State.OK, found=f"no setting forbids them to {user}")
     cause = cause_of(errno.EPERM, "", around, privileged=privileged)
-    remedy = cause.remedy
+    steps = cause.steps
     if is_held:
-        remedy += f"   # or, for all programs: {setting(APPARMOR, 0)}"
+        steps = (*steps, "Or, for all programs:", f"{COMMAND}{setting(APPARMOR, 0)}")
     return Check(
         facility=facility,
-        state=State.LACK if is_held else State.NOTE,
+        state=State.MISSING if is_held else State.NOTE,
         found=cause.found,
-        loss="every sandbox" if is_held else "every sandbox, if that is why the last line says no",
-        remedy=remedy,
+        effect=_NO_SANDBOX if is_held else "No sandbox starts, if the last row says so.",
+        remedy=_lines(steps),
     )
 
 
@@ -173,18 +183,18 @@ def _user_ids(found: Findings) -> Check:
         return Check(
             facility=facility,
             state=State.NOTE,
-            found="they run as this container's root, without its rights, as uid 1000 inside",
-            loss="a user of their own: two kernels, and the server, are the same user outside",
-            remedy="run the server as an ordinary user, and the container in a user namespace "
-            "(Docker: userns-remap, Podman: rootless, Kubernetes: hostUsers: false)",
+            found="that of this container's root, without its rights; 1000 inside",
+            effect="The server and all kernels are one user for the rest of the machine.",
+            remedy="Run the server as an ordinary user, and the container in a user namespace "
+            "(Docker: userns-remap, Podman: rootless, Kubernetes: hostUsers: false).",
         )
     if isinstance(ids, SandboxError):
         return Check(
             facility=facility,
             state=State.NOTE,
             found=f"your own; no range, since {ids.answer}",
-            loss='user_ids = "range": kernels that set it are refused',
-            remedy=ids.remedy.rstrip("."),
+            effect='Kernels with user_ids = "range" do not start.',
+            remedy=_lines(ids.steps),
         )
     text = f'your own; with user_ids = "range" also {IDS} from {ids.first_uid} on'
     return Check(facility=facility, state=State.OK, found=text)
@@ -195,26 +205,26 @@ def _filter(found: Findings) -> Check:
         return Check(facility="system call filter", state=State.OK, found="seccomp")
     return Check(
         facility="system call filter",
-        state=State.LACK,
+        state=State.MISSING,
         found="this Linux has no seccomp",
-        loss="every sandbox",
-        remedy="boot a Linux with CONFIG_SECCOMP_FILTER=y",
+        effect=_NO_SANDBOX,
+        remedy="Boot a Linux with CONFIG_SECCOMP_FILTER=y.",
     )
 
 
 def _landlock(host: HostFacts) -> Check:
     facility, problem = "landlock", obstacle(host)
-    weaker = 'confinement = "landlock", which is weaker than namespaces'
     if host.landlock < 1 and problem:
         return Check(
             facility=facility,
             state=State.NOTE,
             found=problem.answer,
-            loss=f"{weaker}, for places without them",
-            remedy=problem.remedy.rstrip("."),
+            effect='Kernels with confinement = "landlock" do not start. (It is for places without '
+            "namespaces, and weaker.)",
+            remedy=_lines(problem.steps),
         )
-    lost = "" if host.landlock >= 6 else "; before 6 it does not keep back signals"
-    refused = f"; not for this server: {problem.answer}" if problem else ""
+    lost = "" if host.landlock >= 6 else "; signals are kept back since ABI 6 only"
+    refused = f"; this server cannot use it: {problem.answer}" if problem else ""
     found = f"ABI {host.landlock}{lost}{refused}"
     return Check(facility=facility, state=State.OK, found=found)
 
@@ -226,8 +236,8 @@ def _work_directory(found: Findings) -> Check:
             facility=facility,
             state=State.NOTE,
             found=workdir.answer,
-            loss="kernels that start in the directory you are in now",
-            remedy=workdir.remedy,
+            effect="Kernels do not start in the directory that you are in now.",
+            remedy=_lines(workdir.steps),
         )
     where = f"{workdir.path} on {workdir.place.filesystem}"
     if not found.host.privileged:
@@ -237,12 +247,13 @@ def _work_directory(found: Findings) -> Check:
     loses_all = workdir.place.owner_uid == 0
     return Check(
         facility=facility,
-        state=State.LACK if loses_all else State.NOTE,
+        state=State.MISSING if loses_all else State.NOTE,
         found=f"{where}: its mounts cannot be id-mapped",
-        loss="kernels in directories that belong to root"
+        effect="Kernels do not start in directories of root there."
         if loses_all
-        else "a user id of its own for each kernel: they run as the directory's owner",
-        remedy="work on ext4, xfs or btrfs, or a newer Linux; or: chown the directory to a user",
+        else "Kernels run as the owner of the directory there, and not as a user of their own.",
+        remedy="Work on ext4, xfs or btrfs, or with a newer Linux; or give the directory to an "
+        "ordinary user (chown).",
     )
 
 
@@ -251,28 +262,28 @@ def _runtime(found: Findings) -> Check:
     if isinstance(found.runtime, SandboxError):
         return Check(
             facility=facility,
-            state=State.LACK,
+            state=State.MISSING,
             found=f"{found.runtime.attempt}: {found.runtime.answer}",
-            loss="every sandbox",
-            remedy=found.runtime.remedy,
+            effect=_NO_SANDBOX,
+            remedy=_lines(found.runtime.steps),
         )
     if found.runtime_free_bytes >= 1 << 20:
         return Check(facility=facility, state=State.OK, found=found.runtime)
     return Check(
         facility=facility,
-        state=State.LACK,
+        state=State.MISSING,
         found=f"{found.runtime} has no free space",
-        loss="every sandbox: the records and connection files do not fit",
-        remedy=f"df {found.runtime}   # make room there, or set runtime_dir",
+        effect="No sandbox starts: its record and connection file do not fit.",
+        remedy=f"Make room there, or set runtime_dir:\n{COMMAND}df {shlex.quote(found.runtime)}",
     )
 
 
-_CAP_LOSS = {
-    "memory": "mem_limit: kernels that set it are refused, others have no cap",
-    "cpu": "cpu_limit and cpu_guarantee: kernels that set them are refused",
-    "cpuset": "cpuset: kernels that set it are refused",
-    "io": "io_limit: kernels that set it are refused",
-    "pids": "pids_limit: kernels that set it are refused, others have RLIMIT_NPROC",
+_WITHOUT_CAP = {
+    "memory": "Kernels that set mem_limit do not start; others have no memory cap.",
+    "cpu": "Kernels that set cpu_limit or cpu_guarantee do not start.",
+    "cpuset": "Kernels that set cpuset do not start.",
+    "io": "Kernels that set io_limit do not start.",
+    "pids": "Kernels that set pids_limit do not start; for others RLIMIT_NPROC caps processes.",
 }
 
 
@@ -287,10 +298,10 @@ def _cap(facility: str, host: HostFacts) -> Check:
         return Check(facility=name, state=State.OK, found=found)
     return Check(
         facility=name,
-        state=State.LACK,
+        state=State.MISSING,
         found=reason,
-        loss=f'{_CAP_LOSS[facility]} (or start without, with on_missing: {{"{facility}": "warn"}})',
-        remedy=host.cgroups.remedy(facility).rstrip("."),
+        effect=f'{_WITHOUT_CAP[facility]} With on_missing = {{"{facility}": "warn"}} all start.',
+        remedy=_lines(host.cgroups.remedy(facility)),
     )
 
 
@@ -299,19 +310,19 @@ def _entry_point(found: Findings) -> Check:
     if not found.entry_point:
         return Check(
             facility=facility,
-            state=State.LACK,
+            state=State.MISSING,
             found="no entry point 'sandbox-provisioner' in jupyter_client.kernel_provisioners",
-            loss="every sandboxed kernel: Jupyter does not list them",
-            remedy="pip install --force-reinstall --no-deps sandbox-provisioner",
+            effect="Jupyter does not know the provisioner: no sandbox starts.",
+            remedy=f"{COMMAND}pip install --force-reinstall --no-deps sandbox-provisioner",
         )
     if found.server:
         return Check(
             facility=facility,
             state=State.NOTE,
             found=f"here, but `jupyter` on your PATH is {found.server}",
-            loss="sandboxed kernels in servers of that other environment",
-            remedy="install sandbox-provisioner there too: that environment's "
-            "python -m pip install sandbox-provisioner",
+            effect="Servers of that other environment have no sandboxed kernels.",
+            remedy="Install it there too, with that environment's python:\n"
+            f"{COMMAND}python -m pip install sandbox-provisioner",
         )
     return Check(facility=facility, state=State.OK, found=found.entry_point)
 
@@ -328,26 +339,29 @@ def _kernels(kernels: Sequence[Kernel]) -> Iterator[Check]:
             facility="sandboxed kernels",
             state=State.NOTE,
             found="none is installed",
-            loss="sandboxes in front ends",
-            remedy=install,
+            effect="Front ends offer no sandboxed kernel.",
+            remedy=f"{COMMAND}{install}",
         )
     if bare:
         yield Check(
             facility="unguarded kernels",
             state=State.NOTE,
-            found=f"{', '.join(bare)}: argv is the plain kernel's",
-            loss="the sandbox, in front ends that start a kernel.json's argv by themselves",
-            remedy=f"{install} --kernel NAME --replace",
+            found=f"{', '.join(bare)}: their argv starts the kernel also without a sandbox",
+            effect="A front end that starts a kernel.json's argv by itself uses no sandbox.",
+            remedy=f"{COMMAND}{install} --kernel NAME --replace",
         )
     if plain:
         yield Check(
             facility="plain kernels",
             state=State.NOTE,
             found=", ".join(plain),
-            loss="nothing, if whoever may choose them may also do what your user can",
-            remedy=f"{install} --kernel {plain[0]} --name {plain[0]} --replace   "
-            '# or: c.KernelSpecManager.allowed_kernelspecs = {"python3-sandbox"} and '
-            "ensure_native_kernel = False",
+            effect="They run without a sandbox. That is well where whoever chooses them may do all "
+            "that your user can.",
+            remedy="To have none, replace each by its sandboxed twin:\n"
+            f"{COMMAND}{install} --kernel {plain[0]} --name {plain[0]} --replace\n"
+            "or hide them, in jupyter_server_config.py:\n"
+            f'{COMMAND}c.KernelSpecManager.allowed_kernelspecs = {{"python3-sandbox"}}\n'
+            f"{COMMAND}c.KernelSpecManager.ensure_native_kernel = False",
         )
 
 
@@ -359,7 +373,7 @@ def _core_pattern(sysctls: Mapping[str, str]) -> Check:
         facility="core dumps",
         state=State.NOTE,
         found=f"a program of the host receives them: {pattern[1:].split()[0]}",
-        loss="nothing: sandboxes switch theirs off (RLIMIT_CORE = 1)",
+        effect="Not from sandboxes: they switch core dumps off (RLIMIT_CORE = 1).",
     )
 
 
@@ -371,8 +385,8 @@ def _leftovers(found: Findings) -> Check:
         facility="leftovers",
         state=State.NOTE,
         found=f"of killed servers: {', '.join(left)}",
-        loss="what they still hold; the next start of a sandbox removes those with a record",
-        remedy="jupyter sandbox gc",
+        effect="The next start of a sandbox removes those that have a record.",
+        remedy=f"{COMMAND}jupyter sandbox gc",
     )
 
 
@@ -383,43 +397,59 @@ def _trial(found: Findings) -> Check:
         return Check(facility=facility, state=State.OK, found=text)
     return Check(
         facility=facility,
-        state=State.LACK,
+        state=State.MISSING,
         found=f"could not {trial.attempt}: {trial.answer}",
-        loss="every sandbox with default options",
-        remedy=trial.remedy.rstrip("."),
+        effect="No sandbox starts with the options that are set here.",
+        remedy=_lines(trial.steps),
     )
 
 
 def _uncapped_trial(found: Findings) -> Iterator[Check]:
-    facility, trial = "... without caps", found.uncapped_trial
+    facility, trial = "one without caps", found.uncapped_trial
     if isinstance(trial, SandboxError):
         yield Check(
             facility=facility,
-            state=State.LACK,
+            state=State.MISSING,
             found=f"could not {trial.attempt}: {trial.answer}",
-            loss="every sandbox",
-            remedy=trial.remedy.rstrip("."),
+            effect=_NO_SANDBOX,
+            remedy=_lines(trial.steps),
         )
     elif trial is not None:
         waived = dict.fromkeys(found.host.cgroups.missing, "warn")
         yield Check(
             facility=facility,
             state=State.OK,
-            found=f"one starts in {trial:.0f} ms; if that is enough for you, in a configuration "
-            f"file: c.SandboxProvisioner.on_missing = {waived}",
+            found=f"Python started and ended in one, in {trial:.0f} ms",
+            effect="If that is good enough, write into jupyter_server_config.py:\n"
+            f"{COMMAND}c.SandboxProvisioner.on_missing = {waived}",
         )
 
 
 def describe(checks: Sequence[Check]) -> str:
-    """The table for people: what a check lacks stands below it, its command on a line to copy."""
+    """The table for people: below a check stands what follows from it and what mends it, which for
+    several checks may be the same."""
     width = max(len(check.facility) for check in checks)
-    lines = []
+    lines: list[str] = []
+    told: dict[str, str] = {}
     for check in checks:
-        state = check.state.value.upper() if check.state is State.LACK else check.state.value
-        lines.append(f"{state:4}  {check.facility:{width}}  {check.found}")
-        indent = " " * (width + 8)
-        if check.loss:
-            lines.append(f"{indent}you lose: {check.loss}")
-        if check.remedy:
-            lines.append(f"{indent}mend it:  {check.remedy}")
+        lines += _row(check, width)
+        below = [check.effect] if check.effect else []
+        if check.remedy in told:
+            below.append(f"What helps stands at the {told[check.remedy]}.")
+        elif check.remedy:
+            below.append(check.remedy)
+            told[check.remedy] = check.facility
+        lines += [f"{_INDENT}{line}" for part in below for line in _wrapped(part, len(_INDENT))]
     return "\n".join(lines)
+
+
+def _row(check: Check, width: int) -> Iterator[str]:
+    """What was found goes on below itself."""
+    head = f"{check.state.value:7}  {check.facility:{width}}  "
+    for line in _wrapped(check.found, len(head)):
+        yield head + line
+        head = " " * len(head)
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    return in_lines(text, COLUMNS - indent).split("\n")

@@ -23,7 +23,7 @@ import difflib
 import errno
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from sandbox_provisioner.inside.printable import one_line, printable
 
@@ -43,7 +43,7 @@ def in_lines(text: str, columns: int = COLUMNS) -> str:
     lines: list[str] = []
     for part in text.split("\n"):
         if part.startswith(COMMAND):
-            lines += _command_lines(part.strip(), columns)
+            lines += _command_lines(part, columns)
             continue
         joined = re.sub(r"(?<=\d) (?=[KMGT]iB)", "\N{NO-BREAK SPACE}", part)
         for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", joined):
@@ -54,14 +54,20 @@ def in_lines(text: str, columns: int = COLUMNS) -> str:
 def _command_lines(command: str, columns: int) -> list[str]:
     """At blanks outside of quotes, with a backslash at the end of all lines but the last."""
     words = re.findall(r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"]|['\"])+", command)
-    lines = [COMMAND + words[0]]
+    indent = command[: len(command) - len(command.lstrip())]
+    lines = [indent + words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) + 3 <= columns:
             lines[-1] += f" {word}"
         else:
             lines[-1] += " \\"
-            lines.append(f"{COMMAND * 2}{word}")
+            lines.append(f"{indent}{COMMAND}{word}")
     return lines
+
+
+def joined(words: Sequence[str]) -> str:
+    """*words* as a sentence has them: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -88,7 +94,7 @@ class SandboxError(Exception):
     @property
     def remedy(self) -> str:
         """What to do next, in one line."""
-        return " ".join(step.strip() for step in self.steps)
+        return " ".join(step.strip() for step in self.steps if step)
 
     def for_people(self) -> str:
         """The same for a terminal or a dialog: attempt, answer and remedy begin a line each."""

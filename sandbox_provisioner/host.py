@@ -172,7 +172,7 @@ def _obstacle(kernel: tuple[int, int], *, privileged: bool) -> HostError | None:
     cause = current_obstacle(privileged=privileged)
     if cause is None:
         return None
-    return HostError(attempt=attempt, answer=cause.found, remedy=cause.sentence)
+    return HostError(attempt=attempt, answer=cause.found, remedy=cause.steps)
 
 
 def memory_bytes() -> int:

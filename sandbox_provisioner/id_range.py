@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.errors import COMMAND, HostError
 
 # systemd's table of ids (UIDS-GIDS) leaves 0x70000000-0x7FFDFFFF unused.
 FIRST_ID, LAST_ID = 0x70000000, 0x7FFDFFFF
@@ -146,5 +146,5 @@ def _missing(answer: str, command: str) -> HostError:
     return HostError(
         attempt=ATTEMPT,
         answer=answer,
-        remedy=f'As administrator: {command}. Or set user_ids to "single".',
+        remedy=("As administrator:", COMMAND + command, 'Or set user_ids to "single".'),
     )

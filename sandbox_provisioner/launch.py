@@ -537,7 +537,7 @@ def failure_of(step: Step, number: int, text: str, site: Site) -> SandboxError:
         return HostError(
             attempt="make namespaces for a sandbox",
             answer=f"[{step.verb}] {text}: {cause.found}",
-            remedy=cause.sentence,
+            remedy=cause.steps,
         )
     if step.verb == "execute" and number in {errno.EACCES, errno.ENOENT}:
         installation = os.path.dirname(os.path.dirname(site.files.program))

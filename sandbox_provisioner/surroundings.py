@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox_provisioner.errors import COMMAND
+
 MOST_USER_NAMESPACES = "user.max_user_namespaces"
 UNPRIVILEGED = "kernel.unprivileged_userns_clone"
 APPARMOR = "kernel.apparmor_restrict_unprivileged_userns"
@@ -58,16 +60,16 @@ class Cause:
     is_command: bool = False
 
     @property
-    def sentence(self) -> str:
-        """The remedy for an error's text."""
-        return f"As administrator: {self.remedy}" if self.is_command else self.remedy
+    def steps(self) -> tuple[str, ...]:
+        """The remedy for an error."""
+        return ("As administrator:", COMMAND + self.remedy) if self.is_command else (self.remedy,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What is in force around this process.
 
-    *sysctls* lack what this Linux does not have. *container* is "docker", "podman", "kubernetes",
+    *sysctls* are those that this Linux has. *container* is "docker", "podman", "kubernetes",
     another engine's own name, or "" for none; *filtered* tells of a system call filter on us,
     *profile* is our AppArmor label, *masks* are the mount points in /proc that hide a part of it.
     """

@@ -79,7 +79,7 @@ def main() -> None:
     try:
         SandboxApp.launch_instance()
     except UsageError as error:
-        _leave(2, f"{error}\nSee: {error.usage} --help")
+        _leave(2, in_lines(f"{error}\nSee: {error.usage} --help"))
     except TraitError as error:
         _leave(2, _told(error))
     except SandboxError as error:

@@ -19,7 +19,7 @@ from traitlets.config import Config, Configurable
 from traitlets.config.loader import KVArgParseConfigLoader
 
 import sandbox_provisioner
-from sandbox_provisioner.errors import SpecError, did_you_mean, in_lines, nearest
+from sandbox_provisioner.errors import COLUMNS, SpecError, did_you_mean, nearest
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.spec import Covers
@@ -180,8 +180,10 @@ class SandboxCommand(JupyterApp):
 
 def spoken(text: str) -> str:
     """*text* for the terminal of whoever typed the command: it says who speaks."""
-    first, newline, rest = text.partition("\n")
-    return in_lines(f"jupyter sandbox: {first}") + newline + rest
+    first = text.partition("\n")[0]
+    speaker = "jupyter sandbox:"
+    between = " " if len(speaker) + len(first) < COLUMNS else "\n"
+    return speaker + between + text
 
 
 def find_kernel(manager: KernelSpecManager, name: str) -> KernelSpec:

@@ -68,7 +68,7 @@ class DoctorApp(SandboxCommand):
     examples = """
     jupyter sandbox doctor
     sudo -u alice jupyter sandbox doctor      # for the user who runs the server
-    jupyter sandbox doctor --json | jq '.[] | select(.state == "lack")'
+    jupyter sandbox doctor --json | jq '.[] | select(.state == "missing")'
     """
     json_output = Bool(False, help="Print a list of checks as JSON.").tag(config=True)
     flags = _FLAGS

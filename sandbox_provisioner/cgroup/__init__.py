@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from sandbox_provisioner.cgroup.files import PARENT, refused
+from sandbox_provisioner.cgroup.remedies import do_without, unique
 from sandbox_provisioner.cgroup.survey import CgroupFacts, memory_bounds, survey
 from sandbox_provisioner.cgroup.systemd import SystemdTree, reap_keepers, scope_names
 from sandbox_provisioner.cgroup.tree import (
@@ -33,7 +34,7 @@ from sandbox_provisioner.cgroup.tree import (
 )
 from sandbox_provisioner.cgroup.v1 import V1Tree
 from sandbox_provisioner.cgroup.v2 import V2Tree
-from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.errors import HostError, joined
 from sandbox_provisioner.spec import Limits
 
 __all__ = [
@@ -60,7 +61,7 @@ _EVERY_CAP = Limits(
 NO_DISK = "the work directory lies on no disk of this machine"
 NO_DISK_REMEDY = (
     "Work in a directory on a disk (not on overlay, btrfs, zfs, tmpfs or a file server), or remove "
-    "io_limit."
+    "io_limit.",
 )
 
 
@@ -88,21 +89,35 @@ def open_tree(
     missing = {"io": NO_DISK} if not device else {}
     missing |= facts.missing
     waived = [facility for facility in facilities_asked(limits) if facility in missing]
-    for facility in waived:
-        if facility in limits.by_default:
-            continue  # nobody has asked for it; `explain` and `doctor` tell
+    # Nobody has asked for a default: `explain` and `doctor` tell.
+    asked = [facility for facility in waived if facility not in limits.by_default]
+    refused = [facility for facility in asked if not may_lack(facility)]
+    if refused:
+        raise _cannot_cap(facts, limits, {facility: missing[facility] for facility in refused})
+    for facility in asked:
         wish = describe_cap(facility, limits)
-        reason = missing[facility]
-        if not may_lack(facility):
-            raise HostError(
-                attempt=f"{wish} for sandbox {name}",
-                answer=reason,
-                remedy=NO_DISK_REMEDY if reason is NO_DISK else facts.remedy(facility),
-            )
-        warn(f"Sandbox {name} runs without a wish of its options ({wish}), because {reason}.")
+        warn(
+            f"Sandbox {name} starts without a cap that its options ask for ({wish}), as on_missing "
+            f"allows: {missing[facility]}."
+        )
     if facts.version == 0:
         return NullTree(facts, name)
     return _driver(facts)(facts, name, limits, waived, device)
+
+
+def _cannot_cap(facts: CgroupFacts, limits: Limits, missing: Mapping[str, str]) -> HostError:
+    """The error for caps that were asked for and cannot be had: all of them at once, with what the
+    user can do alone before what an administrator has to do."""
+    wishes = joined([describe_cap(facility, limits) for facility in missing])
+    remedies = (
+        NO_DISK_REMEDY if reason is NO_DISK else facts.remedy(facility)
+        for facility, reason in missing.items()
+    )
+    return HostError(
+        attempt=wishes,
+        answer="; ".join(dict.fromkeys(missing.values())),
+        remedy=(*do_without([*missing]), *unique(remedies)),
+    )
 
 
 def open_existing(facts: CgroupFacts, name: str) -> CgroupTree:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.errors import HostError, Remedy
 
 PARENT = "sandbox-provisioner"
 
@@ -45,7 +45,7 @@ class Setting:
     path: str
     value: str
     attempt: str
-    remedy: str
+    remedy: Remedy
     optional: bool = False
     same: Callable[[str, str], bool] = same_text
 
@@ -87,7 +87,7 @@ def put(path: str, value: str) -> None:
         os.close(descriptor)
 
 
-def write(path: str, value: str, *, attempt: str, remedy: str) -> None:
+def write(path: str, value: str, *, attempt: str, remedy: Remedy) -> None:
     """Write *value* to a cgroup file; raises HostError that names the file, the value and errno."""
     try:
         put(path, value)
@@ -136,14 +136,14 @@ def read_pids(group: str) -> list[int]:
     return [int(line) for line in (read(f"{group}/cgroup.procs") or "").split() if line != "0"]
 
 
-def refused(act: str, error: OSError, attempt: str, remedy: str) -> HostError:
+def refused(act: str, error: OSError, attempt: str, remedy: Remedy) -> HostError:
     """The HostError for a failed *act*, with errno by name: ``EBUSY (Device or resource busy)``."""
     code = errno.errorcode.get(error.errno or 0, str(error.errno))
     return HostError(attempt=attempt, answer=f"{act}: {code} ({error.strerror})", remedy=remedy)
 
 
 def make_group(
-    base: str, name: str, *, attempt: str, remedy: str, prepare: Callable[[str], None]
+    base: str, name: str, *, attempt: str, remedy: Remedy, prepare: Callable[[str], None]
 ) -> str:
     """Make and return ``base/sandbox-provisioner/name``; the middle directory may be there already.
 
@@ -164,7 +164,7 @@ def make_group(
     raise AssertionError("the last attempt returns or raises")
 
 
-def make_directory(path: str, *, attempt: str, remedy: str) -> str:
+def make_directory(path: str, *, attempt: str, remedy: Remedy) -> str:
     """Make one group and return it; HostError, but FileExistsError for the directory of all."""
     try:
         os.mkdir(path, 0o755)

@@ -14,7 +14,8 @@ from jeepney import DBusAddress, DBusErrorResponse, MatchRule, message_bus, new_
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
-from sandbox_provisioner.cgroup.survey import MANAGER_REMEDIES, bus_path
+from sandbox_provisioner.cgroup.remedies import MANAGER_REMEDIES
+from sandbox_provisioner.cgroup.survey import bus_path
 from sandbox_provisioner.errors import HostError
 
 # Property, D-Bus type, value.
@@ -74,7 +75,7 @@ _JOB_REMOVED = MatchRule(
 @contextlib.contextmanager
 def _talk(manager: str, attempt: str) -> Iterator[DBusConnection]:
     """A connection whose failures tell *attempt*."""
-    remedy = f"{MANAGER_REMEDIES[manager]}."
+    remedy = MANAGER_REMEDIES[manager]
     try:
         with open_dbus_connection(f"unix:path={bus_path(manager)}", auth_timeout=_SECONDS) as bus:
             yield bus

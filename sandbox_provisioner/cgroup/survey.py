@@ -1,4 +1,4 @@
-"""cgroup/survey.py - any process, reads only: which cgroups we may make here, and what lacks.
+"""cgroup/survey.py - any process, reads only: which cgroups we may make here, and what reasons.
 
 Linux has two forms of control groups (cgroups(7)). In *v1* each controller has a hierarchy of its
 own, or shares one with others (cpu,cpuacct). In *v2* there is one, and a controller works in a
@@ -13,12 +13,24 @@ in, whom we ask for one (`systemd.py`).
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from sandbox_provisioner.cgroup.remedies import (
+    DELEGATE,
+    DROP_IN,
+    MANAGER_REMEDIES,
+    MOUNT,
+    READ_ONLY,
+    Steps,
+    leaf,
+    not_offered,
+    own_v1,
+)
 from sandbox_provisioner.spec import WAIVABLE_FACILITIES as FACILITIES
 
 # cpuacct only counts; the freezer stops and, on v1, makes killing safe from forks. On v2 these two
@@ -27,41 +39,8 @@ V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids", "io", "freezer")
 # What v1 calls otherwise.
 _V1_NAMES = {"io": "blkio"}
 
-_DROP_IN = (
-    "Let systemd delegate the controllers to its users' managers: "
-    "sudo mkdir -p /etc/systemd/system/user@.service.d && "
-    "printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | "
-    "sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl daemon-reload   "
-    "# then end all sessions of this user (or restart the machine) and log in again"
-)
-_DELEGATE = (
-    "Start the server where it is delegated cgroups: in a login session of systemd; "
-    "in a service with Delegate=yes and DelegateSubgroup=server; or in a container that has its "
-    "own, writable cgroup namespace"
-)
-# What helps where a manager of systemd is to make our groups and cannot be reached.
-MANAGER_REMEDIES = {
-    "user": "Log in anew, so that a manager of your own runs (not with su or sudo -u; on Debian "
-    "and Ubuntu the package dbus-user-session is needed), and see: systemctl --user status",
-    "system": "See: systemctl status dbus.socket",
-}
 _UNIT = re.compile(r"\.(service|scope|slice|mount|swap|socket)$")
 _SLICES = {"user": "app.slice", "system": "system.slice"}
-_LEAF = (
-    "Move the processes of {group} to a group of their own, as containers do at their start: "
-    "mkdir {group}/init, write each number in cgroup.procs to init/cgroup.procs; "
-    "or start the server as a service with Delegate=yes and DelegateSubgroup=server"
-)
-_KERNEL = (
-    "See /proc/cgroups and the kernel's command line (cgroup_disable=, cgroup_no_v1=): "
-    "the controller '{facility}' has to be built in and enabled; "
-    "in a container, the engine that started it has to delegate it"
-)
-_MOUNT = "Mount the controllers: sudo mount -t cgroup2 none /sys/fs/cgroup, or start systemd"
-_OWN_V1 = (
-    "Let an administrator make a cgroup for you in each hierarchy (cgcreate -a USER), "
-    "or run the server as root"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +58,12 @@ class CgroupFacts:
     bases: Mapping[str, str]
     missing: Mapping[str, str]
     manager: str = ""
-    remedies: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    remedies: Mapping[str, Steps] = field(default_factory=lambda: MappingProxyType({}))
 
-    def remedy(self, facility: str) -> str:
+    def remedy(self, facility: str) -> Steps:
         """What a person can do so that *facility* works; for the errors of `open_tree`, doctor."""
-        fallback = {0: _MOUNT, 1: _OWN_V1}.get(self.version, _DELEGATE)
-        return f"{self.remedies.get(facility, fallback)}."
+        fallback = {0: MOUNT, 1: own_v1((), _user())}.get(self.version, DELEGATE)
+        return self.remedies.get(facility, fallback)
 
 
 def bus_path(manager: str, run: str = "/run") -> str:
@@ -194,8 +173,26 @@ def _is_writable(directory: str) -> bool:
     return os.access(directory, os.W_OK | os.X_OK)
 
 
+def _is_read_only(directory: str) -> bool:
+    """Whether its mount is: then nobody may write there, root neither."""
+    try:
+        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
 def _not_writable(directory: str) -> str:
+    if _is_read_only(directory):
+        return f"{directory} is mounted read-only"
     return f"{directory} is not writable for uid {os.getuid()}"
+
+
+def _user() -> str:
+    """Whom an administrator's commands name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 # --- v1
@@ -203,34 +200,40 @@ def _not_writable(directory: str) -> str:
 
 def _survey_v1(mounts: Collection[_Mount], own: Mapping[str, str]) -> _Survey:
     bases: dict[str, str] = {}
-    lacks: dict[str, str] = {}
-    remedies: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    remedies: dict[str, Steps] = {}
+    closed: list[str] = []
     for controller in V1_CONTROLLERS:
         name = _V1_NAMES.get(controller, controller)
         fitting = [m for m in mounts if m.kind == "cgroup" and name in m.options]
-        base = next((d for m in fitting if (d := _directory(m, own.get(name, "/")))), None)
+        shown = ((d, m) for m in fitting if (d := _directory(m, own.get(name, "/"))))
+        base, mount = next(shown, ("", None))
         if not fitting:
-            lacks[controller] = f"controller '{name}' is not mounted"
-            remedies[controller] = _KERNEL.format(facility=name)
-        elif base is None:
-            lacks[controller] = f"no mount shows our own group in the hierarchy of '{name}'"
+            reasons[controller] = f"controller '{name}' is not mounted"
+            remedies[controller] = not_offered(name)
+        elif mount is None:
+            reasons[controller] = f"no mount shows our own group in the hierarchy of '{name}'"
         elif not _is_writable(base):
-            lacks[controller] = _not_writable(base)
+            reasons[controller] = _not_writable(base)
+            closed.append(mount.point)
+            if _is_read_only(base):
+                remedies[controller] = READ_ONLY
         else:
             bases[controller] = base
     present = sum(facility not in remedies for facility in FACILITIES)
-    return _Survey(_facts(1 if bases else 0, bases, lacks, remedies, _OWN_V1), present)
+    remedy = own_v1(closed, _user())
+    return _Survey(_facts(1 if bases else 0, bases, reasons, remedies, remedy), present)
 
 
 def _facts(
     version: int,
     bases: Mapping[str, str],
-    lacks: Mapping[str, str],
-    remedies: Mapping[str, str],
-    remedy: str,
+    reasons: Mapping[str, str],
+    remedies: Mapping[str, Steps],
+    remedy: Steps,
     manager: str = "",
 ) -> CgroupFacts:
-    missing = {facility: lacks[facility] for facility in FACILITIES if facility in lacks}
+    missing = {name: reasons[name] for name in FACILITIES if name in reasons}
     return CgroupFacts(
         version=version,
         bases=MappingProxyType(dict(bases)),
@@ -272,7 +275,7 @@ def _survey_v2(mounts: Collection[_Mount], own: Mapping[str, str], run: str) -> 
     reason = "no cgroup file system is mounted"
     if any(mount.kind == "cgroup2" for mount in mounts):
         reason = "no mount of cgroup v2 shows our own group"
-    yield _Survey(_facts(0, {}, dict.fromkeys(FACILITIES, reason), {}, _MOUNT), 0)
+    yield _Survey(_facts(0, {}, dict.fromkeys(FACILITIES, reason), {}, MOUNT), 0)
 
 
 def _survey_systemd(point: str, run: str) -> Iterator[_Survey]:
@@ -284,35 +287,35 @@ def _survey_systemd(point: str, run: str) -> Iterator[_Survey]:
         return
     offered = _words(f"{point}/cgroup.controllers")
     controllers = _words(f"{directory}/cgroup.controllers")
-    lacks: dict[str, str] = {}
-    remedies: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    remedies: dict[str, Steps] = {}
     for facility in sorted(set(FACILITIES) - controllers):
-        lacks[facility] = f"controller '{facility}' is not delegated to {directory}"
-        remedies[facility] = _DROP_IN
+        reasons[facility] = f"controller '{facility}' is not delegated to {directory}"
+        remedies[facility] = DROP_IN
         if facility not in offered:
-            lacks[facility], remedies[facility] = _not_offered(facility)
+            reasons[facility], remedies[facility] = _not_offered(facility)
     bases = dict.fromkeys(sorted(controllers | {"freezer"}), f"{directory}/{_SLICES[manager]}")
-    facts = _facts(2, bases, lacks, remedies, _DROP_IN, manager)
+    facts = _facts(2, bases, reasons, remedies, DROP_IN, manager)
     yield _Survey(facts, len(offered.intersection(FACILITIES)))
 
 
-def _not_offered(facility: str) -> tuple[str, str]:
-    return f"cgroup v2 offers no controller '{facility}' here", _KERNEL.format(facility=facility)
+def _not_offered(facility: str) -> tuple[str, Steps]:
+    return f"cgroup v2 offers no controller '{facility}' here", not_offered(facility)
 
 
 def _survey_direct(point: str, own: str, candidates: Collection[_Candidate], run: str) -> _Survey:
     offered = _words(f"{point}/cgroup.controllers")
     best = max(candidates, key=lambda found: found.enforces, default=None)
     controllers = best.controllers if best else frozenset()
-    lacks: dict[str, str] = {}
-    remedies: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    remedies: dict[str, Steps] = {}
     for facility in sorted(set(FACILITIES) - controllers):
-        lacks[facility], remedies[facility] = _why_missing(
+        reasons[facility], remedies[facility] = _why_missing(
             facility, offered, best.directory if best else own, writable=best is not None, run=run
         )
     bases = dict.fromkeys(sorted(controllers | {"freezer"}), best.directory) if best else {}
     present = len(offered.intersection(FACILITIES))
-    return _Survey(_facts(2 if best else 0, bases, lacks, remedies, _DELEGATE), present)
+    return _Survey(_facts(2 if best else 0, bases, reasons, remedies, DELEGATE), present)
 
 
 def _candidates(point: str, own: str) -> Iterator[_Candidate]:
@@ -373,7 +376,7 @@ def _controllers_below(directory: str) -> frozenset[str]:
 
 def _why_missing(
     facility: str, offered: Collection[str], directory: str, *, writable: bool, run: str
-) -> tuple[str, str]:
+) -> tuple[str, Steps]:
     """Reason and remedy for a controller that groups in *directory* would not have."""
     if facility not in offered:
         return _not_offered(facility)
@@ -383,14 +386,15 @@ def _why_missing(
         reason = f"systemd's {manager} manager does not answer on {bus_path(manager, run)}"
         return f"{_not_writable(directory)}, and {reason}", MANAGER_REMEDIES[manager]
     if not writable:
-        return _not_writable(directory), _DELEGATE
+        remedy = READ_ONLY if _is_read_only(directory) else DELEGATE
+        return _not_writable(directory), remedy
     if facility in _words(f"{directory}/cgroup.controllers"):
         reason = (
             f"{directory} has processes of its own, "
             f"so that the kernel lets it hand down no controller"
         )
-        return reason, _LEAF.format(group=directory)
-    return f"controller '{facility}' is not delegated to {directory}", _DROP_IN
+        return reason, leaf(directory)
+    return f"controller '{facility}' is not delegated to {directory}", DROP_IN
 
 
 def _words(path: str) -> frozenset[str]:

@@ -155,8 +155,12 @@ def describe_cap(facility: str, limits: Limits) -> str:
     if facility == "io" and limits.io_bytes_per_second is not None:
         return f"cap disk traffic at {format_bytes(limits.io_bytes_per_second)} a second"
     if limits.cpu_cores is not None:
-        return f"cap CPU at {limits.cpu_cores:g} cores"
-    return f"guarantee {limits.cpu_guarantee_cores:g} CPU cores"
+        return f"cap CPU time at {_cores(limits.cpu_cores)}"
+    return f"guarantee {_cores(limits.cpu_guarantee_cores)} of CPU time"
+
+
+def _cores(count: float | None) -> str:
+    return f"{count or 0:g} core{'' if count == 1 else 's'}"
 
 
 def check_name(name: str) -> None:

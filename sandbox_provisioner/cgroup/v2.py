@@ -23,7 +23,7 @@ from sandbox_provisioner.cgroup.tree import (
     kill_listed,
     whole_pages,
 )
-from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.errors import HostError, Remedy
 from sandbox_provisioner.spec import Limits, format_bytes, format_cpuset
 
 # The kernel's default weight is 100, so a guaranteed core weighs as much as a default group.
@@ -169,10 +169,11 @@ class V2Tree(Tree):
             same=_are_enabled,
         ).apply()
 
-    def _enabling_remedy(self, directory: str) -> str:
+    def _enabling_remedy(self, directory: str) -> Remedy:
         return (
             f"On EBUSY, {directory} has processes of its own, which have to move to a group of "
-            f"their own first. Otherwise: {self._facts.remedy('cpu')}"
+            "their own first. Otherwise:",
+            *self._facts.remedy("cpu"),
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -182,3 +183,37 @@ def test_a_range_that_is_not_to_be_had_is_refused_with_the_command(home, subuid,
     span = "165536-231071"
     assert f"sudo usermod --add-subuids {span} --add-subgids {span} {NAME}" in told
     assert os.listdir(home / "run") == []
+
+
+ADVICE = """
+from sandbox_provisioner.cgroup import survey
+facts = survey()
+assert facts.missing.keys() >= {"memory", "pids"}, facts.missing
+print("\\n".join(facts.remedy("memory")))
+"""
+BECOME_A_SHELL = "import os, sys; os.execvp('sh', ['sh', '-ec', sys.argv[1]])"
+
+
+@pytest.mark.requires("cgroup-v1", "cgroup-memory", "cgroup-pids")
+def test_what_doctor_advises_on_v1_changes_its_answer(home):
+    administrator, _, user = as_user(home, "-c", ADVICE).partition("Then, by yourself,")
+    commands = [re.findall(r"^  .*", part, re.M) for part in (administrator, user)]
+    made = f"jupyter-{NAME}"
+    try:
+        # In place of sudo: who runs this is root, but has no such user.
+        script = "\n".join(commands[0]).replace("sudo ", "").replace(f"-R {NAME}", f"-R {USER}")
+        subprocess.run(["sh", "-ec", script], check=True)
+        doctor = f"{public_python()} -m sandbox_provisioner.app doctor --json"
+        doctor += f" --runtime-dir={home}/run"
+        start = "\n".join(commands[1]).replace("jupyter lab", doctor)
+        told = as_user(home, "-c", BECOME_A_SHELL, start)
+        checks = {c["facility"]: c for c in json.loads(told[told.index("[\n") :])}
+        for facility in ("memory", "pids", "a sandbox starts"):
+            check = checks.get(f"{facility} cap") or checks[facility]
+            assert check["state"] == "ok", check
+        assert made in checks["memory cap"]["found"]
+    finally:
+        for group in Path("/sys/fs/cgroup").glob(f"*/{made}"):
+            for folder in (group / "sandbox-provisioner", group):
+                if folder.exists():
+                    folder.rmdir()

@@ -459,7 +459,7 @@ def test_doctor_names_the_step_that_fails(
     environment["SANDBOX_FAIL_AT"] = "pivot"
     ended = jupyter_sandbox("doctor")
     assert ended.returncode == 1
-    assert "LACK  a sandbox starts" in ended.stdout
+    assert "missing  a sandbox starts" in ended.stdout
     assert "[pivot]" in ended.stdout
 
 

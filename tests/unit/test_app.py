@@ -25,7 +25,7 @@ from sandbox_provisioner.app.running import _format_age
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.app.twins import twin_of, write_twin
 from sandbox_provisioner.cgroup import CgroupFacts
-from sandbox_provisioner.errors import HostError, LaunchError, SpecError
+from sandbox_provisioner.errors import COLUMNS, HostError, LaunchError, SpecError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IdRange
 from sandbox_provisioner.mounts import Mount
@@ -482,9 +482,9 @@ def test_doctor_tells_of_landlock() -> None:
     assert check("landlock").found == "ABI 7"
     assert "signals" in check("landlock", host=host_facts(landlock=4)).found
     assert "root" in check("landlock", host=host_facts(uid=0)).found
-    lacking = check("landlock", host=host_facts(landlock=0))
-    assert lacking.state is doctor.State.NOTE
-    assert "lsm=" in lacking.remedy
+    missing = check("landlock", host=host_facts(landlock=0))
+    assert missing.state is doctor.State.NOTE
+    assert "lsm=" in missing.remedy
 
 
 def test_doctor_finds_nothing_where_everything_works() -> None:
@@ -494,7 +494,7 @@ def test_doctor_finds_nothing_where_everything_works() -> None:
 @pytest.mark.parametrize(
     ("facility", "changes", "remedy"),
     [
-        ("Linux", {"host": host_facts(kernel=(5, 4))}, "boot Linux 5.12"),
+        ("Linux", {"host": host_facts(kernel=(5, 4))}, "Boot Linux 5.12"),
         ("machine", {"host": host_facts(machine="riscv64")}, "x86_64, aarch64"),
         ("user namespaces", around({"user.max_user_namespaces": "0"}), "=28633"),
         ("user namespaces", around({"kernel.unprivileged_userns_clone": "0"}), "=1"),
@@ -507,28 +507,28 @@ def test_doctor_finds_nothing_where_everything_works() -> None:
         ("a sandbox starts", {"trial": NO_NAMESPACES}, "Ask root"),
     ],
 )
-def test_doctor_tells_the_loss_and_the_remedy(
+def test_doctor_tells_the_effect_and_the_remedy(
     facility: str, changes: dict[str, Any], remedy: str
 ) -> None:
     found = check(facility, **changes)
-    assert found.state is doctor.State.LACK
+    assert found.state is doctor.State.MISSING
     assert remedy in found.remedy
-    assert "every sandbox" in found.loss
+    assert "sandbox starts" in found.effect
 
 
-def test_doctor_tells_the_reason_for_each_cap_that_lacks() -> None:
+def test_doctor_tells_the_reason_for_each_cap_that_is_missing() -> None:
     cgroups = CgroupFacts(version=2, bases={}, missing={"cpu": "controller 'cpu' is not delegated"})
     found = check("cpu cap", host=host_facts(cgroups=cgroups))
     assert "not delegated" in found.found
     assert "Delegate=" in found.remedy
-    assert 'on_missing: {"cpu": "warn"}' in found.loss
+    assert 'on_missing = {"cpu": "warn"}' in found.effect
 
 
 def test_doctor_tells_that_a_sandbox_would_start_without_caps() -> None:
     cgroups = CgroupFacts(version=0, bases={}, missing={"pids": "no cgroups"})
     changes = {"trial": NO_NAMESPACES, "uncapped_trial": 70.0}
-    found = check("... without caps", host=host_facts(cgroups=cgroups), **changes)
-    assert "on_missing = {'pids': 'warn'}" in found.found
+    found = check("one without caps", host=host_facts(cgroups=cgroups), **changes)
+    assert "on_missing = {'pids': 'warn'}" in found.effect
 
 
 def test_root_is_not_bound_by_settings_for_ordinary_users() -> None:
@@ -553,7 +553,7 @@ def test_doctor_is_content_with_apparmor_where_a_profile_lets_sandboxes_start() 
     assert check("user namespaces", **around({APPARMOR: "1"})).state is doctor.State.OK
 
 
-def test_doctor_blames_nobody_for_namespaces_where_only_caps_lack() -> None:
+def test_doctor_blames_nobody_for_namespaces_where_only_caps_are_missing() -> None:
     found = check("user namespaces", **refused({APPARMOR: "1"}), uncapped_trial=70.0)
     assert found.state is doctor.State.OK
 
@@ -562,7 +562,7 @@ def test_doctor_tells_whose_ids_kernels_have() -> None:
     facility = "user ids of kernels"
     assert "65536 from 100000 on" in check(facility).found
     missing = check(facility, id_range=NO_NAMESPACES)
-    assert (missing.state, missing.remedy) == (doctor.State.NOTE, "Ask root")
+    assert (missing.state, missing.remedy) == (doctor.State.NOTE, "Ask root.")
     assert "a range of 65536" in check(facility, host=host_facts(uid=0, privileged=True)).found
     contained = check(facility, host=host_facts(uid=0))
     assert contained.state is doctor.State.NOTE
@@ -575,7 +575,7 @@ def test_doctor_looks_at_the_work_directory_only_as_far_as_it_matters() -> None:
     assert check("work directory", workdir=fixed).state is doctor.State.OK
     assert check("work directory", workdir=fixed, host=root).state is doctor.State.NOTE
     of_root = workdir_facts(idmappable=False, filesystem="overlay", owner_uid=0)
-    assert check("work directory", workdir=of_root, host=root).state is doctor.State.LACK
+    assert check("work directory", workdir=of_root, host=root).state is doctor.State.MISSING
     assert check("work directory", workdir=NO_NAMESPACES).remedy == "Ask root."
 
 
@@ -586,7 +586,7 @@ def test_doctor_names_plain_and_unguarded_kernels() -> None:
     )
     assert "ir" in check("plain kernels", kernels=kernels).found
     assert "bare" in check("unguarded kernels", kernels=kernels).found
-    assert check("sandboxed kernels", kernels=()).remedy == "jupyter sandbox install"
+    assert check("sandboxed kernels", kernels=()).remedy == "  jupyter sandbox install"
 
 
 def test_doctor_names_what_receives_core_dumps_and_what_is_left() -> None:
@@ -594,13 +594,23 @@ def test_doctor_names_what_receives_core_dumps_and_what_is_left() -> None:
     assert "apport" in check("core dumps", sysctls=pattern).found
     left = check("leftovers", left_sandboxes=("abc",), left_groups=("def",))
     assert "abc, def" in left.found
-    assert left.remedy == "jupyter sandbox gc"
+    assert left.remedy == "  jupyter sandbox gc"
+
+
+def test_the_table_of_doctor_fits_into_a_terminal_and_tells_each_remedy_once() -> None:
+    reason = f"/sys/fs/cgroup/{'x' * 60} is not writable for uid 1000"
+    missing = dict.fromkeys(("memory", "cpu", "pids"), reason)
+    facts = host_facts(cgroups=CgroupFacts(version=0, bases={}, missing=missing))
+    told = doctor.describe(doctor.examine(dataclasses.replace(HEALTHY, host=facts)))
+    assert max(map(len, told.splitlines())) <= COLUMNS
+    assert told.count("mount -t cgroup2") == 1
+    assert told.count("What helps stands at the memory cap.") == 2
 
 
 def test_the_table_of_doctor_puts_each_remedy_on_a_line_to_copy() -> None:
     failed = LaunchError(attempt="start", answer="EPERM", remedy="Do that.", step="unshare")
     told = doctor.describe(doctor.examine(dataclasses.replace(HEALTHY, trial=failed)))
     lines = [line.strip() for line in told.splitlines()]
-    assert "mend it:  Do that" in lines
-    assert any(line.startswith("LACK  a sandbox starts") for line in lines)
+    assert "Do that." in lines
+    assert any(line.startswith("missing  a sandbox starts") for line in lines)
     assert "[unshare] EPERM" in told

@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,8 @@ from sandbox_provisioner.cgroup import (
     remove_leftovers,
     survey,
 )
-from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.cgroup.remedies import own_v1
+from sandbox_provisioner.errors import HostError, SpecError, in_lines
 from sandbox_provisioner.spec import WAIVABLE_FACILITIES, Limits
 
 CONTROLLERS = ["cpu", "cpuset", "io", "memory", "pids"]
@@ -257,7 +259,7 @@ def test_a_user_without_cpu_is_told_so_with_the_line_for_systemd(
     facts = proc.survey()
     assert facts.missing["cpu"] == f"controller 'cpu' is not delegated to {manager}"
     assert set(facts.missing) == {"cpu", "cpuset", "io"}
-    assert "Delegate=cpu cpuset io memory pids" in facts.remedy("cpu")
+    assert "Delegate=cpu cpuset io memory pids" in " ".join(facts.remedy("cpu"))
 
 
 def test_a_login_session_is_not_ours(
@@ -268,7 +270,7 @@ def test_a_login_session_is_not_ours(
     facts = proc.survey()
     assert (facts.version, dict(facts.bases)) == (0, {})
     assert facts.missing["memory"] == f"{own} is not writable for uid {os.getuid()}"
-    assert "in a login session of systemd" in facts.remedy("memory")
+    assert "in a login session of systemd" in " ".join(facts.remedy("memory"))
 
 
 def test_v1_has_a_base_for_each_controller(proc: Proc, tmp_path: Path) -> None:
@@ -292,8 +294,8 @@ def test_v1_tells_what_is_not_mounted_and_what_is_not_ours(
         "cpuset": "controller 'cpuset' is not mounted",
         "io": "controller 'blkio' is not mounted",
     }
-    assert "cgroup_disable=" in facts.remedy("cpuset")
-    assert "administrator" in facts.remedy("memory")
+    assert "cgroup_disable=" in " ".join(facts.remedy("cpuset"))
+    assert "administrator" in " ".join(facts.remedy("memory"))
 
 
 def test_a_hybrid_machine_is_v1_while_v2_has_no_controllers(
@@ -338,7 +340,7 @@ def test_a_v2_container_with_processes_at_its_root_is_told_to_move_them(
     facts = proc.survey()
     assert dict(facts.bases) == {"freezer": str(kernel.top)}
     assert "has processes of its own" in facts.missing["memory"]
-    assert f"mkdir {kernel.top}/init" in facts.remedy("memory")
+    assert f"mkdir {kernel.top}/init" in " ".join(facts.remedy("memory"))
 
 
 def test_what_lies_above_a_cgroup_namespace_is_no_base(proc: Proc, kernel: FakeKernel) -> None:
@@ -351,7 +353,7 @@ def test_a_machine_without_cgroups_has_nothing_and_says_so(proc: Proc) -> None:
     facts = proc.survey()
     assert (facts.version, list(facts.missing)) == (0, [*WAIVABLE_FACILITIES])
     assert facts.missing["memory"] == "no cgroup file system is mounted"
-    assert "mount -t cgroup2" in facts.remedy("memory")
+    assert "mount -t cgroup2" in " ".join(facts.remedy("memory"))
 
 
 # --- opening
@@ -365,9 +367,52 @@ NOTHING = CgroupFacts(
 def test_a_cap_that_cannot_be_enforced_is_refused_with_a_remedy() -> None:
     with pytest.raises(HostError) as caught:
         open_tree(NOTHING, "7f3a", Limits(memory_bytes=512 * MIB), refuse, pytest.fail)
-    assert caught.value.attempt == "cap memory at 512 MiB for sandbox 7f3a"
+    assert caught.value.attempt == "cap memory at 512 MiB"
     assert caught.value.answer == "there are no cgroups"
-    assert "Mount the controllers" in caught.value.remedy
+    alone, command, *_, administrator = caught.value.steps
+    assert alone.startswith("By yourself you can do without: then nothing but the machine limits")
+    assert command == "  jupyter sandbox install --replace --on-missing=memory=warn"
+    assert "mount -t cgroup2" in administrator
+
+
+def test_all_caps_that_are_missing_are_told_at_once_and_what_helps_once() -> None:
+    facts = CgroupFacts(version=1, bases={}, missing={"memory": "no", "cpu": "no", "pids": "never"})
+    limits = Limits(memory_bytes=512 * MIB, cpu_cores=1, pids=64, by_default=frozenset({"pids"}))
+    with pytest.raises(HostError) as caught:
+        open_tree(facts, "7f3a", limits, refuse, pytest.fail)
+    assert caught.value.attempt == "cap memory at 512 MiB and cap CPU time at 1 core"
+    assert caught.value.answer == "no"
+    assert '{"memory": "warn", "cpu": "warn"}' in caught.value.remedy
+    assert caught.value.remedy.count("sudo chown") == 1
+
+
+def test_on_v1_an_administrator_makes_the_groups_and_the_user_starts_the_server_in_them() -> None:
+    told = own_v1(["/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu,cpuacct"], "alice")
+    assert in_lines("\n".join(told)).split("\n") == [
+        "As administrator, make control groups for alice, after each boot:",
+        "  for c in cpu,cpuacct memory; do",
+        "    sudo mkdir -p /sys/fs/cgroup/$c/jupyter-alice &&",
+        "    sudo chown -R alice /sys/fs/cgroup/$c/jupyter-alice;",
+        "  done",
+        "Then, by yourself, start the server in them:",
+        "  for c in cpu,cpuacct memory; do",
+        "    echo $$ > /sys/fs/cgroup/$c/jupyter-alice/cgroup.procs;",
+        "  done; jupyter lab",
+    ]
+    whole = own_v1(["/sys/fs/cgroup/cpuset"], "alice")
+    assert any("cp /sys/fs/cgroup/cpuset/$f" in step for step in whole)  # else nobody can join
+
+
+def test_what_is_mounted_read_only_is_no_question_of_owners(
+    proc: Proc, kernel: FakeKernel, unwritable: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager, own = user_groups(proc, kernel, unwritable, ALL)
+    unwritable += [manager, own]
+    room = sys.modules["sandbox_provisioner.cgroup.survey"]
+    monkeypatch.setattr(room, "_is_read_only", lambda directory: True)
+    facts = proc.survey()
+    assert facts.missing["memory"] == f"{own} is mounted read-only"
+    assert "podman run" in " ".join(facts.remedy("memory"))
 
 
 def test_a_waived_cap_is_dropped_with_a_warning() -> None:
@@ -375,7 +420,7 @@ def test_a_waived_cap_is_dropped_with_a_warning() -> None:
     limits = Limits(pids=64, cpu_guarantee_cores=0.5)
     tree = open_tree(NOTHING, "7f3a", limits, lambda facility: True, warnings.append)
     assert isinstance(tree, NullTree)
-    assert ["guarantee 0.5 CPU cores" in text for text in warnings] == [True, False]
+    assert ["guarantee 0.5 cores of CPU time" in text for text in warnings] == [True, False]
     assert "cap processes at 64" in warnings[1]
 
 
