@@ -24,8 +24,10 @@ from sandbox_provisioner.python_files import (
     Reader,
     entries_of,
     find_python_files,
+    is_built_by_meson,
     is_python,
 )
+from sandbox_provisioner.r_files import find_r_files, is_r
 from sandbox_provisioner.spec import relative
 from sandbox_provisioner.wrappers import Behind, candidates, find_behind
 
@@ -147,8 +149,15 @@ def _needed_by(behind: Behind, facts: HostFacts, reader: Reader) -> _Needed:
             modules += python.modules
             if python.user_base:
                 needed.variables["PYTHONUSERBASE"] = python.user_base
+            if any(is_built_by_meson(found.path) for found in python.modules):
+                # Else its loader opens a log in that folder, which is read-only, at each import.
+                needed.variables["MESONPY_EDITABLE_VERBOSE"] = "1"
         else:
             own += _installation_of(command.program, reader)
+        if is_r(command.program):
+            libraries, variables = find_r_files(command.environment, facts.home)
+            modules += libraries
+            needed.variables |= variables
         own += [Found(path) for path in _files_named(command.words)]
         needed.installed += [replace(f, trusted=f.trusted and command.trusted) for f in own]
         needed.modules += [replace(f, trusted=f.trusted and command.trusted) for f in modules]

@@ -39,6 +39,8 @@ _VERSIONED = re.compile(r"(?:python|pypy)3\.\d+t?", re.ASCII)
 _VERSION = re.compile(r"3\.\d+", re.ASCII)
 _IMPORT = re.compile(r"import\s+(\w*editable\w*)", re.ASCII)
 _STRING = re.compile(r"'(/[^'\\\n]*)'|\"(/[^\"\\\n]*)\"")
+_MESON_INFO = "meson-info/meson-info.json"
+_MESON_SOURCE = re.compile(r'"source": "(/[^"\\]*)"')
 _LINK_TREE = "__editable__"
 _STORES = ("archive-v0", "pkgs")  # of uv and conda, which link an environment's files to them
 
@@ -279,7 +281,23 @@ def _paths_of(line: str, site: str, reader: Reader) -> Iterator[str]:
     loader = _IMPORT.match(line)
     if loader:
         for text in reader.lines_of(f"{site}/{loader[1]}.py"):
-            yield from (one or other for one, other in _STRING.findall(text))
+            for one, other in _STRING.findall(text):
+                yield from _meant_by_loader(one or other, reader)
+
+
+def _meant_by_loader(path: str, reader: Reader) -> Iterator[str]:
+    """setuptools leaves a module's suffix out; meson-python names the folder that it builds in, and
+    there stands where the sources are."""
+    is_module = not os.path.exists(path) and os.path.isfile(f"{path}.py")
+    yield f"{path}.py" if is_module else path
+    for line in reader.lines_of(f"{path}/{_MESON_INFO}"):
+        if told := _MESON_SOURCE.search(line):
+            yield told[1]
+
+
+def is_built_by_meson(path: str) -> bool:
+    """Whether an editable installation of meson-python is built in the folder *path*."""
+    return os.path.isfile(f"{path}/{_MESON_INFO}")
 
 
 def _stores(sites: Iterable[Found], reader: Reader) -> Iterator[Found]:

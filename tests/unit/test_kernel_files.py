@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import venv
@@ -187,6 +188,16 @@ def test_what_is_left_out_of_the_path_and_of_the_command_is_told(facts, tmp_path
     found = find_kernel_files(argv, variables, facts)
     assert found.off_path == (f"{tmp_path}/bin",)
     assert found.unseen == (f"{tmp_path}/data",)
+
+
+def test_r_is_told_where_its_users_packages_are(facts, tmp_path):
+    home = dataclasses.replace(facts, home=str(tmp_path))
+    library = tmp_path / "R/x86_64-pc-linux-gnu-library"
+    library.mkdir(parents=True)
+    for argv in ([make_program(tmp_path / "r/bin/R"), "-e", "1"], ["env", tmp_path / "r/bin/R"]):
+        found = find_kernel_files([str(word) for word in argv], {}, home)
+        assert shows(found, library)
+        assert found.variables == {"R_LIBS_USER": f"{tmp_path}/R/%p-library/%v"}
 
 
 @pytest.mark.parametrize("folder", [".local", ".cargo"])

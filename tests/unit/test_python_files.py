@@ -236,6 +236,31 @@ def test_what_an_editable_installation_names_is_found(
     assert found == {f"/project/{path}" for path in named}
 
 
+def test_a_module_whose_suffix_setuptools_leaves_out_is_found(tmp_path: Path) -> None:
+    program = installation(tmp_path / "base")
+    packages = tmp_path / "base/lib/python3.12/site-packages"
+    (packages / "x.pth").write_text("import __editable___x_finder\n")
+    (packages / "__editable___x_finder.py").write_text(f"MAPPING = {{'x': '{tmp_path}/x'}}\n")
+    (tmp_path / "x.py").touch()
+    assert [found.path for found in found_by(program).modules] == [f"{tmp_path}/x.py"]
+
+
+def test_what_meson_builds_brings_its_sources(tmp_path: Path) -> None:
+    """meson-python's loader names the folder that it builds in."""
+    program = installation(tmp_path / "base")
+    packages = tmp_path / "base/lib/python3.12/site-packages"
+    (packages / "x.pth").write_text("import _x_editable_loader; _x_editable_loader.init()\n")
+    (packages / "_x_editable_loader.py").write_text(f"    '{tmp_path}/build/cp312',\n")
+    info = tmp_path / "build/cp312/meson-info/meson-info.json"
+    info.parent.mkdir(parents=True)
+    directories = {"source": f"{tmp_path}/src", "build": f"{tmp_path}/build/cp312"}
+    info.write_text(json.dumps({"meson_version": {"major": 1}, "directories": directories}))
+    found = [found.path for found in found_by(program).modules]
+    assert found == [f"{tmp_path}/build/cp312", f"{tmp_path}/src"]
+    assert python_files.is_built_by_meson(found[0])
+    assert not python_files.is_built_by_meson(found[1])
+
+
 def test_a_pth_names_folders_as_site_reads_it(tmp_path: Path) -> None:
     program = installation(tmp_path / "base")
     packages = tmp_path / "base/lib/python3.12/site-packages"
