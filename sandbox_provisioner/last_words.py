@@ -89,6 +89,11 @@ class LastWords:
     def _address(self) -> str:
         return f"ipc://{self._manager.ip}-{self._manager.iopub_port}"
 
+    @property
+    def busy(self) -> bool:
+        """Whether a cell runs, by what has been taken in."""
+        return bool(self._running)
+
     async def keep_up(self) -> None:
         """Take in what has come; called at each poll, so that the queue stays short. The event loop
         does other things meanwhile."""

@@ -102,6 +102,7 @@ class Labels:
 
     kernel_id: str = ""
     name: str = ""
+    notebook: str = ""
     user: str = ""
     kind: str = "kernel"
     nursery: str = ""
@@ -382,6 +383,7 @@ class Start:
             sandbox_id=self.request.sandbox_id,
             kernel_id=self.labels.kernel_id,
             name=self.labels.name,
+            notebook=self.labels.notebook,
             user=self.labels.user,
             started=time.time(),
             survives_server=self.request.survive_server,

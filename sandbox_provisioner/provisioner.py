@@ -23,6 +23,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ _MOST_UNSEEN = 4
 # How long a nursery that nobody asked for may cost more memory than it saves: as long as a person
 # goes on opening notebooks.
 _LONELY_SECONDS = 300.0
+_LONGEST_NAME = 4096  # of a notebook, with its path
 _PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
@@ -284,6 +286,7 @@ class SandboxProvisioner(LocalProvisioner):
         self.sandbox_id = uuid.uuid4().hex[:12]
         self._tap: LastWords | None = None
         self._ending = False
+        self._busy: bool | None = None  # as it was noted down
 
     # -- what is asked for
 
@@ -434,6 +437,7 @@ class SandboxProvisioner(LocalProvisioner):
         try:
             self.story = None
             self._ending = False
+            self._busy = None
             self.handle = await self._start(cmd, kwargs)
             await self._await_sockets(self.handle)
             self._link_sockets()
@@ -467,7 +471,7 @@ class SandboxProvisioner(LocalProvisioner):
     async def _start(self, cmd: list[str], kwargs: dict[str, Any]) -> LocalHandle:
         launcher = self.launcher
         request = self._request(cmd, kwargs)
-        labels = self._labels()
+        labels = self._labels(request.environment)
         # None would be the server's own stdin, perhaps the terminal of whoever started it.
         stdin = kwargs.get("stdin")
         stdin = subprocess.DEVNULL if stdin is None else stdin
@@ -481,7 +485,7 @@ class SandboxProvisioner(LocalProvisioner):
         ready, and return how many nurseries and spares that were; raises SandboxError."""
         request, launcher = self._request(cmd, kwargs), self.launcher
         launcher.sweep()
-        return await fill(launcher, request, self._labels(), self._wishes())
+        return await fill(launcher, request, self._labels({}), self._wishes())
 
     def _wishes(self) -> Warmth:
         return Warmth(tuple(self.preload), self.spares, self.warm_idle_timeout)
@@ -501,10 +505,11 @@ class SandboxProvisioner(LocalProvisioner):
         serves = isinstance(many, MultiKernelManager) and many.parent is not None
         return self.warm != AUTO or serves or starts > 1
 
-    def _labels(self) -> Labels:
+    def _labels(self, environment: Mapping[str, str]) -> Labels:
         return Labels(
             kernel_id=self.kernel_id or "",
             name=self.kernel_spec.display_name,
+            notebook=one_line(str(environment.get("JPY_SESSION_NAME", "")))[:_LONGEST_NAME],
             user=os.environ.get("JUPYTERHUB_USER") or user_name(),
         )
 
@@ -650,10 +655,16 @@ class SandboxProvisioner(LocalProvisioner):
         self._hear(self.handle)
         if story is None:
             if self._tap:
-                await self._tap.keep_up()
+                await self._keep_up(self.handle, self._tap)
             return None
         await self._tell(story)
         return _status(story)
+
+    async def _keep_up(self, handle: LocalHandle, tap: LastWords) -> None:
+        await tap.keep_up()
+        if self._busy is not tap.busy:
+            self._busy = tap.busy
+            await off_loop(partial(handle.folder.note_activity, busy=tap.busy))
 
     async def wait(self) -> int | None:
         """Called after a shutdown or kill: the end of the kernel, and of everything it started."""

@@ -9,6 +9,7 @@
         record.json             who, where, which limits: `Record`
         owner                   locked by the server for as long as it lives
         exit                    written by PID 1 when the kernel ends
+        activity                "busy" or "idle", written by its server when it changes
         sockets/                the kernel's own: shows inside as /run/kernel
         private/                its home, /tmp and connection file, where it shares our mounts
       <...>.trash/              what is left of one that was removed: see `removal.py`
@@ -46,6 +47,7 @@ from sandbox_provisioner.spec import WRITTEN_THROUGH, Confinement, Covers, relat
 LONGEST_SOCKET_PATH = 107
 _ID_LENGTH = 12
 _RANGE = ".ids"
+BUSY, IDLE = "busy", "idle"
 BUILDING = ".building"  # locked by who makes a nursery
 # What a record that is not (yet) whole, or somebody else's file, is read as.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -68,6 +70,7 @@ class Record:
 
     *made* are (kind, path) of stand-ins' mount points that did not exist before, and that go with
     this sandbox; *planned*, while it starts, those that its plan would make.
+    *notebook* is what its front end says that it is for (JPY_SESSION_NAME), "" where none does.
     *init_start* is the start time of PID 1 in clock ticks (proc(5)), which makes a pid unique.
     *kind* is "kernel", "nursery" for a process that kernels are forked from, or "spare" for a
     kernel that waits for a start; *nursery* is the id of the one that this kernel is forked from.
@@ -80,6 +83,7 @@ class Record:
     sandbox_id: str
     kernel_id: str = ""
     name: str = ""
+    notebook: str = ""
     user: str = ""
     started: float = 0.0
     init_pid: int = 0
@@ -247,6 +251,19 @@ class RecordFolder:
             return _read_small(self.exit_file)
         except OSError:
             return b""
+
+    def note_activity(self, *, busy: bool) -> None:
+        """Tell `list` what the kernel's messages say; where that cannot be written nobody does."""
+        with contextlib.suppress(OSError):
+            (self.path / "activity").write_text(BUSY if busy else IDLE)
+
+    def read_activity(self) -> str:
+        """`BUSY`, `IDLE`, or "" where nobody listens to its messages, or has not yet."""
+        try:
+            found = _read_small(self.path / "activity").decode()
+        except (OSError, ValueError):
+            return ""
+        return found if found in {BUSY, IDLE} else ""
 
     def is_orphan(self) -> bool:
         """Whether no server holds it (any more); then it is ours until `remove`.

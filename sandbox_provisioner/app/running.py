@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
+import stat
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from traitlets import Bool, Float
+from traitlets import Bool, Enum, Float
 
 from sandbox_provisioner.app.command import COMMON_ALIASES, COMMON_FLAGS, SandboxCommand
 from sandbox_provisioner.app.leftovers import remove_left_groups
-from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.cgroup import Usage, open_existing
-from sandbox_provisioner.handle import short_id
+from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.records import (
     Record,
@@ -29,9 +30,10 @@ from sandbox_provisioner.records import (
     open_init,
     sweep,
 )
-from sandbox_provisioner.spec import format_bytes
+from sandbox_provisioner.spec import format_bytes, relative
 
-_CLEAR_SCREEN = "\033[H\033[2J"
+_GROUPS = "/sys/fs/cgroup"
+_FIRST_SECONDS = 0.25  # between the two looks that tell the use of CPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,9 @@ class Pages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
-    """One that there is. *state* is running, waiting (a spare), starting, ended (its server has not
-    removed it yet) or left (its server is gone)."""
+    """One that there is. *state* is busy or idle (by its messages), running (whose messages nobody
+    hears), asleep (frozen), waiting (a spare), starting, ended (its server has not removed it yet)
+    or left (its server is gone)."""
 
     record: Record
     state: str
@@ -76,8 +79,8 @@ class Sandbox:
         """Flat, with the units in the names; null where the kernel does not tell."""
         record = asdict(self.record)
         shown = (
-            "sandbox_id", "kernel_id", "kind", "nursery", "name", "user", "workdir", "started",
-            "cpu_cores", "confinement",
+            "sandbox_id", "kernel_id", "kind", "nursery", "name", "notebook", "user", "workdir",
+            "started", "cpu_cores", "confinement",
         )  # fmt: skip
         usage = asdict(self.usage)
         usage["processes"] = usage.pop("pids")
@@ -100,10 +103,25 @@ def look(runtime: Path) -> list[Sandbox]:
     return [_seen(folder, record) for folder, record in all_records(runtime)]
 
 
+def look_at_others(runtime: Path) -> list[Sandbox]:
+    """The same for root, of another user's directory: who may write anything into a record, as a
+    group a FIFO that nobody ever writes to. What cannot be meant is not shown."""
+    found = []
+    for folder, record in all_records(runtime):
+        bases = [os.path.normpath(str(base)) for base in record.cgroup_bases.values()]
+        if record.started >= 0 and all(relative(base, _GROUPS) is not None for base in bases):
+            with contextlib.suppress(SandboxError, OSError, ValueError):
+                found.append(_seen(folder, record))
+    return found
+
+
 def _seen(folder: RecordFolder, record: Record) -> Sandbox:
     tree = open_existing(cgroup_facts(record), record.tree)
     pages = Pages.of(tree.pids())
-    return Sandbox(record=record, state=_state(folder, record), usage=tree.usage(), pages=pages)
+    state = _state(folder, record)
+    if state == "running":
+        state = "asleep" if tree.is_frozen() else folder.read_activity() or state
+    return Sandbox(record=record, state=state, usage=tree.usage(), pages=pages)
 
 
 def _state(folder: RecordFolder, record: Record) -> str:
@@ -121,7 +139,14 @@ def _state(folder: RecordFolder, record: Record) -> str:
     return "ended" if record.init_pid else "starting"
 
 
-_ALIASES = {"interval": "ListApp.interval", **COMMON_ALIASES}
+# Of equals, and of those of whom it is not known, the oldest comes first.
+_ORDERS: Mapping[str, Callable[[Sandbox], Any]] = {
+    "age": lambda sandbox: 0,
+    "memory": lambda sandbox: -(sandbox.usage.memory_bytes or 0),
+    "cpu": lambda sandbox: -(sandbox.cpu_percent or 0),
+    "name": lambda sandbox: sandbox.record.name.lower(),
+}
+_ALIASES = {"interval": "ListApp.interval", "sort": "ListApp.sort", **COMMON_ALIASES}
 _FLAGS = {
     **COMMON_FLAGS,
     "json": ({"ListApp": {"json_output": True}}, "Print JSON."),
@@ -132,102 +157,121 @@ _FLAGS = {
 class ListApp(SandboxCommand):
     """Shows what runs, once or again and again."""
 
-    usage = "jupyter sandbox list [--json] [--watch]"
+    usage = "jupyter sandbox list [--sort ORDER] [--json] [--watch]"
     description = (
-        "Show the sandboxes that you have started on this machine: kernels, what `run` runs, and "
-        "the nurseries and spares that make starts fast. "
-        "The state is running, starting, waiting (a spare for the next start), ended (its server "
-        "is about to remove it) or left (its server was killed; see: jupyter sandbox gc). A kernel "
-        "that a nursery has forked shares memory with it: private is what would be free without "
-        "this kernel, shared what others have too."
+        "Show the sandboxes that you have started on this machine, root those of all users: "
+        "kernels, what `run` runs, and the nurseries and spares that make starts fast. "
+        "A kernel is busy or idle by its own messages, as its server has last looked (every three "
+        "seconds); running where nobody listens to them; asleep while all of it is stopped. "
+        "Others are starting, waiting (a spare for the next start), ended (its server is about to "
+        "remove it) or left (its server was killed; see: jupyter sandbox gc). "
+        "CPU is the use since the last look, 100 % is one core. A kernel that a nursery has forked "
+        "shares memory with it: private is what would be free without this kernel, shared what "
+        "others have too. The fields of --json stand in docs/list.md."
     )
     examples = """
-    jupyter sandbox list
-    jupyter sandbox list --watch --interval 5
+    jupyter sandbox list --sort memory
+    jupyter sandbox list --watch --sort cpu --interval 5
     jupyter sandbox list --json | jq '.[] | select(.memory_bytes > 1e9) | .kernel_id'
     """
     json_output = Bool(False, help="Print JSON: a list, or one line a look with --watch.").tag(
         config=True
     )
-    watching = Bool(False, help="Look again and again, and show the use of CPUs.").tag(config=True)
+    watching = Bool(False, help="Look again and again.").tag(config=True)
     interval = Float(2.0, min=0.1, help="Seconds between two looks of --watch.").tag(config=True)
+    sort = Enum(
+        list(_ORDERS),
+        default_value="age",
+        help="What comes first: the oldest, who uses most memory or CPU, or the first by name.",
+    ).tag(config=True)
     aliases = _ALIASES
     flags = _FLAGS
 
     def start(self) -> None:
         """Called once by `main`; with --watch it returns when it is interrupted."""
         self.refuse_words()
-        runtime = self.runtime()
-        found = look(runtime)
-        self._show(found)
-        while self.watching:
-            before = {sandbox.record.sandbox_id: sandbox for sandbox in found}
-            time.sleep(self.interval)
-            found = [_compared(sandbox, before, self.interval) for sandbox in look(runtime)]
-            self._show(found)
+        # Only a command waits for this import, and no start.
+        from sandbox_provisioner.app import listing  # noqa: PLC0415
 
-    def _show(self, found: list[Sandbox]) -> None:
+        is_for_all = os.geteuid() == 0 and not self.provisioner().runtime_dir
+        looks = self._looks(self.runtime(), directories_of_others() if is_for_all else ())
         if self.json_output:
-            indent = None if self.watching else 1
-            print(json.dumps([sandbox.as_json() for sandbox in found], indent=indent), flush=True)
+            for found in looks:
+                told = [sandbox.as_json() for sandbox in found]
+                print(json.dumps(told, indent=None if self.watching else 1), flush=True)
             return
-        if self.watching and sys.stdout.isatty():
-            print(_CLEAR_SCREEN, end="")
-        print(_as_table(found, watching=self.watching) if found else "No sandbox runs.", flush=True)
+        out = listing.console()
+        if not self.watching:
+            out.print(listing.drawn(next(looks), out.width))
+            return
+        with listing.screen(out) as show:
+            for found in looks:
+                show(found, f"{_sums(found)}  ·  every {self.interval:g} s, Ctrl-C ends")
+
+    def _looks(self, ours: Path, others: Sequence[Path]) -> Iterator[list[Sandbox]]:
+        """What there is, sorted; again and again with --watch, and each time with the use of CPUs
+        since the look before."""
+        seconds = _FIRST_SECONDS
+        before, then = look_at_all(ours, others), time.monotonic()
+        while True:
+            time.sleep(seconds)
+            found, now = look_at_all(ours, others), time.monotonic()
+            shown = [_compared(sandbox, before, now - then) for sandbox in found]
+            yield sorted(shown, key=_ORDERS[self.sort])
+            if not self.watching:
+                return
+            before, then, seconds = found, now, self.interval
 
 
-def _compared(sandbox: Sandbox, before: Mapping[str, Sandbox], seconds: float) -> Sandbox:
-    """*sandbox* with the use of CPUs since the look before."""
-    earlier = before.get(sandbox.record.sandbox_id)
+def look_at_all(ours: Path, others: Sequence[Path] = ()) -> list[Sandbox]:
+    """Every sandbox in our directory of records and in those of *others*, oldest first."""
+    found = look(ours) + [sandbox for place in others for sandbox in look_at_others(place)]
+    return sorted(found, key=lambda sandbox: sandbox.record.started)
+
+
+def directories_of_others() -> list[Path]:
+    """Where the servers of other users keep their records if nothing else is configured."""
+    return [path for uid in _users() for path in _default_places(uid)]
+
+
+def _users() -> list[int]:
+    """Who has processes now; nobody else's home is touched, which may be far away."""
+    found = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                found.add(entry.stat().st_uid)
+    return sorted(found - {0})
+
+
+def _default_places(uid: int) -> Iterator[Path]:
+    """As `records.runtime_directory` chooses them for the user *uid*; only what is that user's own,
+    and no symbolic link."""
+    paths = [Path(f"/run/user/{uid}/sandbox-provisioner")]
+    with contextlib.suppress(KeyError):
+        paths.append(Path(pwd.getpwuid(uid).pw_dir, ".local/share/jupyter/sandboxes"))
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == uid:
+                yield path
+
+
+def _compared(sandbox: Sandbox, before: Iterable[Sandbox], seconds: float) -> Sandbox:
+    """*sandbox* with the use of CPUs since the look before, *seconds* ago."""
+    same = (o for o in before if o.record.sandbox_id == sandbox.record.sandbox_id)
+    earlier = next(same, None)
     now, then = sandbox.usage.cpu_seconds, earlier.usage.cpu_seconds if earlier else None
     if now is None or then is None:
         return sandbox
-    percent = round(100 * (now - then) / seconds, 1)
-    return replace(sandbox, cpu_percent=percent)
+    return replace(sandbox, cpu_percent=max(0.0, round(100 * (now - then) / seconds, 1)))
 
 
-def _as_table(found: list[Sandbox], *, watching: bool) -> str:
-    head = [
-        "id", "kind", "name", "user", "state", "age", "memory", "private", "shared", "cpu",
-        "processes", "held by",
-    ]  # fmt: skip
-    rows = [_row(sandbox) for sandbox in found]
-    if watching:
-        head.insert(10, "now")
-        for row, sandbox in zip(rows, found, strict=True):
-            percent = sandbox.cpu_percent
-            row.insert(10, "" if percent is None else f"{percent:.0f} %")
-    return table([head, *rows])
-
-
-def _row(sandbox: Sandbox) -> list[str]:
-    record, usage, pages = sandbox.record, sandbox.usage, sandbox.pages
-    used = "?" if usage.memory_bytes is None else format_bytes(usage.memory_bytes)
-    cap = f" of {format_bytes(record.memory_limit_bytes)}" if record.memory_limit_bytes else ""
-    return [
-        short_id(record),
-        record.kind,
-        record.name,
-        record.user,
-        sandbox.state,
-        _format_age(age_seconds(record)),
-        used + cap,
-        format_bytes(pages.private_bytes) if pages else "?",
-        format_bytes(pages.shared_bytes) if pages else "?",
-        "?" if usage.cpu_seconds is None else f"{usage.cpu_seconds:.1f} s",
-        "?" if usage.pids is None else str(usage.pids),
-        record.confinement,
-    ]
-
-
-def _format_age(seconds: float) -> str:
-    """Two units are enough: 59 s, 12 min, 3 h 20 min, 2 d 4 h."""
-    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
-    if not minutes:
-        return f"{seconds:.0f} s"
-    if not hours:
-        return f"{minutes} min"
-    return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
+def _sums(found: Sequence[Sandbox]) -> str:
+    used = sum(sandbox.usage.memory_bytes or 0 for sandbox in found)
+    cores = sum(sandbox.cpu_percent or 0 for sandbox in found) / 100
+    count = f"{len(found)} sandbox{'' if len(found) == 1 else 'es'}"
+    return f"{count}  ·  {format_bytes(used)} of memory  ·  {cores:.1f} cores"
 
 
 class CollectApp(SandboxCommand):

@@ -94,6 +94,10 @@ class CgroupTree(Protocol):
         """Let every process go on; HostError."""
         ...
 
+    def is_frozen(self) -> bool:
+        """Whether every process is stopped by `freeze`; False where that is not known."""
+        ...
+
     def give_way(self, *, on: bool) -> None:
         """Let everybody else on this machine have the CPU first, or no more so. Where no group of
         ours shares the CPU by weights with others, nothing changes."""
@@ -228,6 +232,9 @@ class Tree(ABC):
 
     @abstractmethod
     def thaw(self) -> None: ...
+
+    @abstractmethod
+    def is_frozen(self) -> bool: ...
 
     @abstractmethod
     def kill(self) -> None: ...
@@ -386,6 +393,9 @@ class NullTree:
 
     def thaw(self) -> None:
         """Nothing can have been frozen."""
+
+    def is_frozen(self) -> bool:
+        return False
 
     def give_way(self, *, on: bool) -> None:
         """No group to weigh."""

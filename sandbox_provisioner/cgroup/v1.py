@@ -100,6 +100,12 @@ class V1Tree(Tree):
     def thaw(self) -> None:
         self._write_freezer("THAWED", "thaw")
 
+    def is_frozen(self) -> bool:
+        try:
+            return files.read(self._freezer) == "FROZEN"
+        except HostError:
+            return False
+
     def kill(self) -> None:
         """Frozen processes cannot fork away from the list; they die when they are thawed."""
         frozen = False

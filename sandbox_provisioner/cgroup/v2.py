@@ -87,6 +87,11 @@ class V2Tree(Tree):
     def thaw(self) -> None:
         self._write_core("cgroup.freeze", "0", "thaw")
 
+    def is_frozen(self) -> bool:
+        with contextlib.ExitStack() as stack:
+            events = self._open_events(stack)
+            return events is not None and _reads(events, "frozen 1")
+
     def kill(self) -> None:
         if os.path.exists(self._file("cgroup.kill")):
             self._write_core("cgroup.kill", "1", "end")

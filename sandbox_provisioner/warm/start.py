@@ -108,7 +108,7 @@ async def make_nursery(
         patience = idle_seconds, lonely, plans.least_available_bytes()
         own = _own_request(request, command, preload, patience)
         own = replace(own, survive_server=not owner)
-        handle = await _start(launcher, own, replace(labels, kind=KIND))
+        handle = await _start(launcher, own, replace(labels, kind=KIND, notebook=""))
         try:
             with _giving_way(handle) if owner else contextlib.nullcontext():
                 told = await _ready(handle)

@@ -22,14 +22,16 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from leaks import Watch
 
+from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.inside.kernel_calls import watch_changes
-from sandbox_provisioner.records import Record, all_records, open_init
+from sandbox_provisioner.records import Record, all_records, cgroup_facts, open_init
 from sandbox_provisioner.warm.found import SOCKET, call
 
 pytestmark = pytest.mark.requires("userns", "cgroup-memory", "cgroup-pids")
 
 APP = (sys.executable, "-m", "sandbox_provisioner.app")
 PATIENCE_SECONDS = 60
+OTHER_SCREEN, OWN_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., "contextlib.AbstractContextManager[subprocess.Popen[bytes]]"]
 
@@ -193,14 +195,15 @@ class _Person:
     def type(self, text: bytes) -> None:
         os.write(self.master, text)
 
-    def await_text(self, text: bytes) -> None:
-        """Read on until *text* shows; what came before it is forgotten."""
+    def await_text(self, text: bytes) -> bytes:
+        """Read on until *text* shows; what came before it, which is forgotten."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while text not in self.screen:
             left = deadline - time.monotonic()
             assert select.select([self.master], [], [], left)[0], self.screen
             self.screen += os.read(self.master, 4096)
-        self.screen = self.screen.partition(text)[2]
+        before, _, self.screen = self.screen.partition(text)
+        return before
 
 
 def resize(terminal: int, rows: int, columns: int) -> None:
@@ -312,8 +315,48 @@ def test_list_watches_the_use_of_cpus(
             looks = [json.loads(watcher.stdout.readline()) for _ in range(2)]
             watcher.send_signal(signal.SIGINT)
             assert watcher.wait(PATIENCE_SECONDS) == 130
-    assert looks[0][0]["cpu_percent"] is None
-    assert looks[1][0]["cpu_percent"] > 10
+    assert all(found["cpu_percent"] > 10 for [found] in looks)
+
+
+def test_list_watches_on_the_other_screen_of_a_terminal_and_gives_it_back(
+    running: Start, runtime_dir: Path, environment: dict[str, str], terminal: tuple[int, int]
+) -> None:
+    ours, slave = terminal
+    words = ["list", "--watch", "--interval=0.1", f"--runtime-dir={runtime_dir}"]
+    settings = termios.tcgetattr(slave)
+    with running(*WAIT):
+        watcher = subprocess.Popen(
+            [*APP, *words],
+            env=environment | {"TERM": "xterm-256color"},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+        )
+        person = _Person(ours)
+        seen = [person.await_text(text) for text in (OTHER_SCREEN, *[b"\x1b[H", b" MiB"] * 3)]
+        watcher.send_signal(signal.SIGINT)
+        seen += [person.await_text(text) for text in (b"\x1b[?25h", OWN_SCREEN)]
+        assert watcher.wait(PATIENCE_SECONDS) == 130
+    # Each look begins at the top: it does not clear the screen, which would flicker.
+    assert not any(OTHER_SCREEN in text or b"\x1b[2J" in text for text in seen)
+    assert b"1 sandbox " in b"".join(seen)
+    assert termios.tcgetattr(slave) == settings
+
+
+def test_a_sandbox_whose_processes_are_all_stopped_is_asleep(
+    jupyter_sandbox: Run, running: Start, runtime_dir: Path
+) -> None:
+    with running(*WAIT):
+        record = _record_of_what_runs(runtime_dir)
+        tree = open_existing(cgroup_facts(record), record.tree)
+        tree.freeze()
+        try:
+            [found] = json.loads(jupyter_sandbox("list", "--json").stdout)
+        finally:
+            tree.thaw()
+        assert found["state"] == "asleep"
+        [found] = json.loads(jupyter_sandbox("list", "--json").stdout)
+        assert found["state"] == "running"
 
 
 def test_gc_removes_what_a_killed_server_left(

@@ -15,7 +15,8 @@ from warmth import came_from, nurseries
 
 from sandbox_provisioner.app import SandboxApp
 from sandbox_provisioner.app.command import SandboxCommand
-from sandbox_provisioner.app.running import _as_table, look
+from sandbox_provisioner.app.listing import console, drawn
+from sandbox_provisioner.app.running import look
 from sandbox_provisioner.provisioner import StartRefused
 from sandbox_provisioner.warm import ahead
 
@@ -56,7 +57,9 @@ def test_a_kernel_runs_and_leaves_nothing(landlocked: Any, runtime_dir: Path, pl
         (found,) = look(runtime_dir)
         assert (found.state, found.as_json()["confinement"]) == ("running", "landlock")
         assert found.record.name == NAME
-        assert "landlock" in _as_table([found], watching=False).splitlines()[-1].split()
+        with (out := console()).capture() as told:
+            out.print(drawn([found], out.width))
+        assert "landlock" in told.get().splitlines()[-1].split()
         k.run("import subprocess; subprocess.Popen(['setsid', 'sleep', '1000'])")
     assert os.listdir(runtime_dir) == ["lock"]
 

@@ -26,8 +26,10 @@ from jupyter_programs import (
 )
 from leaks import Watch
 
+from sandbox_provisioner.app.running import Sandbox, look
 from sandbox_provisioner.ends import MIME
-from sandbox_provisioner.records import Record, open_init, sweep
+from sandbox_provisioner.inside.kernel_calls import watch_changes
+from sandbox_provisioner.records import Record, all_records, open_init, sweep
 
 pytestmark = pytest.mark.requires("userns", "jupyter_server")
 needs_memory_cap = pytest.mark.requires("cgroup-memory")
@@ -114,6 +116,34 @@ def test_the_kernel_knows_its_notebook_and_not_the_servers_token(server: Server)
 def test_the_kernel_reads_nothing_that_is_meant_for_the_server(server: Server) -> None:
     with server.session("boxed") as client:
         assert client.run("import os; os.readlink('/proc/self/fd/0')") == "'/dev/null'"
+
+
+def test_list_tells_the_notebook_and_whether_a_cell_runs(server: Server) -> None:
+    with server.session("boxed", "deep.ipynb") as client:
+        client.await_kernel()
+        sandbox = await_state(server.home.runtime, "idle")
+        assert sandbox.record.notebook == str(server.home.notebooks / "deep.ipynb")
+        cell = client.execute("input()", allow_stdin=True)
+        client.until(lambda message: kind_of(message) == "input_request")
+        await_state(server.home.runtime, "busy")
+        client.send("input_reply", channel="stdin", value="")
+        client.until_idle(cell)
+        await_state(server.home.runtime, "idle")
+
+
+def await_state(runtime: Path, state: str) -> Sandbox:
+    """The only kernel, once its server has noted down that it is in *state*."""
+    [folder] = [folder for folder, record in all_records(runtime) if record.kind == "kernel"]
+    changes = watch_changes([str(folder.path)])
+    try:
+        while True:
+            [found] = [sandbox for sandbox in look(runtime) if sandbox.record.kind == "kernel"]
+            if found.state == state:
+                return found
+            assert select.select([changes], [], [], PATIENCE_SECONDS)[0], found.state
+            os.read(changes, 1 << 16)
+    finally:
+        os.close(changes)
 
 
 def test_an_interrupt_stops_the_cell_and_the_kernel_goes_on(server: Server) -> None:

@@ -21,7 +21,7 @@ from sandbox_provisioner import doctor
 from sandbox_provisioner.app import SandboxApp, main
 from sandbox_provisioner.app.apparmor import profile_for
 from sandbox_provisioner.app.command import SandboxCommand, UsageError
-from sandbox_provisioner.app.running import _format_age
+from sandbox_provisioner.app.listing import format_age
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.app.twins import twin_of, write_twin
 from sandbox_provisioner.cgroup import CgroupFacts
@@ -392,7 +392,7 @@ def test_a_list_of_nothing_says_so(command: Command, tmp_path: Path) -> None:
 
 
 def test_ages_have_at_most_two_units() -> None:
-    told = [_format_age(seconds) for seconds in (3.4, 59.4, 61, 3600 * 3 + 1200, 86400 * 2 + 14400)]
+    told = [format_age(seconds) for seconds in (3.4, 59.4, 61, 3600 * 3 + 1200, 86400 * 2 + 14400)]
     assert told == ["3 s", "59 s", "1 min", "3 h 20 min", "2 d 4 h"]
 
 

@@ -137,6 +137,16 @@ def test_only_one_file_speaks_to_systemd():
     assert users == {f"{NAME}.cgroup.manager"}
 
 
+def test_what_draws_tables_is_loaded_by_one_command_and_by_no_start():
+    users = {module_of(path) for path in FILES if "rich" in _top_names(path)}
+    assert users == {f"{NAME}.app.listing"}
+    script = f"import sys, {NAME}.provisioner, {NAME}.app.running; print('rich' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    assert answer.stdout == "False\n"
+
+
 def test_the_spec_stands_on_nothing_but_errors():
     assert ours_of(PACKAGE / "spec.py") == {f"{NAME}.errors"}
 
