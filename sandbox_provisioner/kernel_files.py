@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -138,7 +139,7 @@ class _Needed:
 
 
 def _needed_by(behind: Behind, facts: HostFacts, reader: Reader) -> _Needed:
-    needed = _Needed([*behind.files], [], {})
+    needed = _Needed([found for found in behind.files if _is_public(found.path)], [], {})
     for command in behind.commands:
         own, modules = _folders_on_way(command.program, reader), list[Found]()
         if is_python(command.program):
@@ -158,7 +159,8 @@ def _needed_by(behind: Behind, facts: HostFacts, reader: Reader) -> _Needed:
             libraries, variables = find_r_files(command.environment, facts.home)
             modules += libraries
             needed.variables |= variables
-        own += [Found(path) for path in _files_named(command.words)]
+        named = _files_named(command.words)
+        own += [Found(path) for path in named if command is behind.commands[0] or _is_public(path)]
         needed.installed += [replace(f, trusted=f.trusted and command.trusted) for f in own]
         needed.modules += [replace(f, trusted=f.trusted and command.trusted) for f in modules]
     return needed
@@ -198,6 +200,12 @@ def _installation_of(program: str, reader: Reader) -> list[Found]:
     if os.path.basename(above) in _WITH_SECRETS:
         places = [real, f"{above}/lib"]
     return [Found(path, reader.trusts(program)) for path in places]
+
+
+def _is_public(path: str) -> bool:
+    """Whether a wrapper's word is enough to show *path*: it may stand for a file of passwords."""
+    status = os.stat(path) if os.path.exists(path) else None
+    return bool(status and (stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_IROTH))
 
 
 def _entries(value: str) -> list[str]:

@@ -103,9 +103,9 @@ def only_bits(argument: int, bits: int) -> Word:
 ALLOWED: dict[str, str] = {
     "files by name": """
         access chdir chown faccessat faccessat2 fchdir fchownat futimesat getcwd getdents
-        getdents64 lchown link linkat lstat newfstatat readlink readlinkat rename renameat
-        renameat2 rmdir stat statfs statx symlink symlinkat truncate umask unlink unlinkat utime
-        utimensat utimes""",
+        getdents64 lchown link linkat lstat mkdir mkdirat newfstatat readlink readlinkat rename
+        renameat renameat2 rmdir stat statfs statx symlink symlinkat truncate umask unlink unlinkat
+        utime utimensat utimes""",
     "files by descriptor": """
         close close_range copy_file_range dup dup2 dup3 fallocate fchown fdatasync flock fstat
         fstatfs fsync ftruncate lseek pread64 preadv pwrite64 pwritev read readahead readv sendfile
@@ -285,7 +285,8 @@ SETSOCKOPT = Rule(
 CLONE_NEW = 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000
 CLONE_NEWNS = 0x0002_0000
 
-# With id-mapped mounts a file made here may belong to the user outside: see inode(7).
+# With id-mapped mounts a file made here may belong to the user outside: see inode(7). mkdir(2) does
+# without these bits by itself: a directory has that of the group where its parent has it.
 SET_ID_BITS = 0o6000
 S_IFMT, S_IFREG, S_IFIFO, S_IFSOCK = 0o170000, 0o100000, 0o010000, 0o140000
 O_CREAT, O_TMPFILE = 0o100, 0o20000000
@@ -466,8 +467,6 @@ CHECKED: dict[str, Rule] = {
     "open": opening(1),
     "openat": opening(2),
     "creat": unset_id(1),
-    "mkdir": unset_id(1),
-    "mkdirat": unset_id(2),
     "chmod": unset_id(1),
     "fchmod": unset_id(1),
     "fchmodat": unset_id(2),

@@ -146,6 +146,25 @@ def test_no_file_can_be_made_to_run_as_its_owner(run_inside, workdir):
     assert set_id == []
 
 
+def test_a_directory_is_made_without_these_bits_and_has_its_parents_group(run_inside, workdir):
+    """mkdir(2) leaves them out by itself; in a set-group-ID directory Linux hands it on."""
+
+    def make():
+        import os
+
+        os.mkdir("wished", 0o6775)
+        os.mkdir("shared/inner")
+        open("shared/file", "w").close()
+        return [os.stat(name).st_mode & 0o6000 for name in ("wished", "shared/inner")]
+
+    (workdir / "shared").mkdir()
+    os.chown(workdir / "shared", -1, workdir.stat().st_gid)
+    (workdir / "shared").chmod(0o2775)
+    assert run_inside(make) == [0, 0o2000]
+    assert (workdir / "wished").stat().st_mode & 0o6000 == 0
+    assert (workdir / "shared/file").stat().st_mode & 0o6000 == 0
+
+
 @pytest.mark.requires("root")
 def test_a_set_id_program_of_the_host_gives_nothing(run_inside, workdir):
     def run_it():

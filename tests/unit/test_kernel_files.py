@@ -170,6 +170,18 @@ def test_a_wrapper_that_a_kernel_may_write_shows_nothing_else(facts, tmp_path):
     assert found.doubtful
 
 
+def test_a_file_that_only_its_owner_reads_is_not_shown_because_a_wrapper_names_it(facts, tmp_path):
+    for name, mode in (("settings", 0o644), ("secret", 0o600), ("script.py", 0o644)):
+        (tmp_path / name).touch(mode)
+    text = f". {tmp_path}/settings\n. {tmp_path}/secret\nenv cat {tmp_path}/secret\n"
+    script = make_program(tmp_path / "wrap/l.sh", f"#!/bin/sh\n{text}sh {tmp_path}/script.py\n")
+    found = find_kernel_files([script], {}, facts)
+    assert shows(found, tmp_path / "settings")
+    assert shows(found, tmp_path / "script.py")
+    assert not shows(found, tmp_path / "secret")
+    assert found.unseen == (f"{tmp_path}/secret",)
+
+
 def test_folders_of_search_paths_are_there(facts, tmp_path):
     names = ("LD_LIBRARY_PATH", "R_LIBS", "JAVA_HOME", "UNKNOWN_PATH")
     folders = {name: tmp_path / name for name in names}
