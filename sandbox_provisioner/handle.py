@@ -35,6 +35,7 @@ from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
 
+_OUTLIVED_SECONDS = 1.0
 _MOST_WORDS = 64  # of init's, at a time
 _REAPER = "sandbox-reaper"
 
@@ -103,7 +104,13 @@ class LocalHandle:
         self._heard: list[str] = []
         self.left_behind: tuple[str, ...] = ()
         self.unseen: tuple[str, ...] = ()
-        self._outlived_kills = 0  # those of its children
+        # Of the kills for want of memory, those that the kernel has outlived; and, where PID 1 does
+        # not tell, how many there were when they changed last.
+        self._outlived_kills = 0
+        self._seen_kills = 0, time.monotonic()
+        self._watched = bool(record.memory_limit_bytes and tree and tree.memory_group) and (
+            record.confinement != Confinement.LANDLOCK
+        )
         keep_from_children(self)
 
     def forget(self) -> None:
@@ -134,7 +141,18 @@ class LocalHandle:
         """`poll`, off the event loop where there is something to read."""
         if self._has_ended():
             return await off_loop(self.poll)
+        if not self._watched:
+            await off_loop(self._note_kills)
         return None
+
+    def _note_kills(self) -> None:
+        """A kill that the kernel has outlived for a while was not its own. It is counted a moment
+        before the kernel has ended."""
+        kills, now = self._tree.usage().oom_kills or 0, time.monotonic()
+        if kills != self._seen_kills[0]:
+            self._seen_kills = kills, now
+        elif now - self._seen_kills[1] >= _OUTLIVED_SECONDS:
+            self._outlived_kills = kills
 
     async def wait(self) -> ExitStory:
         if not self._has_ended():
@@ -304,8 +322,8 @@ class LocalHandle:
             return EndKind.ASKED
         # PID 1 tells the kill of a kernel from that of its children, unless it went with them.
         more = (usage.oom_kills or 0) > self._outlived_kills
-        unwatched = told.code is None or self.record.confinement == Confinement.LANDLOCK
-        if told.kind is EndKind.MEMORY_CAP or (more and unwatched):
+        untold = told.code is None or not self._watched
+        if told.kind is EndKind.MEMORY_CAP or (more and untold):
             full_above = self._tree.full_above()
             return EndKind.SURROUNDINGS_MEMORY if full_above else EndKind.MEMORY_CAP
         return told.kind

@@ -69,6 +69,7 @@ class LastWords:
             key=manager.session.key, signature_scheme=manager.session.signature_scheme
         )
         self._running: dict[str, str] = {}
+        self._last: dict[str, str] = {}  # that ran, whether it still does or not
         self._lock = threading.Lock()  # `speak` has a thread of its own, a socket only one user
         self._in_message = False  # whether the next frame goes on with one that we do not want
         self._speech: _Speech | None = None
@@ -101,7 +102,7 @@ class LastWords:
             if not self.drain():
                 return
             await asyncio.sleep(0)
-        self._running = {}  # of a while ago, if ever
+        self._running = self._last = {}  # of a while ago, if ever
 
     def drain(self) -> bool:
         """Take in some of what has come; whether there may be more."""
@@ -145,7 +146,7 @@ class LastWords:
         if parent.get("msg_type") != "execute_request":
             return
         if state == "busy":
-            self._running = parent
+            self._running = self._last = parent
         elif state == "idle" and parent.get("msg_id") == self._running.get("msg_id"):
             self._running = {}
 
@@ -170,7 +171,9 @@ class LastWords:
         self._speech.heard.wait()
 
     def _message(self, kind: str, metadata: dict[str, Any], /, **content: Any) -> dict[str, Any]:
-        parent = {"header": self._running} if self._running else None
+        # What ended while no cell ran, by a task of its own, is shown where something is shown.
+        cell = self._running or self._last
+        parent = {"header": cell} if cell else None
         return self._session.msg(kind, content=content, parent=parent, metadata=metadata)
 
     def _stop_listening(self) -> None:

@@ -171,6 +171,8 @@ class LocalLauncher:
                 f"{mount.path} can only be read: it is a mount of {mount.filesystem}, and Linux "
                 "cannot map the ids of all mounts below what a kernel of a root server is given."
             )
+        if less := cgroup.allows_less(spec.limits.memory_bytes, facts.cgroups):
+            self.warn(less)
         look_there_last(workdir.source, sys.path)
         site = Site(
             facts=facts,
@@ -181,6 +183,7 @@ class LocalLauncher:
             id_range=_id_range(spec, facts),
             user_tasks=count_tasks(facts.uid) if shared or _counts_everywhere(facts) else 0,
             memory_group=tree.memory_group,
+            memory_above=cgroup.narrowest_bound(facts.cgroups),
             server_environment=dict(os.environ),
         )
         _keep_apart(runtime, site)

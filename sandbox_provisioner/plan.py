@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from sandbox_provisioner.bounds import MOST_TERMINALS, SYSCTLS, kernels_limits, makers_limits
+from sandbox_provisioner.cgroup import Bound
 from sandbox_provisioner.errors import COLUMNS, HostError, SpecError, in_lines
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import ATTEMPT as RANGE_ATTEMPT
@@ -157,6 +158,7 @@ class Site:
     *first_id* is the first of the host's ids that a root server gives to this sandbox; *sockets*
     the host's directory that shows inside as /run/kernel, *exit_file* where init tells the end.
     *id_range* is what an ordinary user's sandbox maps all ids but the user's own to; None: nothing.
+    *memory_above* is the smallest cap on memory of the groups that its own is to be a part of.
     *user_tasks* is how many processes and threads the user has, where a cap is to count from there.
     *opened* closes the descriptors of `places`: whoever made the site does, when the start is done.
     """
@@ -167,6 +169,7 @@ class Site:
     volumes: tuple[VolumeFacts, ...] = ()
     join_files: tuple[str, ...] = ()
     memory_group: tuple[int, str] | None = None
+    memory_above: Bound | None = None
     first_id: int = 0
     id_range: IdRange | None = None
     sockets: str = ""
@@ -275,21 +278,27 @@ def watch_steps(request: LaunchRequest, site: Site) -> Iterator[Step]:
     yield Step("open-memory", (str(version), group), "while the host's groups can be reached")
     share = (limits.interrupt_share or 0) if request.connection_file else 0
     killed = _child_killed(cap) if request.connection_file else ""
+    sentence = in_lines(_interrupted(cap, site.memory_above), COLUMNS - len("1023 MiB"))
+    if site.memory_above:
+        cap = min(cap, site.memory_above.limit_bytes)
     words = (str(version), str(round(cap * share)), str(cap), str(site.uid), str(site.gid))
     why = "init learns which process Linux ends at the cap"
     if share:
         why = f"at {share:g} of the cap init interrupts the kernel, before Linux would end it"
-    sentence = in_lines(_interrupted(cap), COLUMNS - len("1023 MiB"))
     yield Step("watch-memory", (*words, sentence, in_lines(killed)), why)
 
 
-def _interrupted(cap: int) -> str:
+def _interrupted(cap: int, above: Bound | None) -> str:
     """What the person at the notebook reads then, with "{}" for what the kernel uses. It is said
     before it is known whether the interrupt comes in time."""
+    limit, remedy = f"its memory limit of {format_bytes(cap)}", "raise mem_limit"
+    if above and above.limit_bytes < cap:
+        limit = f"the {format_bytes(above.limit_bytes)} that it shares with other programs"
+        remedy = "ask who runs this machine for more"
     return (
-        f"The kernel is interrupted: it uses {{}} of its memory limit of {format_bytes(cap)}. "
-        "If this comes in time, your variables stay; delete what you do not need, or raise "
-        "mem_limit. If not, the kernel is killed, and says so."
+        f"The kernel is interrupted: it uses {{}} of {limit}. If this comes in time, your "
+        f"variables stay; delete what you do not need, or {remedy}. If not, the kernel is killed, "
+        "and says so."
     )
 
 

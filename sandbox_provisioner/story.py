@@ -159,8 +159,8 @@ _FULL_FOLDER = (
 _SENTENCES = {
     EndKind.MEMORY_CAP: "{name} was killed: it reached its memory limit of {limit}{peak}. Raise "
     "mem_limit, or work on less data at once.",
-    EndKind.SURROUNDINGS_MEMORY: "{name} was killed{used}, since {full_above} was full, which its "
-    "own limit is a part of. Ask who manages it for more, or end other programs there.",
+    EndKind.SURROUNDINGS_MEMORY: "{name} was killed{used}: {full_above} was full, which it shares "
+    "with other programs. Ask who manages it for more, or end some of them.",
     EndKind.SHM_FULL: _FULL_FOLDER.format(folder="/dev/shm", option="shm_limit"),
     EndKind.TMP_FULL: _FULL_FOLDER.format(folder="/tmp", option="tmp_limit"),
     EndKind.PROCESSES_CAP: "{name} ended just after it was refused another process or thread: it "

@@ -23,6 +23,7 @@ from sandbox_provisioner.app.command import (
     working_directory,
 )
 from sandbox_provisioner.app.tables import table
+from sandbox_provisioner.cgroup import allows_less
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
@@ -134,7 +135,8 @@ def _memory(limits: Limits, facts: HostFacts) -> str:
     text = f"mem_limit is {format_bytes(limits.memory_bytes)} here"
     if enforced(limits, facts).memory_bytes is None:
         return f"{text}, by default, and is given up: {facts.cgroups.missing['memory']}."
-    return f"{text}. {_interrupt(limits)}"
+    less = allows_less(limits.memory_bytes, facts.cgroups)
+    return " ".join(filter(None, (f"{text}.", less, _interrupt(limits))))
 
 
 def _interrupt(limits: Limits) -> str:

@@ -20,6 +20,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 
+from sandbox_provisioner.cgroup.above import Bound, allows_less, narrowest_bound
 from sandbox_provisioner.cgroup.files import PARENT, refused
 from sandbox_provisioner.cgroup.remedies import do_without, unique
 from sandbox_provisioner.cgroup.survey import CgroupFacts, memory_bounds, survey
@@ -38,12 +39,15 @@ from sandbox_provisioner.errors import HostError, joined
 from sandbox_provisioner.spec import Limits
 
 __all__ = [
+    "Bound",
     "CgroupFacts",
     "CgroupTree",
     "NullTree",
     "Usage",
+    "allows_less",
     "leftover_names",
     "memory_bounds",
+    "narrowest_bound",
     "open_existing",
     "open_to_join",
     "open_tree",

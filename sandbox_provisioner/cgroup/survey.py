@@ -16,7 +16,7 @@ import os
 import pwd
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -51,7 +51,8 @@ class CgroupFacts:
     directory below which its groups go; on v2 it is the same for all, and "freezer" is always
     there. *manager* is "user" or "system" where that manager of systemd has to make them, and the
     bases are then the directory of a slice. *missing* leads from a facility of `Limits` (memory,
-    cpu, cpuset, pids) to the reason why it cannot be enforced here.
+    cpu, cpuset, pids) to the reason why it cannot be enforced here. *surroundings* are the version
+    and the directory of the group whose memory we are charged to ourselves; 0 where none is shown.
     """
 
     version: int
@@ -59,6 +60,7 @@ class CgroupFacts:
     missing: Mapping[str, str]
     manager: str = ""
     remedies: Mapping[str, Steps] = field(default_factory=lambda: MappingProxyType({}))
+    surroundings: tuple[int, str] = (0, "")
 
     def remedy(self, facility: str) -> Steps:
         """What a person can do so that *facility* works; for the errors of `open_tree`, doctor."""
@@ -103,7 +105,23 @@ def survey(*, proc: str = "/proc", pid: str = "self", run: str = "/run") -> Cgro
     own = _own_groups(f"{proc}/{pid}/cgroup")
     # max() takes the first of equals, so v2 where both do the same.
     forms = [*_survey_v2(mounts, own, run), _survey_v1(mounts, own)]
-    return max(forms, key=lambda form: form.rank).facts
+    facts = max(forms, key=lambda form: form.rank).facts
+    return replace(facts, surroundings=_surroundings(mounts, own))
+
+
+def _surroundings(mounts: Collection[_Mount], own: Mapping[str, str]) -> tuple[int, str]:
+    for mount in mounts:
+        is_v1 = mount.kind == "cgroup" and "memory" in mount.options
+        found = _directory(mount, own.get("memory" if is_v1 else "", "/"))
+        if found is None:
+            continue
+        if is_v1:
+            return 1, found
+        # A group without the controller is a part of the nearest one above that has it.
+        for group in _upwards(found, mount.point) if mount.kind == "cgroup2" else ():
+            if "memory" in _words(f"{group}/cgroup.controllers"):
+                return 2, group
+    return 0, ""
 
 
 def memory_bounds(facts: CgroupFacts) -> list[int]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sandbox_provisioner.cgroup import files
+from sandbox_provisioner.cgroup.above import Above
 from sandbox_provisioner.cgroup.files import Setting
 from sandbox_provisioner.cgroup.survey import CgroupFacts
 from sandbox_provisioner.errors import HostError, SpecError
@@ -211,6 +212,7 @@ class Tree(ABC):
         self._device = device
         self._waived = frozenset(waived)
         self._asked = frozenset(facilities_asked(without(limits, self._waived)))
+        self._above = self._look_above()
 
     @property
     @abstractmethod
@@ -226,6 +228,10 @@ class Tree(ABC):
 
     @abstractmethod
     def full_above(self) -> str: ...
+
+    @abstractmethod
+    def _look_above(self) -> Above:
+        """What memory of ours is a part of, as it is before a start."""
 
     @abstractmethod
     def freeze(self) -> None: ...
@@ -374,15 +380,24 @@ class NullTree:
         check_name(name)
         self._facts = facts
         self._name = name
+        self._above = Above(*facts.surroundings)
+        self._kills_before = self._kills()
 
     def create(self, limits: Limits, pid: int = 0) -> None:
         """Nothing to make: `open_tree` has judged the caps."""
 
     def usage(self) -> Usage:
-        return Usage()
+        """Of the group that we are in ourselves, only what has happened to it since."""
+        kills = self._kills()
+        return Usage(oom_kills=None if kills is None else kills - (self._kills_before or 0))
 
     def full_above(self) -> str:
-        return ""
+        return self._above.full()
+
+    def _kills(self) -> int | None:
+        version, group = self._facts.surroundings
+        name = {1: "memory.oom_control", 2: "memory.events"}.get(version, "")
+        return files.read_keyed(f"{group}/{name}").get("oom_kill") if name else None
 
     def freeze(self) -> None:
         raise HostError(

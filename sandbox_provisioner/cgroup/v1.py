@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sandbox_provisioner.cgroup import files
+from sandbox_provisioner.cgroup.above import UNLIMITED_BYTES, Above, times_full
 from sandbox_provisioner.cgroup.files import Setting
 from sandbox_provisioner.cgroup.survey import V1_CONTROLLERS
 from sandbox_provisioner.cgroup.tree import (
@@ -28,13 +29,10 @@ from sandbox_provisioner.cgroup.tree import (
     whole_pages,
 )
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.spec import Limits, format_bytes, format_cpuset
+from sandbox_provisioner.spec import Limits, format_cpuset
 
 _SHARES_PER_CORE = 1024
 _SMALLEST_SHARES, _LARGEST_SHARES = 2, 1 << 18
-
-# Where v1 has no cap it tells the largest number of bytes in whole pages.
-_UNLIMITED_BYTES = 1 << 62
 
 # "cpu" also without a cap: by its weight, all that spins in sandboxes counts as one process of the
 # group above, not as many.
@@ -62,13 +60,17 @@ class V1Tree(Tree):
     def memory_group(self) -> tuple[int, str] | None:
         return (1, self._group("memory")) if "memory" in self._asked else None
 
+    def _look_above(self) -> Above:
+        group = self._group("memory") if "memory" in self._facts.bases else ""
+        return Above(1 if group else 0, os.path.dirname(group))
+
     def usage(self) -> Usage:
         limit = self._number("memory", "memory.limit_in_bytes")
         cpu_nanoseconds = self._number("cpuacct", "cpuacct.usage")
         return Usage(
             memory_bytes=self._number("memory", "memory.usage_in_bytes"),
             memory_peak_bytes=self._number("memory", "memory.max_usage_in_bytes"),
-            memory_limit_bytes=limit if limit is not None and limit < _UNLIMITED_BYTES else None,
+            memory_limit_bytes=limit if limit is not None and limit < UNLIMITED_BYTES else None,
             cpu_seconds=None if cpu_nanoseconds is None else cpu_nanoseconds / 1e9,
             pids=self._number("pids", "pids.current"),
             oom_kills=self._event("memory", "memory.oom_control", "oom_kill"),
@@ -76,14 +78,10 @@ class V1Tree(Tree):
         )
 
     def full_above(self) -> str:
-        group = self._group("memory") if "memory" in self._asked else ""
-        if not group or _was_full(group):
+        group = self._group("memory") if "memory" in self._facts.bases else ""
+        if not group or ("memory" in self._asked and _was_full(group)):
             return ""
-        while os.path.exists(f"{(group := os.path.dirname(group))}/memory.failcnt"):
-            limit = files.read_number(f"{group}/memory.limit_in_bytes") or 0
-            if limit < _UNLIMITED_BYTES and _was_full(group):
-                return f"the group {group}, with a memory limit of {format_bytes(limit)},"
-        return "the machine's memory"
+        return self._above.full()
 
     def freeze(self) -> None:
         self._write_freezer("FROZEN", "freeze")
@@ -256,7 +254,7 @@ class V1Tree(Tree):
 def _was_full(group: str) -> bool:
     """memory.failcnt stays 0 where the cap on memory plus swap is met, which is as high; the most
     that was used tells then, but for what a CPU takes in one go (64 pages)."""
-    if files.read_number(f"{group}/memory.failcnt"):
+    if times_full(1, group):
         return True
     peak = files.read_number(f"{group}/memory.max_usage_in_bytes") or 0
     limit = files.read_number(f"{group}/memory.limit_in_bytes")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sandbox_provisioner.cgroup import files
+from sandbox_provisioner.cgroup.above import Above, times_full
 from sandbox_provisioner.cgroup.files import Setting
 from sandbox_provisioner.cgroup.tree import (
     CPU_PERIOD_US,
@@ -24,7 +25,7 @@ from sandbox_provisioner.cgroup.tree import (
     whole_pages,
 )
 from sandbox_provisioner.errors import HostError, Remedy
-from sandbox_provisioner.spec import Limits, format_bytes, format_cpuset
+from sandbox_provisioner.spec import Limits, format_cpuset
 
 # The kernel's default weight is 100, so a guaranteed core weighs as much as a default group.
 _WEIGHT_PER_CORE = 100
@@ -56,23 +57,19 @@ class V2Tree(Tree):
             pids_limit_hits=files.read_keyed(self._file("pids.events")).get("max"),
         )
 
-    def full_above(self) -> str:
-        group = self._group
-        if "memory" not in self._asked or self._was_full(group):
-            return ""
-        while os.path.exists(f"{(group := os.path.dirname(group))}/memory.events"):
-            limit = files.read_number(f"{group}/memory.max")
-            if limit is not None and self._was_full(group):
-                return f"the group {group}, with a memory limit of {format_bytes(limit)},"
-        return "the machine's memory"
+    def _look_above(self) -> Above:
+        return Above(2, os.path.dirname(self._group))
 
-    def _was_full(self, group: str) -> bool:
-        """Whether its own limit was met in vain; memory.events also counts for groups below it."""
-        for name in ("memory.events.local", "memory.events"):
-            events = files.read_keyed(f"{group}/{name}")
-            if "oom" in events:
-                return events["oom"] > 0
-        return True  # not known: then it is as it was asked for
+    def full_above(self) -> str:
+        if "memory" in self._asked and self._was_full():
+            return ""
+        return self._above.full()
+
+    def _was_full(self) -> bool:
+        """Whether our own limit was met in vain."""
+        if "oom" not in files.read_keyed(self._file("memory.events")):
+            return True  # not known: then it is as it was asked for
+        return times_full(2, self._group) > 0
 
     def freeze(self) -> None:
         self._write_core("cgroup.freeze", "1", "freeze")

@@ -214,7 +214,7 @@ class _Init:
 
     def serve_memory(self, watched: memory.Memory) -> None:
         try:
-            used = watched.look()
+            used = watched.look(self.kernel_pid)
             kills = watched.child_killed(self.kernel_pid)
         except OSError as error:
             if error.errno != _ENODEV:

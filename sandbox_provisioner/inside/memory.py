@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 _KERNEL_PART = 32
 # Between two interrupts without a fall below the share; it also bounds their number.
 _SMALLEST_STEP = 64
-# A traceback takes a while on a busy machine, and a second interrupt would cut it off: the cell
-# then ended without an error. Who is still in a call in C has the first one waiting.
+# A traceback takes a while, and a second interrupt would cut it off: the cell then ended without an
+# error. Who is still in a call in C has the first one waiting. See `_patience_clock`.
 _BETWEEN_SECONDS = 1.0
+_WAITING_PART = 0.125
+_CLEARED_PART = 0.75
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 # How long after an event to go on looking: v1 tells of a kill before it has counted it.
 _LOOK_ON_SECONDS = 1.0
 _KILLED_MS = 20
@@ -45,7 +48,8 @@ class Level:
 
     One interrupt at the share. If the use goes on growing, that cell has not heard it, or another
     one runs: again when half of what was left is gone, but not while the first one is still being
-    heard (a call in C has to return, a traceback to be shown). Below the share it begins anew.
+    heard (a call in C has to return, a traceback to be shown). Below the share it begins anew, and
+    at once where somebody has made room: a little less is what the cell that ends was making.
     """
 
     def __init__(self, share: int, cap: int) -> None:
@@ -62,7 +66,9 @@ class Level:
     def reached(self, used: int, now: float) -> bool:
         """Whether *used* calls for an interrupt *now*; the level is then the next one."""
         if used < self.share:
-            self.next, self._not_before = self.share, now
+            self.next = self.share
+        if used < self.share * _CLEARED_PART:
+            self._not_before = now
         if used < self.next or now < self._not_before:
             return False
         self._not_before = now + _BETWEEN_SECONDS
@@ -202,14 +208,14 @@ class Memory:
         """Ask for the events. On v1 it takes some 10 ms a threshold."""
         self._events.arm(self._level)
 
-    def look(self) -> int:
-        """The bytes in use if an interrupt is due now, else 0."""
+    def look(self, pid: int) -> int:
+        """The bytes in use if an interrupt of the kernel, *pid*, is due now, else 0."""
         if self._events.clear():
             self._look_until = time.monotonic() + _LOOK_ON_SECONDS
         if self._level is None:
             return 0
         before, used = self._level.next, self._events.used(self._level.cap)
-        due = self._level.reached(used, time.monotonic())
+        due = self._level.reached(used, _patience_clock(pid))
         if self._level.next != before:
             self._events.follow(self._level)
         return used if due else 0
@@ -268,18 +274,34 @@ def is_dying(pid: int) -> bool:
     """Whether SIGKILL is on its way to process *pid*, or it ends already.
 
     proc_pid_status(5): SigPnd is of its first thread, and a deadly signal waits at each of them
-    (kernel/signal.c, complete_signal). proc_pid_stat(5): behind the name, which may hold anything,
-    the state comes first and the flags are the seventh.
+    (kernel/signal.c, complete_signal). proc_pid_stat(5): the flags are the sixth from the state on.
     """
     try:
         with open(f"/proc/{pid}/status", "rb", buffering=0) as status:
             pending = status.readall().partition(b"\nSigPnd:")[2].split(None, 1)[0]
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat_file:
-            state, *fields = stat_file.readall().rpartition(b")")[2].split()
+        state, *fields = _stat(pid)
     except OSError:
         return True
     ends = state in b"ZX" or bool(int(fields[5]) & _PF_EXITING)
     return ends or bool(int(pending, 16) >> (_SIGKILL - 1) & 1)
+
+
+def _patience_clock(pid: int) -> float:
+    """Seconds by which to judge whether process *pid* has made something of an interrupt: those in
+    which it ran, which are few of those that pass on a busy machine, and a part of the latter, as
+    it may only wait for others."""
+    try:
+        fields = _stat(pid)
+        ran = (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+    except OSError:
+        ran = 0.0
+    return ran + time.monotonic() * _WAITING_PART
+
+
+def _stat(pid: int) -> list[bytes]:
+    """proc_pid_stat(5) from the state on: the name before it may hold anything."""
+    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+        return file.readall().rpartition(b")")[2].split()
 
 
 def say(pid: int, text: str) -> None:

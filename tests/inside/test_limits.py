@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from boxes import request_for
 
-from sandbox_provisioner import launch
+from sandbox_provisioner import host, launch
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.places import disk_of
@@ -321,3 +323,29 @@ def test_boxes_that_spin_count_as_one_without_a_cap(sandbox):
         )
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert float(told.stdout) > 0.2
+
+
+@pytest.fixture
+def narrow_group(monkeypatch, new_folder):
+    """A group above all sandboxes of this test, with a cap of 96 MiB."""
+    found = host.survey()
+    base = f"{found.bases['memory']}/test-{os.path.basename(new_folder())}"
+    os.mkdir(base)
+    (Path(base) / "memory.limit_in_bytes").write_text(str(96 * MIB))
+    narrow = replace(found, bases={**found.bases, "memory": base})
+    monkeypatch.setattr(host, "survey", lambda: narrow)
+    yield base
+    os.rmdir(base)
+
+
+@pytest.mark.requires("root", "cgroup-v1", "cgroup-memory")
+@pytest.mark.parametrize("own", [1 << 30, None])
+def test_a_group_above_that_was_full_is_named_and_not_the_sandboxs_own_limit(
+    sandbox, narrow_group, own
+):
+    with sandbox(limits=Limits(memory_bytes=own)) as box:
+        box.send(fill_memory)
+        story = box.wait()
+        assert story.kind is EndKind.SURROUNDINGS_MEMORY
+        assert f"the group {narrow_group}, with a memory limit of 96 MiB" in story.reason
+        assert "its memory limit of" not in story.reason

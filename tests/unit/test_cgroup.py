@@ -15,18 +15,22 @@ from pathlib import Path
 import pytest
 
 from sandbox_provisioner.cgroup import (
+    Bound,
     CgroupFacts,
     NullTree,
     Usage,
+    allows_less,
     files,
     leftover_names,
     memory_bounds,
+    narrowest_bound,
     open_existing,
     open_to_join,
     open_tree,
     remove_leftovers,
     survey,
 )
+from sandbox_provisioner.cgroup.above import Above
 from sandbox_provisioner.cgroup.remedies import own_v1
 from sandbox_provisioner.errors import HostError, SpecError, in_lines
 from sandbox_provisioner.spec import WAIVABLE_FACILITIES, Limits
@@ -750,29 +754,108 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 # --- whose limit it was
 
 
+def write_group(version: int, group: Path, limit: int | None, full: int, below: int = 0) -> None:
+    """A group whose limit was met *full* times, and those of groups below it *below* times."""
+    (group / "cgroup.controllers").write_text("memory")
+    (group / "memory.failcnt").write_text(str(full))
+    (group / "memory.limit_in_bytes").write_text(str(limit or 1 << 63))
+    (group / "memory.max").write_text(str(limit or "max"))
+    (group / "memory.events").write_text(f"oom {full + below}\noom_kill {full + below}")
+    (group / "memory.events.local").write_text(f"oom {full}")
+    (group / "memory.oom_control").write_text(f"oom_kill {full + below}")
+
+
 @pytest.mark.parametrize(("ours", "above"), [(1, 1), (1, 0), (0, 1), (0, 0)])
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_group_whose_memory_was_full_is_named(
     tmp_path: Path, version: int, ours: int, above: int
 ) -> None:
-    """An OOM kill is counted where the processes are, whoever had no memory left."""
+    """An OOM kill is counted where the processes are, whoever had no memory left. What happened
+    before a start was somebody else's."""
     base = tmp_path / "course"
     own = base / files.PARENT / "one"
     own.mkdir(parents=True)
-    limits = {base: 300 << 20, base / files.PARENT: 1 << 63, own: 256 << 20}
-    for group, limit in limits.items():
-        full = {own: ours, base: ours or above}.get(group, 0)
-        (group / "memory.failcnt").write_text(str(full))
-        (group / "memory.limit_in_bytes").write_text(str(limit))
-        (group / "memory.max").write_text("max" if limit == 1 << 63 else str(limit))
-        (group / "memory.events").write_text(f"oom {ours or full}")
-        (group / "memory.events.local").write_text(f"oom {full}")
+    write_group(version, base, 300 << 20, 7)
     bases = dict.fromkeys(["memory", "freezer"], str(base))
     found = CgroupFacts(version=version, bases=bases, missing={})
     tree = open_tree(found, "one", Limits(memory_bytes=256 << 20, pids=None), refuse, print)
+    write_group(version, base, 300 << 20, 7 + above, below=ours)
+    write_group(version, base / files.PARENT, None, 0)
+    write_group(version, own, 256 << 20, ours)
     if ours:
         assert tree.full_above() == ""
     elif above:
         assert tree.full_above() == f"the group {base}, with a memory limit of 300 MiB,"
     else:
         assert tree.full_above() == "the machine's memory"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_without_a_cap_of_its_own_somebody_elses_memory_was_full(
+    tmp_path: Path, version: int
+) -> None:
+    own = tmp_path / files.PARENT / "one"
+    own.mkdir(parents=True)
+    write_group(version, tmp_path, 300 << 20, 0)
+    bases = dict.fromkeys(["memory", "freezer"], str(tmp_path))
+    found = CgroupFacts(version=version, bases=bases, missing={})
+    tree = open_tree(found, "one", Limits(), refuse, print)
+    write_group(version, own, None, 0)
+    write_group(version, tmp_path, 300 << 20, 1)
+    assert "with a memory limit of 300 MiB" in tree.full_above()
+
+
+def test_where_the_top_that_we_see_is_no_root_the_full_one_may_be_out_of_sight(
+    tmp_path: Path,
+) -> None:
+    """In a container's cgroup namespace."""
+    write_group(2, tmp_path, None, 0)
+    (tmp_path / "cgroup.type").write_text("domain")
+    assert "cannot be seen from here" in Above(2, str(tmp_path)).full()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_where_no_group_can_be_made_the_one_that_we_are_in_is_looked_at(
+    tmp_path: Path, version: int
+) -> None:
+    write_group(version, tmp_path, 300 << 20, 3)
+    found = CgroupFacts(version=0, bases={}, missing={}, surroundings=(version, str(tmp_path)))
+    tree = open_tree(found, "one", Limits(), refuse, print)
+    assert tree.usage().oom_kills == 0
+    write_group(version, tmp_path, 300 << 20, 4)
+    assert tree.usage().oom_kills == 1
+    assert tree.full_above() == f"the group {tmp_path}, with a memory limit of 300 MiB,"
+    assert NullTree(NOTHING, "one").usage() == Usage()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_smaller_cap_above_is_told(tmp_path: Path, version: int) -> None:
+    inner = tmp_path / "hub"
+    inner.mkdir()
+    write_group(version, tmp_path, 1 << 30, 0)
+    write_group(version, inner, 5 << 30, 0)
+    made_here = CgroupFacts(version=version, bases={"memory": str(inner)}, missing={})
+    none_made = CgroupFacts(version=0, bases={}, missing={}, surroundings=(version, str(inner)))
+    for found in (made_here, none_made):
+        assert narrowest_bound(found) == Bound(group=str(tmp_path), limit_bytes=1 << 30)
+        assert allows_less(1 << 30, found) == allows_less(None, found) == ""
+        told = allows_less(4 << 30, found)
+        assert f"mem_limit is 4 GiB, but the group {tmp_path} above allows 1 GiB" in told
+    assert narrowest_bound(NOTHING) is None
+
+
+def test_the_group_that_we_are_charged_to_is_the_nearest_with_the_controller(
+    proc: Proc, kernel: FakeKernel
+) -> None:
+    kernel.group("/", controllers=ALL)
+    service = kernel.group("/hub.service", controllers="memory")
+    kernel.group("/hub.service/server")
+    proc.mount("cgroup2", kernel.top)
+    proc.groups = ["0::/hub.service/server"]
+    assert proc.survey().surroundings == (2, str(service))
+
+
+def test_on_v1_it_is_the_one_of_that_hierarchy(proc: Proc, tmp_path: Path) -> None:
+    proc.mount("cgroup", tmp_path, ",memory")
+    proc.groups = ["4:memory:/job_7"]
+    assert proc.survey().surroundings == (1, f"{tmp_path}/job_7")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_provisioner.cgroup import NullTree
+from sandbox_provisioner.cgroup import CgroupFacts, NullTree
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside import init, memory
 from sandbox_provisioner.inside.memory import (
@@ -64,6 +64,13 @@ def test_below_the_share_it_begins_anew_and_at_once(level):
     assert not level.reached(100 * MIB, 0.01)
     assert not level.raised
     assert level.reached(SHARE, 0.02)
+
+
+def test_a_little_below_the_share_the_first_one_is_still_being_heard(level):
+    assert level.reached(SHARE + MIB, 0.0)
+    assert not level.reached(SHARE - MIB, 0.1)
+    assert not level.reached(SHARE, 0.2)
+    assert level.reached(SHARE, 2.0)
 
 
 @given(st.lists(st.integers(0, CAP), max_size=200))
@@ -148,10 +155,10 @@ def test_v1_asks_for_pressure_and_for_thresholds(tmp_path, level, watching):
     assert " low" in words
     for at in thresholds(level):
         assert f" {at}" in words
-    assert watched.look() == 0
+    assert watched.look(os.getpid()) == 0
     os.eventfd_write(watched.fd, 3)
     v1_group(tmp_path, 480 * MIB)
-    assert watched.look() == 480 * MIB
+    assert watched.look(os.getpid()) == 480 * MIB
     assert watched.sentence(480 * MIB) == "It uses 480 MiB."
     with pytest.raises(BlockingIOError):
         os.eventfd_read(watched.fd)
@@ -167,18 +174,18 @@ def test_v2_keeps_memory_high_at_the_level(tmp_path, level, watching):
     text = str(SHARE)
     assert high() == text
     (tmp_path / "memory.stat").write_text(f"anon {480 * MIB}\nshmem 0\n")
-    assert watched.look() == 480 * MIB
+    assert watched.look(os.getpid()) == 480 * MIB
     text = str(496 * MIB)
     assert high() == text
     (tmp_path / "memory.stat").write_text(f"anon {90 * MIB}\nshmem 0\n")
-    assert watched.look() == 0
+    assert watched.look(os.getpid()) == 0
     text = str(SHARE)
     assert high() == text
 
 
 def test_v2_slows_nobody_down_at_the_end(tmp_path, level, watching):
     watched = watching(2, v2_group(tmp_path, CAP), level)
-    assert watched.look() == CAP
+    assert watched.look(os.getpid()) == CAP
     assert (tmp_path / "memory.high").read_text().startswith("max")
 
 
@@ -232,7 +239,7 @@ def test_after_an_event_of_v1_it_looks_on_for_what_is_counted_later(tmp_path, le
     watched = watching(1, v1_group(tmp_path, 0), level)
     assert watched.patience is None
     os.eventfd_write(watched.fd, 1)
-    assert watched.look() == 0
+    assert watched.look(os.getpid()) == 0
     assert watched.patience
 
 
@@ -241,7 +248,7 @@ def test_without_a_share_only_kills_are_asked_for(tmp_path, watching):
     oom = watched._events.oom
     watched.arm()
     assert (tmp_path / "cgroup.event_control").read_text() == f"{watched.fd} {oom}"
-    assert watched.look() == 0
+    assert watched.look(os.getpid()) == 0
 
 
 # -- who is told
@@ -281,7 +288,7 @@ class Events:
         self.looks = list(looks)
         self.kills = kills
 
-    def look(self) -> int:
+    def look(self, pid: int) -> int:
         return self.looks.pop(0)
 
     def sentence(self, used: int) -> str:
@@ -353,7 +360,7 @@ def test_the_handle_makes_sentences_of_what_init_tells(tmp_path):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     handle = LocalHandle(
         pidfd=-1,
-        tree=NullTree(None, "x"),
+        tree=NullTree(CgroupFacts(version=0, bases={}, missing={}), "x"),
         folder=RecordFolder(tmp_path),
         record=Record(sandbox_id="box", kernel_id="7f3a0123-4567", memory_limit_bytes=CAP),
         control=ours.fileno(),
