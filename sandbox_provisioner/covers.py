@@ -6,6 +6,7 @@ paths below the work directory. What becomes of them is decided in `plan.py`.
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
 from collections.abc import Collection, Iterable
@@ -175,6 +176,24 @@ def _look_inside(source: str, opened: str, home: str, covers: Covers, found: _Fo
     found.frozen |= _below(home, frozen & there.keys())
     for name in (hidden | frozen) & there.keys():
         _add_target(source, os.path.join(opened, home, name), found)
+    _add_secrets(source, os.path.join(opened, home), covers, found)
+
+
+def _add_secrets(source: str, home: str, covers: Covers, found: _Found) -> None:
+    """What is secret in the directories of programs that are shown of *home*, by its real path: a
+    link may lead there by another name."""
+    matches = (
+        path
+        for pattern in covers.home_secrets
+        for path in glob.iglob(pattern, root_dir=home, include_hidden=True)
+    )
+    for count, path in enumerate(matches, 1):
+        if count > _MOST_COVERED:
+            answer = f"the programs of the home in it have more than {_MOST_COVERED} secrets"
+            raise bad_workdir(source, answer)
+        real = real_path(os.path.join(home, path))
+        if inside := relative(real, source):
+            (found.directories if os.path.isdir(real) else found.files).add(inside)
 
 
 def _entries(source: str, home: str) -> dict[str, bool]:

@@ -255,12 +255,31 @@ WAIVABLE_FACILITIES = ("memory", "cpu", "cpuset", "pids", "io")
 WRITTEN_THROUGH = ".local/share/jupyter/stand-ins"
 
 
+# Where installations lie in directories of programs that are shown of a home, by patterns.
+_NODES = (".nvm/versions/*/*", ".volta/tools/image/node/*", ".asdf/installs/nodejs/*")
+_MAVENS = (".sdkman/candidates/maven/*", ".asdf/installs/maven/*")
+_PYTHONS = (
+    ".venv", ".virtualenvs/*", ".pyenv/versions/*", ".pyenv/versions/*/envs/*", ".conda/envs/*",
+    ".asdf/installs/python/*",
+)  # fmt: skip
+# conda keeps in "state" what `conda env config vars set` was told.
+_SECRETS_OF_PYTHON = (
+    "pip.conf", ".condarc", "condarc", "condarc.d", "conda-meta/state", "etc/conda/env_vars.d",
+    "etc/conda/activate.d", "etc/jupyter", "etc/npmrc",
+)  # fmt: skip
+_ACTIVATION = (
+    "preactivate", "postactivate", "predeactivate", "postdeactivate", "premkvirtualenv",
+    "postmkvirtualenv", "get_env_details",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Covers:
     """What of a work directory the sandbox must not reach, since the host would run or trust it.
 
     Of a home directory in it everything that begins with a dot is covered but for *home_visible*;
-    what is there of *home_frozen* (programs that the host runs) is kept, but read-only. The next
+    what is there of *home_frozen* (programs that the host runs, data that it unpickles) is kept,
+    but read-only, and what is there of *home_secrets*, patterns as of glob, is covered. The next
     login, shell, editor or Jupyter server looks for *home_directories*, *home_files* and
     *home_frozen* also where they do not exist yet: then each has a stand-in.
     *repository_directories*, *repository_frozen* and *repository_placed* are relative to a
@@ -294,15 +313,26 @@ class Covers:
         ".sbclrc", ".ocamlinit", ".octaverc", ".mavenrc", ".ant", ".antrc", ".lftprc", ".xonshrc",
         ".kde", ".atom", ".ideavimrc", ".mambarc", ".ghci", ".perltidyrc", ".perlcriticrc",
         ".sqliterc", ".mongorc.js", ".terraformrc", ".ansible.cfg", ".asdfrc", ".wezterm.lua",
+        ".oh-my-zsh", ".oh-my-bash",
     )  # fmt: skip
     home_frozen: tuple[str, ...] = (
         ".cargo", ".rustup", ".nvm", ".pyenv", ".rbenv", ".rvm", ".sdkman", ".deno", ".bun",
-        ".volta", ".asdf", ".conda", ".oh-my-zsh", ".oh-my-bash", ".nix-profile", ".juliaup",
-        ".ghcup", ".opam", ".virtualenvs", ".venv", "bin",
+        ".volta", ".asdf", ".conda", ".nix-profile", ".juliaup", ".ghcup", ".opam", ".virtualenvs",
+        ".venv", ".keras", "bin",
+    )  # fmt: skip
+    # Tokens of registries, passwords of proxies and indexes, variables that an environment sets.
+    home_secrets: tuple[str, ...] = (
+        ".cargo/credentials", ".cargo/credentials.toml", ".opam/plugins/opam-publish",
+        *(f"{place}/etc/npmrc" for place in _NODES),
+        *(f"{place}/conf/settings.xml" for place in _MAVENS),
+        *(f"{place}/{name}" for place in _PYTHONS for name in _SECRETS_OF_PYTHON),
+        ".conda/.condarc", ".conda/condarc", ".conda/condarc.d",
+        *(f".virtualenvs/{hook}" for hook in _ACTIVATION),
+        *(f".virtualenvs/*/bin/{hook}" for hook in _ACTIVATION),
     )  # fmt: skip
     home_visible: tuple[str, ...] = (
         ".git", ".gitignore", ".gitattributes", ".gitmodules", ".ipynb_checkpoints",
-        ".virtual_documents", ".keras", ".nbgrader.log",
+        ".virtual_documents", ".nbgrader.log",
     )  # fmt: skip
     repository_directories: tuple[str, ...] = (".git/hooks",)
     repository_frozen: tuple[str, ...] = (

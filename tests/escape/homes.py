@@ -46,7 +46,8 @@ STARTED = """
 .fzf.zsh .p10k.zsh .zsh/a .config/starship.toml .ackrc .lftprc .config/ranger/rc.conf
 .config/mpv/scripts/a.lua .config/htop/htoprc .config/alacritty/alacritty.toml
 .config/kitty/kitty.conf .wezterm.lua .config/ghostty/config .Xclients .vnc/xstartup
-.config/dunst/dunstrc
+.config/dunst/dunstrc .keras/keras.json .keras/datasets/cifar-10-batches-py/data_batch_1
+.keras/models/a.h5
 """.split()  # fmt: skip
 
 SECRETS = """
@@ -66,7 +67,15 @@ SECRETS = """
 .ICEauthority .local/share/jupyter/runtime/jpserver-1.json .jupyter/jupyter_server_config.json
 .config/dconf/user .local/share/fish/fish_history .purple/accounts.xml .irssi/config .fetchmailrc
 .oci/config .databrickscfg .snowflake/config.toml .config/op/config .step/secrets/a
-.minikube/ca.key
+.minikube/ca.key .cargo/credentials .cargo/credentials.toml .npm/_logs/a.log
+.nvm/versions/node/v20.1.0/etc/npmrc .volta/tools/image/node/20.1.0/etc/npmrc
+.sdkman/candidates/maven/3.9.6/conf/settings.xml .asdf/installs/maven/3.9.6/conf/settings.xml
+.asdf/installs/nodejs/20.1.0/etc/npmrc .asdf/installs/python/3.12.1/pip.conf
+.opam/plugins/opam-publish/me.token .pyenv/versions/3.12.1/pip.conf .conda/.condarc
+.conda/condarc.d/a.yml .conda/envs/own/.condarc .conda/envs/own/conda-meta/state
+.conda/envs/own/etc/conda/env_vars.d/a.json .conda/envs/own/etc/conda/activate.d/a.sh
+.venv/pip.conf .venv/etc/jupyter/jupyter_server_config.json .virtualenvs/own/pip.conf
+.virtualenvs/postactivate .virtualenvs/own/bin/postactivate .oh-my-zsh/custom/tokens.zsh
 """.split()  # fmt: skip
 
 PLANT = """

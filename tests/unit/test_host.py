@@ -72,6 +72,22 @@ def test_a_name_that_a_link_in_a_home_gives_to_something_visible_is_covered_too(
     assert found.files == (".unheard-of",)
 
 
+def test_secrets_among_programs_that_are_shown_are_covered_by_their_real_paths(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".cargo/versions/1").mkdir(parents=True)
+    (tmp_path / ".cargo/versions/current").symlink_to("1")
+    for name in (".cargo/credentials", ".cargo/versions/1/token", ".cargo/program", "mine"):
+        (tmp_path / name).touch()
+    (tmp_path / ".cargo/linked").symlink_to("../mine")
+    secrets = (".cargo/cred*", ".cargo/versions/*/token", ".cargo/linked", ".nvm/*")
+    covers = dataclasses.replace(COVERS, home_secrets=secrets)
+    facts = dataclasses.replace(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
+    found = look_at(str(tmp_path), facts, covers).covered
+    assert found.files == (".cargo/credentials", ".cargo/versions/1/token", "mine")
+    assert found.frozen == (".cargo",)
+
+
 def test_a_name_that_would_be_seen_has_no_link_for_a_stand_in(tmp_path: Path) -> None:
     """File browsers show links to nothing, and no sockets."""
     covers = dataclasses.replace(COVERS, home_frozen=("bin", ".cargo"))
