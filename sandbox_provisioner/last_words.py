@@ -46,7 +46,8 @@ _DATA = b"display_data"
 _STATUS_TOPICS = (b"kernel.", b"kernel_core.")
 _DELIMITER = b"<IDS|MSG>"
 # A status message of ipykernel's has seven frames, the largest of some 400 bytes. These limits are
-# of what ZeroMQ keeps for us; it drops the connection of who exceeds them, and makes another one.
+# of what ZeroMQ keeps for us; it ends the connection of who exceeds them, and makes no other one
+# (libzmq's session_base.cpp: a protocol_error): then no cell that runs is heard of any more.
 _WAITING = 128
 _FRAME_BYTES = 1 << 14
 # Of what we take apart: a topic, a few identities, the signature and four dictionaries.

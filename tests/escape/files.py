@@ -117,6 +117,7 @@ def look_around(host, places):
                 "jovyan",
                 *host.place.split("/"),
                 *host.python.split("/"),
+                *host.prefix.split("/"),
             }
             found += [place] * bool(names)
     return "there" if found and not host.boxed else ",".join(found) or "nothing"

@@ -61,6 +61,7 @@ VARIANTS = (
     Variant("spare", "root", {"warm": True, "spares": 1}),
     Variant("user", "user", {}),
     Variant("user-nursery", "user", {"warm": True}),
+    Variant("user-spare", "user", {"warm": True, "spares": 1}),
     Variant("landlock", "landlock", {"confinement": "landlock"}),
 )
 
@@ -85,6 +86,7 @@ class Attempt:
     inside: bool
     alone: bool
     options: Mapping[str, Any]
+    needs: Sequence[str]
 
     def answer(self, variant: Variant) -> str | None:
         """What it has to answer there; None if it is not tried."""
@@ -130,6 +132,7 @@ def attempt(
     inside: bool = True,
     alone: bool = False,
     options: Mapping[str, Any] | None = None,
+    needs: Sequence[str] = (),
     **answers: str | None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Put a function into the table; it gets the `Host`, and *arguments*.
@@ -137,7 +140,7 @@ def attempt(
     *expect* is the answer in all variants but for *answers*; "A|B" is either. *control* is what it
     answers without a box, where *without* may stand in for the function; *no_control* is why it has
     none, and *present* whether this machine has what is attacked. *alone* means that its kernel,
-    which has *options*, is nobody else's.
+    which has *options*, is nobody else's. *needs* are facilities, as of the mark "requires".
     """
 
     def note(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,7 +152,7 @@ def attempt(
             number=number, title=title, kind=kind, stands_for=stands_for, act=function,
             arguments=arguments, answers={"": expect, **answers}, control=control,
             why_no_control=no_control, present=present, without=without, after=after,
-            inside=inside, alone=alone, options=options or {},
+            inside=inside, alone=alone, options=options or {}, needs=needs,
         )  # fmt: skip
         return function
 

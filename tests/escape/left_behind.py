@@ -7,17 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 from frame import Kind, between
-from tools import SECRET, answer_of, libc, read
+from tools import SECRET, answer_of, read
 
 SWAPPED = "a directory that was moved away, and a link in its place"
 MAGIC = "/proc/self/root"
 READ = "print(open('secret').read())"
-RENAME_EXCHANGE = 2
-HERE = -100
 
 
 def read_plainly(stage, target=""):
@@ -117,23 +114,26 @@ def restart_in_link(stage):
         return stage.outcome(lambda: kernel.restart() or kernel.run(READ))
 
 
+SWAP = """
+import ctypes, os, sys
+one, other = map(os.fsencode, sys.argv[1:])
+libc = ctypes.CDLL(None)
+print(libc.renameat2(-100, one, -100, other, 2), flush=True)
+while True:
+    libc.renameat2(-100, one, -100, other, 2)
+"""
+
+
 @contextlib.contextmanager
 def swapping(one: Path, other: Path):
-    """Both change places, as fast as can be."""
-    ended = threading.Event()
-
-    def swap() -> None:
-        names = os.fsencode(one), os.fsencode(other)
-        while not ended.is_set():
-            libc.renameat2(HERE, names[0], HERE, names[1], RENAME_EXCHANGE)
-
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    """Both change places, as fast as can be: in another process, since a thread would hold ours."""
+    words = [sys.executable, "-c", SWAP, one, other]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as swapper:
+        try:
+            assert swapper.stdout.readline() == b"0\n"
+            yield
+        finally:
+            swapper.kill()
 
 
 def make_both(stage):
@@ -170,10 +170,7 @@ for number, title, options in (
         where = stage.workdir if options else one
         with swapping(one, link):
             found = {stage.tries(where, code, **options) for _ in range(4)}
-        # Under Landlock the current directory may be the wrong one, of which nothing can be read.
-        closed = "PermissionError: [Errno 13] Permission denied: 'secret'"
-        right = {"its own", "refused", *[closed] * (stage.variant.group == "landlock")}
-        return "its own or refused" if found <= right else f"{found}"
+        return "its own or refused" if found <= {"its own", "refused"} else f"{found}"
 
 
 def make_link(stage):

@@ -117,7 +117,7 @@ for number, title, way in WAYS:
 
     @between(
         number, title, Kind.REPOSITORIES, "what git runs for whoever comes after", way,
-        expect="not run", landlock=None, without=use_plainly, control="run",
+        needs=("git",), expect="not run", landlock=None, without=use_plainly, control="run",
     )  # fmt: skip
     def leave_in_repository(stage, way):
         program = repository(stage)
@@ -140,7 +140,7 @@ def use_below(stage, way):
 @between(
     435, "make a repository in a directory below, and wait for git to be run there",
     Kind.REPOSITORIES, "not held back: see SECURITY.md", BELOW,
-    expect="run", landlock=None, without=use_below, control="run",
+    needs=("git",), expect="run", landlock=None, without=use_below, control="run",
 )  # fmt: skip
 def make_repository(stage, way):
     program = repository(stage)

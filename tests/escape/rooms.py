@@ -1,7 +1,9 @@
 """rooms.py - anywhere: imports all files that fill the table."""
 
 import calls  # noqa: F401
+import deputy  # noqa: F401
 import files  # noqa: F401
+import floods  # noqa: F401
 import homes  # noqa: F401
 import left_behind  # noqa: F401
 import limits  # noqa: F401

@@ -128,6 +128,7 @@ class Stage:
             "device": str(self.workdir / "device"),
             "boxed": False,
             "python": os.path.realpath(sys.executable),
+            "prefix": sys.prefix,
             "release_agent": _release_agent(),
             **self._ipc(),
         }

@@ -31,7 +31,8 @@ def cases(*, alone: bool, inside: bool):
             ) is None:
                 continue
             name = f"{attempt.number}-{attempt.title}-{variant.name}"
-            yield pytest.param(attempt, variant, id=name, marks=MARKS[variant.group])
+            marks = (*MARKS[variant.group], pytest.mark.requires(*attempt.needs))
+            yield pytest.param(attempt, variant, id=name, marks=marks)
 
 
 def answers_of(variant: Variant) -> dict[int, str]:
@@ -85,11 +86,15 @@ def test_what_was_left_behind_leads_nowhere(attempt: Attempt, variant: Variant):
 CONTROLLED = [a for a in table.values() if a.inside and a.control and a.present]
 
 
-OUTSIDE = [a for a in table.values() if not a.inside and a.without]
+OUTSIDE = [
+    pytest.param(a, id=f"{a.number}-{a.title}", marks=pytest.mark.requires(*a.needs))
+    for a in table.values()
+    if not a.inside and a.without
+]
 
 
 @pytest.mark.requires("root")
-@pytest.mark.parametrize("attempt", OUTSIDE, ids=lambda a: f"{a.number}-{a.title}")
+@pytest.mark.parametrize("attempt", OUTSIDE)
 def test_what_was_left_behind_works_without_the_box(attempt: Attempt):
     with stage_for(VARIANTS[0]) as stage:
         assert attempt.without
