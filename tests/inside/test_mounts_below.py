@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from probes import answer_of
 
-from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.spec import Volume
 
 pytestmark = [pytest.mark.requires("userns"), pytest.mark.requires("root")]
@@ -97,6 +97,32 @@ def test_where_the_ids_of_one_cannot_be_mapped_those_below_can_be_read(
     assert [text for text in warnings if f"{plain} can only be read" in text]
     assert os.stat(workdir / "file").st_uid == OWNER
     assert os.listdir(plain) == ["there"]
+
+
+@pytest.mark.parametrize("name", ["a b", "dönées", "tab\there", "back\\slash"])
+def test_a_work_directory_may_be_a_mount_of_any_name(run_inside, new_folder, mounted, name):
+    place = of_owner(mounted(new_folder() / name, "-t", "tmpfs", "none"))
+    (place.parent).chmod(0o755)
+    assert run_inside(write, {name: str(place)}, workdir=place, using=(answer_of,))[name] == "True"
+    assert os.stat(place / "file").st_uid == OWNER
+
+
+def test_a_file_system_whose_ids_cannot_be_mapped_is_an_ordinary_users_or_refused(
+    run_inside, new_folder, mounted
+):
+    """overlay, as in a container; the same goes for FUSE and NFS."""
+    base = mounted(new_folder() / "base", "-t", "tmpfs", "none")
+    for name in ("lower", "upper", "work"):
+        (base / name).mkdir()
+    layers = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
+    place = mounted(new_folder() / "a ö", "-t", "overlay", "-o", layers, "none")
+    with pytest.raises(HostError, match="cannot map the ids of a mount of overlay"):
+        run_inside(os.getpid, workdir=place)
+    of_owner(place)
+    assert run_inside(write, {"itself": str(place)}, workdir=place, using=(answer_of,)) == {
+        "itself": "True"
+    }
+    assert os.stat(place / "file").st_uid == OWNER
 
 
 @pytest.mark.parametrize("how", ["work directory", "volume"])
