@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import IO, Protocol
 
 from sandbox_provisioner.cgroup import CgroupTree, Usage
@@ -23,6 +24,7 @@ from sandbox_provisioner.errors import HostError, told_as_host_error
 from sandbox_provisioner.inside.init import (
     COVERED_WORD,
     FIRST_RELAYED,
+    FULL_WORD,
     KILLED_WORD,
     MADE_WORD,
     MEMORY_WORD,
@@ -104,10 +106,10 @@ class LocalHandle:
         self._heard: list[str] = []
         self.left_behind: tuple[str, ...] = ()
         self.unseen: tuple[str, ...] = ()
-        # Of the kills for want of memory, those that the kernel has outlived; and, where PID 1 does
-        # not tell, how many there were when they changed last.
-        self._outlived_kills = 0
-        self._seen_kills = 0, time.monotonic()
+        # Of the kills for want of memory, and of the processes that were refused, those that the
+        # kernel has outlived; and how many there were when they changed last.
+        self._outlived = _Counts()
+        self._seen = _Counts(), time.monotonic()
         self._watched = bool(record.memory_limit_bytes and tree and tree.memory_group) and (
             record.confinement != Confinement.LANDLOCK
         )
@@ -141,18 +143,18 @@ class LocalHandle:
         """`poll`, off the event loop where there is something to read."""
         if self._has_ended():
             return await off_loop(self.poll)
-        if not self._watched:
-            await off_loop(self._note_kills)
+        await off_loop(self._note_counts)
         return None
 
-    def _note_kills(self) -> None:
-        """A kill that the kernel has outlived for a while was not its own. It is counted a moment
-        before the kernel has ended."""
-        kills, now = self._tree.usage().oom_kills or 0, time.monotonic()
-        if kills != self._seen_kills[0]:
-            self._seen_kills = kills, now
-        elif now - self._seen_kills[1] >= _OUTLIVED_SECONDS:
-            self._outlived_kills = kills
+    def _note_counts(self) -> None:
+        """What the kernel has outlived for a while is not why it ends. A kill is counted a moment
+        before the kernel has ended; PID 1, where it watches, tells of those of others."""
+        counts, now = _Counts.of(self._tree.usage()), time.monotonic()
+        if counts != self._seen[0]:
+            self._seen = counts, now
+        elif now - self._seen[1] >= _OUTLIVED_SECONDS:
+            kills = self._outlived.kills if self._watched else counts.kills
+            self._outlived = replace(counts, kills=kills)
 
     async def wait(self) -> ExitStory:
         if not self._has_ended():
@@ -234,8 +236,10 @@ class LocalHandle:
         word, _, rest = text.partition(" ")
         if word == MEMORY_WORD and rest.isdecimal():
             self._heard.append(_interrupted(int(rest), self.record))
+        elif word == FULL_WORD and rest.startswith("/"):
+            self._heard.append(f"{rest} of kernel {short_id(self.record)} is full.")
         elif word == KILLED_WORD and rest.isdecimal():
-            self._outlived_kills = int(rest)
+            self._outlived = replace(self._outlived, kills=int(rest))
             self._heard.append(_child_killed(self.record))
         elif word == COVERED_WORD:
             self._heard.append(_covered(rest, self.record))
@@ -316,17 +320,31 @@ class LocalHandle:
 
     def _kind(self, told: ExitFile, usage: Usage) -> EndKind:
         """What PID 1 says, and what it cannot know: who sent a SIGKILL, and what ended PID 1."""
+        counts = _Counts.of(usage)
         if told.code is not None and told.signal != signal.SIGKILL:
-            return told.kind
+            failed = told.kind is EndKind.SIGNAL or (told.kind is EndKind.EXIT and told.code > 0)
+            refused = counts.refused > self._outlived.refused
+            return EndKind.PROCESSES_CAP if failed and refused else told.kind
         if self._killed_by_us:
             return EndKind.ASKED
         # PID 1 tells the kill of a kernel from that of its children, unless it went with them.
-        more = (usage.oom_kills or 0) > self._outlived_kills
         untold = told.code is None or not self._watched
-        if told.kind is EndKind.MEMORY_CAP or (more and untold):
+        if told.kind is EndKind.MEMORY_CAP or (counts.kills > self._outlived.kills and untold):
             full_above = self._tree.full_above()
             return EndKind.SURROUNDINGS_MEMORY if full_above else EndKind.MEMORY_CAP
         return told.kind
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """What may be why a kernel ends: kills for want of memory, processes that were refused."""
+
+    kills: int = 0
+    refused: int = 0
+
+    @classmethod
+    def of(cls, usage: Usage) -> _Counts:
+        return cls(usage.oom_kills or 0, usage.pids_limit_hits or 0)
 
 
 def _covered(path: str, record: Record) -> str:

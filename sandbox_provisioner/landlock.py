@@ -176,6 +176,7 @@ def _kernel_steps(
         site.server_environment,
         kept=request.env_keep,
         limits=request.spec.limits,
+        network=request.spec.network,
         home=private(folder, "home"),
         hostname=request.spec.hostname,
         found=site.files.variables,

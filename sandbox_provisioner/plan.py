@@ -688,7 +688,7 @@ def environment_step(request: LaunchRequest, site: Site) -> Step:
     """The kernel's whole environment as a step."""
     variables = variables_for(request, site)
     pairs = tuple(f"{name}={value}" for name, value in sorted(variables.items()))
-    why = "this, and nothing of the server's"
+    why = "this, and nothing of the server's; programs are told of the caps and the network by it"
     if hidden := site.files.off_path:
         why += f"; on its PATH and not in the box: {volumes_for(hidden)} would show it"
     return Step("environment", pairs, why)
@@ -707,6 +707,7 @@ def variables_for(request: LaunchRequest, site: Site) -> dict[str, str]:
         site.server_environment,
         kept=request.env_keep,
         limits=enforced(request.spec.limits, site.facts),
+        network=request.spec.network,
         home=site.home,
         hostname=request.spec.hostname,
         found=site.files.variables,

@@ -10,14 +10,13 @@ import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from sandbox_provisioner.inside.folders import SHM_FULL, TMP_FULL
 from sandbox_provisioner.inside.init import (
     COVER_LOST,
     GROUP_LOST,
     INTERRUPTED,
     MEMORY_CAP,
-    SHM_FULL,
     SOCKETS_MISUSED,
-    TMP_FULL,
 )
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.spec import format_bytes

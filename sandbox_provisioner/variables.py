@@ -13,7 +13,7 @@ from fnmatch import translate
 from functools import lru_cache
 from types import MappingProxyType
 
-from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.spec import Limits, Network
 
 # What programs need to find their files and to speak the user's language.
 INHERITED = (
@@ -26,10 +26,39 @@ INHERITED = (
 )  # fmt: skip
 # Set from the sandbox itself, never from outside.
 _OWN = ("HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*", "JPY_PARENT_PID")
-_THREAD_COUNTS = (
-    "PYTHON_CPU_COUNT", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "VECLIB_MAXIMUM_THREADS", "POLARS_MAX_THREADS",
-)  # fmt: skip
+# Who takes the machine's CPUs for the kernel's, as nothing in the box tells of the cap, and looks
+# here first. (dask and duckdb have no such variable: they ask the interpreter, or the machine.)
+_CPU_COUNTS = {
+    "PYTHON_CPU_COUNT": "os.cpu_count() and all who ask it, since Python 3.13",
+    "OMP_NUM_THREADS": "OpenMP: scikit-learn, xgboost, torch, pyarrow",
+    "MKL_NUM_THREADS": "Intel's BLAS",
+    "OPENBLAS_NUM_THREADS": "numpy's and scipy's BLAS",
+    "BLIS_NUM_THREADS": "another BLAS",
+    "NUMEXPR_NUM_THREADS": "numexpr, pandas.eval",
+    "NUMEXPR_MAX_THREADS": "the same, which warns without it",
+    "NUMBA_NUM_THREADS": "numba",
+    "POLARS_MAX_THREADS": "polars",
+    "RAYON_NUM_THREADS": "programs in Rust: tokenizers",
+    "LOKY_MAX_CPU_COUNT": "joblib, scikit-learn's n_jobs=-1",
+    "JULIA_CPU_THREADS": "Julia's Sys.CPU_THREADS",
+    "MC_CORES": "R's parallel",
+    "GOMAXPROCS": "programs in Go",
+}
+# Who would try again and again to reach a network that is not there: each is told, in its own way,
+# and says so at once. What lies in files, or was fetched before, still works.
+_OFFLINE = {
+    "PIP_RETRIES": "0",  # five tries with growing pauses, a minute in all
+    # pip has no such switch; but it prints where it looks.
+    "PIP_EXTRA_INDEX_URL": "https://this-sandbox-has-no-network.invalid/simple",
+    "UV_OFFLINE": "1",
+    "CONDA_OFFLINE": "1",
+    "npm_config_offline": "true",
+    "CARGO_NET_OFFLINE": "true",
+    "JULIA_PKG_OFFLINE": "true",
+    "HF_HUB_OFFLINE": "1",
+}
+# The rest of R's memory is not of its vectors.
+_R_PART = 0.8
 
 
 def handed_on(
@@ -52,6 +81,7 @@ def kernel_environment(
     *,
     kept: Iterable[str],
     limits: Limits,
+    network: Network,
     home: str,
     hostname: str,
     found: Mapping[str, str] = MappingProxyType({}),
@@ -63,7 +93,7 @@ def kernel_environment(
     """
     environment = handed_on(wanted, server, kept)
     explicit = {name for name in environment if server.get(name) != environment[name]}
-    for name, value in _from_caps(limits).items():
+    for name, value in (_from_caps(limits) | _from_network(network)).items():
         if name not in explicit:
             environment[name] = value
     environment |= found
@@ -88,12 +118,22 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _from_caps(limits: Limits) -> dict[str, str]:
-    """JupyterHub's names for the caps, and how many threads are worth starting under them."""
-    variables = {}
+    """JupyterHub's names for the caps, and what others read, who see no cap of ours."""
+    variables, java = {}, []
     if limits.memory_bytes is not None:
         variables["MEM_LIMIT"] = str(limits.memory_bytes)
+        # Its vectors then end with an error in the cell, not with the kernel.
+        variables["R_MAX_VSIZE"] = str(round(limits.memory_bytes * _R_PART))
+        java.append(f"-XX:MaxRAM={limits.memory_bytes}")
     if limits.cpu_cores is not None:
         variables["CPU_LIMIT"] = f"{limits.cpu_cores:g}"
     if limits.cpu_count is not None:
-        variables |= dict.fromkeys(_THREAD_COUNTS, str(limits.cpu_count))
+        variables |= dict.fromkeys(_CPU_COUNTS, str(limits.cpu_count))
+        java.append(f"-XX:ActiveProcessorCount={limits.cpu_count}")
+    if java:
+        variables["JAVA_TOOL_OPTIONS"] = " ".join(java)
     return variables
+
+
+def _from_network(network: Network) -> dict[str, str]:
+    return dict(_OFFLINE) if network is Network.NONE else {}

@@ -10,6 +10,7 @@ real-time signals, over a pidfd of this very process, so that no stranger can be
     server ──its pidfd: readable──▶ PID 1     the same, where a child of its holds the socket too
     PID 1  ──control: "memory USED"──▶ server     the kernel was interrupted before its cap
     PID 1  ──control: "killed COUNT"──▶ server    Linux has ended a process of it at its cap
+    PID 1  ──control: "full PATH"──▶ server       a folder in memory has no room (`folders.py`)
     PID 1  ──control: "covered PATH"──▶ server    somebody outside had laid it bare (`covers.py`)
     PID 1  ──control: "made KIND PATH"──▶ server  for that it had to be made
     PID 1  ──exit file: "CODE SIGNAL [WHY]\\n" and the last of stderr
@@ -31,6 +32,7 @@ import time
 from sandbox_provisioner.inside import family, memory, output
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.covers import CoverLost, Watch
+from sandbox_provisioner.inside.folders import Folders
 from sandbox_provisioner.inside.steps import Box
 
 CAP_DAC_READ_SEARCH = 2
@@ -42,10 +44,9 @@ GROUP_LOST = b"group-lost"  # as well
 FAILED = 125  # the exit status of whoever could not do its part
 INTERRUPTED = b"interrupted"  # as well: it ended just after the interrupt near its memory cap
 MEMORY_CAP = b"memory-cap"  # as well: Linux has ended it for want of memory
-SHM_FULL = b"shm-full"  # as well, and its size: SIGBUS ended it while that had no room
-TMP_FULL = b"tmp-full"  # as well
 SEALED = "sealed"  # on the control socket: all sockets listen
 MEMORY_WORD = "memory"  # and the number of bytes: on the control socket
+FULL_WORD = "full"  # and the folder in memory that has no room
 KILLED_WORD = "killed"  # and how many kills there were
 COVERED_WORD = "covered"
 MADE_WORD = "made"
@@ -95,6 +96,8 @@ class _Init:
         self.poll = select.poll()
         # Where the mounts are the host's nothing is covered, and what changes is not ours.
         self.covers = Watch(box.covers, box.begun) if box.namespaces else None
+        # Where the mounts are the host's, they are full of others' files, too.
+        self.folders = Folders() if box.namespaces else None
         self.interrupted_until = 0.0
         self.seal = Seal(box) if box.seal_names else None
         # Not until the kernel listens; one that was claimed does so already.
@@ -147,6 +150,7 @@ class _Init:
         waits = [pump.patience() for pump in self.pumps]
         waits.append(self.memory.patience if self.memory else None)
         waits.append(self.covers.patience() if self.covers else None)
+        waits.append(self.folders.patience() if self.folders else None)
         return min((wait for wait in waits if wait is not None), default=None)
 
     def loop(self) -> None:
@@ -166,6 +170,8 @@ class _Init:
                 self.serve_seal(self.seal, ready)
             if self.memory and (self.memory.fd in ready or self.memory.patience):
                 self.serve_memory(self.memory)
+            if self.folders:
+                self.serve_folders(self.folders)
             if self.signals in ready:
                 self.serve_signal()
 
@@ -227,6 +233,11 @@ class _Init:
         if used and memory.hears(self.kernel_pid, _SIGINT):
             self.interrupt(watched, used)
 
+    def serve_folders(self, folders: Folders) -> None:
+        for sentence in folders.look():
+            memory.say(self.kernel_pid, f"\n{sentence}\n")
+            self.tell(f"{FULL_WORD} {sentence.partition(' ')[0]}")
+
     def interrupt(self, watched: memory.Memory, used: int) -> None:
         """Tell first: the cell that the interrupt ends is the one to show it."""
         memory.say(self.kernel_pid, f"\n{watched.sentence(used)}\n")
@@ -269,8 +280,8 @@ class _Init:
         """What is known of the end of a kernel with this *code*, at the moment of it."""
         if code == -_SIGKILL:
             return MEMORY_CAP if self.box.memory and self.box.memory.has_ended_it() else b""
-        if code == -_SIGBUS and self.box.namespaces:
-            return _full_folder()
+        if code == -_SIGBUS and self.folders:
+            return self.folders.word()
         return INTERRUPTED if time.monotonic() < self.interrupted_until else b""
 
     def end(self, code: int, why: bytes = b"") -> None:
@@ -391,16 +402,6 @@ class Seal:
             kernel.mount_setattr(self.directory, add=kernel.MOUNT_RDONLY, recursive=False)
         os.close(self.directory)
         self.is_closed = True
-
-
-def _full_folder() -> bytes:
-    """The word for a folder in memory that has no room now, and its size: who touches a page of a
-    file there for which there is none gets SIGBUS (tmpfs(5), mmap(2))."""
-    for folder, word in (("/dev/shm", SHM_FULL), ("/tmp", TMP_FULL)):
-        found = os.statvfs(folder)
-        if not found.f_bavail:
-            return b"%b %d" % (word, found.f_blocks * found.f_frsize)
-    return b""
 
 
 def _lasting_rights(box: Box) -> tuple[int, ...]:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from boxes import request_for
+from boxes import request_for, run
 
-from sandbox_provisioner import host, launch
+from sandbox_provisioner import handle, host, launch
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.places import disk_of
@@ -217,6 +217,45 @@ def test_a_fork_bomb_meets_its_cap_and_ends_with_the_sandbox(sandbox):
         begin = time.monotonic()
         box.close()
         assert time.monotonic() - begin < 2
+
+
+def start_too_many(status):
+    import os
+    import signal
+
+    try:
+        while True:
+            if os.fork() == 0:
+                signal.pause()
+    except OSError:
+        if status is not None:
+            os._exit(status)
+
+
+@pytest.mark.requires("cgroup-pids")
+@pytest.mark.parametrize("status", [0, 3])
+def test_who_fails_just_after_it_was_refused_a_process_is_told_why(sandbox, status):
+    with sandbox(limits=Limits(pids=20)) as box:
+        box.send(start_too_many, status)
+        story = box.wait()
+        assert story.kind is (EndKind.PROCESSES_CAP if status else EndKind.EXIT)
+        assert ("pids_limit" in story.reason) is bool(status)
+
+
+@pytest.mark.requires("cgroup-pids")
+def test_a_process_that_was_refused_before_is_not_why_a_kernel_ends(sandbox, monkeypatch):
+    def fail():
+        import os
+
+        os._exit(3)
+
+    monkeypatch.setattr(handle, "_OUTLIVED_SECONDS", 0.0)
+    with sandbox(limits=Limits(pids=20)) as box:
+        box.call(start_too_many, None)
+        for _ in range(2):
+            run(box.handle.look())
+        box.send(fail)
+        assert box.wait().kind is EndKind.EXIT
 
 
 @pytest.mark.requires("cgroup-pids")

@@ -67,6 +67,14 @@ def test_a_wheel_is_installed_and_imported(kernel: Any) -> None:
     assert not Path("/tmp/packages").exists()
 
 
+def test_pip_without_a_network_ends_at_once_and_says_so(kernel: Any) -> None:
+    with kernel() as k:
+        told = k.run("%pip install a-package-that-is-nowhere")
+        assert "this-sandbox-has-no-network" in told
+        assert "No matching distribution" in told
+        assert "Retrying" not in told
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_large_library_computes(name: str, kernel: Any) -> None:
     if missing(name):

@@ -19,8 +19,8 @@ PACKAGE = Path(sandbox_provisioner.__file__).parent
 NAME = PACKAGE.name
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHER = (
-    "claim", "covers", "enter", "family", "init", "kernel_calls", "lookup", "memory", "orders",
-    "output", "printable", "steps",
+    "claim", "covers", "enter", "family", "folders", "init", "kernel_calls", "lookup", "memory",
+    "orders", "output", "printable", "steps",
 )  # fmt: skip
 OF_LAUNCHER = {
     "__future__", "_signal", "collections", "ctypes", "errno", "os", "resource", "select", "stat",

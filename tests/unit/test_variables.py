@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.spec import Limits, Network
 from sandbox_provisioner.variables import kernel_environment
 
 OWN = {"HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "JPY_PARENT_PID", "PATH"}
 
 
-def made_of(wanted, server=None, kept=(), limits=None, **options):
+def made_of(wanted, server=None, kept=(), limits=None, network=None, **options):
     return kernel_environment(
         wanted,
         wanted if server is None else server,
         kept=kept,
         limits=limits or Limits(),
+        network=network,
         home="/home/jovyan",
         hostname="sandbox",
         **options,
@@ -68,6 +69,25 @@ def test_caps_become_jupyterhubs_variables_and_counts_of_threads():
     found = made_of({}, limits=Limits(memory_bytes=1 << 30, cpu_cores=1.5))
     assert (found["MEM_LIMIT"], found["CPU_LIMIT"]) == ("1073741824", "1.5")
     assert found["OMP_NUM_THREADS"] == found["PYTHON_CPU_COUNT"] == "2"
+
+
+def test_libraries_that_see_no_cap_are_told():
+    found = made_of({}, limits=Limits(memory_bytes=1 << 30, cpu_cores=2))
+    assert found["LOKY_MAX_CPU_COUNT"] == found["POLARS_MAX_THREADS"] == found["MC_CORES"] == "2"
+    assert found["JAVA_TOOL_OPTIONS"] == "-XX:MaxRAM=1073741824 -XX:ActiveProcessorCount=2"
+    assert 0.5 < int(found["R_MAX_VSIZE"]) / (1 << 30) < 1
+    only_memory = made_of({}, limits=Limits(memory_bytes=1 << 30))
+    assert only_memory["JAVA_TOOL_OPTIONS"] == "-XX:MaxRAM=1073741824"
+    assert "LOKY_MAX_CPU_COUNT" not in only_memory
+    assert "JAVA_TOOL_OPTIONS" not in made_of({})
+
+
+def test_without_a_network_installers_are_told_unless_somebody_said_otherwise():
+    found = made_of({}, network=Network.NONE)
+    assert (found["PIP_RETRIES"], found["UV_OFFLINE"]) == ("0", "1")
+    assert "no-network" in found["PIP_EXTRA_INDEX_URL"]
+    assert made_of({"UV_OFFLINE": "0"}, {}, network=Network.NONE)["UV_OFFLINE"] == "0"
+    assert "PIP_RETRIES" not in made_of({})
 
 
 def test_without_caps_no_count_of_threads_is_set():

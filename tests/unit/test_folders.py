@@ -1,0 +1,79 @@
+"""When a folder in memory is told to be full: with file systems that a test makes up."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from sandbox_provisioner.inside import folders
+from sandbox_provisioner.inside.folders import SHM_FULL, TMP_FULL, Folders
+
+BLOCKS = 1 << 14  # 64 MiB
+
+
+class Machine:
+    """A clock, and how many blocks are free in each folder."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.free = {"/dev/shm": BLOCKS, "/tmp": BLOCKS}
+
+    def statvfs(self, path: str) -> SimpleNamespace:
+        free = self.free[path]
+        return SimpleNamespace(f_bavail=free, f_bfree=free, f_blocks=BLOCKS, f_frsize=4096)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    made = Machine()
+    monkeypatch.setattr(os, "statvfs", made.statvfs)
+    monkeypatch.setattr(folders.time, "monotonic", lambda: made.now)
+    return made
+
+
+def test_a_folder_is_told_of_once_when_it_is_full_and_again_when_it_had_room(machine):
+    watched = Folders()
+    assert watched.look() == []
+    for _ in range(2):
+        machine.now += 10
+        machine.free["/dev/shm"] = 0
+        (told,) = watched.look()
+        assert told.startswith("/dev/shm is full; it holds 64 MiB.")
+        assert "shm_limit" in told
+        assert all(len(line) <= 80 for line in told.split("\n"))
+        machine.now += 10
+        machine.free["/dev/shm"] = 1  # a page
+        assert watched.look() == []
+        machine.now += 10
+        machine.free["/dev/shm"] = BLOCKS
+        assert watched.look() == []
+
+
+def test_it_looks_seldom_and_more_often_while_shared_memory_is_used(machine):
+    watched = Folders()
+    watched.look()
+    assert watched.patience() == 5000
+    machine.free["/tmp"] = 0
+    machine.now += 1
+    assert watched.look() == []  # not yet
+    machine.now += 4
+    machine.free["/dev/shm"] -= 1
+    (told,) = watched.look()
+    assert told.startswith("/tmp is full")
+    assert "tmp_limit" in told
+    assert watched.patience() == 500
+
+
+def test_the_word_for_an_end_names_what_is_full_or_was_a_moment_ago(machine):
+    watched = Folders()
+    assert watched.word() == b""
+    machine.free["/tmp"] = 0
+    assert watched.word() == TMP_FULL + b" 67108864"
+    machine.free = {"/dev/shm": 0, "/tmp": BLOCKS}
+    watched.look()
+    machine.free["/dev/shm"] = BLOCKS  # its last user has ended
+    assert watched.word() == SHM_FULL + b" 67108864"
+    machine.now += 2
+    assert watched.word() == b""
