@@ -102,7 +102,11 @@ def move_in(host):
     return "moved"
 
 
-PLACES = ("/root", "/home", "/boot", "/srv", "/opt", "/mnt", "/media", "/var/lib", "/var/log")
+# Of /var/lib there are names that programs need (system_files.py).
+PLACES = (
+    "/root", "/home", "/boot", "/srv", "/opt", "/mnt", "/media", "/var/lib/dpkg", "/var/lib/apt",
+    "/var/log",
+)  # fmt: skip
 
 
 @attempt(
