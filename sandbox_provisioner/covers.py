@@ -116,19 +116,23 @@ def find_covered(
     for real in map(real_path, related):
         inside = relative(real, source)
         if inside is None:
-            _look_from_outside(real, source, covers, found)
+            _look_from_outside(real, source, opened, covers, found)
         else:
             _look_inside(source, opened, inside, covers, found)
     found.repositories = repositories(opened)
     for git in found.repositories:
         _look_at_repository(opened, git, covers, found)
-    _add_run_by_host(source, run_by_host, found)
+    _add_run_by_host(source, opened, run_by_host, found)
     return found.covered()
 
 
-def _add_run_by_host(source: str, places: Iterable[str], found: _Found) -> None:
-    there = {path for path in places if _is_something(path)}
-    found.frozen |= {p for p in _within(source, there) if os.path.lexists(f"{source}/{p}")}
+def _add_run_by_host(source: str, opened: str, places: Iterable[str], found: _Found) -> None:
+    def by_descriptor(path: str) -> str:
+        inside = relative(path, source)
+        return os.path.join(opened, inside) if inside else path
+
+    there = {path for path in places if _is_something(by_descriptor(path))}
+    found.frozen |= {p for p in _within(source, there) if os.path.lexists(f"{opened}/{p}")}
     for path in _within(source, {*places} - there):
         if os.path.basename(path) in _NOT_SHOWN:
             found.missing.add(path)
@@ -210,7 +214,7 @@ def _below(folder: str, names: Iterable[str]) -> set[str]:
     return {os.path.join(folder, name) for name in names}
 
 
-def _look_from_outside(home: str, source: str, covers: Covers, found: _Found) -> None:
+def _look_from_outside(home: str, source: str, opened: str, covers: Covers, found: _Found) -> None:
     """The work directory lies deeper in *home*, or elsewhere: what is not in *home* can neither
     lead into the work directory nor have it in it."""
     try:
@@ -224,7 +228,7 @@ def _look_from_outside(home: str, source: str, covers: Covers, found: _Found) ->
     found.directories |= inside(covers.home_directories)
     found.files |= inside(covers.home_files)
     outer = {path for path in covers.home_frozen if relative(source, f"{home}/{path}") is None}
-    found.frozen |= {path for path in inside(outer) if os.path.lexists(f"{source}/{path}")}
+    found.frozen |= {path for path in inside(outer) if os.path.lexists(f"{opened}/{path}")}
     for name in there:
         if name.startswith("."):
             _add_target(source, os.path.join(home, name), found)

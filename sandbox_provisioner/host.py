@@ -239,7 +239,7 @@ class WorkdirFacts:
             home=facts.home,
             homes=facts.homes,
             own_folders=facts.own_folders,
-            run_by_host=find_run_by_host(place.source, facts.server),
+            run_by_host=find_run_by_host(place.source, facts.server, f"/proc/self/fd/{place.fd}"),
         )
         return cls(
             place=place,

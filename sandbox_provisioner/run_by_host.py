@@ -104,20 +104,23 @@ def _user_places() -> tuple[str, ...]:
     return (site.getusersitepackages(), f"{base}/bin", f"{base}/share/jupyter")
 
 
-def find_run_by_host(source: str, server: Server) -> frozenset[str]:
+def find_run_by_host(source: str, server: Server, opened: str = "") -> frozenset[str]:
     """The places in the work directory *source*, a real path, that *server* runs or imports from;
-    they may be missing. SpecError if it is itself one where nothing could be written then."""
+    they may be missing. SpecError if it is itself one where nothing could be written then.
+
+    *opened* leads to *source*, also where somebody has renamed it."""
+    opened = opened or source
     _refuse_on_program_path(source, server)
     found = {
-        *_environments(source, server),
+        *_environments(source, opened, server),
         *(path for _, path in server.programs if _below(path, source)),
         *(path for path in (*server.single, *server.modules) if _below(path, source)),
         *(f"{server.cwd}/{name}" for name in IN_START_DIRECTORY),
         *server.more,
     }
-    found |= set(_imported(source, server, found))
+    found |= set(_imported(source, opened, server, found))
     if _is_imported_from(source, server):
-        found |= set(_on_import_path(source))
+        found |= set(_on_import_path(source, opened))
     for path in found:
         if relative(source, real_path(path)) is not None:
             raise _refusal(source, f"it lies in {path}, which the host runs or imports from")
@@ -162,49 +165,55 @@ def _below(path: str, source: str) -> bool:
     return bool(relative(path, source) or relative(real_path(path), source))
 
 
-def _environments(source: str, server: Server) -> Iterator[str]:
+def _environments(source: str, opened: str, server: Server) -> Iterator[str]:
     """The server's own ones, and every one that a person would activate in a project."""
+    is_environment = _is_environment(opened)
     for prefix in server.prefixes:
         if _below(prefix, source):
             yield prefix
-        elif prefix == source and not _is_environment(source):
+        elif prefix == source and not is_environment:
             raise _refusal(source, "it is the server's own installation of Python")
         elif prefix == source:
             yield from (f"{source}/{name}" for name in _MISSED_OF_ENVIRONMENT)
         else:
             yield from (f"{prefix}/{name}" for name in ("bin", "lib"))
-    if _is_environment(source):
-        places = (f"{source}/{name}" for name in _OF_ENVIRONMENT)
-        yield from filter(os.path.lexists, places)
-    for entry in entries_of(source):
-        if os.path.isdir(entry.path) and _is_environment(entry.path):
-            yield entry.path
+    if is_environment:
+        there = (name for name in _OF_ENVIRONMENT if os.path.lexists(f"{opened}/{name}"))
+        yield from (f"{source}/{name}" for name in there)
+    yield from (f"{source}/{name}" for name in _folders_with(opened, _ENVIRONMENT_MARKS))
     yield os.path.dirname(os.path.abspath(sandbox_provisioner.__file__))
 
 
 def _is_environment(folder: str) -> bool:
-    return any(os.path.exists(f"{folder}/{mark}") for mark in _ENVIRONMENT_MARKS)
+    return any(os.path.lexists(f"{folder}/{mark}") for mark in _ENVIRONMENT_MARKS)
 
 
-def _imported(source: str, server: Server, known: Iterable[str]) -> Iterator[str]:
+def _folders_with(opened: str, names: Iterable[str]) -> Iterator[str]:
+    """The folders of the directory *opened* in which there is one of *names*; a link to one counts.
+    What it is does not matter, or a kernel could exchange it between two looks."""
+    for entry in entries_of(opened):
+        if any(os.path.lexists(f"{entry.path}/{name}") for name in names):
+            yield entry.name
+
+
+def _imported(source: str, opened: str, server: Server, known: Iterable[str]) -> Iterator[str]:
     """Of each file that was imported from *source*: the outermost package that it is in, if it is
     in none of the *known* places. A work directory in a package keeps what of it was imported."""
     prefix, done = f"{source}/", tuple(f"{place}/" for place in known)
     for file in server.imported:
         if file.startswith(prefix) and not file.startswith(done):
-            place, above = file, os.path.dirname(file)
-            while above != source and os.path.exists(f"{above}/__init__.py"):
+            place = file.removeprefix(prefix)
+            above = os.path.dirname(place)
+            while above and os.path.lexists(f"{opened}/{above}/__init__.py"):
                 place, above = above, os.path.dirname(above)
-            yield place
+            yield f"{source}/{place}"
 
 
-def _on_import_path(source: str) -> Iterator[str]:
+def _on_import_path(source: str, opened: str) -> Iterator[str]:
     """For a work directory that the server imports from: its packages, and what every Python
     imports at its start, in each form that it may have. What is missing of those becomes a
     directory, whose name no import takes for a module."""
-    for entry in entries_of(source):
-        if os.path.isdir(entry.path) and os.path.exists(f"{entry.path}/__init__.py"):
-            yield entry.path
+    yield from (f"{source}/{name}" for name in _folders_with(opened, ("__init__.py",)))
     for name in _ALWAYS_IMPORTED:
         for suffix in ("", *importlib.machinery.all_suffixes()):
             yield f"{source}/{name}{suffix}"

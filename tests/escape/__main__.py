@@ -51,7 +51,10 @@ def row_of(attempt: Attempt) -> str:
 
 def _text(attempt: Attempt, variant: Variant) -> str:
     answer = attempt.answer(variant)
-    return "–" if answer is None else _or(answer)
+    if answer is None:
+        return "–"
+    older = variant.group == "landlock" and attempt.unscoped
+    return _or(answer) + (f", `{older}` before Linux 6.12" if older else "")
 
 
 def _or(answers: str) -> str:

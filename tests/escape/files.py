@@ -135,7 +135,7 @@ for number, path, landlocked in (
     (15, "/sys/fs/cgroup", "EACCES"),
     (16, "/sys/class/net", "EACCES"),
     (17, "/dev/kmsg", "EACCES"),
-    (18, "/dev/kvm", "EACCES"),
+    (18, "/dev/kvm", "EACCES|ENOENT"),
     (19, "/dev/fuse", "EACCES"),
     (20, "/dev/net/tun", "EACCES"),
     (21, "/dev/vda", "EACCES"),

@@ -19,6 +19,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from sandbox_provisioner.inside.kernel_calls import landlock_version
+
+# The version of Landlock that keeps signals back (landlock(7): LANDLOCK_SCOPE_SIGNAL).
+SCOPED_SIGNALS = 6
+
 
 class Kind(StrEnum):
     """What a class of attacks has in common."""
@@ -87,9 +92,12 @@ class Attempt:
     alone: bool
     options: Mapping[str, Any]
     needs: Sequence[str]
+    unscoped: str
 
     def answer(self, variant: Variant) -> str | None:
         """What it has to answer there; None if it is not tried."""
+        if self.unscoped and variant.group == "landlock" and landlock_version() < SCOPED_SIGNALS:
+            return self.unscoped
         for name in (variant.name, variant.group, ""):
             if name in self.answers:
                 return self.answers[name]
@@ -133,6 +141,7 @@ def attempt(
     alone: bool = False,
     options: Mapping[str, Any] | None = None,
     needs: Sequence[str] = (),
+    unscoped: str = "",
     **answers: str | None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Put a function into the table; it gets the `Host`, and *arguments*.
@@ -141,6 +150,7 @@ def attempt(
     answers without a box, where *without* may stand in for the function; *no_control* is why it has
     none, and *present* whether this machine has what is attacked. *alone* means that its kernel,
     which has *options*, is nobody else's. *needs* are facilities, as of the mark "requires".
+    *unscoped* is the answer under a Landlock that does not judge signals yet: see SECURITY.md.
     """
 
     def note(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,6 +163,7 @@ def attempt(
             arguments=arguments, answers={"": expect, **answers}, control=control,
             why_no_control=no_control, present=present, without=without, after=after,
             inside=inside, alone=alone, options=options or {}, needs=needs,
+            unscoped=unscoped,
         )  # fmt: skip
         return function
 

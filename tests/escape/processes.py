@@ -49,7 +49,7 @@ def find_process(host):
 
 @attempt(
     71, "signal a process of the host", Kind.PROCESSES, "kill(2)",
-    expect="ESRCH", landlock="EPERM", control="done",
+    expect="ESRCH", landlock="EPERM", unscoped="done", control="done",
 )  # fmt: skip
 def signal_process(host):
     return os.kill(host.pid, 0)
@@ -57,7 +57,7 @@ def signal_process(host):
 
 @attempt(
     72, "signal the server", Kind.PROCESSES, "kill(2)",
-    expect="ESRCH", landlock="EPERM", control="done",
+    expect="ESRCH", landlock="EPERM", unscoped="done", control="done",
 )  # fmt: skip
 def signal_server(host):
     return os.kill(host.server, 0)
@@ -65,7 +65,7 @@ def signal_server(host):
 
 @attempt(
     73, "send a process of the host a signal with a value", Kind.PROCESSES, "rt_sigqueueinfo(2)",
-    expect="ESRCH", landlock="EPERM", control="done",
+    expect="ESRCH", landlock="EPERM", unscoped="done", control="done",
 )  # fmt: skip
 def queue_signal(host):
     information = ctypes.create_string_buffer(128)
@@ -75,7 +75,7 @@ def queue_signal(host):
 
 @attempt(
     74, "take a pidfd of a process of the host, and signal it", Kind.PROCESSES, "pidfd_open(2)",
-    expect="ESRCH", landlock="EPERM", control="done",
+    expect="ESRCH", landlock="EPERM", unscoped="done", control="done",
 )  # fmt: skip
 def signal_by_pidfd(host):
     return signal.pidfd_send_signal(os.pidfd_open(host.pid), 0)

@@ -6,6 +6,7 @@ file a descriptor stands for.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,19 +35,26 @@ asyncio.run(start())
 
 @pytest.fixture
 def calls(new_folder, runtime_dir):
-    """The calls of a start that have to do with its work directory and its volume, and these."""
+    """The calls of a start that have to do with its work directory and its volume, and these.
+
+    There is what is looked for in a work directory: a repository, environments, packages."""
     workdir, given, trace = new_folder() / "work", new_folder() / "given", new_folder() / "trace"
     for folder in (workdir, given):
         folder.mkdir()
+    for name in (".git", ".venv", "package"):
+        (workdir / name).mkdir()
+    (workdir / ".venv/pyvenv.cfg").touch()
+    (workdir / "package/__init__.py").touch()
     places = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-    path = ":".join(places)
+    path = ":".join([*places, str(workdir)])
     options = ["-f", "-qq", "-y", "-s", "4096", "-e", "trace=%file,open_tree", "-o", trace]
     subprocess.run(
         ["strace", *options, sys.executable, "-c", START, workdir, given, runtime_dir],
-        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"}, check=True, timeout=60,
+        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
+        check=True, timeout=60,
     )  # fmt: skip
     lines = trace.read_text().splitlines()
-    theirs = [line for line in lines if f"{workdir}" in line or f"{given}" in line]
+    theirs = [line for line in lines if f"{workdir}" in line or f"{given}" in line or "fd/" in line]
     assert theirs
     return theirs, (str(workdir), str(given))
 
@@ -58,3 +66,23 @@ def test_what_is_mounted_is_what_was_opened(calls):
         (line,) = [line for line in taken if f"<{folder}>" in line]
         assert f'<{folder}>, "", ' in line
         assert "AT_EMPTY_PATH" in line
+
+
+# What only asks where a link leads decides nothing about what is there (`links.real_path`); what is
+# opened once more, without links, for the clean-up is compared (`places.open_again`).
+EXCEPTIONS = re.compile(
+    r"readlink\(|newfstatat\(.*AT_SYMLINK_NOFOLLOW|openat2\(.*RESOLVE_NO_SYMLINKS"
+)
+
+
+def test_what_is_in_it_is_judged_by_its_descriptor(calls):
+    """A name would lead elsewhere if somebody exchanged it: see `run_by_host.py`, `covers.py`."""
+    lines, (workdir, _) = calls
+    (opened,) = [n for n, line in enumerate(lines) if '"work", ' in line and "O_PATH" in line][:1]
+    server = lines[opened].split()[0]
+    named = re.compile(rf'"{re.escape(workdir)}(/[^"]*)?"')
+    looks = [line for line in lines[opened:] if line.split()[0] == server and named.search(line)]
+    assert [line for line in looks if not EXCEPTIONS.search(line)] == []
+    by_descriptor = [line for line in lines[opened:] if line.split()[0] == server]
+    for name in (".venv/pyvenv.cfg", "package/__init__.py", ".git"):
+        assert any(f'/{name}"' in line for line in by_descriptor), name

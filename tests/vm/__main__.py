@@ -61,6 +61,8 @@ ESCAPES = (
     f"{CONTRACT}_that_reaches_its_memory_limit_says_why_under_the_cell",
     "tests/kernels/test_spares.py::test_a_spare_that_reaches_its_memory_limit_says_why",
 )  # fmt: skip
+# Of all attempts those that share one kernel, which was started cold.
+ATTACKS = ("tests/escape/test_escape.py::test_an_attempt_fails", "-k")
 # A process in a login session may not move itself out of it; tests that move their own children
 # into groups run next to these.
 SCOPE = ("systemd-run", "--user", "--scope", "--quiet")
@@ -75,6 +77,8 @@ SETUPS = (
     Setup("user", "alice", ESCAPES),
     Setup("user-cgroups", "alice", CGROUPS, SCOPE),
     Setup("user-delegated", "alice", CGROUPS, DELEGATED),
+    Setup("root-attacks", "root", (*ATTACKS, "root]")),
+    Setup("user-attacks", "alice", (*ATTACKS, "user] or landlock]")),
 )
 
 
