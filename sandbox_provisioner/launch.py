@@ -130,10 +130,17 @@ class LocalLauncher:
     def __init__(self, *, runtime_dir: str = "", warn: Warn = lambda _: None) -> None:
         self._runtime_dir = runtime_dir
         self._warn = warn
+        self._told: set[str] = set()
 
     def warn(self, text: str) -> None:
         """Tell whoever starts sandboxes; what *text* names may have been named by a kernel."""
         self._warn(one_line(text))
+
+    def tell_once(self, text: str) -> None:
+        """The same for what is looked for at every start."""
+        if text not in self._told:
+            self._told.add(text)
+            self.warn(text)
 
     def runtime(self) -> Path:
         """Where the records of our sandboxes are."""
@@ -167,7 +174,7 @@ class LocalLauncher:
         tree = self.tree(request, facts, workdir, request.sandbox_id)
         volumes = tuple(VolumeFacts.probe(volume, facts, opened) for volume in spec.volumes)
         for mount in (*workdir.unmapped, *(m for facts in volumes for m in facts.unmapped)):
-            self.warn(
+            self.tell_once(
                 f"{mount.path} can only be read: it is a mount of {mount.filesystem}, and Linux "
                 "cannot map the ids of all mounts below what a kernel of a root server is given."
             )
@@ -204,15 +211,18 @@ class LocalLauncher:
             environment["PYTHONUSERBASE"] = base
         files = find_kernel_files(request.argv, environment, facts, request.extra_files, given)
         for path in files.too_broad:
-            self.warn(f"{path} is on the kernel's path, but would show it more than that: left out")
+            self.tell_once(
+                f"{path} is on the kernel's path, but would show it more than that: left out. "
+                "Name what it needs of it in the option volumes."
+            )
         for path in files.doubtful:
-            self.warn(
+            self.tell_once(
                 f"{path} is on the kernel's path only since a file says so that a kernel may "
                 f"write: left out. If it shall be there: {volumes_for([path])}."
             )
         ours = os.environ.get("PATH", "").split(os.pathsep)
         if added := [path for path in files.off_path if path not in ours]:
-            self.warn(
+            self.tell_once(
                 f"{', '.join(added)} is on the PATH that this kernel was given, and not in its "
                 f"box. If it shall be there: {volumes_for(added)}."
             )

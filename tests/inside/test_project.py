@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from boxes import PROGRAM, WARM
@@ -139,6 +140,30 @@ def test_a_program_in_place_of_an_interpreter_does_not_run_outside(
     with sandbox([str(program), "-c", PROGRAM]) as box:
         assert box.call(import_nothing) == "inside"
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("whose", ["a kernel's", "the kernel.json's"])
+def test_what_a_wrapper_names_is_shown_only_if_no_kernel_can_have_written_it(
+    workdir: Path, new_folder: Callable[[], Path], sandbox: Any, warnings: list[str], whose: str
+) -> None:
+    secret, elsewhere = new_folder(), new_folder()
+    (secret / "bin").mkdir()
+    (secret / "bin/tool").write_text("#!/bin/sh\n")
+    (secret / "bin/tool").chmod(0o755)
+    script = (workdir if whose == "a kernel's" else elsewhere) / "launch.sh"
+    script.write_text(f'#!/bin/bash\n{secret}/bin/tool\nexec {sys.executable} -c "$1"\n')
+    for path in (elsewhere, secret, script):
+        path.chmod(0o755)
+    with sandbox([str(script), PROGRAM]) as box:
+        shown = box.call(exists, str(secret))
+    assert shown == (whose != "a kernel's")
+    assert any(f"{secret} is on the kernel's path only since" in w for w in warnings) != shown
+
+
+def exists(path):
+    import os
+
+    return os.path.exists(path)
 
 
 def test_an_environment_that_becomes_a_link_meanwhile_is_not_followed(
