@@ -28,7 +28,9 @@ from sandbox_provisioner.python_files import Found, Reader, read_start
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 _MOST_COMMANDS = 64
 _MOST_NAMED = 256
-_MOST_READS = 32
+_MOST_READS = 8
+_MOST_LINES = 4000
+_MOST_LOOKUPS = 1000
 _LONGEST_WORD = 4096
 _DEEPEST = 8
 # What runs the rest of its own command line, behind options.
@@ -101,14 +103,14 @@ class _Search:
         self.reader = reader
         self.behind = Behind()
         self.conda_root = ""
-        self.reads = 0
+        self.reads = self.lines = self.lookups = 0
         self.depth = 0
 
     def follow(
         self, words: Sequence[str], environment: Mapping[str, str], trusted: bool = True
     ) -> None:
         """Note the command *words*, and go on with what it runs."""
-        program = which(words[0], environment) if words else ""
+        program = self._which(words[0], environment) if words else ""
         full = len(self.behind.commands) >= _MOST_COMMANDS or self.depth >= _DEEPEST
         if full or not program:
             return
@@ -125,13 +127,17 @@ class _Search:
                 self._conda_run(program, rest[1:], environment, trusted)
         self.depth -= 1
 
+    def _which(self, name: str, environment: Mapping[str, str]) -> str:
+        self.lookups += 1
+        return which(name, environment) if self.lookups <= _MOST_LOOKUPS else ""
+
     def _prefix(self, words: Sequence[str], environment: Mapping[str, str], trusted: bool) -> None:
         """Options of such a program may have values; the first word that is a program counts."""
         variables = dict(environment)
         for number, word in enumerate(words):
             if found := _ASSIGNMENT.fullmatch(word):
                 variables[found[1]] = found[2]
-            elif not word.startswith("-") and which(word, variables):
+            elif not word.startswith("-") and self._which(word, variables):
                 self.follow(words[number:], variables, trusted)
                 return
 
@@ -159,7 +165,7 @@ class _Search:
 
     def _read(self, path: str, variables: dict[str, str], trusted: bool) -> None:
         """The text of the script *path*, which changes *variables*."""
-        if not path.startswith("/") or not os.path.isfile(path) or self.reads >= _MOST_READS:
+        if self.reads >= _MOST_READS or not path.startswith("/") or not os.path.isfile(path):
             return
         self.reads += 1
         self.behind.files.append(Found(path, trusted))
@@ -172,6 +178,9 @@ class _Search:
         self.depth += 1
         variables.pop("HOME", None)  # inside it is another one
         for line in text.replace("\\\n", " ").split("\n"):
+            self.lines += 1
+            if self.lines > _MOST_LINES:
+                break
             known = _substituted(line, own, variables)
             self._note_paths(_expanded(known.partition("#")[0], variables))
             for words in _simple_commands(known):

@@ -147,3 +147,19 @@ def test_a_text_that_grows_is_bounded(tmp_path: Path) -> None:
     lines = "\n".join(["A=xxxxxxxxxxxxxxxx", *["A=$A$A"] * 60])
     script = program(tmp_path / "launch.sh", f"#!/bin/bash\n{lines}\n")
     assert programs(script)[0] == script
+
+
+@pytest.mark.parametrize("text", ["a;" * 40_000, ". $0\n" * 9000, "nice a b c d e f g;" * 3000])
+def test_a_long_script_costs_few_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    looks: list[str] = []
+    there = os.path.isfile
+
+    def look(path: str) -> bool:
+        looks.append(path)
+        return there(path)
+
+    monkeypatch.setattr(os.path, "isfile", look)
+    programs(program(tmp_path / "launch.sh", f"#!/bin/bash\n{text}\n"), PATH="/one:/two")
+    assert len(looks) < 3000
