@@ -117,11 +117,53 @@ def look_at_others(runtime: Path) -> list[Sandbox]:
 
 def _seen(folder: RecordFolder, record: Record) -> Sandbox:
     tree = open_existing(cgroup_facts(record), record.tree)
-    pages = Pages.of(tree.pids())
+    pids, usage = tree.pids(), tree.usage()
     state = _state(folder, record)
+    if not pids and state == "running":
+        pids = family_of(record.init_pid)
+    pages = Pages.of(pids)
+    if usage.memory_bytes is None:
+        usage = counted(pids, pages)
     if state == "running":
         state = "asleep" if tree.is_frozen() else folder.read_activity() or state
-    return Sandbox(record=record, state=state, usage=tree.usage(), pages=pages)
+    return Sandbox(record=record, state=state, usage=usage, pages=pages)
+
+
+def family_of(pid: int) -> list[int]:
+    """The process *pid*, PID 1 of its namespace, and all below it: nobody gets out of there."""
+    children: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal() and (fields := _stat_of(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [pid]
+    for member in found:  # which grows meanwhile
+        found += children.get(member, [])
+    return found
+
+
+def counted(pids: Sequence[int], pages: Pages | None) -> Usage:
+    """What processes use by their own word, where no group counts it: their memory, the part of it
+    that others have too divided among all who have it; and their CPU time, with that of those who
+    have ended and were waited for."""
+    found = [fields for pid in pids if (fields := _stat_of(pid))]
+    if not found:
+        return Usage()
+    ticks = sum(int(time) for fields in found for time in fields[11:15])
+    return Usage(
+        memory_bytes=pages.pss_bytes if pages else None,
+        cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
+        pids=sum(int(fields[17]) for fields in found),
+    )
+
+
+def _stat_of(pid: int) -> list[str]:
+    """proc_pid_stat(5) from field 3 on: state, parent, … 14 to 17 are times, 20 is the number of
+    threads; [] if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()
 
 
 def _state(folder: RecordFolder, record: Record) -> str:

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 import unicodedata
 from collections.abc import Iterator
@@ -137,6 +139,24 @@ def test_the_page_tells_of_every_field() -> None:
     row = re.findall(r"^\| (`.*?) \|", PAGE.read_text(), re.MULTILINE)
     told = re.findall(r"`([^`]+)`", "".join(row))
     assert sorted(told) == sorted(json.loads(json.dumps(sandbox().as_json())))
+
+
+def test_without_a_group_a_family_of_processes_is_counted() -> None:
+    code = "import os, sys; os.fork(); sys.stdout.write('.'); sys.stdout.flush(); sys.stdin.read()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with parent:
+        assert parent.stdin and parent.stdout
+        assert parent.stdout.read(2) == b".."
+        family = running.family_of(parent.pid)
+        pages = Pages.of(family)
+        usage = running.counted(family, pages)
+        parent.stdin.close()
+    assert (len(family), family[0], usage.pids) == (2, parent.pid, 2)
+    assert pages and usage.memory_bytes == pages.pss_bytes > MIB
+    assert usage.cpu_seconds is not None and usage.cpu_seconds < 60
+    assert running.counted([], None) == Usage()
 
 
 # -- records of others
