@@ -1,4 +1,4 @@
-"""jupyter_client's own tests that cannot pass with sandboxed kernels, each with its reason.
+"""Others' own tests that cannot pass with sandboxed kernels, each with its reason.
 
 Names as in pytest's JUnit report: "module.Class::test[parameters]". A test that is listed here and
 passes is an error too, so that this list stays as short as it can be.
@@ -47,4 +47,22 @@ EXPECTED_FAILURES: Mapping[str, str] = {
     f"{_CURVE}[required]": _SNIFFS_TCP,
     f"{_RESTARTER}::test_restarter_gives_up[ipc]": _START,
     f"{_RESTARTER}::test_async_restarter_gives_up[ipc]": _START,
+}
+
+# -- of programs that run kernels: ipykernel, nbclient, nbconvert, papermill
+
+_HOST_PROFILE = (
+    "starts IPython with the --profile-dir of the host's home, which a sandbox does not show. A "
+    "volume does."
+)
+_HOST_TMP = "has the kernel write a file below the host's /tmp. A sandbox has a /tmp of its own."
+
+OF_PROGRAMS: Mapping[str, Mapping[str, str]] = {
+    "ipykernel": {
+        "tests.test_kernel::test_sys_path_profile_dir": _HOST_PROFILE,
+        "tests.test_kernel::test_save_history": _HOST_TMP,
+    },
+    "nbclient": {},
+    "nbconvert": {},
+    "papermill": {},
 }

@@ -5,16 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 from expected_failures import EXPECTED_FAILURES
 from jupyter_programs import Home
 from leaks import is_stand_in
+from results import Results, node_id
 from sources import unpacked
 
 from sandbox_provisioner.records import all_records, runtime_directory, sweep
@@ -32,24 +30,6 @@ pytestmark = [
 ]
 
 
-@dataclass
-class Results:
-    """What became of each test of the suite, and where it ran."""
-
-    failures: dict[str, str] = field(default_factory=dict)
-    passed: set[str] = field(default_factory=set)
-    folder: Path = Path()
-    output: str = ""
-
-    def note(self, case: ET.Element) -> None:
-        name = f"{case.attrib['classname']}::{case.attrib['name']}"
-        bad = [part for part in case if part.tag in {"failure", "error"}]
-        if bad:
-            self.failures[name] = bad[0].attrib.get("message", "")
-        elif case.find("skipped") is None:
-            self.passed.add(name)
-
-
 @pytest.fixture(scope="module")
 def results() -> Iterator[Results]:
     """The suite without what is expected to fail, and then that alone.
@@ -64,19 +44,12 @@ def results() -> Iterator[Results]:
         shutil.copytree(source / "tests", home.notebooks / "tests")
         shutil.copy(source / "pyproject.toml", home.notebooks)
         (home.path / "xdg").mkdir(mode=0o700)
-        names = [_node_id(name) for name in EXPECTED_FAILURES]
+        names = [node_id(name) for name in EXPECTED_FAILURES]
         _run(home, results, "tests", *(f"--deselect={name}" for name in names))
         for name in names:
             _run(home, results, name)
         sweep(runtime_directory())
         yield results
-
-
-def _node_id(name: str) -> str:
-    """ "tests.test_x.Class::test" -> "tests/test_x.py::Class::test"."""
-    path, _, test = name.partition("::")
-    package, module, *classes = path.split(".")
-    return "::".join([f"{package}/{module}.py", *classes, test])
 
 
 def _run(home: Home, results: Results, *words: str) -> None:
@@ -90,8 +63,7 @@ def _run(home: Home, results: Results, *words: str) -> None:
         timeout=_PATIENCE_SECONDS,
     )
     results.output += done.stdout + done.stderr
-    for case in ET.parse(report).iter("testcase"):
-        results.note(case)
+    results.note(report)
 
 
 def _environment(home: Home) -> Mapping[str, str]:
