@@ -48,6 +48,7 @@ from traitlets import (
 
 from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.ends import MIME, End
+from sandbox_provisioner.ends_file import EndsFile
 from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError, in_lines
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import memory_bytes
@@ -82,6 +83,7 @@ from sandbox_provisioner.spec import (
 from sandbox_provisioner.story import EndKind, ExitStory
 from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
+from sandbox_provisioner.variables import set_and_left_out
 from sandbox_provisioner.warm.ahead import Warmth, count_start, fill, prepare
 from sandbox_provisioner.warm.found import is_any, this_process
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
@@ -265,6 +267,11 @@ class SandboxProvisioner(LocalProvisioner):
     runtime_dir = Unicode(
         "", help="Where sockets and records are kept; short, and the user's own. Default: /run."
     ).tag(config=True)
+    ends_file = Unicode(
+        "",
+        help="A file to which a line of JSON is added for each kernel that ends without being "
+        "asked to (docs/ends.md); in a directory that kernels may not write to.",
+    ).tag(config=True)
     survive_server = Bool(
         False, help="Let kernels live on when the server ends (as with independent=True)."
     ).tag(config=True)
@@ -287,6 +294,7 @@ class SandboxProvisioner(LocalProvisioner):
         self._tap: LastWords | None = None
         self._ending = False
         self._busy: bool | None = None  # as it was noted down
+        self._ends_file: EndsFile | None = None
 
     # -- what is asked for
 
@@ -435,6 +443,8 @@ class SandboxProvisioner(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Called by the manager after `pre_launch`: returns when the kernel's sockets are there."""
         try:
+            await self._close()  # of a manager that starts again without a shutdown
+            self._open_ends_file()
             self.story = None
             self._ending = False
             self._busy = None
@@ -455,6 +465,16 @@ class SandboxProvisioner(LocalProvisioner):
         if self.parent:
             self._tap = LastWords(self.parent)
 
+    def _open_ends_file(self) -> None:
+        if self.ends_file:
+            volumes = [volume.source for volume in self.spec.volumes if not volume.readonly]
+            self._ends_file = EndsFile(self.ends_file, [self.spec.workdir, *volumes])
+
+    def _close_ends_file(self) -> None:
+        if self._ends_file:
+            self._ends_file.close()
+            self._ends_file = None
+
     def _choose_transport(self, manager: Any) -> None:
         """Unix sockets in a directory of this kernel's own; an ip that the caller chose for ipc
         stays, and gets links to them."""
@@ -471,6 +491,7 @@ class SandboxProvisioner(LocalProvisioner):
     async def _start(self, cmd: list[str], kwargs: dict[str, Any]) -> LocalHandle:
         launcher = self.launcher
         request = self._request(cmd, kwargs)
+        self._tell_left_out(request.environment)
         labels = self._labels(request.environment)
         # None would be the server's own stdin, perhaps the terminal of whoever started it.
         stdin = kwargs.get("stdin")
@@ -479,6 +500,18 @@ class SandboxProvisioner(LocalProvisioner):
         if self.warm:
             return await self._start_warm(launcher, request, labels, stdio)
         return await _start_cold(launcher, request, labels, stdio)
+
+    def _tell_left_out(self, environment: Mapping[str, str]) -> None:
+        """Once for each: a program that sets os.environ for its kernels expects them there."""
+        try:
+            began_with = Path("/proc/self/environ").read_bytes()
+        except OSError:
+            return
+        names = set_and_left_out(environment, os.environ, began_with, self.env_keep)
+        new = [name for name in names if name not in _told_variables]
+        if new:
+            _told_variables.update(new)
+            self.log.warning("%s", _left_out(new, self.env_keep))
 
     async def fill(self, cmd: list[str], **kwargs: Any) -> int:
         """Called by `jupyter sandbox warm` in place of `launch_kernel`: make now what a start finds
@@ -714,6 +747,7 @@ class SandboxProvisioner(LocalProvisioner):
             if story and self.story is not story:
                 self.story = story
                 self.end = End.of(story, handle.record, cell="", seconds=time.time())
+        self._close_ends_file()
 
     def _hear(self, handle: LocalHandle) -> None:
         for sentence in handle.notices():
@@ -730,6 +764,11 @@ class SandboxProvisioner(LocalProvisioner):
             return
         if story.reason:
             self.log.warning("%s", story.reason)
+        if self._ends_file:
+            try:
+                await off_loop(self._ends_file.add, self.end.as_json())
+            except OSError as error:
+                self.log.warning("Could not write to %s: %s", self.ends_file, error)
         if self._tap:
             try:
                 data = {MIME: self.end.as_json()}
@@ -795,6 +834,20 @@ async def _start_cold(
 ) -> LocalHandle:
     await off_loop(launcher.sweep)
     return await launcher.start(request, labels, stdio)
+
+
+_told_variables: set[str] = set()  # in the life of this process
+
+
+def _left_out(names: Sequence[str], kept: Sequence[str]) -> str:
+    shown = [one_line(name) for name in names]
+    line = json.dumps([*kept, *shown], ensure_ascii=False)
+    return (
+        f"Kernels do not get {', '.join(shown)} of the environment, which this process has set "
+        "since it began: a sandbox hands on only what stands on a list. For kernels that need "
+        f'what it says, write into the config of their kernel.json: "env_keep": {line}, or into '
+        f"a configuration file: c.SandboxProvisioner.env_keep = {line}"
+    )
 
 
 def _logged(stdout: Any, stderr: Any) -> Iterator[str]:

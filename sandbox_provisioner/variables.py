@@ -7,6 +7,7 @@ kernel.json sets, is kept; what was merely inherited has to be on the list.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import translate
@@ -26,6 +27,8 @@ INHERITED = (
 )  # fmt: skip
 # Set from the sandbox itself, never from outside.
 _OWN = ("HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*", "JPY_PARENT_PID")
+# What programs set in their own process for themselves alone.
+_OF_PROGRAMS = ("JUPYTER*", "JPY_*", "PYTEST_*", "_*")
 # Who takes the machine's CPUs for the kernel's, as nothing in the box tells of the cap, and looks
 # here first. (dask and duckdb have no such variable: they ask the interpreter, or the machine.)
 _CPU_COUNTS = {
@@ -109,6 +112,29 @@ def kernel_environment(
         "JPY_PARENT_PID": "1",
     }
     return environment
+
+
+def set_and_left_out(
+    wanted: Mapping[str, str], server: Mapping[str, str], began_with: bytes, kept: Iterable[str]
+) -> list[str]:
+    """The names in *wanted* that the server has set in its own process since it began, perhaps for
+    its kernels, and that a kernel does not get. *began_with* is its environment then, as
+    /proc/self/environ shows it; where a program has written its title there, nobody knows."""
+    then = set(began_with.split(b"\0"))
+    if not any(_entry(name, value) in then for name, value in server.items()):
+        return []
+    arrives, not_for_kernels = handed_on(wanted, server, kept), _pattern((*_OWN, *_OF_PROGRAMS))
+    return sorted(
+        name
+        for name, value in wanted.items()
+        if name not in arrives
+        and not not_for_kernels.match(name)
+        and _entry(name, value) not in then
+    )
+
+
+def _entry(name: str, value: str) -> bytes:
+    return os.fsencode(f"{name}={value}")
 
 
 @lru_cache

@@ -98,6 +98,21 @@ def test_a_restart_now_and_one_after_the_kernels_death_work(kernel: Any) -> None
         assert k.run("1 + 1") == "2"
 
 
+def test_a_manager_that_starts_again_without_a_shutdown_ends_what_it_had(
+    kernel: Any, runtime_dir: Path
+) -> None:
+    with kernel() as k:
+        k.run("x = 1")
+        first = k.provisioner.handle
+        k.manager.start_kernel()
+        k.client.wait_for_ready(timeout=60)
+        assert k.run("'x' in globals()") == "False"
+        assert first.poll() is not None
+        assert (
+            len([record for _, record in all_records(runtime_dir) if record.kind == "kernel"]) == 1
+        )
+
+
 def test_a_shutdown_ends_what_the_kernel_started(kernel: Any) -> None:
     with kernel() as k:
         k.run(

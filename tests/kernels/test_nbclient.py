@@ -16,7 +16,9 @@ import pytest
 from jupyter_programs import EAT_MEMORY, Home
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from traitlets.config import Config
 
+from sandbox_provisioner import provisioner
 from sandbox_provisioner.ends import ends_in
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
 from sandbox_provisioner.templates import keep_templates_out
@@ -139,6 +141,25 @@ def test_the_example_of_the_page_about_ends_tells_the_cell_and_the_limit(home: H
     assert done.stdout == "cell 1 needs more than 200 MiB\n", done.stderr
 
 
+def test_a_variable_that_the_program_has_set_and_kernels_lack_is_told_once_with_the_line_for_it(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(provisioner, "_told_variables", set())
+    monkeypatch.setenv("DATA_DIR", "/data")
+    book = notebook("import os; print(os.environ.get('DATA_DIR'))")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            client_of(book).execute()
+    assert shown(book.cells[0]) == "None\n"
+    told = [text for text in caplog.messages if "DATA_DIR" in text]
+    assert len(told) == 1
+    line = re.findall(r"c\.SandboxProvisioner\.env_keep = .*", told[0])[0]
+    c = Config()
+    exec(line, {"c": c})
+    client_of(book, config=c).execute()
+    assert shown(book.cells[0]) == "/data\n"
+
+
 def test_cleaning_up_twice_is_as_good_as_once(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     cleanup = SandboxProvisioner.cleanup
@@ -156,10 +177,21 @@ def test_cleaning_up_twice_is_as_good_as_once(home: Home, monkeypatch: pytest.Mo
 # -- nbconvert's command line
 
 
-def convert(home: Home, book: Any, **variables: str) -> subprocess.CompletedProcess[str]:
+def convert(
+    home: Home, book: Any, *words: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     path = Path(home.notebooks, "book.ipynb")
     nbformat.write(book, path)
-    command = ["jupyter", "nbconvert", "--execute", "--to", "notebook", "--inplace", path.name]
+    command = [
+        "jupyter",
+        "nbconvert",
+        "--execute",
+        "--to",
+        "notebook",
+        "--inplace",
+        *words,
+        path.name,
+    ]
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=home.notebooks,
@@ -168,6 +200,23 @@ def convert(home: Home, book: Any, **variables: str) -> subprocess.CompletedProc
         text=True,
         timeout=_PATIENCE_SECONDS,
     )
+
+
+@needs_memory_cap
+@pytest.mark.requires("nbconvert")
+def test_nbconvert_writes_no_notebook_but_a_line_about_the_end(home: Home) -> None:
+    ends = home.path / "ends.jsonl"
+    done = convert(
+        home,
+        notebook("x = 1", EAT_MEMORY, kernel="small"),
+        f"--SandboxProvisioner.ends_file={ends}",
+    )
+    assert done.returncode == 1
+    assert "DeadKernelError" in done.stderr
+    (line,) = ends.read_text().splitlines()
+    end = json.loads(line)
+    assert (end["kind"], end["memory_limit_bytes"]) == ("memory-cap", 200 << 20)
+    assert end["cell"]
 
 
 PLANT = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandbox_provisioner.spec import Limits, Network
-from sandbox_provisioner.variables import kernel_environment
+from sandbox_provisioner.variables import kernel_environment, set_and_left_out
 
 OWN = {"HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "JPY_PARENT_PID", "PATH"}
 
@@ -109,3 +109,35 @@ def test_packages_of_the_users_own_are_pointed_to():
 def test_a_path_is_always_there():
     assert made_of({})["PATH"] == "/usr/local/bin:/usr/bin:/bin"
     assert made_of({"PATH": "/opt/bin"})["PATH"] == "/opt/bin"
+
+
+BEGAN_WITH = b"PATH=/bin\0TOKEN=s3cret\0MODE=old\0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("DATA_DIR", "/data", True),
+        ("MODE", "new", True),
+        ("TOKEN", "s3cret", False),  # it began with that
+        ("LANG", "de", False),  # is handed on
+        ("KEPT", "x", False),
+        ("HOME", "/x", False),  # kernels have one of their own
+        ("PYTEST_CURRENT_TEST", "x", False),
+        ("ODD\udcff", "\udcff", True),
+    ],
+)
+def test_what_a_program_has_set_for_its_kernels_and_they_do_not_get_is_told(name, value, told):
+    server = {"PATH": "/bin", "TOKEN": "s3cret", name: value}
+    found = set_and_left_out(server, server, BEGAN_WITH, ["KEPT"])
+    assert found == ([name] if told else [])
+
+
+def test_what_was_set_for_one_kernel_alone_arrives_and_is_not_told():
+    server = {"PATH": "/bin"}
+    assert set_and_left_out(server | {"FOR_IT": "1"}, server, BEGAN_WITH, ()) == []
+
+
+def test_where_a_title_was_written_over_the_environment_nothing_is_told():
+    server = {"PATH": "/bin", "TOKEN": "s3cret"}
+    assert set_and_left_out(server, server, b"my server: ready\0\0\0\0", ()) == []
