@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.links import real_path
-from sandbox_provisioner.places import Place
+from sandbox_provisioner.places import Folders, Place
 from sandbox_provisioner.spec import Covers, relative
 
-# Repositories are looked for so deep below the work directory, and at so many entries.
+# Repositories are looked for so deep below the work directory.
 _REPOSITORY_DEPTH = 2
-_MOST_ENTRIES = 4096
 # Of what a server runs and is not there, what would surprise in its file browser.
 _NOT_SHOWN = {"node_modules"}
-_BARE = {"HEAD", "config", "objects", "refs"}
+_BARE = ("HEAD", "objects", "refs", "config")
 # Each cover is a mount, and a kernel can make any number of names that have to be covered.
 _MOST_COVERED = 1000
+_MOST_PLACES = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +48,10 @@ class Covered:
     repositories: tuple[str, ...] = ()
 
     @property
-    def is_empty(self) -> bool:
-        """Whether the kernel may have the whole work directory as it is."""
-        hidden = self.directories or self.files or self.links or self.sockets
-        return not (hidden or self.placed or self.frozen)
+    def count(self) -> int:
+        """How many places that are; 0 if the kernel may have the whole work directory as it is."""
+        hidden = (self.directories, self.files, self.links, self.sockets)
+        return sum(map(len, (*hidden, self.placed, self.frozen)))
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ def find_covered(
     run_by_host: Iterable[str] = (),
 ) -> Covered:
     """Look at the work directory *place*; SpecError if it is itself such a place, or if a home in
-    it cannot be listed.
+    it cannot be listed, TooManyFolders if more lie in it than are looked at.
 
     *home* is the server's own home, *homes* are all that the machine knows of, *own_folders* the
     server's settings and data. Of *run_by_host* what is there becomes read-only, and what is not
@@ -123,7 +123,11 @@ def find_covered(
     for git in found.repositories:
         _look_at_repository(opened, git, covers, found)
     _add_run_by_host(source, opened, run_by_host, found)
-    return found.covered()
+    covered = found.covered()
+    if covered.count > _MOST_PLACES:
+        answer = f"more than {_MOST_PLACES} places in it would have to be covered"
+        raise bad_workdir(source, answer)
+    return covered
 
 
 def _add_run_by_host(source: str, opened: str, places: Iterable[str], found: _Found) -> None:
@@ -277,34 +281,29 @@ def _real(path: str, known: dict[str, str]) -> str:
 
 def repositories(opened: str) -> tuple[str, ...]:
     """The repositories in the directory *opened*, itself one or near it, by what git keeps of each:
-    a ".git" or, of one without a work tree, the directory itself (gitrepository-layout(5)).
+    a ".git" or, of one without a work tree, the directory itself (gitrepository-layout(5)). Raises
+    TooManyFolders.
 
     A kernel of a home directory works above its owner's repositories.
     """
     found: list[str] = []
-    left = _MOST_ENTRIES
+    folders = Folders()
     waiting = [("", 0)]
-    while waiting and left > 0:
-        folder, depth = waiting.pop(0)
-        try:
-            with os.scandir(os.path.join(opened, folder)) as listing:
-                entries = [entry for _, entry in zip(range(left), listing, strict=False)]
-        except OSError:  # nobody may list it, or it has gone
-            continue
-        left -= len(entries)
-        names = {entry.name for entry in entries}
-        if ".git" in names:
+    while waiting:
+        folder, depth = waiting.pop()
+        path = os.path.join(opened, folder)
+        if os.path.lexists(f"{path}/.git"):
             found.append(os.path.join(folder, ".git"))
-        if names >= _BARE:
+        if all(os.path.lexists(f"{path}/{name}") for name in _BARE):
             found.append(folder or ".")
         if depth < _REPOSITORY_DEPTH:
-            below = (os.path.join(folder, e.name) for e in entries if _may_hold_one(e))
-            waiting += [(path, depth + 1) for path in below]
+            names = [entry.name for entry in folders.of(path) if _may_hold_one(entry)]
+            waiting += [(os.path.join(folder, name), depth + 1) for name in names]
     return tuple(sorted(found))
 
 
 def _may_hold_one(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+    return not entry.name.startswith(".") and not entry.is_symlink()
 
 
 def _look_at_repository(opened: str, git: str, covers: Covers, found: _Found) -> None:

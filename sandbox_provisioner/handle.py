@@ -32,7 +32,7 @@ from sandbox_provisioner.inside.init import (
 )
 from sandbox_provisioner.inside.printable import one_line, printable
 from sandbox_provisioner.off_loop import off_loop
-from sandbox_provisioner.places import open_again
+from sandbox_provisioner.places import TooManyFolders, open_again
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
 from sandbox_provisioner.spec import Confinement, format_bytes
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
@@ -364,6 +364,11 @@ def _new_repositories(record: Record) -> tuple[str, ...]:
         return ()
     try:
         new = set(repositories(f"/proc/self/fd/{workdir}")) - set(record.repositories)
+    except TooManyFolders as error:
+        return (
+            f"Whether kernel {short_id(record)} made repositories in {one_line(record.workdir)} "
+            f"was not found out: {error}.",
+        )
     finally:
         os.close(workdir)
     return tuple(

@@ -19,7 +19,7 @@ from sandbox_provisioner.covers import Covered, bad_workdir, find_covered
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.kernel_calls import landlock_version
 from sandbox_provisioner.mounts import Mount
-from sandbox_provisioner.places import Asker, Place, is_of_system
+from sandbox_provisioner.places import Asker, Place, TooManyFolders, is_of_system
 from sandbox_provisioner.run_by_host import Server, find_run_by_host, this_server
 from sandbox_provisioner.spec import Covers, Volume
 from sandbox_provisioner.surroundings import current_obstacle
@@ -233,14 +233,18 @@ class WorkdirFacts:
         answer = place.refusal(facts.asker) or place.shows_host()
         if answer or not place.is_directory:
             raise bad_workdir(path, answer or "it is not a directory")
-        covered = find_covered(
-            place,
-            covers,
-            home=facts.home,
-            homes=facts.homes,
-            own_folders=facts.own_folders,
-            run_by_host=find_run_by_host(place.source, facts.server, f"/proc/self/fd/{place.fd}"),
-        )
+        try:
+            run_by_host = find_run_by_host(place.source, facts.server, f"/proc/self/fd/{place.fd}")
+            covered = find_covered(
+                place,
+                covers,
+                home=facts.home,
+                homes=facts.homes,
+                own_folders=facts.own_folders,
+                run_by_host=run_by_host,
+            )
+        except TooManyFolders as error:
+            raise bad_workdir(path, f"{error}, so what the host runs cannot be found") from None
         return cls(
             place=place,
             idmappable=_is_idmappable(place.mount, facts),

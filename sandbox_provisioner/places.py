@@ -269,6 +269,38 @@ def find_below(directory: int, path: str) -> str | None:
         os.close(fd)
 
 
+class TooManyFolders(Exception):
+    """There are more than are looked at: a kernel could have hidden among them what the host runs.
+    The text is an answer for a person."""
+
+
+class Folders:
+    """Lists directories, and counts what it has found: a look has to end, but not so early that
+    whoever makes many names keeps others from being found."""
+
+    def __init__(self, most_entries: int = 1 << 20, most_folders: int = 1 << 16) -> None:
+        self._entries = self._most_entries = most_entries
+        self._folders = self._most_folders = most_folders
+
+    def of(self, path: str) -> Iterator[os.DirEntry[str]]:
+        """The directories in *path*, and the links, which may lead to one, as the listing itself
+        tells them; none if it cannot be listed. Raises TooManyFolders."""
+        try:
+            listing = os.scandir(path)
+        except OSError:
+            return
+        with listing:
+            for entry in listing:
+                self._entries -= 1
+                if entry.is_dir(follow_symlinks=False) or entry.is_symlink():
+                    self._folders -= 1
+                    yield entry
+                if self._entries < 0:
+                    raise TooManyFolders(f"more than {self._most_entries} names lie in it")
+                if self._folders < 0:
+                    raise TooManyFolders(f"more than {self._most_folders} directories lie in it")
+
+
 # -- what is true of a descriptor
 
 

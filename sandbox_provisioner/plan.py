@@ -568,7 +568,7 @@ def workdir_steps(site: Site) -> Iterator[Step]:
     yield from unmapped_steps(path, site.workdir)
     covered = site.workdir.covered
     inside = _protected_environment(site)
-    if covered.is_empty and not inside:
+    if not covered.count and not inside:
         return
     why = "what of it the host would run or trust, or must be kept from the kernel"
     yield Step("covers-of", (path, str(site.uid), str(site.gid), WRITTEN_THROUGH), why)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import sandbox_provisioner
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.links import real_path
-from sandbox_provisioner.python_files import entries_of
+from sandbox_provisioner.places import Folders
 from sandbox_provisioner.spec import relative
 
 # Whose entries are searched for programs and libraries to run.
@@ -106,7 +106,8 @@ def _user_places() -> tuple[str, ...]:
 
 def find_run_by_host(source: str, server: Server, opened: str = "") -> frozenset[str]:
     """The places in the work directory *source*, a real path, that *server* runs or imports from;
-    they may be missing. SpecError if it is itself one where nothing could be written then.
+    they may be missing. SpecError if it is itself one where nothing could be written then,
+    `places.TooManyFolders` if more lie in it than are looked at.
 
     *opened* leads to *source*, also where somebody has renamed it."""
     opened = opened or source
@@ -191,7 +192,7 @@ def _is_environment(folder: str) -> bool:
 def _folders_with(opened: str, names: Iterable[str]) -> Iterator[str]:
     """The folders of the directory *opened* in which there is one of *names*; a link to one counts.
     What it is does not matter, or a kernel could exchange it between two looks."""
-    for entry in entries_of(opened):
+    for entry in Folders().of(opened):
         if any(os.path.lexists(f"{entry.path}/{name}") for name in names):
             yield entry.name
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from types import SimpleNamespace
 
 from frame import Kind, between
 
@@ -148,3 +149,51 @@ def make_repository(stage, way):
         kernel.run(KERNEL.format(program=program, way=way))
     stage.workdir = stage.workdir / "below"
     return use(stage)
+
+
+BESIDE = 8
+# As many files as hide it where only so many names of a directory are looked at.
+CROWD = 20_000
+
+
+def repositories_beside(stage):
+    """Some, in directories of the work directory; the program."""
+    program = repository(stage)
+    for number in range(BESIDE):
+        subprocess.run(["cp", "-a", stage.workdir / ".git", stage.place / f"open/{number}"])
+    for number in range(BESIDE):
+        (stage.workdir / f"p-{number}").mkdir()
+        (stage.place / f"open/{number}").rename(stage.workdir / f"p-{number}/.git")
+    return program
+
+
+CROWDING = f"for number in range({CROWD}): os.mkdir('crowd-%d' % number)"
+SPOILING = "; ".join(f"write('p-{n}/.git/config', '{CONFIG}')" for n in range(BESIDE))
+
+
+def use_all(stage):
+    found = []
+    for number in range(BESIDE):
+        work = SimpleNamespace(workdir=stage.workdir / f"p-{number}", place=stage.place)
+        found.append(use(work))
+    return "run" if "run" in found else "not run"
+
+
+def crowd_plainly(stage):
+    program = repositories_beside(stage)
+    stage.patch.chdir(stage.workdir)
+    exec(KERNEL.format(program=program, way=SPOILING), {})
+    return use_all(stage)
+
+
+@between(
+    436, "make so many directories that a repository beside them is not found at the next start",
+    Kind.REPOSITORIES, "a look that ends somewhere", needs=("git",), variants=("root",),
+    expect="not run", without=crowd_plainly, control="run",
+)  # fmt: skip
+def crowd_out(stage):
+    program = repositories_beside(stage)
+    with stage.kernel() as kernel:
+        kernel.run(f"import os\n{CROWDING}")
+    stage.tries(stage.workdir, KERNEL.format(program=program, way=SPOILING))
+    return use_all(stage)

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from sandbox_provisioner import covers
 from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
+from sandbox_provisioner.places import Folders
 from sandbox_provisioner.spec import Covers, Volume, relative
 
 COVERS = Covers(home_directories=(".ssh",), home_files=(".bashrc",), home_frozen=(".cargo",))
@@ -144,6 +146,44 @@ def test_repositories_near_the_work_directory_are_found_in_it(tmp_path: Path) ->
     found = probe(tmp_path)
     assert found.directories == ("a/.git/hooks", "b/c/.git/hooks")
     assert found.repositories == ("a/.git", "b/c/.git")
+
+
+def test_no_number_of_names_keeps_a_repository_or_an_environment_from_being_found(
+    tmp_path: Path,
+) -> None:
+    """As many as a kernel makes in a second, in whatever order the file system lists them."""
+    for number in range(8):
+        (tmp_path / f"mine-{number}/.git").mkdir(parents=True)
+        (tmp_path / f"mine-{number}/pyvenv.cfg").touch()
+    for number in range(6000):
+        (tmp_path / f"crowd-{number}").touch()
+    found = probe(tmp_path)
+    assert found.repositories == tuple(f"mine-{number}/.git" for number in range(8))
+    assert {f"mine-{number}" for number in range(8)} <= {*found.frozen}
+
+
+def test_more_folders_than_are_looked_at_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Folders.__init__, "__defaults__", (1 << 20, 4))
+    for number in range(5):
+        (tmp_path / f"{number}").mkdir()
+    with pytest.raises(SpecError, match="more than 4 directories lie in it, so what the host runs"):
+        probe(tmp_path)
+    monkeypatch.setattr(Folders.__init__, "__defaults__", (5, 1 << 16))
+    (tmp_path / "file").touch()
+    with pytest.raises(SpecError, match="more than 5 names lie in it"):
+        probe(tmp_path)
+
+
+def test_more_places_than_can_be_covered_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(covers, "_MOST_PLACES", 8)
+    for number in range(3):
+        (tmp_path / f"{number}/.git").mkdir(parents=True)
+    with pytest.raises(SpecError, match="more than 8 places in it would have to be covered"):
+        probe(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["", "mine"])
