@@ -296,10 +296,10 @@ class LocalHandle:
             pipe.close()
 
     def _tell(self) -> ExitStory:
-        reap(self._pidfd)
+        status = reap(self._pidfd)
         self._listen()
         usage = self.usage()
-        told = ExitFile.of(self.folder.read_exit_file())
+        told = ExitFile.of(self.folder.read_exit_file(), status)
         kind = self._kind(told, usage)
         killed = kind in {EndKind.MEMORY_CAP, EndKind.SURROUNDINGS_MEMORY, EndKind.ASKED}
         number = told.signal or (signal.SIGKILL if told.code is None and killed else 0)

@@ -748,8 +748,13 @@ class _Locked(HostError):
 
 
 def _lock(path: Path, operation: int, *, make: bool = True) -> int:
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    fd = os.open(path, flags | (os.O_CREAT if make else 0), 0o600)
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags | os.O_RDWR | (os.O_CREAT if make else 0), 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        fd = os.open(path, flags | os.O_RDONLY)  # it was made before, and can still be locked
     try:
         fcntl.flock(fd, operation)
     except OSError:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from sandbox_provisioner.inside.folders import SHM_FULL, TMP_FULL
 from sandbox_provisioner.inside.init import (
     COVER_LOST,
+    FAILED,
     GROUP_LOST,
     INTERRUPTED,
     MEMORY_CAP,
@@ -74,12 +75,13 @@ class ExitFile:
     tail: bytes = b""
 
     @classmethod
-    def of(cls, content: bytes) -> ExitFile:
-        """Read it; anything else is as if there were none."""
+    def of(cls, content: bytes, status: int | None = None) -> ExitFile:
+        """Read it; anything else is as if there were none. On a full disk there is none: then the
+        exit *status* of PID 1 tells the kernel's."""
         head, _, tail = content.partition(b"\n")
         words = head.split()
         known = len(words) >= 2 and all(word.isdigit() and len(word) < 4 for word in words[:2])
-        code, signal = (int(words[0]), int(words[1])) if known else (None, 0)
+        code, signal = (int(words[0]), int(words[1])) if known else (_code_of(status), 0)
         why, word = [*words[2:4], b"", b""][:2]
         kind = EndKind.OUTSIDE if code is None else EndKind.SIGNAL if signal else EndKind.EXIT
         return cls(code=code, signal=signal, kind=_WHYS.get(why, kind), word=word, tail=tail)
@@ -96,6 +98,11 @@ class ExitFile:
             return one_line(os.fsdecode(bytes.fromhex(self.word.decode())))
         except ValueError:
             return ""
+
+
+def _code_of(status: int | None) -> int | None:
+    """The kernel's exit status as PID 1 hands it on; from `FAILED` on it is something else."""
+    return status if status is not None and 0 <= status < FAILED else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

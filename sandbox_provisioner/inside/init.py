@@ -291,7 +291,7 @@ class _Init:
         signal = -code if code < 0 else 0
         if not self.box.namespaces:
             family.end_all()
-        os.write(self.box.exit_fd, b"%d %d %s\n" % (max(code, 0), signal, why) + tail)
+        _tell_end(self.box, b"%d %d %s\n" % (max(code, 0), signal, why) + tail)
         os._exit(code if code >= 0 else 128 + signal)
 
     def serve_control(self) -> None:
@@ -404,6 +404,14 @@ class Seal:
         self.is_closed = True
 
 
+def _tell_end(box: Box, text: bytes) -> None:
+    """The disk that the file is on may be full: then our exit status is all that tells."""
+    try:
+        os.write(box.exit_fd, text)
+    except OSError:
+        return
+
+
 def _lasting_rights(box: Box) -> tuple[int, ...]:
     return (CAP_KILL, kernel.CAP_SYS_ADMIN, CAP_SYS_PTRACE) if box.covers else (CAP_KILL,)
 
@@ -436,7 +444,7 @@ def run(box: Box, kernel_pid: int) -> None:
                 started.mend(started.covers)
         started.loop()
     except BaseException as error:
-        os.write(box.exit_fd, f"{FAILED} 0\nThe sandbox's init failed: {error!r}".encode())
+        _tell_end(box, f"{FAILED} 0\nThe sandbox's init failed: {error!r}".encode())
         if not box.namespaces:
             family.end_all()
     finally:

@@ -352,6 +352,75 @@ def test_a_full_runtime_directory_says_so_and_gets_no_fuller(new_folder, what):
     assert left == ("['filler', 'lock']" if what == "blocks" else "['lock']")
 
 
+ENDING = """
+import errno, json, os, subprocess, sys
+from pathlib import Path
+import boxes
+from sandbox_provisioner import records
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.launch import LocalLauncher
+runtime, workdir, what = sys.argv[1:]
+def mount(*words):
+    subprocess.run(["mount", *words, runtime], check=True)
+def fill():
+    try:
+        Path(runtime, "filler").write_bytes(bytes(1 << 20))
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+def use_up_inodes():
+    try:
+        for number in range(100):
+            Path(runtime, f"filler{number}").mkdir()
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+def cover_read_only():
+    # What somebody has open for writing cannot be made read-only.
+    mount("--bind", runtime)
+    mount("-o", "remount,bind,ro")
+def vanish():
+    subprocess.run(["umount", "--lazy", runtime], check=True)
+    os.rmdir(runtime)
+SPOIL = {"full": fill, "without-inodes": use_up_inodes, "read-only": cover_read_only,
+    "vanished": vanish}
+mount("-t", "tmpfs", "-o", "size=64k,nr_inodes=40,mode=0700", "none")
+os.environ["HOME"] = workdir
+launcher = LocalLauncher(runtime_dir=runtime)
+box = boxes.start(launcher, boxes.request_for(workdir, ["/bin/sh", "-c", "read x; exit 7"]))
+covered, groups = len(os.listdir(workdir)), box.handle._tree.groups
+SPOIL[what]()
+told = ""
+story = box.finish()
+try:
+    box.close()
+except HostError as error:
+    told = str(error)
+groups = [group for group in groups if os.path.isdir(group)]
+if what == "read-only":
+    subprocess.run(["umount", runtime], check=True)
+os.makedirs(runtime, mode=0o700, exist_ok=True)
+for name in filter(lambda name: name.startswith("filler"), os.listdir(runtime)):
+    path = Path(runtime, name)
+    path.unlink() if path.is_file() else path.rmdir()
+records.sweep(Path(runtime))
+left = sorted(set(os.listdir(runtime)) - {"lock"})
+print(json.dumps([covered > 20, story.code, told, groups, os.listdir(workdir), left]))
+"""
+
+
+@pytest.mark.requires("root", "unshare")
+@pytest.mark.parametrize("what", ["full", "without-inodes", "read-only", "vanished"])
+def test_a_kernel_ends_and_leaves_nothing_where_its_runtime_directory_is(new_folder, what):
+    words = [str(new_folder()), str(new_folder()), what]
+    done = subprocess.run(
+        ["unshare", "--mount", sys.executable, "-c", ENDING, *words],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1:] == ['[true, 7, "", [], [], []]'], done.stderr
+
+
 # -- caps
 
 

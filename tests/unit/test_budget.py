@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
 
 from sandbox_provisioner.inside import output
-from sandbox_provisioner.inside.output import BURST_BYTES, BYTES_PER_SECOND, Budget
+from sandbox_provisioner.inside.output import BURST_BYTES, BYTES_PER_SECOND, Budget, Pump
 from sandbox_provisioner.inside.printable import whole_letters
 
 CHUNK = b"q" * 4095 + b"\n"
@@ -99,3 +100,26 @@ def test_a_letter_that_never_comes_whole_is_shown_at_the_end(clock: Clock) -> No
 )  # fmt: skip
 def test_only_the_beginning_of_a_letter_waits(data: bytes, whole: int) -> None:
     assert whole_letters(data) == (data[:whole], data[whole:])
+
+
+MOST_IN_A_PIPE = 1 << 20  # pipe(7)
+
+
+class Counting(Pump):
+    read = 0
+
+    def fill(self) -> bool:
+        found = super().fill()
+        self.read += len(self.waiting)
+        assert self.read <= 2 * MOST_IN_A_PIPE, "it goes on for ever"
+        return found
+
+
+def test_who_writes_without_end_when_all_is_over_is_read_for_as_much_as_a_pipe_holds() -> None:
+    endless, nowhere = os.open("/dev/zero", os.O_RDONLY), os.open(os.devnull, os.O_WRONLY)
+    pump = Counting(endless, nowhere, None)
+    pump.finish()
+    os.close(endless)
+    os.close(nowhere)
+    assert pump.read == MOST_IN_A_PIPE
+    assert pump.waiting == b""
