@@ -24,11 +24,14 @@ from sandbox_provisioner.warm import ahead
 
 _BEAT_SECONDS = 0.001
 _POLLS = 20
+_SPARES = 8
+_TIMEOUT_SECONDS = 300
 
 
 @dataclass(slots=True, kw_only=True)
 class Sample:
-    """Some kernels of one kind, started at once, asked whether they live, and ended at once."""
+    """Some kernels of one kind, started at once, each until its first reply (a plain one is called
+    started long before), asked whether they live, and ended at once."""
 
     variant: str
     kernels: int
@@ -65,6 +68,7 @@ def variants() -> list[start.Variant]:
         start.Variant("plain", transport="ipc"),
         start.Variant("sandbox", config=sandboxed),
         start.Variant("nursery", config=sandboxed | {"warm": True}),
+        start.Variant("spare", config=sandboxed | {"warm": True, "spares": _SPARES}),
     ]
 
 
@@ -79,16 +83,26 @@ def new_manager(variant: start.Variant, found: start.Place, specs: KernelSpecMan
     return manager
 
 
+async def begin(manager: Any, found: start.Place, clients: contextlib.ExitStack) -> None:
+    """Start a kernel, and return when it has answered."""
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    await manager.start_kernel(cwd=os.fspath(found.work), **quiet)
+    client = manager.client()
+    client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
+    clients.callback(client.stop_channels)
+    client.kernel_info()
+    await client.get_shell_msg(timeout=_TIMEOUT_SECONDS)
+
+
 async def measure(
     variant: start.Variant, kernels: int, found: start.Place, specs: KernelSpecManager
 ) -> Sample:
     """Start, poll and end *kernels* of *variant*."""
     sample = Sample(variant=variant.name, kernels=kernels)
     managers = [new_manager(variant, found, specs) for _ in range(kernels)]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    async with sample.phase("start"):
-        each = (m.start_kernel(cwd=os.fspath(found.work), **quiet) for m in managers)
-        await asyncio.gather(*each)
+    with contextlib.ExitStack() as clients:
+        async with sample.phase("reply"):
+            await asyncio.gather(*(begin(m, found, clients) for m in managers))
     async with sample.phase("poll"):
         for _ in range(_POLLS):
             await asyncio.gather(*(m.is_alive() for m in managers))

@@ -1,4 +1,5 @@
-"""off_loop.py - any process outside: what may block, in threads beside the event loop.
+"""off_loop.py - any process outside: what may block, in threads beside the event loop; and turns on
+it.
 
 A server's loop serves all its users. Files of /proc, of cgroups and of a runtime directory may take
 long where the machine is busy or short of memory; no event tells when they would not.
@@ -8,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from sandbox_provisioner.descriptors import keep_from_children
@@ -33,6 +35,77 @@ class _Pool:
 
 
 _pool = _Pool()
+
+
+@dataclass(slots=True)
+class _Places:
+    """Those of one event loop, and how many have one or wait for one."""
+
+    free: asyncio.Semaphore
+    users: int = 0
+
+
+class Gate:
+    """Lets so many pass at a time on each event loop, in the order in which they came."""
+
+    def __init__(self, places: int, seconds: float | None = None) -> None:
+        """Who is not through after *seconds* makes room for the next one all the same."""
+        self._number = places
+        self._seconds = seconds
+        self._places: dict[asyncio.AbstractEventLoop, _Places] = {}
+
+    @contextlib.asynccontextmanager
+    async def passed(self) -> AsyncIterator[None]:
+        """Have one of the places meanwhile."""
+        loop = asyncio.get_running_loop()
+        places = self._places.setdefault(loop, _Places(asyncio.Semaphore(self._number)))
+        places.users += 1
+        try:
+            await places.free.acquire()
+            taken = [places.free]
+            try:
+                with self._timer(loop, taken):
+                    yield
+            finally:
+                _make_room(taken)
+        finally:
+            places.users -= 1
+            if not places.users:
+                del self._places[loop]  # blocking managers bring a new loop with every call
+
+    @contextlib.contextmanager
+    def _timer(
+        self, loop: asyncio.AbstractEventLoop, taken: list[asyncio.Semaphore]
+    ) -> Iterator[None]:
+        if self._seconds is None:
+            yield
+            return
+        timer = loop.call_later(self._seconds, _make_room, taken)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+def _make_room(taken: list[asyncio.Semaphore]) -> None:
+    """Once only: a place that was given up is somebody else's."""
+    while taken:
+        taken.pop().release()
+
+
+_turn = Gate(1)
+
+
+@contextlib.asynccontextmanager
+async def one_after_another() -> AsyncIterator[None]:
+    """Let what computes on the loop for some milliseconds be done by one at a time.
+
+    A loop does all that is ready before it looks for anything else: the beginnings of sixty starts
+    at once would be one long silence for everybody who is served.
+    """
+    async with _turn.passed():
+        await asyncio.sleep(0)  # those who come now wait for us
+        yield
 
 
 async def off_loop(function: Callable[..., _Value], *arguments: object) -> _Value:

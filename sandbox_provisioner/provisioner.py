@@ -57,7 +57,7 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.landlock import private
 from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.launch import Labels, LocalLauncher
-from sandbox_provisioner.off_loop import off_loop
+from sandbox_provisioner.off_loop import Gate, off_loop, one_after_another
 from sandbox_provisioner.options import bad_value, unknown_option
 from sandbox_provisioner.places import find_below, open_again
 from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, LaunchRequest
@@ -95,6 +95,11 @@ _MOST_UNSEEN = 4
 # goes on opening notebooks.
 _LONELY_SECONDS = 300.0
 _LONGEST_NAME = 4096  # of a notebook, with its path
+# An interpreter that starts computes for some 0.3 s. Sixty at once on two CPUs take each other's
+# caches away, and a quarter longer than three at a time; and then all of them are late.
+_COLD_STARTS = len(os.sched_getaffinity(0)) + 1
+_COLD_START_SECONDS = 1.0
+_cold_starts = Gate(_COLD_STARTS, _COLD_START_SECONDS)
 _PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
@@ -292,6 +297,7 @@ class SandboxProvisioner(LocalProvisioner):
             raise OptionRefused(bad_value(error, self.traits(config=True), given)) from error
         self.sandbox_id = uuid.uuid4().hex[:12]
         self._tap: LastWords | None = None
+        self._place = contextlib.AsyncExitStack()  # among those that start cold now
         self._ending = False
         self._busy: bool | None = None  # as it was noted down
         self._ends_file: EndsFile | None = None
@@ -427,18 +433,22 @@ class SandboxProvisioner(LocalProvisioner):
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Called by the manager before every start and restart: options, transport, command."""
         try:
-            self._refuse_unknown_keys()
-            kwargs["cwd"] = os.path.abspath(kwargs.get("cwd") or os.getcwd())
-            self.spec = self.spec_for(kwargs["cwd"])
-            self._refuse_silent_weakness()
-            keep_templates_out(self)
-            if self.parent:
-                self._choose_transport(self.parent)
-            kwargs = await super().pre_launch(**kwargs)
-            kwargs["cmd"] = inner_command(kwargs["cmd"])
-            return kwargs
+            async with one_after_another():
+                return await self._prepared(kwargs)
         except SandboxError as error:
             raise await self._refuse(error) from error
+
+    async def _prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        self._refuse_unknown_keys()
+        kwargs["cwd"] = os.path.abspath(kwargs.get("cwd") or os.getcwd())
+        self.spec = self.spec_for(kwargs["cwd"])
+        self._refuse_silent_weakness()
+        keep_templates_out(self)
+        if self.parent:
+            self._choose_transport(self.parent)
+        kwargs = await super().pre_launch(**kwargs)
+        kwargs["cmd"] = inner_command(kwargs["cmd"])
+        return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Called by the manager after `pre_launch`: returns when the kernel's sockets are there."""
@@ -448,8 +458,9 @@ class SandboxProvisioner(LocalProvisioner):
             self.story = None
             self._ending = False
             self._busy = None
-            self.handle = await self._start(cmd, kwargs)
-            await self._await_sockets(self.handle)
+            async with contextlib.AsyncExitStack() as self._place:
+                self.handle = await self._start(cmd, kwargs)
+                await self._await_sockets(self.handle)
             self._link_sockets()
         except SandboxError as error:
             raise await self._refuse(error) from error
@@ -499,7 +510,7 @@ class SandboxProvisioner(LocalProvisioner):
         stdio = Stdio(stdin, kwargs.get("stdout"), kwargs.get("stderr"))
         if self.warm:
             return await self._start_warm(launcher, request, labels, stdio)
-        return await _start_cold(launcher, request, labels, stdio)
+        return await self._start_cold(launcher, request, labels, stdio)
 
     def _tell_left_out(self, environment: Mapping[str, str]) -> None:
         """Once for each: a program that sets os.environ for its kernels expects them there."""
@@ -512,6 +523,13 @@ class SandboxProvisioner(LocalProvisioner):
         if new:
             _told_variables.update(new)
             self.log.warning("%s", _left_out(new, self.env_keep))
+
+    async def _start_cold(
+        self, launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
+    ) -> LocalHandle:
+        await self._place.enter_async_context(_cold_starts.passed())
+        await off_loop(launcher.sweep)
+        return await launcher.start(request, labels, stdio)
 
     async def fill(self, cmd: list[str], **kwargs: Any) -> int:
         """Called by `jupyter sandbox warm` in place of `launch_kernel`: make now what a start finds
@@ -552,14 +570,14 @@ class SandboxProvisioner(LocalProvisioner):
         """From what was prepared, or cold; and then the next start is prepared, if one may come."""
         warmth, lives_on = self._warmth(), self._lives_on(count_start(labels.name))
         if not lives_on and not await off_loop(is_any, launcher.runtime()):
-            return await _start_cold(launcher, request, labels, stdio)
+            return await self._start_cold(launcher, request, labels, stdio)
         try:
             handle = await start_warm(
                 launcher, request, labels, stdio, warmth.preload, warmth.owner
             )
         except WarmUnavailable as error:
             self._tell_cold(error)
-            handle = await _start_cold(launcher, request, labels, stdio)
+            handle = await self._start_cold(launcher, request, labels, stdio)
         if lives_on:
             prepare(launcher, request, labels, warmth)
         return handle
@@ -827,13 +845,6 @@ class SandboxProvisioner(LocalProvisioner):
         await super().load_provisioner_info(info | {"connection_info": connection})
         self.sandbox_id = info["sandbox"]["id"]
         self.handle = _find(info["sandbox"])
-
-
-async def _start_cold(
-    launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
-) -> LocalHandle:
-    await off_loop(launcher.sweep)
-    return await launcher.start(request, labels, stdio)
 
 
 _told_variables: set[str] = set()  # in the life of this process

@@ -237,7 +237,7 @@ class LauncherProcess:
         does: see `report`."""
         await self.here()  # before anything else is said on the socket
         self._has_init = True
-        self._go(plan, stdio, fds)
+        await off_loop(self._go, plan, stdio, fds)
         await self._read_report()
         # It forked PID 1 long before the pipe's end, and has ended or is about to.
         await self._wait()
@@ -246,7 +246,7 @@ class LauncherProcess:
     async def begin(self, plan: Plan, fds: Sequence[int]) -> None:
         """Let it perform *plan*, which ends with ``hand-over``, and to which *fds* belong."""
         await self.here()
-        self._go(plan, Stdio(stdout=subprocess.DEVNULL), fds)
+        await off_loop(self._go, plan, Stdio(stdout=subprocess.DEVNULL), fds)
 
     async def opened(self) -> list[int]:
         """The descriptors that it opened, in the plan's order. Empty if a step failed: see

@@ -14,6 +14,8 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from sandbox_provisioner.cgroup import reap_keepers
 from sandbox_provisioner.errors import SandboxError
@@ -182,6 +184,7 @@ async def fill(
             wanted=warmth.spares,
             idle_seconds=warmth.idle_seconds,
             owner=warmth.owner,
+            when_ended=partial(_sweep_after, launcher.runtime()),
         ):
             break
         made += 1
@@ -240,6 +243,13 @@ def _take_in(pidfd: int) -> None:
     with contextlib.suppress(SandboxError, OSError):  # what is left goes with the next sweep
         bury()
     reap(pidfd)
+
+
+def _sweep_after(runtime: Path, _: int) -> None:
+    """A spare has ended, perhaps long before the PID 1 of its nursery, which has kernels: nobody
+    owns what it leaves."""
+    with contextlib.suppress(SandboxError, OSError), _burial:
+        sweep(runtime)
 
 
 def wait() -> None:

@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 
 from sandbox_provisioner.errors import LaunchError
@@ -77,12 +78,13 @@ async def make_spare(
     wanted: int,
     idle_seconds: float,
     owner: str = "",
+    when_ended: Callable[[int], object] = lambda _: None,
 ) -> bool:
     """Make one spare for starts such as *request*, unless there are *wanted* already, or they
     cannot be had: False then.
 
-    Returns when it can be claimed. Raises SandboxError or WarmUnavailable if it fails; then nothing
-    is left of it.
+    Returns when it can be claimed; *when_ended* is called in a thread when it ends, whosever it is
+    then. Raises SandboxError or WarmUnavailable if it fails; then nothing is left of it.
     """
     if Command.of(request.argv) is None:
         return False
@@ -106,6 +108,7 @@ async def make_spare(
     start = SpareStart(own, child, runtime, labels)
     start.idle_seconds = idle_seconds
     handle = await _start(launcher, start)
+    handle.when_ended(when_ended)
     handle.let_go()
     spare_link(runtime, key, own.sandbox_id).symlink_to(f"{own.sandbox_id}/{CLAIMS}")
     return True
