@@ -76,6 +76,14 @@ def find_behind(
     """Follow *program* with the arguments *words*."""
     search = _Search(reader)
     search.follow((program, *words), environment)
+    for number, word in enumerate(
+        words
+    ):  # of a wrapper that is not known, such as nb_conda_kernels'
+        if os.path.isdir(f"{word}/conda-meta"):
+            search.behind.files.append(Found(word))
+        elif os.path.basename(os.path.dirname(word)) == "bin" and which(word, environment):
+            search.follow(words[number:], environment)
+            break
     return search.behind
 
 
@@ -96,6 +104,28 @@ def which(name: str, environment: Mapping[str, str]) -> str:
         if path.startswith("/") and os.path.isfile(path) and os.access(path, os.X_OK):
             return os.path.normpath(path)
     return ""
+
+
+@dataclass(slots=True)
+class _Shell:
+    """What a shell knows that reads a text: the path of its script, its arguments, variables."""
+
+    own: str
+    arguments: tuple[str, ...]
+    variables: dict[str, str]
+
+    def words_of(self, words: Sequence[str]) -> list[str]:
+        """*words* with what is put in for variables and arguments."""
+        found: list[str] = []
+        for word in words:
+            everything = word in {"$@", "$*", "${@}", "${*}"}
+            found += self.arguments if everything else [_expanded(word, self._known)]
+        return found
+
+    @property
+    def _known(self) -> dict[str, str]:
+        numbered = {str(number): word for number, word in enumerate(self.arguments[:9], 1)}
+        return self.variables | numbered
 
 
 class _Search:
@@ -157,53 +187,57 @@ class _Search:
             if word in {"-o", "-O", "+o", "+O", "--rcfile", "--init-file"}:
                 next(left, "")
             elif re.fullmatch(r"-[a-z]*c[a-z]*", word):
-                self._text(next(left, ""), next(left, ""), dict(environment), trusted)
+                text, own = next(left, ""), next(left, "")
+                self._text(text, _Shell(own, tuple(left), dict(environment)), trusted)
                 return
             elif not word.startswith(("-", "+")):
-                self._read(word, dict(environment), trusted)
+                self._read(word, _Shell(word, tuple(left), dict(environment)), trusted)
                 return
 
-    def _read(self, path: str, variables: dict[str, str], trusted: bool) -> None:
-        """The text of the script *path*, which changes *variables*."""
+    def _read(self, path: str, shell: _Shell, trusted: bool) -> None:
+        """The text of the script *path*, which changes what *shell* knows."""
         if self.reads >= _MOST_READS or not path.startswith("/") or not os.path.isfile(path):
             return
         self.reads += 1
         self.behind.files.append(Found(path, trusted))
         text = "\n".join(self.reader.lines_of(path))
-        self._text(text, path, variables, self.reader.trusts(path, trusted))
+        self._text(text, shell, self.reader.trusts(path, trusted))
 
-    def _text(self, text: str, own: str, variables: dict[str, str], trusted: bool) -> None:
+    def _text(self, text: str, shell: _Shell, trusted: bool) -> None:
         if self.depth >= _DEEPEST:
             return
         self.depth += 1
-        variables.pop("HOME", None)  # inside it is another one
+        shell.variables.pop("HOME", None)  # inside it is another one
         for line in text.replace("\\\n", " ").split("\n"):
             self.lines += 1
             if self.lines > _MOST_LINES:
                 break
-            known = _substituted(line, own, variables)
-            self._note_paths(_expanded(known.partition("#")[0], variables))
+            known = _substituted(line, shell.own, shell.variables)
+            self._note_paths(_expanded(known.partition("#")[0], shell.variables))
             for words in _simple_commands(known):
-                self._simple([_expanded(word, variables) for word in words], variables, trusted)
+                self._simple(shell.words_of(words), shell, trusted)
         self.depth -= 1
 
     def _note_paths(self, line: str) -> None:
         room = _MOST_NAMED - len(self.behind.named)
         self.behind.named += _PATH.findall(line)[:room]
 
-    def _simple(self, words: list[str], variables: dict[str, str], trusted: bool) -> None:
+    def _simple(self, words: list[str], shell: _Shell, trusted: bool) -> None:
         """One command of a shell, without keywords before it."""
         while words and words[0] in _KEYWORDS:
             words = words[1:]
         if words and words[0] in _DECLARES:
             words = [word for word in words[1:] if not word.startswith("-")]
+        variables = shell.variables
         own = dict(variables)
         while words and (found := _ASSIGNMENT.fullmatch(words[0])):
             own[found[1]], words = found[2], words[1:]
         if not words:
             variables.update(own)
-        elif words[0] in {"source", "."}:
-            self._source(words[1:], variables, trusted)
+        elif words[0] == "shift":
+            shell.arguments = shell.arguments[1:]
+        elif words[0] in {"source", "."} and self.reads < _MOST_READS:
+            self._source(words[1:], shell, trusted)
         elif words[0] in _CONDAS and words[1:2] == ["activate"] and self.conda_root:
             self._activate(self._conda_prefix(self.conda_root, words[2:3]), variables, trusted)
         elif words[0] in _PREFIXES:
@@ -211,8 +245,9 @@ class _Search:
         else:
             self.follow(words, own, trusted)
 
-    def _source(self, words: list[str], variables: dict[str, str], trusted: bool) -> None:
-        path = words[0] if words else ""
+    def _source(self, words: list[str], shell: _Shell, trusted: bool) -> None:
+        variables = shell.variables
+        path = _sourced(words[0], variables) if words else ""
         prefix = os.path.dirname(os.path.dirname(path))
         if path.endswith("/etc/profile.d/conda.sh"):
             self.conda_root = os.path.dirname(prefix)
@@ -224,7 +259,7 @@ class _Search:
         elif path.endswith("/bin/activate"):
             self._activate(prefix, variables, trusted)
         else:
-            self._read(path, variables, trusted)
+            self._read(path, _Shell(path, shell.arguments, variables), trusted)
 
     def _activate(self, prefix: str, variables: dict[str, str], trusted: bool) -> None:
         self.behind.files.append(Found(prefix, trusted))
@@ -254,6 +289,13 @@ class _Search:
         if not name or name[0] == "base":
             return root
         return name[0] if name[0].startswith("/") else f"{root}/envs/{name[0]}"
+
+
+def _sourced(name: str, variables: Mapping[str, str]) -> str:
+    """bash(1): a file without a slash is looked for on PATH, and need not be executable."""
+    if "/" in name:
+        return name
+    return next(filter(os.path.isfile, candidates(name, variables)), name)
 
 
 # -- what a shell makes of a line

@@ -110,6 +110,7 @@ def passed(home: Path, room: str, **options: str) -> int:
         ("test_bounds", 5),
         ("test_file_system", 25),
         ("test_covers", 15),
+        ("test_environments", 2),
         ("test_identity", 8),
         ("test_lifecycle", 8),
         ("test_namespaces", 20),

@@ -68,18 +68,24 @@ def test_the_interpreter_behind_a_wrapper_runs(
         assert k.run(PREFIX).strip() == str(environment)
 
 
+@pytest.mark.parametrize("runs", ["its own interpreter", "its arguments"])
 def test_a_script_beside_the_kernel_json_runs_its_interpreter(
-    with_spec: Any, kernelspec: Any, environment: Path
+    with_spec: Any, kernelspec: Any, environment: Path, runs: str
 ) -> None:
+    lines = {
+        "its own interpreter": 'exec "$LAB/bin/python" -m ipykernel_launcher "$@"\n',
+        "its arguments": 'exec "$@"\n',
+    }
     folder = Path(os.environ["JUPYTER_PATH"], "kernels", "wrapped")
     folder.mkdir(parents=True)
     script = folder / "launch.sh"
     script.write_text(
         f'#!/bin/bash\nset -e\nLAB={environment}\nexport SEEN="$(dirname "$0")"\n'
-        'exec "$LAB/bin/python" -m ipykernel_launcher "$@"\n'
+        "PATH=$LAB/bin:$PATH\n" + lines[runs]
     )
     script.chmod(0o755)
-    with with_spec(["{resource_dir}/launch.sh", "-f", "{connection_file}"]) as k:
+    words = ["python", *LAUNCHER] if runs == "its arguments" else LAUNCHER[2:]
+    with with_spec(["{resource_dir}/launch.sh", *words]) as k:
         assert k.run(PREFIX).strip() == str(environment)
         assert k.run("import os; print(os.environ['SEEN'])").strip() == str(folder)
 

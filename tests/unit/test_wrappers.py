@@ -53,6 +53,29 @@ def test_the_program_behind_a_wrapper_is_found(python: str, words: str) -> None:
     assert found.commands[-1].program == python
 
 
+def test_a_wrapper_that_is_not_known_names_its_program(tmp_path: Path, python: str) -> None:
+    """As nb_conda_kernels does, and what a site has of its own."""
+    wrapper = program(tmp_path / "own/wrap")
+    (tmp_path / "conda/conda-meta").mkdir(parents=True)
+    found = behind(wrapper, "-x", f"{tmp_path}/conda", python, "-m", "ipykernel_launcher")
+    assert [command.program for command in found.commands] == [wrapper, python]
+    assert Found(f"{tmp_path}/conda") in found.files
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['exec "$@"', 'exec nice "$@"', "shift\nexec $@", 'exec "$1" -m x', '. {0}/inner.sh'],
+)  # fmt: skip
+def test_the_arguments_of_a_script_are_what_it_runs(tmp_path: Path, python: str, text: str) -> None:
+    (tmp_path / "inner.sh").write_text('exec "$@"\n')
+    text = f"#!/bin/bash\nmodule load python\n{text.format(tmp_path)}\n"
+    script = program(tmp_path / "kernel-helper.sh", text)
+    first = ["x"] if "shift" in text else []
+    name = os.path.basename(python)
+    assert programs(script, *first, name, PATH=f"{os.path.dirname(python)}:/bin")[-1] == python
+    assert programs("bash", "-c", 'exec "$@"', "name", python)[-1] == python
+
+
 SCRIPTS = {
     "plain": 'exec {python} -m ipykernel_launcher "$@"',
     "variable": 'HERE={prefix}\nexec "$HERE/bin/python" -m x',
