@@ -177,7 +177,7 @@ def console() -> Console:
 def screen(out: Console) -> Iterator[Callable[[Sequence[Sandbox], str], None]]:
     """A function that shows *found* below a title: on a terminal each time in the place of what it
     has shown before, on the other screen, until that is left; Ctrl-C and SIGTERM leave it."""
-    if not out.is_terminal:
+    if not out.is_terminal or out.is_dumb_terminal:
         yield lambda found, _: out.print(drawn(found, out.width))
         return
     before = signal.signal(signal.SIGTERM, _leave)

@@ -724,6 +724,24 @@ def test_freeze_and_thaw_write_and_freeze_waits(kernel: FakeKernel, facts: Cgrou
     assert kernel.written[-2:] == [(name, "1"), (name, "0")]
 
 
+def test_a_group_tells_whether_it_is_frozen(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    group = create(facts, Limits())
+    tree = open_tree(facts, "k1", Limits(), refuse, pytest.fail)
+    for number in (0, 1):
+        (group / "cgroup.events").write_text(f"populated 1\nfrozen {number}\n")
+        assert tree.is_frozen() == bool(number)
+    assert not open_tree(facts, "other", Limits(), refuse, pytest.fail).is_frozen()
+    base = kernel.top / "v1"
+    freezer = base / "sandbox-provisioner/k1/freezer.state"
+    freezer.parent.mkdir(parents=True)
+    on_v1 = CgroupFacts(version=1, bases={"freezer": str(base)}, missing={})
+    for state in ("THAWED", "FREEZING", "FROZEN"):
+        freezer.write_text(f"{state}\n")
+        assert open_existing(on_v1, "k1").is_frozen() == (state == "FROZEN")
+    without = CgroupFacts(version=1, bases={"pids": str(base)}, missing={})
+    assert not open_existing(without, "k1").is_frozen()
+
+
 def test_before_cgroup_kill_each_process_gets_a_signal(
     kernel: FakeKernel, facts: CgroupFacts
 ) -> None:
