@@ -312,10 +312,12 @@ def test_list_watches_the_use_of_cpus(
         watcher = subprocess.Popen([*APP, *words], env=environment, stdout=subprocess.PIPE)
         assert watcher.stdout
         with watcher.stdout:
-            looks = [json.loads(watcher.stdout.readline()) for _ in range(2)]
+            # On a busy machine a look may come before the loop has had its turn.
+            [found] = json.loads(watcher.stdout.readline())
+            while found["cpu_percent"] <= 10:
+                [found] = json.loads(watcher.stdout.readline())
             watcher.send_signal(signal.SIGINT)
             assert watcher.wait(PATIENCE_SECONDS) == 130
-    assert all(found["cpu_percent"] > 10 for [found] in looks)
 
 
 def test_list_watches_on_the_other_screen_of_a_terminal_and_gives_it_back(
