@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.git_settings import named_by_settings
 from sandbox_provisioner.links import real_path
 from sandbox_provisioner.places import Folders, Place
+from sandbox_provisioner.python_files import read_start
 from sandbox_provisioner.spec import Covers, relative
 
 # Repositories are looked for so deep below the work directory.
@@ -121,7 +123,8 @@ def find_covered(
             _look_inside(source, opened, inside, covers, found)
     found.repositories = repositories(opened)
     for git in found.repositories:
-        _look_at_repository(opened, git, covers, found)
+        for one in _behind(source, opened, git, found):
+            _look_at_repository(source, opened, one, covers, found)
     _add_run_by_host(source, opened, run_by_host, found)
     covered = found.covered()
     if covered.count > _MOST_PLACES:
@@ -303,21 +306,48 @@ def repositories(opened: str) -> tuple[str, ...]:
 
 
 def _may_hold_one(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".") and not entry.is_symlink()
+    return entry.name != ".git" and not entry.is_symlink()
 
 
-def _look_at_repository(opened: str, git: str, covers: Covers, found: _Found) -> None:
-    """*git* is what git keeps of a repository: a directory, or the file by which a work tree names
-    its repository."""
+def _behind(source: str, opened: str, git: str, found: _Found) -> list[str]:
+    """The directories of *source* in which git keeps what belongs to *git*: that itself, or what a
+    link or a file in its place names (gitrepository-layout(5)), and what is shared with it."""
+    path = os.path.join(opened, git)
+    target: str | None = git
+    if os.path.islink(path):
+        found.frozen.add(git)
+        target = _inside(source, git)
+    elif not os.path.isdir(path):
+        found.frozen.add(git)
+        named = _line(path).removeprefix("gitdir:").strip()
+        target = _inside(source, os.path.dirname(git), named) if named else None
+    if target and not os.path.isdir(os.path.join(opened, target)):
+        found.directories.add(target)  # or a kernel would make it
+        target = None
+    if not target:
+        return []
+    shared = _line(os.path.join(opened, target, "commondir"))
+    common = _inside(source, target, shared) if shared else None
+    return [target, common] if common else [target]
+
+
+def _inside(source: str, *path: str) -> str | None:
+    """Where *path*, as seen from *source*, leads in it, None where it leads out."""
+    return relative(real_path(os.path.join(source, *path)), source) or None
+
+
+def _line(path: str) -> str:
+    return os.fsdecode(read_start(path).partition(b"\n")[0])
+
+
+def _look_at_repository(source: str, opened: str, git: str, covers: Covers, found: _Found) -> None:
+    """*git* is the directory of a repository, relative to *source*."""
 
     def is_there(path: str) -> bool:
         return os.path.lexists(os.path.join(opened, path))
 
     is_bare = os.path.basename(git) != ".git"
     folder = git if is_bare else os.path.dirname(git)
-    if os.path.islink(os.path.join(opened, git)) or not os.path.isdir(os.path.join(opened, git)):
-        found.frozen.add(git)
-        return
 
     def place(name: str) -> str:
         own = name.removeprefix(".git/") if is_bare else name
@@ -327,6 +357,12 @@ def _look_at_repository(opened: str, git: str, covers: Covers, found: _Found) ->
     found.frozen |= {path for path in map(place, covers.repository_frozen) if is_there(path)}
     missing = {place(name): text for name, text in covers.repository_placed}
     found.placed |= {path: text for path, text in missing.items() if not is_there(path)}
+    named = {place(n) for n in (*covers.repository_directories, *covers.repository_frozen)}
+    named = {path for path in named if os.path.islink(os.path.join(opened, path))}
+    for path in (*named, *named_by_settings(opened, place(".git/config"), folder)):
+        for inside in {relative(os.path.join(source, path), source), _inside(source, path)}:
+            if inside and inside not in found.directories:
+                (found.frozen if is_there(inside) else found.directories).add(inside)
 
 
 def bad_workdir(path: str, answer: str) -> SpecError:

@@ -151,6 +151,57 @@ def make_repository(stage, way):
     return use(stage)
 
 
+# What a person has done there before, and what the kernel does then.
+LED_ELSEWHERE = (
+    (437, "change hooks in the work tree to which .git/hooks is a link",
+        "mkdir hooks; rm -r .git/hooks; ln -s ../hooks .git/hooks",
+        "write('hooks/pre-commit', script, 0o755)"),
+    (438, "change hooks in the work tree that core.hooksPath names",
+        "mkdir .husky; git config core.hooksPath .husky",
+        "write('.husky/pre-commit', script, 0o755)"),
+    (439, "make the directory of hooks that core.hooksPath names",
+        "git config core.hooksPath hooks/own", "write('hooks/own/pre-commit', script, 0o755)"),
+    (440, "change settings in the work tree that .git/config includes",
+        "touch shared; git config include.path ../shared", f"write('shared', '{CONFIG}')"),
+    (441, "change the repository that a file in place of .git names",
+        "mv .git .bare; echo gitdir: .bare > .git", f"write('.bare/config', '{CONFIG}')"),
+    (442, "change the repository to which a link in place of .git leads",
+        "mkdir -p a/b/c; mv .git a/b/c/d; ln -s a/b/c/d .git",
+        f"write('a/b/c/d/config', '{CONFIG}')"),
+    (443, "change a program in the work tree that a setting names",
+        "echo exit 1 > monitor; chmod +x monitor; git config core.fsmonitor ./monitor",
+        "write('monitor', script, 0o755)"),
+)  # fmt: skip
+
+
+def led_elsewhere(stage, before):
+    program = repository(stage)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(stage.place)}
+    subprocess.run(["sh", "-ec", before], cwd=stage.workdir, env=environment, check=True)
+    return program
+
+
+def use_led_plainly(stage, before, way):
+    program = led_elsewhere(stage, before)
+    stage.patch.chdir(stage.workdir)
+    exec(KERNEL.format(program=program, way=way), {})
+    return use(stage)
+
+
+for number, title, before, way in LED_ELSEWHERE:
+
+    @between(
+        number, title, Kind.REPOSITORIES, "settings that lead into the work tree", before, way,
+        needs=("git",), variants=("root",),
+        expect="not run", without=use_led_plainly, control="run",
+    )  # fmt: skip
+    def change_what_is_named(stage, before, way):
+        program = led_elsewhere(stage, before)
+        with stage.kernel() as kernel:
+            kernel.run(KERNEL.format(program=program, way=way))
+        return use(stage)
+
+
 BESIDE = 8
 # As many files as hide it where only so many names of a directory are looked at.
 CROWD = 20_000

@@ -144,8 +144,58 @@ def test_repositories_near_the_work_directory_are_found_in_it(tmp_path: Path) ->
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "link").symlink_to("d/e")
     found = probe(tmp_path)
-    assert found.directories == ("a/.git/hooks", "b/c/.git/hooks")
-    assert found.repositories == ("a/.git", "b/c/.git")
+    assert found.directories == (".hidden/.git/hooks", "a/.git/hooks", "b/c/.git/hooks")
+    assert found.repositories == (".hidden/.git", "a/.git", "b/c/.git")
+
+
+def make_repository(folder: Path, config: str = "") -> None:
+    (folder / "hooks").mkdir(parents=True)
+    (folder / "config").write_text(config)
+
+
+def test_what_stands_in_for_a_repository_leads_to_it(tmp_path: Path) -> None:
+    make_repository(tmp_path / "x/y/z/bare")
+    make_repository(tmp_path / "x/y/z/linked")
+    (tmp_path / "x/y/z/tree").mkdir()
+    (tmp_path / "x/y/z/tree/commondir").write_text("../bare\n")
+    for name, text in (("a", "../x/y/z/tree"), ("b", "../missing"), ("c", "/elsewhere")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".git").write_text(f"gitdir: {text}\n")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/.git").symlink_to("../x/y/z/linked")
+    found = probe(tmp_path)
+    ours = {"a/.git", "b/.git", "c/.git", "d/.git", "x/y/z/bare/config", "x/y/z/linked/config"}
+    assert ours <= {*found.frozen}
+    hooks = {f"x/y/z/{name}/hooks" for name in ("bare", "linked", "tree")}
+    assert {*found.directories} == {"missing", *hooks}
+
+
+def test_what_a_repositorys_settings_and_links_name_is_read_only(tmp_path: Path) -> None:
+    text = """[core]
+        hooksPath = .husky
+        fsmonitor = tools/../tools/monitor --all
+        excludesFile = kept
+        editor = vi
+    [include]
+        path = ../more
+    [remote "origin"]
+        url = ../kept
+    [alias]
+        path = "~/kept"
+    """
+    make_repository(tmp_path / ".git", text)
+    (tmp_path / ".git/hooks").rmdir()
+    (tmp_path / ".git/hooks").symlink_to("../hooks")
+    (tmp_path / "more").write_text('[diff "x"]\n  command = ./run $1\n[include]\n path = none\n')
+    for name in ("hooks", "tools", ".husky", "kept"):
+        (tmp_path / name).mkdir()
+    for name in ("tools/monitor", "run"):
+        (tmp_path / name).touch()
+    found = probe(tmp_path)
+    ours = {".husky", "hooks", "more", "run", "tools/monitor"}
+    assert {*found.frozen} - ours == {".git/config", ".git/commondir", ".git/config.worktree"}
+    assert ours <= {*found.frozen}
+    assert found.directories == (".git/hooks", "none")
 
 
 def test_no_number_of_names_keeps_a_repository_or_an_environment_from_being_found(
