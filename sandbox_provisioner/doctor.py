@@ -19,6 +19,7 @@ from sandbox_provisioner.landlock import obstacle
 from sandbox_provisioner.spec import WAIVABLE_FACILITIES
 from sandbox_provisioner.surroundings import (
     APPARMOR,
+    NESTED,
     Surroundings,
     cause_of,
     forbidding_setting,
@@ -139,6 +140,8 @@ def _machine(host: HostFacts) -> Check:
 def _user_namespaces(found: Findings) -> Check:
     facility, around, host = "user namespaces", found.surroundings, found.host
     forbidden = forbidding_setting(around.sysctls, privileged=host.privileged)
+    if around.in_sandbox:
+        forbidden = NESTED
     starts = not all(isinstance(t, HostError | None) for t in (found.trial, found.uncapped_trial))
     if not (forbidden or starts):
         return _suspect(found)

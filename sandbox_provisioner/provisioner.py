@@ -49,7 +49,7 @@ from traitlets import (
 from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.ends import MIME, End
 from sandbox_provisioner.ends_file import EndsFile
-from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError, in_lines
+from sandbox_provisioner.errors import COMMAND, LaunchError, SandboxError, SpecError, in_lines
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import memory_bytes
 from sandbox_provisioner.inside.init import SEALED
@@ -105,24 +105,25 @@ _PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 class StartRefused(HTTPError):
     """How a SandboxError reaches a person: JupyterLab's dialog shows *log_message* only of an
-    HTTPError, and only the reason and message of this form."""
+    HTTPError, and only the reason and message of this form. The text is in lines, since nobody
+    after us breaks any."""
 
     def __init__(self, error: SandboxError) -> None:
-        super().__init__(500, error.for_people(), reason="Kernel could not be started")
+        super().__init__(500, str(error), reason="Kernel could not be started")
         self.error = error
 
     @property
     def log_message(self) -> str:
-        """In lines, as the dialog shows them. tornado's would say "50%%" there, since it takes this
-        for a format."""
-        return self.error.for_people()
+        return str(self)
 
     def get_message(self) -> str:
-        """What tornado's log gets."""
+        """What tornado's log gets: one line."""
         return str(self.error)
 
     def __str__(self) -> str:
-        return str(self.error)
+        """Of this jupyter_server makes an HTTPError of its own, whose message tornado takes for a
+        format: the dialog would say "50%%"."""
+        return re.sub(r"(?<=\d)%", " percent", self.error.for_people())
 
 
 class OptionRefused(StartRefused, TraitError):
@@ -342,7 +343,10 @@ class SandboxProvisioner(LocalProvisioner):
                 attempt=f'start {name!r} with confinement = "landlock"',
                 answer="its display name does not tell that it is weaker than a sandbox made of "
                 "namespaces",
-                remedy="Make a twin that does: jupyter sandbox install --confinement landlock",
+                remedy=(
+                    "Make a twin that does:",
+                    f"{COMMAND}jupyter sandbox install --confinement landlock",
+                ),
             )
 
     def spec_for(self, cwd: str) -> SandboxSpec:
@@ -959,7 +963,7 @@ def _remedy(story: ExitStory, unseen: tuple[str, ...]) -> str:
         wish = volumes_for(unseen[:_MOST_UNSEEN])
         return f"Its command names what is not in the box, {named}. If it needs that: {wish}."
     if story.stderr_tail.strip():
-        return "Correct what it complains of."
+        return "Correct what its last lines complain of."
     return "It has written nothing: run its argv by hand, with the connection file of a kernel."
 
 

@@ -179,6 +179,9 @@ _SENTENCES = {
     "be stopped. Look at that file, then start the kernel again.",
     EndKind.GROUP_LOST: "{name} was ended: another program has removed its control group, and with "
     "it its limits. Look for who manages the groups of this machine, then start it again.",
+    EndKind.OUTSIDE: "{name} was killed from outside of its sandbox: by a person, by another "
+    "program, or by Linux where the machine was out of memory. Look into the machine's log (as "
+    "administrator: journalctl --boot), then start the kernel again.",
     EndKind.SOCKETS_MISUSED: "{name} was ended: its program, or start-up code of its environment, "
     "has put something into the directory of its sockets that is none of its five sockets. Let it "
     "write to the work directory or to /tmp.",

@@ -44,6 +44,8 @@ _SETTINGS = {
     ),
 }
 _FILTER, _PROFILE, _PROC = 0, 1, 2
+# What `inside.steps` calls the init of a sandbox.
+_INIT = "sandbox-init"
 _NAMES = {
     "docker": "a Docker container",
     "podman": "a Podman container",
@@ -72,6 +74,7 @@ class Surroundings:
     *sysctls* are those that this Linux has. *container* is "docker", "podman", "kubernetes",
     another engine's own name, or "" for none; *filtered* tells of a system call filter on us,
     *profile* is our AppArmor label, *masks* are the mount points in /proc that hide a part of it.
+    *in_sandbox*: this is one of our own sandboxes.
     """
 
     sysctls: Mapping[str, str]
@@ -80,6 +83,7 @@ class Surroundings:
     profile: str = ""
     masks: tuple[str, ...] = ()
     chrooted: bool = False
+    in_sandbox: bool = False
 
     @classmethod
     def probe(cls) -> Surroundings:
@@ -92,6 +96,7 @@ class Surroundings:
             profile=_text("/proc/self/attr/current").strip("\0\n "),
             masks=tuple(sorted(p for p in mount_points if _is_mask(p))),
             chrooted="/" not in mount_points,
+            in_sandbox=is_in_sandbox(),
         )
 
     @property
@@ -152,6 +157,23 @@ def _is_mask(path: str) -> bool:
     return path.startswith("/proc/") and path != "/proc/sys/fs/binfmt_misc"
 
 
+def is_in_sandbox() -> bool:
+    """Whether an init of our own is above us: PID 1, or, without namespaces, some ancestor."""
+    pid = os.getpid()
+    while pid > 0:
+        if _text(f"/proc/{pid}/cmdline").startswith(_INIT):
+            return True
+        _, _, fields = _text(f"/proc/{pid}/stat").rpartition(")")  # proc_pid_stat(5)
+        pid = int(fields.split()[1]) if fields else 0
+    return False
+
+
+NESTED = Cause(
+    "this is a sandbox already, in which there can be no other",
+    "Use the plain kernel here, or run the command as it is: the sandbox around it holds it.",
+)
+
+
 def forbidding_setting(sysctls: Mapping[str, str], *, privileged: bool) -> Cause | None:
     """The sysctl that forbids user namespaces here altogether, None where there is none."""
     if sysctls.get(MOST_USER_NAMESPACES) == "0":
@@ -164,7 +186,9 @@ def forbidding_setting(sysctls: Mapping[str, str], *, privileged: bool) -> Cause
 
 
 def current_obstacle(*, privileged: bool) -> Cause | None:
-    """`forbidding_setting` by the settings in force; reads two files."""
+    """Why there are no namespaces here at all, by what a few files tell; None if nothing does."""
+    if is_in_sandbox():
+        return NESTED
     found = dict(_sysctls((MOST_USER_NAMESPACES, UNPRIVILEGED)))
     return forbidding_setting(found, privileged=privileged)
 
@@ -177,6 +201,8 @@ def setting(name: str, value: int) -> str:
 
 def cause_of(number: int, text: str, around: Surroundings, *, privileged: bool) -> Cause:
     """Why a step that makes namespaces was answered with the errno *number*, as *text* tells."""
+    if around.in_sandbox:
+        return NESTED
     forbidden = forbidding_setting(around.sysctls, privileged=privileged)
     if forbidden:
         return forbidden

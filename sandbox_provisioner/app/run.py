@@ -28,7 +28,7 @@ from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner, user_name
 from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import relative
-from sandbox_provisioner.story import ExitStory
+from sandbox_provisioner.story import EndKind, ExitStory
 
 _RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -151,7 +151,7 @@ def _for_a_command(error: LaunchError, program: str) -> LaunchError:
 def _reason(story: ExitStory) -> str:
     """Why a box ended that did not end by itself, which its status alone does not tell."""
     from_outside = "The box was ended from outside, so how the command ended is not known."
-    return story.reason or (from_outside if story.code is None else "")
+    return from_outside if story.kind is EndKind.OUTSIDE else story.reason
 
 
 def _status(story: ExitStory) -> int:

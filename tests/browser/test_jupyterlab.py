@@ -5,17 +5,15 @@ Each test leaves pictures in the folder that SANDBOX_ARTEFACTS names, for a pers
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from desk import PATIENCE_MS, SETTINGS
 from jupyter_programs import EAT_MEMORY, TOKEN, Home, Server
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 pytestmark = [
     pytest.mark.requires("userns", "jupyterlab", "chromium", "playwright"),
@@ -23,26 +21,6 @@ pytestmark = [
 ]
 
 SENTENCE = "was killed: it reached its memory limit of 200 MiB"
-_PATIENCE_MS = 60_000
-_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-_SETTINGS = {
-    "LabApp.news_url": "None",
-    "LabApp.extension_manager": "readonly",
-    "LanguageServerManager.autodetect": "False",
-}
-
-
-@pytest.fixture(scope="module")
-def artefacts() -> Path:
-    folder = Path(
-        os.environ.get("SANDBOX_ARTEFACTS") or tempfile.mkdtemp(prefix="lab-", dir="/tmp")
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"pictures are in {folder}")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -59,27 +37,9 @@ def home() -> Iterator[Home]:
 
 @pytest.fixture(scope="module")
 def lab(home: Home) -> Iterator[Server]:
-    server = Server(home, module="jupyterlab", more=_SETTINGS)
+    server = Server(home, module="jupyterlab", more=SETTINGS)
     yield server
     server.end()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=_ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(_PATIENCE_MS)
-    context.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
-    yield context.new_page()
-    context.close()
 
 
 class Notebook:
@@ -111,7 +71,7 @@ class Notebook:
     def await_idle(self) -> None:
         """Wait until the status bar says that the kernel has nothing to do."""
         idle = self.page.get_by_role("button", name=re.compile(r"\| Idle"))
-        expect(idle).to_be_visible(timeout=_PATIENCE_MS)
+        expect(idle).to_be_visible(timeout=PATIENCE_MS)
 
     def close(self) -> None:
         """End its session."""
@@ -148,7 +108,7 @@ def test_a_cell_shows_its_output(notebook: Open, shoot: Shoot) -> None:
     book = notebook("boxed", "import socket\nprint(6 * 7, socket.gethostname())")
     book.await_idle()
     book.run(0)
-    expect(book.output(0)).to_have_text("42 sandbox", timeout=_PATIENCE_MS)
+    expect(book.output(0)).to_have_text("42 sandbox", timeout=PATIENCE_MS)
     shoot("output")
 
 
@@ -156,13 +116,13 @@ def test_an_endless_cell_is_interrupted(notebook: Open, shoot: Shoot) -> None:
     book = notebook("boxed", "print('begun')\nwhile True: pass", "1 + 1")
     book.await_idle()
     book.run(0)
-    expect(book.output(0)).to_have_text("begun", timeout=_PATIENCE_MS)
+    expect(book.output(0)).to_have_text("begun", timeout=PATIENCE_MS)
     book.menu("Kernel", "Interrupt Kernel")
-    expect(book.output(0).last).to_contain_text("KeyboardInterrupt", timeout=_PATIENCE_MS)
+    expect(book.output(0).last).to_contain_text("KeyboardInterrupt", timeout=PATIENCE_MS)
     book.await_idle()
     shoot("interrupt")
     book.run(1)
-    expect(book.output(1)).to_have_text("2", timeout=_PATIENCE_MS)
+    expect(book.output(1)).to_have_text("2", timeout=PATIENCE_MS)
 
 
 @pytest.mark.requires("cgroup-memory")
@@ -172,14 +132,14 @@ def test_the_reason_stands_under_the_cell_that_reached_the_memory_cap(
     book = notebook("small", EAT_MEMORY, "print('alive', 1 + 1)")
     book.await_idle()
     book.run(0)
-    expect(book.output(0).last).to_contain_text(SENTENCE, timeout=_PATIENCE_MS)
+    expect(book.output(0).last).to_contain_text(SENTENCE, timeout=PATIENCE_MS)
     dialog = page.locator(".jp-Dialog-content")
-    expect(dialog).to_be_visible(timeout=_PATIENCE_MS)
+    expect(dialog).to_be_visible(timeout=PATIENCE_MS)
     shoot("memory-dialog")
     dialog.get_by_role("button").last.click()
     # JupyterLab says "Starting" of any kernel that was restarted, until it runs a cell.
     book.run(1)
-    expect(book.output(1)).to_have_text("alive 2", timeout=_PATIENCE_MS)
+    expect(book.output(1)).to_have_text("alive 2", timeout=PATIENCE_MS)
     expect(book.output(0).last).to_contain_text(SENTENCE)
     shoot("memory")
 
@@ -191,10 +151,10 @@ def test_a_cell_that_comes_close_to_the_memory_cap_is_interrupted_and_says_so(
     book = notebook("patient", EAT_MEMORY, "print('kept', bool(hoard))")
     book.await_idle()
     book.run(0)
-    expect(book.output(0).first).to_contain_text("was interrupted: it uses", timeout=_PATIENCE_MS)
-    expect(book.output(0).last).to_contain_text("KeyboardInterrupt", timeout=_PATIENCE_MS)
+    expect(book.output(0).first).to_contain_text("was interrupted: it uses", timeout=PATIENCE_MS)
+    expect(book.output(0).last).to_contain_text("KeyboardInterrupt", timeout=PATIENCE_MS)
     book.run(1)
-    expect(book.output(1)).to_have_text("kept True", timeout=_PATIENCE_MS)
+    expect(book.output(1)).to_have_text("kept True", timeout=PATIENCE_MS)
     shoot("memory-interrupt")
 
 

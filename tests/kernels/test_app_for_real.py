@@ -176,6 +176,14 @@ def test_run_says_that_the_box_was_ended_from_outside(
     assert "The box was ended from outside" in told
 
 
+def test_run_in_a_sandbox_says_that_this_is_one_already(jupyter_sandbox: Run) -> None:
+    inner = [sys.executable, "-m", "sandbox_provisioner.app", "run", "--mem-limit=1G", "--", "true"]
+    ended = jupyter_sandbox("run", "--", *inner)
+    told = " ".join(ended.stderr.split())
+    assert ended.returncode == 1
+    assert "this is a sandbox already, in which there can be no other. Use the plain kernel" in told
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_run_relays_signals(running: Start, number: int) -> None:
     trap = f"trap 'echo got it; exit 3' {number}; echo ready; while :; do sleep 0.05; done"

@@ -88,7 +88,7 @@ def test_an_error_in_a_cell_is_the_cells_and_ends_the_kernel(home: Home) -> None
 
 def test_a_refused_start_tells_the_option(home: Home) -> None:
     home.add_kernel("bad", mem_limit="2 GB")
-    with pytest.raises(StartRefused, match="Could not read mem_limit: '2 GB' is not a size"):
+    with pytest.raises(StartRefused, match="Could not read mem_limit:\n'2 GB' is not a size"):
         client_of(notebook("1", kernel="bad")).execute()
     assert home.records() == []
 

@@ -195,6 +195,10 @@ def test_a_path_too_long_for_a_socket_is_refused_before_anything_is_made(new_fol
     with pytest.raises(HostError, match="107 bytes"):
         RecordFolder.create(runtime, Record(sandbox_id="one"), ids=False)
     assert os.listdir(runtime) == []
+    missing = runtime.parent / ("y" * 90)
+    with pytest.raises(HostError, match="107 bytes"):
+        runtime_directory(str(missing))
+    assert not missing.exists()
 
 
 # -- who is still there

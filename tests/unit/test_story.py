@@ -7,7 +7,7 @@ import pytest
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
 
 # Of these the sandbox has no part.
-UNTOLD = {EndKind.ASKED, EndKind.OUTSIDE, EndKind.SIGNAL, EndKind.EXIT}
+UNTOLD = {EndKind.ASKED, EndKind.SIGNAL, EndKind.EXIT}
 
 
 @pytest.mark.parametrize(
