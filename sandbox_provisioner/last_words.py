@@ -189,9 +189,13 @@ class LastWords:
         if self._manager.curve_secretkey is not None:
             socket.curve_server = True
             socket.curve_secretkey = self._manager.curve_secretkey
-        # The path may be a link to the kernel's socket; bind(2) does not follow one.
-        Path(f"{self._manager.ip}-{self._manager.iopub_port}").unlink(missing_ok=True)
-        socket.bind(self._address())
+        try:
+            # The path may be a link to the kernel's socket; bind(2) does not follow one.
+            Path(f"{self._manager.ip}-{self._manager.iopub_port}").unlink(missing_ok=True)
+            socket.bind(self._address())
+        except BaseException:  # somebody who found the record may have removed the folder
+            socket.close()
+            raise
         return socket
 
     def close(self) -> None:
