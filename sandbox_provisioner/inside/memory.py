@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 _KERNEL_PART = 32
 # Between two interrupts without a fall below the share; it also bounds their number.
 _SMALLEST_STEP = 64
-# A traceback takes a while, and a second interrupt would cut it off: the cell then ended without an
-# error. Who is still in a call in C has the first one waiting. See `_patience_clock`.
+# A second interrupt while the first one's traceback is made cuts that off, and the cell ends
+# without an error; or ipykernel's reply is lost ("KeyboardInterrupt caught in kernel", in 4 of 160
+# tries), and who waits for it waits for ever. A call in C has the first one waiting for its return.
 _BETWEEN_SECONDS = 1.0
 _WAITING_PART = 0.125
 _CLEARED_PART = 0.75

@@ -189,7 +189,7 @@ def test_reading_the_work_directorys_disk_takes_the_time_that_its_cap_says(sandb
 def test_a_cap_on_a_disk_that_is_none_is_refused(launcher, monkeypatch):
     monkeypatch.setattr(launch, "disk_of", lambda device: "")
     request = request_for("/dev/shm", limits=Limits(io_bytes_per_second=2 * MIB))
-    with pytest.raises(HostError, match=r"cap disk traffic at 2 MiB a second .*on no disk"):
+    with pytest.raises(HostError, match=r"cap disk traffic at 2 MiB a second: .*on no disk"):
         launcher.tree(request, HostFacts.probe(), WorkdirFacts.nowhere(), "test")
 
 
