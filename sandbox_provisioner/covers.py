@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.git_settings import named_by_settings
 from sandbox_provisioner.links import real_path
+from sandbox_provisioner.login_files import named_at_login
 from sandbox_provisioner.places import Folders, Place
 from sandbox_provisioner.python_files import read_start
 from sandbox_provisioner.spec import Covers, relative
@@ -188,6 +189,11 @@ def _look_inside(source: str, opened: str, home: str, covers: Covers, found: _Fo
     for name in (hidden | frozen) & there.keys():
         _add_target(source, os.path.join(opened, home, name), found)
     _add_secrets(source, os.path.join(opened, home), covers, found)
+    for path in named_at_login(os.path.join(source, home), os.path.join(opened, home)):
+        if not path.startswith("."):
+            inside = os.path.join(home, path)
+            is_there = os.path.lexists(os.path.join(opened, inside))
+            (found.frozen if is_there else found.missing).add(inside)
 
 
 def _add_secrets(source: str, home: str, covers: Covers, found: _Found) -> None:

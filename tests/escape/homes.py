@@ -199,3 +199,51 @@ def write_linked(stage):
     (home / ".bashrc").symlink_to("dotfiles/bashrc")
     said = stage.tries(home, PLANT.format(names=["dotfiles/bashrc", ".bashrc"]))
     return said or Path(home / "dotfiles/bashrc").read_text()
+
+
+LOGIN = """
+. ~/tools/env.sh
+export PATH="$HOME/tools/bin:$HOME/more/bin:$PATH"
+"""
+OF_LOGIN = ["tools/env.sh", "tools/bin/ls", "more/bin/ls"]
+OVERWRITE = f"""
+import os
+for name in {OF_LOGIN}:
+    try:
+        os.path.exists("tools") and os.rename("tools", "moved")
+    except OSError:
+        pass
+    try:
+        os.makedirs(os.path.dirname(name), exist_ok=True)
+        with open(name, "w") as file:
+            file.write("planted")
+    except OSError:
+        pass
+"""
+
+
+def home_with_login(stage):
+    home = home_of(stage, OF_LOGIN[:2])
+    (home / ".profile").write_text(LOGIN)
+    return home
+
+
+def written_of(home):
+    found = [name for name in OF_LOGIN if _text(home / name) == "planted"]
+    return " ".join(found) or "nothing"
+
+
+def overwrite_plainly(stage):
+    stage.patch.chdir(home_with_login(stage))
+    exec(OVERWRITE)
+    return "all" if written_of(stage.workdir) == " ".join(OF_LOGIN) else "not all"
+
+
+@between(
+    404, "change what a login sources and searches, and make what it would find", Kind.HOMES,
+    "names with no dot in front, which .profile names",
+    expect="nothing", landlock="refused", without=overwrite_plainly, control="all",
+)  # fmt: skip
+def overwrite_of_login(stage):
+    home = home_with_login(stage)
+    return stage.tries(home, OVERWRITE) or written_of(home)

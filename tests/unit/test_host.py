@@ -148,6 +148,27 @@ def test_repositories_near_the_work_directory_are_found_in_it(tmp_path: Path) ->
     assert found.repositories == (".hidden/.git", "a/.git", "b/c/.git")
 
 
+def test_what_the_start_up_files_of_a_home_name_is_read_only_or_cannot_be_made(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".profile").write_text(f"""
+        # . ~/kept
+        export PATH="$HOME/go/bin:{tmp_path}/perl5/bin:/usr/bin:$PATH"
+        if [ -f '{tmp_path}/sdk/path.inc' ]; then . '{tmp_path}/sdk/path.inc'; fi
+        [ -r ~/missing ] && source ~/missing
+        cd ~/kept; . "$OTHER/kept"; PATH=$KEPT/bin:$PATH; . ~/.hidden/env
+        eval "$(perl -I$HOME/perl5/lib/perl5 -Mlocal::lib)"
+    """)
+    for name in ("go/bin", "perl5/bin", "perl5/lib/perl5", "sdk", "kept"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "sdk/path.inc").write_text("source ${HOME}/sdk/more\n")
+    (tmp_path / "sdk/more").touch()
+    found = probe(tmp_path, homes=frozenset({str(tmp_path)}))
+    names = {"go/bin", "perl5/bin", "perl5/lib/perl5", "sdk/path.inc", "sdk/more"}
+    assert {*found.frozen} == names
+    assert found.sockets == ("missing",)
+
+
 def make_repository(folder: Path, config: str = "") -> None:
     (folder / "hooks").mkdir(parents=True)
     (folder / "config").write_text(config)
