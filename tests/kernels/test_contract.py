@@ -275,7 +275,7 @@ def test_a_kernel_that_fails_at_its_start_is_quoted(kernelspec: Any, runtime_dir
     manager = KernelManager(kernel_name=kernelspec(argv=argv))
     with pytest.raises(StartRefused) as caught:
         manager.start_kernel()
-    text = str(caught.value)
+    text = str(caught.value.error)
     assert "wait-for-kernel" in text
     assert "ended with status 1" in text
     assert "the battery is empty" in text
@@ -349,8 +349,8 @@ def test_bad_input_is_refused_with_what_to_do(
     with pytest.raises(StartRefused) as caught:
         manager.start_kernel()
     assert not Path("/tmp/" + "x" * 120).exists()
-    assert words in str(caught.value)
-    assert caught.value.error.remedy in str(caught.value)
+    assert words in str(caught.value.error)
+    assert caught.value.error.remedy in str(caught.value.error)
 
 
 def test_a_kernels_own_config_wins_over_the_configuration_file(

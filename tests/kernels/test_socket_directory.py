@@ -51,7 +51,7 @@ def refusal(kernelspec: Any, program: str) -> str:
     manager = KernelManager(kernel_name=kernelspec(argv=argv, start_timeout=30.0))
     with pytest.raises(StartRefused) as caught:
         manager.start_kernel()
-    return str(caught.value)
+    return str(caught.value.error)
 
 
 @pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)

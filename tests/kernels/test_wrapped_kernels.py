@@ -114,7 +114,7 @@ def test_what_a_wrapper_names_and_does_not_get_is_told_with_the_volume(
     with pytest.raises(StartRefused, match="ended with status 3") as caught, with_spec([*words]):
         pass
     volume = f"{data}:{data}"
-    assert f"names what is not in the box, {data}" in str(caught.value)
-    assert f'volumes = ["{volume}"]' in str(caught.value)
+    assert f"names what is not in the box, {data}" in str(caught.value.error)
+    assert f'volumes = ["{volume}"]' in str(caught.value.error)
     with with_spec(words, volumes=[volume]) as k:
         assert k.run("print(6 * 7)").strip() == "42"
