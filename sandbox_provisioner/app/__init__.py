@@ -5,6 +5,7 @@
     install   gives an installed kernel a sandboxed twin        twins.py
               or sets up the server beside it (--server)        server.py
     doctor    what works here for this user, by trying it       ../doctor.py (the checks, pure)
+              or, for root, from a server's place (--pid)       elsewhere.py
     explain   the steps of a start with their reasons, not run
     run       any command in the box                            terminal.py
     list      what runs now                                     running.py

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
-from traitlets import Bool
+from traitlets import Bool, Integer
 
 from sandbox_provisioner import doctor
 from sandbox_provisioner.app.command import (
+    COMMON_ALIASES,
     COMMON_FLAGS,
     PROVISIONER,
     SandboxCommand,
@@ -30,6 +31,7 @@ from sandbox_provisioner.app.command import (
     silent_log,
     working_directory,
 )
+from sandbox_provisioner.app.elsewhere import Place, look_from
 from sandbox_provisioner.app.leftovers import left_groups, left_sandboxes
 from sandbox_provisioner.errors import LaunchError, SandboxError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
@@ -50,6 +52,7 @@ _SYSCTLS = (
 _TRIAL_SECONDS = 30
 
 
+_ALIASES = {"pid": "DoctorApp.pid", **COMMON_ALIASES}
 _FLAGS = {
     **COMMON_FLAGS,
     "json": ({"DoctorApp": {"json_output": True}}, "Print a list of checks as JSON."),
@@ -59,23 +62,34 @@ _FLAGS = {
 class DoctorApp(SandboxCommand):
     """Looks, tries, tells; changes nothing."""
 
-    usage = "jupyter sandbox doctor [--json]"
+    usage = "jupyter sandbox doctor [--json] [--pid PID]"
     description = (
-        "Tell what of a sandbox works for you on this machine, what you lose where something "
-        "does not, and the command that mends it. It really starts a sandbox, and exits with 1 if "
+        "Tell what of a sandbox works for you on this machine, what follows where something is "
+        "missing, and the command that mends it. It really starts a sandbox, and exits with 1 if "
         "that fails."
     )
     examples = """
     jupyter sandbox doctor
-    sudo -u alice jupyter sandbox doctor      # for the user who runs the server
+    sudo jupyter sandbox doctor --pid 4711    # from the place of another user's server
     jupyter sandbox doctor --json | jq '.[] | select(.state == "missing")'
     """
     json_output = Bool(False, help="Print a list of checks as JSON.").tag(config=True)
+    pid = Integer(
+        0,
+        help="Look from the place of this process, such as another user's Jupyter server: as its "
+        "user, in its control groups and its directory, with its limits. For root.",
+    ).tag(config=True)
+    aliases = _ALIASES
     flags = _FLAGS
 
     def start(self) -> None:
         """Called once by `main`."""
         self.refuse_words()
+        if self.pid:
+            raise SystemExit(look_from(Place.of(self.pid), self._examine))
+        self._examine()
+
+    def _examine(self) -> None:
         findings = self._find()
         checks = doctor.examine(findings)
         if self.json_output:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from sandbox_provisioner.cgroup.above import Bound, allows_less, narrowest_bound
 from sandbox_provisioner.cgroup.files import PARENT, refused
 from sandbox_provisioner.cgroup.remedies import do_without, unique
-from sandbox_provisioner.cgroup.survey import CgroupFacts, memory_bounds, survey
+from sandbox_provisioner.cgroup.survey import CgroupFacts, memory_bounds, own_directories, survey
 from sandbox_provisioner.cgroup.systemd import SystemdTree, reap_keepers, scope_names
 from sandbox_provisioner.cgroup.tree import (
     CgroupTree,
@@ -51,6 +51,7 @@ __all__ = [
     "open_existing",
     "open_to_join",
     "open_tree",
+    "own_directories",
     "reap_keepers",
     "remove_leftovers",
     "survey",

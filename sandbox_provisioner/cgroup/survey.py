@@ -109,6 +109,16 @@ def survey(*, proc: str = "/proc", pid: str = "self", run: str = "/run") -> Cgro
     return replace(facts, surroundings=_surroundings(mounts, own))
 
 
+def own_directories(pid: str) -> tuple[str, ...]:
+    """The directories of all groups that process *pid* is in, as far as mounts show them here."""
+    own = _own_groups(f"/proc/{pid}/cgroup")
+    found = set()
+    for mount in _cgroup_mounts("/proc/self/mountinfo"):
+        names = {""} if mount.kind == "cgroup2" else mount.options & own.keys()
+        found |= {_directory(mount, own[name]) for name in names if name in own}
+    return tuple(sorted(filter(None, found)))
+
+
 def _surroundings(mounts: Collection[_Mount], own: Mapping[str, str]) -> tuple[int, str]:
     for mount in mounts:
         is_v1 = mount.kind == "cgroup" and "memory" in mount.options

@@ -218,3 +218,43 @@ def test_what_doctor_advises_on_v1_changes_its_answer(home):
             for folder in (group / "sandbox-provisioner", group):
                 if folder.exists():
                     folder.rmdir()
+
+
+def test_root_looks_from_the_place_of_another_users_server(home):
+    # Root may read the parts of another Python, which are not this one's.
+    ours = [path for path in sys.path if path.endswith("site-packages")]
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(home / "code"), *ours]),
+        "PATH": os.defpath,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    words = ("-m", "sandbox_provisioner.app", "doctor", "--json", f"--runtime-dir={home}/run")
+    with subprocess.Popen(
+        [*IDENTITY, "sh", "-c", "echo there; exec cat"],
+        cwd=home / "work",
+        env={"HOME": str(home), "PATH": os.defpath, "SECRET": "not looked at"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as server:
+        server.stdout.readline()
+        done = subprocess.run(
+            [public_python(), *words, f"--pid={server.pid}"],
+            env=environment, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {c["facility"]: c["found"] for c in json.loads(done.stdout)}
+    assert f"uid {USER}" in found["user namespaces"]
+    assert found["work directory"].startswith(f"{home}/work on ")
+    assert found["runtime directory"] == f"{home}/run"
+    assert found["a sandbox starts"].startswith("Python started and ended")
+
+
+def test_an_ordinary_user_cannot_look_from_there_and_is_told_who_can(home):
+    words = ("sandbox_provisioner.app", "doctor", f"--pid={os.getpid()}")
+    script = f"import sys; sys.argv = {list(words)!r}; from sandbox_provisioner.app import main\n"
+    told = as_user(
+        home, "-c", f"{script}try:\n    main()\nexcept SystemExit as e:\n    print(e.code)"
+    )
+    assert "Permission denied" in told
+    assert f"sudo jupyter sandbox doctor --pid {os.getpid()}" in told
+    assert told.splitlines()[-1] == "1"
