@@ -105,6 +105,7 @@ def examine(found: Findings) -> list[Check]:
         *(_cap(facility, found.host) for facility in WAIVABLE_FACILITIES),
         _entry_point(found),
         *_kernels(found.kernels),
+        *_watchers(found),
         _core_pattern(found.sysctls),
         _leftovers(found),
         _trial(found),
@@ -365,6 +366,32 @@ def _kernels(kernels: Sequence[Kernel]) -> Iterator[Check]:
             "or hide them, in jupyter_server_config.py:\n"
             f'{COMMAND}c.KernelSpecManager.allowed_kernelspecs = {{"python3-sandbox"}}\n'
             f"{COMMAND}c.KernelSpecManager.ensure_native_kernel = False",
+        )
+
+
+# What Linux gives a user by default; other programs take some.
+_USUAL_WATCHERS = 128
+WATCHERS = "fs.inotify.max_user_instances"
+
+
+def _watchers(found: Findings) -> Iterator[Check]:
+    """Each kernel whose work directory has something to cover takes one for as long as it runs."""
+    facility, limit = "inotify instances", found.sysctls.get(WATCHERS, "")
+    if not limit.isdecimal():
+        return
+    if found.host.privileged:
+        text = f"{limit} for each kernel, which is a user of its own"
+        yield Check(facility=facility, state=State.OK, found=text)
+    elif int(limit) >= _USUAL_WATCHERS:
+        text = f"{limit} for your programs and kernels; a kernel in a home or repository takes one"
+        yield Check(facility=facility, state=State.OK, found=text)
+    else:
+        yield Check(
+            facility=facility,
+            state=State.NOTE,
+            found=f"{limit} for all of your programs and kernels",
+            effect="Of kernels in a home or in a repository no more than that start.",
+            remedy=f"{COMMAND}{setting(WATCHERS, _USUAL_WATCHERS)}",
         )
 
 

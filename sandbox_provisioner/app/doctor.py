@@ -48,6 +48,7 @@ from sandbox_provisioner.unboxed import inner_command
 _SYSCTLS = (
     "kernel.seccomp.actions_avail",
     "kernel.core_pattern",
+    doctor.WATCHERS,
 )
 _TRIAL_SECONDS = 30
 

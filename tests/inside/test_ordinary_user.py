@@ -77,6 +77,8 @@ def as_user(home: Path, *words: str, user_ids: str = "single", warm: str = "") -
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": str(home),
         "PATH": os.defpath,
+        # A test with a HOME of its own would have packages of its own, and so a nursery.
+        "PYTHONUSERBASE": f"{home}/python",
         USER_IDS: user_ids,
         WARM: warm,
     }

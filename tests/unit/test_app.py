@@ -597,6 +597,24 @@ def test_doctor_names_what_receives_core_dumps_and_what_is_left() -> None:
     assert left.remedy == "  jupyter sandbox gc"
 
 
+@pytest.mark.parametrize(
+    ("limit", "privileged", "state"),
+    [
+        ("128", False, doctor.State.OK),
+        ("16", False, doctor.State.NOTE),
+        ("16", True, doctor.State.OK),
+    ],
+)
+def test_the_doctor_tells_for_how_many_kernels_in_a_home_there_are_watches(
+    limit: str, privileged: bool, state: doctor.State
+) -> None:
+    host = dataclasses.replace(HEALTHY.host, privileged=privileged)
+    told = check("inotify instances", host=host, sysctls={doctor.WATCHERS: limit})
+    assert told.state is state
+    assert limit in told.found
+    assert ("sysctl" in told.remedy) == (state is doctor.State.NOTE)
+
+
 def test_the_table_of_doctor_fits_into_a_terminal_and_tells_each_remedy_once() -> None:
     reason = f"/sys/fs/cgroup/{'x' * 60} is not writable for uid 1000"
     missing = dict.fromkeys(("memory", "cpu", "pids"), reason)
