@@ -177,8 +177,10 @@ def test_a_subshell_answers_while_the_main_shell_is_busy(server: Server) -> None
         client.send("create_subshell_request", channel="control")
         reply = client.until(lambda message: kind_of(message) == "create_subshell_reply")[-1]
         subshell = reply["content"]["subshell_id"]
-        busy = client.execute("import threading; gate = threading.Event(); gate.wait()")
-        client.until(lambda message: parent_of(message) == busy)
+        code = "import threading; gate = threading.Event(); print('there', flush=True); gate.wait()"
+        busy = client.execute(code)
+        # Being busy comes first, when there is no gate yet that a subshell could open.
+        client.until(lambda m: parent_of(m) == busy and "there" in text_of([m]))
         code = "gate.set(); print('from the side')"
         side = client.execute(code, header={"subshell_id": subshell})
         # A subshell's output may come after its idle: another thread sends it.
