@@ -42,7 +42,7 @@ def in_lines(text: str, columns: int = COLUMNS) -> str:
     is broken where a shell goes on reading."""
     lines: list[str] = []
     for part in text.split("\n"):
-        if part.startswith(COMMAND):
+        if part.startswith(COMMAND) and part.strip():
             lines += _command_lines(part, columns)
             continue
         joined = re.sub(r"(?<=\d) (?=[KMGT]iB)", "\N{NO-BREAK SPACE}", part)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ CROWDED = (
     "/", "/home", "/tmp", "/var", "/var/tmp", "/run", "/opt", "/mnt", "/media", "/srv",
 )  # fmt: skip
 _SHOWS_MORE = "it would show the sandbox more than one person's files"
+_LONGEST_LOOK_SECONDS = 20  # a file server may take its time for each directory
 _MOST_LINKS = 40  # as many as path_resolution(7) follows
 
 
@@ -281,10 +283,13 @@ class Folders:
     def __init__(self, most_entries: int = 1 << 20, most_folders: int = 1 << 16) -> None:
         self._entries = self._most_entries = most_entries
         self._folders = self._most_folders = most_folders
+        self._until = time.monotonic() + _LONGEST_LOOK_SECONDS
 
     def of(self, path: str) -> Iterator[os.DirEntry[str]]:
         """The directories in *path*, and the links, which may lead to one, as the listing itself
         tells them; none if it cannot be listed. Raises TooManyFolders."""
+        if time.monotonic() > self._until:
+            raise TooManyFolders(f"listing its directories takes over {_LONGEST_LOOK_SECONDS} s")
         try:
             listing = os.scandir(path)
         except OSError:

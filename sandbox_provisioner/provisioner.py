@@ -592,7 +592,8 @@ class SandboxProvisioner(LocalProvisioner):
         known = (self.kernel_spec.display_name, str(error))
         if error.failed:
             self.log.warning("%s", text)
-        elif self.warm != AUTO or known not in _told_cold:
+            return
+        if self.warm != AUTO or known not in _told_cold:
             self.log.info("%s", text)
         _told_cold.add(known)
 
@@ -802,8 +803,9 @@ class SandboxProvisioner(LocalProvisioner):
     async def _end_of(self, story: ExitStory) -> End:
         assert self.handle
         cell = ""
-        if self._tap and not self._ending:
-            cell = await asyncio.to_thread(self._tap.finish)
+        if self._tap and (story.reason or not self._ending):
+            heard = await asyncio.to_thread(self._tap.finish)
+            cell = "" if self._ending else heard
         return End.of(story, self.handle.record, cell=cell, seconds=time.time())
 
     def resolve_path(self, path: str) -> str | None:

@@ -51,7 +51,8 @@ _CPU_COUNTS = {
 # and says so at once. What lies in files, or was fetched before, still works.
 _OFFLINE = {
     "PIP_RETRIES": "0",  # five tries with growing pauses, a minute in all
-    # pip has no such switch; but it prints where it looks.
+    # Not PIP_NO_INDEX, which it would tell as a package that does not exist; it prints where it
+    # looks.
     "PIP_EXTRA_INDEX_URL": "https://this-sandbox-has-no-network.invalid/simple",
     "UV_OFFLINE": "1",
     "CONDA_OFFLINE": "1",
@@ -95,7 +96,8 @@ def kernel_environment(
     *found* is what tells where the user's own packages are.
     """
     environment = handed_on(wanted, server, kept)
-    explicit = {name for name in environment if server.get(name) != environment[name]}
+    asked = _pattern(tuple(kept))
+    explicit = {n for n, v in environment.items() if server.get(n) != v or asked.match(n)}
     for name, value in (_from_caps(limits) | _from_network(network)).items():
         if name not in explicit:
             environment[name] = value
@@ -139,8 +141,9 @@ def _entry(name: str, value: str) -> bytes:
 
 @lru_cache
 def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
-    """One expression for all patterns (fnmatch): a start asks it of every variable, twice."""
-    return re.compile("|".join(translate(name) for name in names))
+    """One expression for all patterns (fnmatch): a start asks it of every variable, twice. Of no
+    names it is one that matches nothing."""
+    return re.compile("|".join(translate(name) for name in names) or r"(?!)")
 
 
 def _from_caps(limits: Limits) -> dict[str, str]:
@@ -156,8 +159,8 @@ def _from_caps(limits: Limits) -> dict[str, str]:
     if limits.cpu_count is not None:
         variables |= dict.fromkeys(_CPU_COUNTS, str(limits.cpu_count))
         java.append(f"-XX:ActiveProcessorCount={limits.cpu_count}")
-    if java:
-        variables["JAVA_TOOL_OPTIONS"] = " ".join(java)
+    if java:  # an older Java would end at what it does not know
+        variables["JAVA_TOOL_OPTIONS"] = " ".join(["-XX:+IgnoreUnrecognizedVMOptions", *java])
     return variables
 
 

@@ -76,10 +76,9 @@ def find_behind(
     """Follow *program* with the arguments *words*."""
     search = _Search(reader)
     search.follow((program, *words), environment)
-    for number, word in enumerate(
-        words
-    ):  # of a wrapper that is not known, such as nb_conda_kernels'
-        if os.path.isdir(f"{word}/conda-meta"):
+    # Of a wrapper that is not known, such as nb_conda_kernels'.
+    for number, word in enumerate(words):
+        if word.startswith("/") and os.path.isdir(f"{word}/conda-meta"):
             search.behind.files.append(Found(word))
         elif os.path.basename(os.path.dirname(word)) == "bin" and which(word, environment):
             search.follow(words[number:], environment)

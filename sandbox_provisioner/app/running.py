@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pwd
 import stat
@@ -33,6 +34,8 @@ from sandbox_provisioner.records import (
 from sandbox_provisioner.spec import format_bytes, relative
 
 _GROUPS = "/sys/fs/cgroup"
+_LARGEST_PID = 1 << 22  # proc_sys_kernel(5), pid_max
+_MOST_BYTES = 1 << 63
 _FIRST_SECONDS = 0.25  # between the two looks that tell the use of CPUs
 
 
@@ -108,11 +111,21 @@ def look_at_others(runtime: Path) -> list[Sandbox]:
     group a FIFO that nobody ever writes to. What cannot be meant is not shown."""
     found = []
     for folder, record in all_records(runtime):
-        bases = [os.path.normpath(str(base)) for base in record.cgroup_bases.values()]
-        if record.started >= 0 and all(relative(base, _GROUPS) is not None for base in bases):
-            with contextlib.suppress(SandboxError, OSError, ValueError):
+        if _can_be_meant(record):
+            with contextlib.suppress(SandboxError, OSError, ValueError, ArithmeticError):
                 found.append(_seen(folder, record))
     return found
+
+
+def _can_be_meant(record: Record) -> bool:
+    bases = [os.path.normpath(str(base)) for base in record.cgroup_bases.values()]
+    return (
+        record.started >= 0
+        and 0 <= record.init_pid <= _LARGEST_PID
+        and 0 <= (record.memory_limit_bytes or 0) < _MOST_BYTES
+        and math.isfinite(record.cpu_cores or 0)
+        and all(relative(base, _GROUPS) is not None for base in bases)
+    )
 
 
 def _seen(folder: RecordFolder, record: Record) -> Sandbox:

@@ -20,7 +20,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 
-from sandbox_provisioner.cgroup.above import Bound, allows_less, narrowest_bound
+from sandbox_provisioner.cgroup.above import Bound, allows_less, free_bytes, narrowest_bound
 from sandbox_provisioner.cgroup.files import PARENT, refused
 from sandbox_provisioner.cgroup.remedies import do_without, unique
 from sandbox_provisioner.cgroup.survey import CgroupFacts, memory_bounds, own_directories, survey
@@ -45,6 +45,7 @@ __all__ = [
     "NullTree",
     "Usage",
     "allows_less",
+    "free_bytes",
     "leftover_names",
     "memory_bounds",
     "narrowest_bound",

@@ -23,6 +23,10 @@ from sandbox_provisioner.spec import format_bytes
 UNLIMITED_BYTES = 1 << 62
 
 _LIMITS = {1: "memory.limit_in_bytes", 2: "memory.max"}
+_USAGES = {
+    1: ("memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.current", "inactive_file"),
+}
 # What every group of the memory controller has, its root too.
 _MARKS = {1: "memory.failcnt", 2: "cgroup.controllers"}
 _MACHINE = "the machine's memory"
@@ -67,6 +71,17 @@ def bound_of(version: int, group: str) -> Bound | None:
     if limit is None or limit >= UNLIMITED_BYTES:
         return None
     return Bound(group=group, limit_bytes=limit)
+
+
+def free_bytes(facts: CgroupFacts) -> int | None:
+    """How much memory is left below the narrowest bound, what the Linux kernel has read of files
+    and can forget counted as free; None without a bound."""
+    if (above := narrowest_bound(facts)) is None:
+        return None
+    version = facts.version if facts.bases.get("memory", "") else facts.surroundings[0]
+    used, inactive = _USAGES[version]
+    forgettable = files.read_keyed(f"{above.group}/memory.stat").get(inactive, 0)
+    return above.limit_bytes - (files.read_number(f"{above.group}/{used}") or 0) + forgettable
 
 
 def times_full(version: int, group: str) -> int:

@@ -1,4 +1,4 @@
-"""cgroup/survey.py - any process, reads only: which cgroups we may make here, and what reasons.
+"""cgroup/survey.py - any process, reads only: which cgroups we may make here, and why not more.
 
 Linux has two forms of control groups (cgroups(7)). In *v1* each controller has a hierarchy of its
 own, or shares one with others (cpu,cpuacct). In *v2* there is one, and a controller works in a

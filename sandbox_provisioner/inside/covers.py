@@ -456,9 +456,10 @@ class Watch:
     def _take_in(self) -> bool:
         """Whether a place may be at stake in what has happened until now: a kernel that goes on
         making files cannot keep us here."""
-        at_stake = is_all = False
-        while not is_all and select.select([self.events], [], [], 0)[0]:
-            changes, is_all = kernel.read_changes(self.events)
+        at_stake, left = False, kernel.waiting_bytes(self.events)
+        while left > 0:
+            changes, size = kernel.read_changes(self.events)
+            left -= size
             for watch, mask, cookie, name in changes:
                 if name:
                     self._position += 1

@@ -2,7 +2,7 @@
 
 Who maps a file there and touches a page for which there is none gets SIGBUS (mmap(2)): a kernel,
 or a process of it, for which others may wait for ever. No event tells of a file system that is
-full, so it is looked at from time to time, more often while something is in it.
+full, so it is looked at from time to time, more often while something is in /dev/shm.
 """
 
 from __future__ import annotations
@@ -62,6 +62,14 @@ class Folders:
             if not found.f_bavail or (seen is not None and now - seen < _A_MOMENT_SECONDS):
                 return b"%b %d" % (word, found.f_blocks * found.f_frsize)
         return b""
+
+
+def own_folders() -> Folders:
+    """Those of a sandbox. /tmp is none of them where a volume stands there: it is the host's disk
+    then, which may not even answer. No volume can be at /dev/shm, nor in /run, which is on the same
+    file system as /tmp."""
+    is_own = os.stat("/tmp").st_dev == os.stat("/run").st_dev
+    return Folders(_FOLDERS if is_own else _FOLDERS[:1])
 
 
 def _sentence(path: str, size: int, option: str) -> str:

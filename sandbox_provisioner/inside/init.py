@@ -32,7 +32,7 @@ import time
 from sandbox_provisioner.inside import family, memory, output
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.covers import CoverLost, Watch
-from sandbox_provisioner.inside.folders import Folders
+from sandbox_provisioner.inside.folders import Folders, own_folders
 from sandbox_provisioner.inside.steps import Box
 
 CAP_DAC_READ_SEARCH = 2
@@ -97,7 +97,7 @@ class _Init:
         # Where the mounts are the host's nothing is covered, and what changes is not ours.
         self.covers = Watch(box.covers, box.begun) if box.namespaces else None
         # Where the mounts are the host's, they are full of others' files, too.
-        self.folders = Folders() if box.namespaces else None
+        self.folders = own_folders() if box.namespaces else None
         self.interrupted_until = 0.0
         self.seal = Seal(box) if box.seal_names else None
         # Not until the kernel listens; one that was claimed does so already.
@@ -227,16 +227,17 @@ class _Init:
                 raise
             self.end(FAILED, GROUP_LOST)  # somebody has removed it: no limit holds any more
         if kills:
+            # The server first: who reads the sentence may ask it at once.
+            self.tell(f"{KILLED_WORD} {kills}")
             if watched.killed:
                 memory.say(self.kernel_pid, f"\n{watched.killed}\n")
-            self.tell(f"{KILLED_WORD} {kills}")
         if used and memory.hears(self.kernel_pid, _SIGINT):
             self.interrupt(watched, used)
 
     def serve_folders(self, folders: Folders) -> None:
         for sentence in folders.look():
-            memory.say(self.kernel_pid, f"\n{sentence}\n")
             self.tell(f"{FULL_WORD} {sentence.partition(' ')[0]}")
+            memory.say(self.kernel_pid, f"\n{sentence}\n")
 
     def interrupt(self, watched: memory.Memory, used: int) -> None:
         """Tell first: the cell that the interrupt ends is the one to show it."""
@@ -279,10 +280,18 @@ class _Init:
     def why(self, code: int) -> bytes:
         """What is known of the end of a kernel with this *code*, at the moment of it."""
         if code == -_SIGKILL:
-            return MEMORY_CAP if self.box.memory and self.box.memory.has_ended_it() else b""
+            return self.why_killed()
         if code == -_SIGBUS and self.folders:
             return self.folders.word()
         return INTERRUPTED if time.monotonic() < self.interrupted_until else b""
+
+    def why_killed(self) -> bytes:
+        try:
+            return MEMORY_CAP if self.box.memory and self.box.memory.has_ended_it() else b""
+        except OSError as error:
+            if error.errno != _ENODEV:
+                raise
+            return GROUP_LOST
 
     def end(self, code: int, why: bytes = b"") -> None:
         for pump in self.pumps:

@@ -92,11 +92,11 @@ _KEYCTL_JOIN_SESSION_KEYRING = 1
 _STATX_ATTR_MOUNT_ROOT = 0x2000
 _SIOCSIFFLAGS = 0x8914
 _TIOCSCTTY = 0x540E
+_FIONREAD = 0x541B
 _SOL_SOCKET = 1
 _SCM_RIGHTS = 1
 _MSG_CMSG_CLOEXEC = 0x40000000
 _EVENTS_BYTES = 1 << 16
-_LONGEST_EVENT_BYTES = 16 + 256  # inotify(7): sizeof(struct inotify_event) + NAME_MAX + 1
 MOST_DESCRIPTORS = 253  # unix(7): SCM_MAX_FD, in one message
 _IFF_UP_RUNNING = 0x41
 
@@ -551,16 +551,24 @@ def watch_entries(fd: int, path: str) -> int:
     return _check(result, "inotify_add_watch", path=path)
 
 
-def read_changes(fd: int) -> tuple[list[tuple[int, int, int, str]], bool]:
+def waiting_bytes(fd: int) -> int:
+    """ioctl(2), FIONREAD: how many bytes can be read of *fd* now; of inotify(7) whole events."""
+    answer = ctypes.c_int(0)
+    result = _libc.ioctl(fd, ctypes.c_ulong(_FIONREAD), ctypes.byref(answer))
+    _check(result, "ioctl", request="FIONREAD", fd=fd)
+    return answer.value
+
+
+def read_changes(fd: int) -> tuple[list[tuple[int, int, int, str]], int]:
     """read(2) on an inotify descriptor: of each event the watch, the mask, what the two events of a
-    rename have in common, and the entry's name; and whether these were all until now."""
+    rename have in common, and the entry's name; and how many bytes these were."""
     events, found, position = os.read(fd, _EVENTS_BYTES), [], 0
     while position < len(events):
         watch, mask, cookie, length = struct.unpack_from("iIII", events, position)
         position += 16 + length
         name = events[position - length : position].rstrip(b"\0")
         found.append((watch, mask, cookie, os.fsdecode(name)))
-    return found, position <= _EVENTS_BYTES - _LONGEST_EVENT_BYTES
+    return found, len(events)
 
 
 def names_of_changes(events: bytes) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from sandbox_provisioner.cgroup import reap_keepers
+from sandbox_provisioner.cgroup import free_bytes, reap_keepers, survey
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.handle import LocalHandle, reap
 from sandbox_provisioner.launch import Labels, LocalLauncher
@@ -40,6 +40,8 @@ _STOP_SECONDS = 3.0
 _AGAIN_AT_MOST_SECONDS = 1800.0
 # Below twice of what ends a spare none is made.
 _ROOM = 2
+# Some four nurseries: kernels are to come, too.
+_ROOM_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +109,12 @@ def _work() -> None:
                 times = _back_off(_name_of(wish))
                 if times == 1 or not wish[3].owner:  # nobody has asked for it: once is enough
                     wish[0].warn(f"Kernels go on to start without preparation: {error}")
-    except BaseException:
+    except BaseException as error:
         with _lock:
             _threads.clear()
-        if not _over:
+        # Threads are refused before `_stop` is called, where this process has come to its end.
+        is_end = isinstance(error, RuntimeError) and "cannot schedule new futures" in str(error)
+        if not (_over or is_end):
             raise
 
 
@@ -158,6 +162,8 @@ async def fill(
     """Make the nursery and the spares that *warmth* wants and that are not there yet; how many were
     made. Before each it waits so long for the machine to be idle."""
     await _idle(patience_seconds)
+    if warmth.owner and not _has_room():
+        return 0
     handle = await make_nursery(
         launcher,
         request,
@@ -214,6 +220,15 @@ def _available_bytes() -> int:
     with open("/proc/meminfo") as file:
         line = next(line for line in file if line.startswith("MemAvailable:"))
     return int(line.split()[1]) << 10
+
+
+def _has_room() -> bool:
+    """Whether a nursery that nobody has asked for is in nobody's way: of the machine, and of a
+    group around this process that may have much less."""
+    if _available_bytes() < _ROOM * plans.least_available_bytes():
+        return False
+    free = free_bytes(survey())
+    return free is None or free >= _ROOM_BYTES
 
 
 def bury() -> None:

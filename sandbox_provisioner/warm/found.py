@@ -37,7 +37,7 @@ _MODULES = ("ipykernel_launcher", "ipykernel")
 # Set in each kernel after the fork: no library reads them when it is loaded.
 _LATE = (
     "HOME", "HOSTNAME", "JPY_SESSION_NAME", "MEM_LIMIT", "CPU_LIMIT", "PWD", "OLDPWD", "PATH",
-    "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR*",
+    "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR*", "R_MAX_VSIZE", "JAVA_TOOL_OPTIONS",
 )  # fmt: skip
 
 

@@ -359,7 +359,7 @@ def test_the_init_of_a_sandbox_is_served_as_before_whatever_the_kernel_asks_for(
             answer_of(lambda: os.setpriority(os.PRIO_USER, 0, 19)),
             answer_of(lambda: os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0))),
             answer_of(lambda: os.sched_setaffinity(1, os.sched_getaffinity(0))),
-            answer_of(lambda: os.setpriority(os.PRIO_PROCESS, os.getpid(), 1)),
+            answer_of(lambda: os.setpriority(os.PRIO_PROCESS, os.getpid(), 15)),
             answer_of(lambda: os.sched_setaffinity(os.getpid(), os.sched_getaffinity(0))),
         ]
 

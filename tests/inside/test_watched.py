@@ -13,6 +13,7 @@ import pytest
 from test_covers import mended, replace
 
 from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.story import EndKind
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -57,7 +58,7 @@ def test_a_kernel_of_which_we_have_missed_something_ends_if_a_file_is_bare(home,
         assert box.call(read_file, ".bashrc") == "mine"
         os.kill(box.handle.pid, signal.SIGCONT)
         story = box.wait()
-        assert story.cover_lost
+        assert story.kind is EndKind.COVER_LOST
         assert story.lost_path == ".bashrc"
 
 
@@ -92,7 +93,7 @@ def test_a_kernel_cannot_make_us_forget_what_it_has_done_to_a_file(home, sandbox
         box.call(make_files, MORE_THAN_WE_KEEP)
         new.replace(home / ".bashrc")
         story = box.wait()
-        assert story.cover_lost
+        assert story.kind is EndKind.COVER_LOST
         assert story.lost_path == ".bashrc"
 
 

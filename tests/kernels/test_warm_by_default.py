@@ -183,7 +183,7 @@ def test_a_killed_servers_nursery_ends_with_it(home: Home, watch: Watch) -> None
 def test_a_nursery_with_too_few_kernels_ends_before_one_that_is_worth_its_memory(
     auto: Any, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provisioner, "_LONELY_SECONDS", 0.5)
+    monkeypatch.setattr(provisioner, "_LONELY_SECONDS", 5)
     with auto(), auto():
         wait_for_end(made(runtime_dir))
 

@@ -21,6 +21,7 @@ from sandbox_provisioner.cgroup import (
     Usage,
     allows_less,
     files,
+    free_bytes,
     leftover_names,
     memory_bounds,
     narrowest_bound,
@@ -860,6 +861,26 @@ def test_a_smaller_cap_above_is_told(tmp_path: Path, version: int) -> None:
         told = allows_less(4 << 30, found)
         assert f"mem_limit is 4 GiB, but the group {tmp_path} above allows 1 GiB" in told
     assert narrowest_bound(NOTHING) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "files_of"),
+    [
+        (1, {"memory.limit_in_bytes": 1 << 30, "memory.usage_in_bytes": 600 << 20}),
+        (2, {"memory.max": 1 << 30, "memory.current": 600 << 20}),
+    ],
+)
+def test_what_is_left_below_a_bound_counts_what_can_be_forgotten(
+    tmp_path: Path, version: int, files_of: dict[str, int]
+) -> None:
+    (tmp_path / ("memory.failcnt" if version == 1 else "cgroup.controllers")).touch()
+    for name, number in files_of.items():
+        (tmp_path / name).write_text(f"{number}\n")
+    inactive = "total_inactive_file" if version == 1 else "inactive_file"
+    (tmp_path / "memory.stat").write_text(f"cache 7\n{inactive} {100 << 20}\n")
+    found = CgroupFacts(version=version, bases={"memory": str(tmp_path)}, missing={})
+    assert free_bytes(found) == 524 << 20
+    assert free_bytes(NOTHING) is None
 
 
 def test_the_group_that_we_are_charged_to_is_the_nearest_with_the_controller(

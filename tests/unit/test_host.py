@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sandbox_provisioner import covers
+from sandbox_provisioner import covers, places
 from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
@@ -244,6 +244,14 @@ def test_more_folders_than_are_looked_at_are_refused(
     monkeypatch.setattr(Folders.__init__, "__defaults__", (5, 1 << 16))
     (tmp_path / "file").touch()
     with pytest.raises(SpecError, match="more than 5 names lie in it"):
+        probe(tmp_path)
+
+
+def test_a_look_that_takes_too_long_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "_LONGEST_LOOK_SECONDS", -1)
+    with pytest.raises(SpecError, match="listing its directories takes over"):
         probe(tmp_path)
 
 

@@ -182,7 +182,16 @@ def test_root_does_not_follow_others_records_to_what_is_no_group(tmp_path: Path)
             assert look_at_others(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("record", [{"started": -1e308}, {"cgroup_version": 2, "group": "../x"}])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"started": -1e308},
+        {"cgroup_version": 2, "group": "../x"},
+        {"init_pid": 10**30},
+        {"memory_limit_bytes": 10**400},
+        {"cpu_cores": float("inf")},
+    ],
+)
 def test_a_record_of_others_that_cannot_be_meant_is_not_shown(
     tmp_path: Path, record: dict[str, Any]
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sandbox_provisioner.warm import nursery
+from sandbox_provisioner.warm import ahead, nursery
 from sandbox_provisioner.warm.nursery import Patience
 
 Wait = Callable[[float], None]
@@ -69,3 +69,20 @@ def _ended() -> int:
         os._exit(0)
     os.waitpid(pid, 0)
     return pid
+
+
+@pytest.mark.parametrize(
+    ("available", "free", "is_room"),
+    [
+        (1 << 50, None, True),
+        (0, None, False),
+        (1 << 50, 255 << 20, False),
+        (1 << 50, 1 << 30, True),
+    ],
+)
+def test_a_nursery_that_nobody_has_asked_for_needs_room_on_the_machine_and_in_its_group(
+    monkeypatch: pytest.MonkeyPatch, available: int, free: int | None, is_room: bool
+) -> None:
+    monkeypatch.setattr(ahead, "_available_bytes", lambda: available)
+    monkeypatch.setattr(ahead, "free_bytes", lambda _: free)
+    assert ahead._has_room() is is_room

@@ -74,10 +74,11 @@ def test_caps_become_jupyterhubs_variables_and_counts_of_threads():
 def test_libraries_that_see_no_cap_are_told():
     found = made_of({}, limits=Limits(memory_bytes=1 << 30, cpu_cores=2))
     assert found["LOKY_MAX_CPU_COUNT"] == found["POLARS_MAX_THREADS"] == found["MC_CORES"] == "2"
-    assert found["JAVA_TOOL_OPTIONS"] == "-XX:MaxRAM=1073741824 -XX:ActiveProcessorCount=2"
+    java = "-XX:+IgnoreUnrecognizedVMOptions -XX:MaxRAM=1073741824"
+    assert found["JAVA_TOOL_OPTIONS"] == f"{java} -XX:ActiveProcessorCount=2"
     assert 0.5 < int(found["R_MAX_VSIZE"]) / (1 << 30) < 1
     only_memory = made_of({}, limits=Limits(memory_bytes=1 << 30))
-    assert only_memory["JAVA_TOOL_OPTIONS"] == "-XX:MaxRAM=1073741824"
+    assert only_memory["JAVA_TOOL_OPTIONS"] == java
     assert "LOKY_MAX_CPU_COUNT" not in only_memory
     assert "JAVA_TOOL_OPTIONS" not in made_of({})
 
@@ -88,6 +89,8 @@ def test_without_a_network_installers_are_told_unless_somebody_said_otherwise():
     assert "no-network" in found["PIP_EXTRA_INDEX_URL"]
     assert made_of({"UV_OFFLINE": "0"}, {}, network=Network.NONE)["UV_OFFLINE"] == "0"
     assert "PIP_RETRIES" not in made_of({})
+    kept = made_of({"PIP_RETRIES": "3", "UV_OFFLINE": "0"}, kept=["PIP_*"], network=Network.NONE)
+    assert (kept["PIP_RETRIES"], kept["UV_OFFLINE"]) == ("3", "1")
 
 
 def test_without_caps_no_count_of_threads_is_set():
