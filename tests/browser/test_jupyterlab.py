@@ -151,7 +151,7 @@ def test_a_cell_that_comes_close_to_the_memory_cap_is_interrupted_and_says_so(
     book = notebook("patient", EAT_MEMORY, "print('kept', bool(hoard))")
     book.await_idle()
     book.run(0)
-    expect(book.output(0).first).to_contain_text("was interrupted: it uses", timeout=PATIENCE_MS)
+    expect(book.output(0).first).to_contain_text("is interrupted: it uses", timeout=PATIENCE_MS)
     expect(book.output(0).last).to_contain_text("KeyboardInterrupt", timeout=PATIENCE_MS)
     book.run(1)
     expect(book.output(1)).to_have_text("kept True", timeout=PATIENCE_MS)

@@ -244,7 +244,7 @@ def test_the_cell_that_reached_the_memory_cap_says_so_before_the_restart(server:
 
 @needs_memory_cap
 def test_a_cell_that_comes_close_to_the_cap_is_interrupted_and_says_so(server: Server) -> None:
-    sentence = "was interrupted: it uses 4"
+    sentence = "is interrupted: it uses 4"
     with server.session("patient") as client:
         client.run("kept = 41")
         cell = client.execute(EAT_MEMORY)
