@@ -245,6 +245,7 @@ class WorkdirFacts:
             )
         except TooManyFolders as error:
             raise bad_workdir(path, f"{error}, so what the host runs cannot be found") from None
+        place = place.looked_again()
         return cls(
             place=place,
             idmappable=_is_idmappable(place.mount, facts),

@@ -16,7 +16,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sandbox_provisioner.errors import SpecError
@@ -107,6 +107,11 @@ class Place:
     def filesystem(self) -> str:
         """Its type."""
         return self.mount.filesystem
+
+    def looked_again(self) -> Place:
+        """With the mounts that are below it now: to list a directory makes autofs mount."""
+        mount, below = mounts_around(self.fd, self.source)
+        return replace(self, mount=mount, below=below)
 
     def refusal(self, asker: Asker) -> str:
         """Why no kernel may write to it, "" if one may."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from probes import answer_of
 
+from sandbox_provisioner import host
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.spec import Volume
 
@@ -97,6 +98,25 @@ def test_where_the_ids_of_one_cannot_be_mapped_those_below_can_be_read(
     assert [text for text in warnings if f"{plain} can only be read" in text]
     assert os.stat(workdir / "file").st_uid == OWNER
     assert os.listdir(plain) == ["there"]
+
+
+def test_what_is_mounted_while_the_work_directory_is_looked_at_counts_too(
+    run_inside, workdir, mounted, monkeypatch
+):
+    """autofs mounts what is listed; here somebody does it just then."""
+    of_owner(workdir)
+    late = workdir / "late"
+    find_covered = host.find_covered
+
+    def find(*words, **options):
+        found = find_covered(*words, **options)
+        mounted(late, "-t", "ramfs", "-o", "mode=0777", "none")
+        return found
+
+    monkeypatch.setattr(host, "find_covered", find)
+    folders = {"late": str(late), "itself": str(workdir)}
+    answers = run_inside(write, folders, using=(answer_of,))
+    assert answers == {"late": "EROFS", "itself": "True"}
 
 
 @pytest.mark.parametrize("name", ["a b", "dönées", "tab\there", "back\\slash"])
