@@ -153,6 +153,7 @@ _FACILITIES: dict[str, Callable[[], str]] = {
     "bash_kernel": _module("bash_kernel"),
     "jupyter_server": _module("jupyter_server"),
     "jupyterlab": _module("jupyterlab"),
+    "matplotlib": _module("matplotlib"),
     "numpy": _module("numpy"),
     "pandas": _module("pandas"),
     "torch": _module("torch"),

@@ -12,6 +12,7 @@
       ahead.py     prepares the next start, in a thread
     inside a nursery's box
       nursery.py   imports, waits, forks
+      preload.py   imports what a person wants there, and judges whether a kernel can have it
       kernel.py    a kernel, built as far as can be before the fork, and the rest after it
       pages.py     arranges memory so that children share it
 """

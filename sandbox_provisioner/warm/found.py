@@ -76,10 +76,24 @@ def this_process() -> str:
     return f"{os.getpid()} {start_time(os.getpid())}"
 
 
+def is_usual(request: LaunchRequest) -> bool:
+    """Whether the command line says nothing to the shell, so that it can be made before."""
+    return request.argv[-4:-2] == ("-m", "ipykernel_launcher")
+
+
+def bearable(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> tuple[str, ...]:
+    """What of *preload* a nursery can import for *request*: nothing where its home is the work
+    directory, since modules look for their folders there and a nursery has no such home; or where
+    its command line has each kernel make a shell of its own, which modules may look at."""
+    return preload if site.home == HOME and is_usual(request) else ()
+
+
 def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...], owner: str = "") -> str:
     """What a nursery has to have been made of to serve *request*; *owner* is the one process that
     it belongs to, "" if it is for all of this user's."""
-    variables = variables_for(request, site)
+    variables, preload = variables_for(request, site), bearable(request, site, preload)
+    # Modules that a person named may look at any of them.
+    late = _OF_ONE_NOTEBOOK if preload else _LATE
     command = Command.of(request.argv)
     program = site.files.program
     parts = (
@@ -89,7 +103,7 @@ def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...], owner: 
         freshness(program),
         site.files.readonly,
         site.facts.system_files,
-        sorted((k, v) for k, v in variables.items() if not any(fnmatchcase(k, n) for n in _LATE)),
+        sorted((k, v) for k, v in variables.items() if not any(fnmatchcase(k, n) for n in late)),
         preload,
         (site.uid, site.gid),
         os.stat(sandbox_provisioner.__file__).st_mtime,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import os
 import sys
 import threading
@@ -47,6 +48,7 @@ class Kernel:
         self.main = sys.modules["__main__"]
         _ours[:] = [name for name in sys.modules if name.partition(".")[0] == "sandbox_provisioner"]
         self.app: Any = None
+        self._lent: list[Any] = []
         with contextlib.suppress(ImportError):  # it says so itself, when it is asked for
             self._build()
 
@@ -70,10 +72,32 @@ class Kernel:
         bring_names_together()
         self.listed = ListedModules(_ours)
 
+    def lend_streams(self) -> None:
+        """Let modules that are imported from here on find the standard output and error that they
+        will have in a kernel: some keep them, above all for logs."""
+        if self.app is not None:
+            sys.stdout, sys.stderr = map(_lent, (sys.stdout, sys.stderr))
+            self._lent = [sys.stdout, sys.stderr]
+
+    @contextlib.contextmanager
+    def in_a_cell(self, note: Callable[[], None]) -> Iterator[None]:
+        """While this lasts, modules find the shell as in a cell of a kernel; *note* is called when
+        one asks for more of the kernel than whether there is one."""
+        if self.app is None:
+            yield
+            return
+        self.shell.kernel = _NoKernel(note)
+        try:
+            with self.shell.builtin_trap, self.shell.display_trap:
+                yield
+        finally:
+            self.shell.kernel = None
+
     def become(self, box: Box, imported: Mapping[str, str]) -> None:
         """In the kernel's process, with every right given up: be the program of *box*, ipykernel
         or what follows ``-c``. *imported* are variables that modules set when they were imported.
         """
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         _set_variables(box.environment, imported)
         words = box.kernel_argv
         sys.executable = words[0]  # of several names of one interpreter
@@ -109,17 +133,34 @@ class Kernel:
         app.argv = list(arguments)
         app.connection_file = app.config.IPKernelApp.connection_file = arguments[1]
         app.parse_command_line = lambda argv=None: None
-        app.init_kernel = self._init_kernel
+        app.init_kernel, app.init_io = self._init_kernel, self._init_io
         app.initialize()
-        del app.parse_command_line, app.init_kernel
+        del app.parse_command_line, app.init_kernel, app.init_io
         _open_its_own_channel(app)
         return app
+
+    def _init_io(self) -> None:
+        """`IPKernelApp.init_io`, which makes the streams: of those that modules know already."""
+        from ipykernel import iostream  # noqa: PLC0415
+
+        kind, lent = iostream.OutStream, list(self._lent)
+
+        def made(*words: Any, **options: Any) -> Any:
+            stream = lent.pop(0)
+            stream.__class__ = kind
+            stream.__init__(*words, **options)
+            return stream
+
+        vars(iostream)["OutStream"] = made
+        try:
+            type(self.app).init_io(self.app)
+        finally:
+            vars(iostream)["OutStream"] = kind
 
     def _init_kernel(self) -> None:
         """`IPKernelApp.init_kernel`, which makes the kernel's object and finds a shell; it makes
         one where a configuration file has had something to say."""
-        # Looking for a section makes an empty one.
-        unusual = {n for n, found in self.app.config.items() if found} - _USUAL_SECTIONS
+        unusual = is_unusual(self.app.config)
         if unusual:
             self.shell_class.clear_instance()
         from ipykernel import ipkernel  # noqa: PLC0415
@@ -139,6 +180,7 @@ class Kernel:
             self.app.config[name] = shell.config[name]  # made by looking for it
         shell.config = self.app.config
         shell.parent = shell.kernel = kernel
+        shell.init_environment()
         shell.init_ipython_dir(None)
         shell.init_profile_dir(kernel.profile_dir)
         shell.starting_dir = os.getcwd()
@@ -146,6 +188,12 @@ class Kernel:
         shell.init_history()
         shell.configurables.insert(1, shell.configurables.pop())  # where a new shell has it
         shell.init_user_ns()
+
+
+def is_unusual(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration file has had something to say; looking for a section makes an empty
+    one."""
+    return bool({name for name, found in config.items() if found} - _USUAL_SECTIONS)
 
 
 @contextlib.contextmanager
@@ -158,6 +206,38 @@ def _without(cls: type, names: Sequence[str]) -> Iterator[None]:
     finally:
         for name in names:
             delattr(cls, name)
+
+
+class _NoKernel:
+    """Stands in for the kernel of a shell, where there is none yet."""
+
+    def __init__(self, note: Callable[[], None]) -> None:
+        self._note = note
+
+    def __getattr__(self, name: str) -> object:
+        self._note()
+        raise AttributeError(name)
+
+
+def _lent(raw: Any) -> Any:
+    """What will be a kernel's stream of the name of *raw*, and is *raw* until then."""
+    from ipykernel.iostream import OutStream  # noqa: PLC0415
+
+    class Lent(OutStream):
+        name, closed = raw.name.strip("<>"), False
+        write, flush = (staticmethod(getattr(raw, call)) for call in ("write", "flush"))
+
+        def __init__(self) -> None:
+            """Not what a kernel's does."""
+
+        def isatty(self) -> bool:
+            return False
+
+        def fileno(self) -> int:
+            number: int = raw.fileno()
+            return number
+
+    return Lent()
 
 
 def initialized(arguments: Sequence[str]) -> Any:
@@ -228,7 +308,9 @@ def _bind(app: Any, box: Box, made: Mapping[str, str]) -> None:
     app.session.key = info["key"].encode()
     let_go()
     shell = app.shell
+    shell.init_environment()
     shell.starting_dir = os.getcwd()
+    _tell_directory()
     shell.history_manager.dir_hist[:] = [Path.cwd()]
     if name := os.environ.get("JPY_SESSION_NAME"):
         shell.user_ns["__session__"] = shell.user_ns_hidden["__session__"] = name
@@ -261,7 +343,22 @@ def _refresh() -> None:
     random = sys.modules.get("numpy.random")
     if random:
         random.seed()
+    # Log records tell how old the program is; in nanoseconds since Python 3.13.
+    in_ns = isinstance(vars(logging)["_startTime"], int)
+    vars(logging)["_startTime"] = time.time_ns() if in_ns else time.time()
     process = sys.modules.get("multiprocessing.process")
     if process:
         process.current_process().authkey = os.urandom(32)
+    if temporary := sys.modules.get("tempfile"):
+        vars(temporary)["_name_sequence"] = None  # random, and known by its pid as well
+    if openssl := sys.modules.get("_ssl"):
+        # It knows forks by their pids (RAND_DRBG(7)), which are the same in each box.
+        openssl.RAND_add(os.urandom(32), 32.0)
+    _tell_directory()
     gc.enable()
+
+
+def _tell_directory() -> None:
+    """Who remembers in which directory the program was started."""
+    if process := sys.modules.get("multiprocessing.process"):
+        vars(process)["ORIGINAL_DIR"] = os.getcwd()

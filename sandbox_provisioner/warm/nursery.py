@@ -18,25 +18,41 @@ imported changes: what it would fork is then not what a new kernel would be.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
 import os
 import select
+import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from sandbox_provisioner.inside import enter, init, kernel_calls, steps
 from sandbox_provisioner.inside.steps import Box
 from sandbox_provisioner.warm.immortal import immortalize
-from sandbox_provisioner.warm.kernel import Kernel, initialized
+from sandbox_provisioner.warm.kernel import Kernel, initialized, is_unusual
 from sandbox_provisioner.warm.pages import forget_lookups, plug
+from sandbox_provisioner.warm.preload import (
+    WHY,
+    Watcher,
+    empty_home,
+    import_all,
+    is_one_thread,
+    put_in_home,
+)
 
 REQUEST_BYTES = 1 << 12
 _BASE = ("ipykernel.kernelapp", "ipykernel.debugger", "ipykernel.zmqshell")
-_REHEARSAL_SECONDS = 60
+_REHEARSAL_SECONDS = 120
+_TELL = """
+import json, os, sys
+told = list(sys.modules), dict(os.environ), {{n: len(c) for n, c in get_ipython().config.items()}}
+json.dump(told, open({listed!r}, "w"))
+"""
 _LOOK_SECONDS = 5.0  # at the machine's memory, which no event tells of
 # With fewer kernels it takes more memory than it saves (benchmarks/README.md, density).
 _WORTH_KERNELS = 3
@@ -54,23 +70,38 @@ def main(argv: Sequence[str]) -> None:
     """
     begun = time.time()
     *words, preload, refusals = argv
-    patience, wanted, refused = Patience(*map(float, words)), _names(preload), _names(refusals)
+    patience, wanted, refused = Patience(*map(float, words)), _names(preload), _refusals(refusals)
     listener = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     gc.disable()
-    before = dict(os.environ)
+    before, home = dict(os.environ), os.listdir(os.environ["HOME"])
 
-    def again(refused: list[str]) -> None:
+    def again(refused: dict[str, str]) -> None:
         os.dup2(listener.fileno(), 0)
+        os.environ.clear()
+        os.environ.update(before)
+        empty_home(home)
         command = [*sys.orig_argv[: len(sys.orig_argv) - len(argv)], *argv[:-1]]
-        os.execv(sys.executable, [*command, ",".join(refused)])
+        words = ",".join(f"{name}={why}" for name, why in refused.items())
+        os.execv(sys.executable, [*command, words])
 
-    failed = _preload(wanted, refused, again)
+    rehearsal = _import_base()
     kernel = Kernel()
-    if not _is_clean():
-        raise SystemExit("IPython starts threads or opens sockets when its shell is made")
+    if not is_one_thread() or len(_sockets()) > 1:
+        raise SystemExit("ipykernel itself starts threads or opens sockets")
+    _be_like_a_kernel(rehearsal)
+    empty_home(home)
+    watcher, failed = Watcher(), {}
+    if why := rehearsal.obstacle:
+        refused = dict.fromkeys(wanted, why)
+    bearable = [name for name in wanted if name not in refused]
+    for name, error, why in import_all(bearable, watcher, kernel):
+        if why:
+            again(refused | {name: why})
+        failed[name] = error[:_MOST_OF_ERROR]
+    left = watcher.left_in_home()
     watched = Watched(begun)
     gc.collect()
     plug()
@@ -78,11 +109,16 @@ def main(argv: Sequence[str]) -> None:
     if not immortalize():
         forget_lookups()
     gc.freeze()
-    told = {"preloaded": [n for n in wanted if n in sys.modules], "refused": refused} | failed
+    told: dict[str, object] = {
+        "preloaded": [n for n in wanted if n in sys.modules and n not in refused],
+        "refused": {name: WHY[why] for name, why in refused.items()},
+        "failed": failed,
+    }
     box = _serve(listener, watched, patience, told)
     if box is None:
         os._exit(0)  # nothing that the shell would do at a kernel's end is ours to do
     imported = {name: v for name, v in os.environ.items() if before.get(name) != v}
+    put_in_home(left)
     kernel.become(box, imported)
 
 
@@ -90,39 +126,49 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+def _refusals(text: str) -> dict[str, str]:
+    """By the name of a module the word of `WHY`."""
+    pairs = (item.rpartition("=") for item in _names(text))
+    return {name: why for name, _, why in pairs}
+
+
 # -- what a kernel imports
 
 
-def _preload(
-    wanted: list[str], refused: list[str], again: Callable[[list[str]], None]
-) -> dict[str, object]:
-    """Import all; where a module of *wanted* starts threads or opens sockets, begin *again*, in a
-    process that leaves it out."""
-    failed = {}
-    for name in (*_BASE, *_rehearse(), *wanted):
-        if name in refused or name in sys.modules:
-            continue
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            if name in wanted:
-                failed[name] = f"{type(error).__name__}: {error}"[:_MOST_OF_ERROR]
-        if name in wanted and not _is_clean():
-            again([*refused, name])
-    if not _is_clean():
-        raise SystemExit("ipykernel itself starts threads or opens sockets when it is imported")
-    return {"failed": failed}
+class Rehearsal(NamedTuple):
+    """What a real kernel has done that has run a cell and completed a name: the modules that it has
+    imported, in their order, the variables that it has set, and whether a configuration file has
+    had something to say to its shell."""
+
+    modules: Sequence[str] = ()
+    variables: Mapping[str, str] = {}
+    makes_own_shell: bool = False
+
+    @property
+    def obstacle(self) -> str:
+        """The word of `WHY` that no module can be preloaded, "" if one can."""
+        if not self.modules:
+            return "rehearsal"
+        return "shell" if self.makes_own_shell else ""
 
 
-def _is_clean() -> bool:
-    """One thread, no sockets. OpenBLAS and others end their threads when their process forks, and
-    start new ones where they are needed; so the question is put after a fork."""
-    if len(os.listdir("/proc/self/task")) > 1:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
-    return len(os.listdir("/proc/self/task")) == 1 and len(_sockets()) <= 1
+def _import_base() -> Rehearsal:
+    """What every kernel imports."""
+    for name in _BASE:
+        importlib.import_module(name)
+    rehearsal = _rehearse()
+    for name in rehearsal.modules:
+        if name not in sys.modules:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+    return rehearsal
+
+
+def _be_like_a_kernel(rehearsal: Rehearsal) -> None:
+    """In what a module may look at when it is imported."""
+    os.environ.update(rehearsal.variables)
+    launcher = importlib.import_module("ipykernel_launcher")
+    sys.argv = [os.path.abspath(launcher.__file__ or ""), "-f", "/any"]
 
 
 def _sockets() -> list[str]:
@@ -137,8 +183,7 @@ def _sockets() -> list[str]:
     return found
 
 
-def _rehearse() -> list[str]:
-    """The modules of a real kernel that has run a cell and completed a name, in their order."""
+def _rehearse() -> Rehearsal:
     folder = f"/tmp/rehearsal-{os.getpid()}"
     os.mkdir(folder, 0o700)
     connection = f"{folder}/connection.json"
@@ -159,13 +204,14 @@ def _rehearse() -> list[str]:
         os.waitpid(pid, 0)
     try:
         with open(listed) as file:
-            found: list[str] = json.load(file)
+            modules, variables, config = json.load(file)
     except (OSError, ValueError):
-        return []
-    for name in os.listdir(folder):
-        os.unlink(f"{folder}/{name}")
-    os.rmdir(folder)
-    return [name for name in found if not name.startswith(("sandbox_provisioner", "__main__"))]
+        return Rehearsal()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    known = [n for n in modules if not n.startswith(("sandbox_provisioner", "__main__"))]
+    new = {name: value for name, value in variables.items() if os.environ.get(name) != value}
+    return Rehearsal(known, new, is_unusual(config))
 
 
 def _forked(call: Callable[[], object]) -> int:
@@ -191,7 +237,7 @@ def _visit(connection: str, listed: str) -> None:
     client.complete("impo", reply=True, timeout=10)
     client.inspect("print", reply=True, timeout=10)
     client.is_complete("1 +")
-    code = f"import json, sys; json.dump(list(sys.modules), open({listed!r}, 'w'))"
+    code = _TELL.format(listed=listed)
     client.execute_interactive(code, output_hook=lambda message: None)
     client.shutdown(reply=True, timeout=10)
 
@@ -206,7 +252,8 @@ class Watched:
     def __init__(self, begun: float) -> None:
         """*begun* is when the first of it was imported."""
         files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-        paths = {os.path.realpath(file) for file in files if file}
+        # Some modules are no files, and have a name all the same.
+        paths = {os.path.realpath(file) for file in files if file and os.path.exists(file)}
         folders = {os.path.dirname(path) for path in paths}
         # Of a package that is replaced as a whole the folder above it tells.
         self._names = {os.path.basename(path) for path in paths | folders}

@@ -24,7 +24,7 @@ from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.launch import ColdStart, Labels, LocalLauncher
-from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
+from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site, variables_for
 from sandbox_provisioner.records import BUILDING, RecordFolder
 from sandbox_provisioner.spawn import WORD_SECONDS, Stdio, stem
 from sandbox_provisioner.spec import Limits
@@ -33,6 +33,7 @@ from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.found import (
     SOCKET,
     Command,
+    bearable,
     call,
     find,
     key_of,
@@ -43,6 +44,10 @@ from sandbox_provisioner.warm.found import (
 KIND = "nursery"
 _READY_SECONDS = 180
 _POLITE_SECONDS = 10.0
+_OTHER_HOME = (
+    "Not preloaded for a kernel whose work directory is the home directory, or whose command line "
+    "has more than -f: {names}. Modules would find another home or shell than its own."
+)
 _ANSWER_BYTES = 1 << 16
 _NAME_LENGTH = 256
 # Of an error message; nursery.py sends no more.
@@ -96,7 +101,8 @@ async def make_nursery(
     command, runtime = Command.of(request.argv), launcher.runtime()
     if command is None or plans.obstacle(request, site):
         return None
-    key = key_of(request, site, preload, owner)
+    key, asked = key_of(request, site, preload, owner), preload
+    preload = bearable(request, site, asked)
     with _alone(runtime / f"{key}{BUILDING}") as alone:
         for known in {key, key_of(request, site, preload)}:
             if found := find(runtime, known):
@@ -107,7 +113,9 @@ async def make_nursery(
         lonely = idle_seconds if lonely_seconds is None else lonely_seconds
         patience = idle_seconds, lonely, plans.least_available_bytes()
         own = _own_request(request, command, preload, patience)
-        own = replace(own, survive_server=not owner)
+        # As its kernels have them: its own caps are others, and libraries count threads by them.
+        variables = of_no_notebook(variables_for(request, site))
+        own = replace(own, environment=variables, survive_server=not owner)
         handle = await _start(launcher, own, replace(labels, kind=KIND, notebook=""))
         try:
             with _giving_way(handle) if owner else contextlib.nullcontext():
@@ -115,6 +123,8 @@ async def make_nursery(
         except BaseException:
             await handle.close()
             raise
+        if asked != preload:
+            launcher.warn(_OTHER_HOME.format(names=", ".join(asked)))
         for sentence in _left_out(told, preload):
             launcher.warn(sentence)
         _publish(handle, link_of(runtime, key))
@@ -173,7 +183,6 @@ def _own_request(
         sandbox_id=uuid.uuid4().hex[:12],
         spec=replace(request.spec, volumes=(), limits=limits),
         argv=(command.program, *command.flags, *words),
-        environment=of_no_notebook(request.environment),
         cwd=HOME,
         connection_file=None,
         extra_files=(*request.extra_files, _PACKAGE),
@@ -231,10 +240,11 @@ async def _ready(handle: LocalHandle) -> Told:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A nursery's answer about the modules that it should preload: those that it *refused*, and
-    those that *failed*, with their errors. Modules have run in it: it may say what it likes."""
+    """A nursery's answer about the modules that it should preload: those that it *refused*, with
+    the reasons, and those that *failed*, with their errors. Modules have run in it: it may say what
+    it likes."""
 
-    refused: tuple[str, ...]
+    refused: Mapping[str, str]
     failed: Mapping[str, str]
 
     @classmethod
@@ -242,8 +252,7 @@ class Told:
         """What *answer* means; LaunchError if it means nothing."""
         try:
             found = json.loads(answer)
-            refused = tuple(str(name)[:_NAME_LENGTH] for name in found["refused"])
-            failed = {str(name)[:_NAME_LENGTH]: str(why) for name, why in found["failed"].items()}
+            refused, failed = (_texts(found[kind]) for kind in ("refused", "failed"))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise LaunchError(
                 attempt="make a nursery",
@@ -251,7 +260,11 @@ class Told:
                 remedy="Kernels start cold meanwhile. Look at the modules of preload.",
                 step="wait-for-nursery",
             ) from None
-        return cls(refused, {name: why[:_MOST_OF_ERROR] for name, why in failed.items()})
+        return cls(refused, failed)
+
+
+def _texts(found: Mapping[object, object]) -> dict[str, str]:
+    return {str(name)[:_NAME_LENGTH]: str(why)[:_MOST_OF_ERROR] for name, why in found.items()}
 
 
 async def _end_of(handle: LocalHandle) -> tuple[ExitStory, bool]:
@@ -272,7 +285,7 @@ def _left_out(told: Told, preload: tuple[str, ...]) -> Iterator[str]:
     """What a person who wrote *preload* has to know, once for each nursery."""
     for name in preload:
         if name in told.refused:
-            yield f"{name} is not preloaded: it starts threads or opens sockets when imported."
+            yield f"{name} is not preloaded: {told.refused[name]}."
         elif name in told.failed:
             yield f"{name} is not preloaded: {told.failed[name]}"
 
