@@ -17,8 +17,10 @@ from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager, MultiKernelManager
 from traitlets.config import Config
 
+from sandbox_provisioner import provisioner
 from sandbox_provisioner.ends import MIME
 from sandbox_provisioner.errors import LaunchError, SpecError
+from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
 from sandbox_provisioner.records import Record, all_records
 from sandbox_provisioner.spec import format_bytes
@@ -597,3 +599,27 @@ def test_a_front_end_that_ignores_provisioners_is_refused(kernelspec: Any) -> No
     answer = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     assert "would have run without" in answer.stderr
+
+
+def test_few_kernels_start_cold_at_a_time(kernelspec: Any, monkeypatch: Any) -> None:
+    beginning = most = 0
+
+    async def begin_and_fail(*_: Any) -> None:
+        nonlocal beginning, most
+        beginning += 1
+        most = max(most, beginning)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        beginning -= 1
+        raise LaunchError(attempt="start", answer="not meant to", remedy="None.", step="none")
+
+    async def start_all(name: str) -> list[Any]:
+        managers = [AsyncKernelManager(kernel_name=name) for _ in range(2 * places)]
+        starts = (manager.start_kernel() for manager in managers)
+        return await asyncio.gather(*starts, return_exceptions=True)
+
+    places = provisioner._COLD_STARTS
+    monkeypatch.setattr(LocalLauncher, "start", begin_and_fail)
+    answers = asyncio.run(start_all(kernelspec(warm=False)))
+    assert {type(answer) for answer in answers} == {StartRefused}
+    assert most == places
