@@ -87,9 +87,10 @@ SUITES = (
     Suite(
         name="nbclient",
         words=("tests/test_client.py",),
-        # The first needs ipywidgets; the others wait for time-outs, or for each other.
-        left_out=("idget", "timeout", "parallel", "test_cleanup_kernel_client"),
-        at_least=60,
+        # The first needs ipywidgets; the others wait for time-outs or for each other, or do more of
+        # the same.
+        left_out=("idget", "timeout", "parallel", "test_cleanup_kernel_client", "hook"),
+        at_least=45,
         # Its notebooks look for these, which the tests set in their own process, and for files.
         options=COLD | {"env_keep": ["NBEXECUTE_TEST_PARALLEL_TMPDIR", "IPYKERNEL_CELL_NAME"]},
         shares=True,
