@@ -53,10 +53,24 @@ def calls(new_folder, runtime_dir):
         env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
         check=True, timeout=60,
     )  # fmt: skip
-    lines = trace.read_text().splitlines()
+    lines = whole(trace.read_text().splitlines())
     theirs = [line for line in lines if f"{workdir}" in line or f"{given}" in line or "fd/" in line]
     assert theirs
     return theirs, (str(workdir), str(given))
+
+
+def whole(lines):
+    """*lines* of strace(1), where those of several processes may have cut a call in two."""
+    found, begun = [], {}
+    for line in lines:
+        pid, cut, end = line.split()[0], " <unfinished ...>", " resumed>"
+        if line.endswith(cut):
+            begun[pid] = line.removesuffix(cut)
+        elif end in line and pid in begun:
+            found.append(begun.pop(pid) + line.partition(end)[2])
+        else:
+            found.append(line)
+    return found
 
 
 def test_what_is_mounted_is_what_was_opened(calls):
@@ -75,14 +89,23 @@ EXCEPTIONS = re.compile(
 )
 
 
+def only_asks_where(line, after):
+    """`real_path` opens a name, and asks nothing of what is open but its path."""
+    if EXCEPTIONS.search(line):
+        return True
+    told = re.search(r"O_RDONLY\|O_CLOEXEC\|O_PATH\) += (?:(-1)|(\d+)<)", line)
+    return bool(told and (told[1] or f'readlink("/proc/self/fd/{told[2]}"' in after))
+
+
 def test_what_is_in_it_is_judged_by_its_descriptor(calls):
     """A name would lead elsewhere if somebody exchanged it: see `run_by_host.py`, `covers.py`."""
     lines, (workdir, _) = calls
     (opened,) = [n for n, line in enumerate(lines) if '"work", ' in line and "O_PATH" in line][:1]
     server = lines[opened].split()[0]
     named = re.compile(rf'"{re.escape(workdir)}(/[^"]*)?"')
-    looks = [line for line in lines[opened:] if line.split()[0] == server and named.search(line)]
-    assert [line for line in looks if not EXCEPTIONS.search(line)] == []
     by_descriptor = [line for line in lines[opened:] if line.split()[0] == server]
+    pairs = zip(by_descriptor, [*by_descriptor[1:], ""], strict=True)
+    looks = [(line, after) for line, after in pairs if named.search(line)]
+    assert [line for line, after in looks if not only_asks_where(line, after)] == []
     for name in (".venv/pyvenv.cfg", "package/__init__.py", ".git"):
         assert any(f'/{name}"' in line for line in by_descriptor), name
