@@ -190,7 +190,7 @@ def _look_inside(source: str, opened: str, home: str, covers: Covers, found: _Fo
         _add_target(source, os.path.join(opened, home, name), found)
     _add_secrets(source, os.path.join(opened, home), covers, found)
     for path in named_at_login(os.path.join(source, home), os.path.join(opened, home)):
-        if not path.startswith("."):
+        if not path.startswith(".") and _can_be(path):
             inside = os.path.join(home, path)
             is_there = os.path.lexists(os.path.join(opened, inside))
             (found.frozen if is_there else found.missing).add(inside)
@@ -339,7 +339,13 @@ def _behind(source: str, opened: str, git: str, found: _Found) -> list[str]:
 
 def _inside(source: str, *path: str) -> str | None:
     """Where *path*, as seen from *source*, leads in it, None where it leads out."""
-    return relative(real_path(os.path.join(source, *path)), source) or None
+    whole = os.path.join(source, *path)
+    return (relative(real_path(whole), source) or None) if _can_be(whole) else None
+
+
+def _can_be(path: str) -> bool:
+    """Whether anybody could make something at *path*, which somebody's file names."""
+    return "\0" not in path and all(len(os.fsencode(n)) < 256 for n in path.split("/"))
 
 
 def _line(path: str) -> str:
@@ -366,7 +372,8 @@ def _look_at_repository(source: str, opened: str, git: str, covers: Covers, foun
     named = {place(n) for n in (*covers.repository_directories, *covers.repository_frozen)}
     named = {path for path in named if os.path.islink(os.path.join(opened, path))}
     for path in (*named, *named_by_settings(opened, place(".git/config"), folder)):
-        for inside in {relative(os.path.join(source, path), source), _inside(source, path)}:
+        itself = relative(os.path.normpath(os.path.join(source, path)), source)
+        for inside in {itself if _can_be(path) else None, _inside(source, path)}:
             if inside and inside not in found.directories:
                 (found.frozen if is_there(inside) else found.directories).add(inside)
 

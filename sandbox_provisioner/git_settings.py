@@ -6,6 +6,7 @@ could change. Of git-config(1) only the form is read that git itself writes: a l
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -19,12 +20,18 @@ _NAMES = {
 }  # fmt: skip
 _MORE_SETTINGS = "path"
 _MOST_FILES = 16
+# A repository that a kernel has made can name any number.
+_MOST_NAMED = 256
 _VALUE = re.compile(r'\s*([A-Za-z][A-Za-z0-9-]*)\s*=\s*!?\s*"?([^\s"#;]+)')
 
 
 def named_by_settings(opened: str, settings: str, folder: str) -> Iterator[str]:
     """The paths, relative to the directory *opened*, that the file *settings* of a repository names
     and the files that it includes. Programs are found from *folder*, where git runs them."""
+    yield from itertools.islice(_named(opened, settings, folder), _MOST_NAMED)
+
+
+def _named(opened: str, settings: str, folder: str) -> Iterator[str]:
     waiting, seen = [settings], {settings}
     while waiting:
         file = waiting.pop()
@@ -47,4 +54,8 @@ def _pair(line: str) -> tuple[str, str]:
 
 def _is_path(name: str, value: str) -> bool:
     """Not a word that is looked for in PATH, nor one that a shell makes a path of."""
-    return value[0] not in "~$-" and ("/" in value or name in {"hookspath", _MORE_SETTINGS})
+    return (
+        value[0] not in "~$-"
+        and "\0" not in value
+        and ("/" in value or name in {"hookspath", _MORE_SETTINGS})
+    )

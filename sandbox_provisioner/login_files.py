@@ -47,7 +47,7 @@ def _inside(words: Iterable[str], home: str) -> Iterator[str]:
     """What a shell means by each of *words*, if that can be told and is below *home*."""
     for word in words:
         path = _HOME.sub(lambda _: home, word.strip("'\";)"))
-        if path.startswith("/") and "$" not in path:
+        if path.startswith("/") and "$" not in path and "\0" not in path:
             inside = relative(os.path.normpath(path), home) or relative(real_path(path), home)
             if inside:
                 yield inside

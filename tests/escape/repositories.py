@@ -204,7 +204,7 @@ for number, title, before, way in LED_ELSEWHERE:
 
 BESIDE = 8
 # As many files as hide it where only so many names of a directory are looked at.
-CROWD = 20_000
+CROWD = 6000
 
 
 def repositories_beside(stage):

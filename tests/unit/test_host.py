@@ -148,6 +148,24 @@ def test_repositories_near_the_work_directory_are_found_in_it(tmp_path: Path) ->
     assert found.repositories == (".hidden/.git", "a/.git", "b/c/.git")
 
 
+@pytest.mark.parametrize("named", ["a\0b/c", "x" * 300 + "/y", "../../out", "/out", "..", "/"])
+def test_what_nobody_can_make_or_lies_elsewhere_is_no_place_to_cover(
+    tmp_path: Path, named: str
+) -> None:
+    """A kernel writes such names too, and the next start has to go well."""
+    settings = "\n".join(f"  {key} = {named}" for key in ("hooksPath", "path", "fsmonitor"))
+    make_repository(tmp_path / ".git", f"[core]\n{settings}\n")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/.git").write_text(f"gitdir: {named}\n")
+    (tmp_path / ".profile").write_text(f". ~/{named}\nPATH={named}:$PATH\n")
+    found = probe(tmp_path, homes=frozenset({str(tmp_path)}))
+    assert {*found.frozen} == {
+        ".git/commondir", ".git/config", ".git/config.worktree", "below/.git",
+    }  # fmt: skip
+    assert not {*found.directories} - {".git/hooks", ".ssh", "out"}
+    assert not {*found.sockets} - {"out"}
+
+
 def test_what_the_start_up_files_of_a_home_name_is_read_only_or_cannot_be_made(
     tmp_path: Path,
 ) -> None:
