@@ -185,11 +185,12 @@ def roles(server: int, records: list[Record]) -> dict[str, list[int]]:
 
 
 def _children(pid: int) -> list[int]:
-    try:
-        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [int(word) for word in words]
+    """Those of all its threads: who spawns a stem is not the main one."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, file.read_text().split())
+    return found
 
 
 def _command(pid: int) -> bytes:
