@@ -483,7 +483,7 @@ def without_a_word(status: int | None) -> LaunchError:
     how = "" if status is None else f" with status {status}"
     return LaunchError(
         attempt="start the sandbox",
-        answer=f"its launcher ended{how} and no word",
+        answer=f"its launcher ended{how} and did not say why",
         remedy="A cap may be too small for it; raise mem_limit or pids_limit.",
         step="spawn-launcher",
     )

@@ -411,7 +411,7 @@ class SandboxProvisioner(LocalProvisioner):
         if not root:
             raise SpecError(
                 attempt='use workdir = "root"',
-                answer="whoever starts this kernel has no root directory",
+                answer="no Jupyter server starts this kernel, so there is no root directory",
                 remedy='Use "notebook", or write the path of the directory.',
             )
         return root
@@ -650,7 +650,8 @@ class SandboxProvisioner(LocalProvisioner):
             raise LaunchError(
                 attempt=attempt,
                 answer=f"it did not bind its sockets within {self.start_timeout:g} s",
-                remedy="It has to speak transport=ipc; raise start_timeout if it is only slow.",
+                remedy="It has to support Jupyter's transport ipc. If it is only slow, raise "
+                "start_timeout.",
                 step="wait-for-kernel",
                 stderr_tail=tail,
             ) from None
@@ -969,9 +970,16 @@ def _remedy(story: ExitStory, unseen: tuple[str, ...]) -> str:
     return "It has written nothing: run its argv by hand, with the connection file of a kernel."
 
 
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:  # a real-time one
+        return f"signal {number}"
+
+
 def _ending(story: ExitStory) -> str:
     if story.signal:
-        return f"it was ended by signal {story.signal} before it bound its sockets"
+        return f"it was ended by {_signal_name(story.signal)} before it bound its sockets"
     if story.code is None:
         return "it was killed, with its init, before it bound its sockets"
     return f"it ended with status {story.code} before it bound its sockets"

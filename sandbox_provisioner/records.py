@@ -160,7 +160,7 @@ def _refuse_too_long(folder: RecordFolder) -> None:
     if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH:
         raise HostError(
             attempt=f"bind the kernel's sockets at {socket_path}",
-            answer=f"a socket's path may have {LONGEST_SOCKET_PATH} bytes",
+            answer=f"the path of a socket may have {LONGEST_SOCKET_PATH} bytes at most",
             remedy="Set runtime_dir to a shorter path, such as /run/sandbox-provisioner.",
         )
 

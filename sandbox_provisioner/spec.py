@@ -380,7 +380,7 @@ class SandboxSpec:
         if unknown:
             raise SpecError(
                 attempt="read on_missing",
-                answer=f"{unknown[0]!r} is not a facility that can be waived",
+                answer=f"{unknown[0]!r} is not a cap that a start can do without",
                 remedy=did_you_mean(
                     unknown[0], WAIVABLE_FACILITIES, f"Use: {', '.join(WAIVABLE_FACILITIES)}."
                 ),

@@ -24,7 +24,7 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.cgroup import allows_less
-from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.errors import COMMAND, SpecError
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.landlock import losses
@@ -80,7 +80,10 @@ class ExplainApp(SandboxCommand):
             raise SpecError(
                 attempt=f"explain the sandbox of the kernel {name!r}",
                 answer="it does not run in one",
-                remedy=f"Make a twin that does: jupyter sandbox install --kernel {name}",
+                remedy=(
+                    "Make a twin that does:",
+                    f"{COMMAND}jupyter sandbox install --kernel {name}",
+                ),
             )
         cwd = os.path.abspath(self.cwd or working_directory())
         provisioner = self.provisioner(kernel)

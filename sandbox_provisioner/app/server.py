@@ -42,7 +42,7 @@ def set_up_server(folder: Path, *, replace: bool) -> str:
         if found != value and not replace:
             raise SpecError(
                 attempt=f"set {owner}.{name}",
-                answer=f"{path} says {found!r}",
+                answer=f"in {path} it is set to {found!r}",
                 remedy="Add --replace, or take that out.",
             )
         config[owner][name] = value

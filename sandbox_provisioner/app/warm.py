@@ -17,7 +17,7 @@ from sandbox_provisioner.app.command import (
     provisioner_name_of,
     working_directory,
 )
-from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.errors import COMMAND, SpecError
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.warm import ahead
 
@@ -54,7 +54,10 @@ class WarmApp(SandboxCommand):
             raise SpecError(
                 attempt=f"prepare starts of the kernel {name!r}",
                 answer="it does not run in a sandbox",
-                remedy=f"Make a twin that does: jupyter sandbox install --kernel {name}",
+                remedy=(
+                    "Make a twin that does:",
+                    f"{COMMAND}jupyter sandbox install --kernel {name}",
+                ),
             )
         made = asyncio.run(self._fill(name))
         print(f"Made {made} of nursery and spares." if made else "All of it is there already.")

@@ -353,7 +353,7 @@ class Tree(ABC):
             raise SpecError(
                 attempt=self._attempt("cpuset", limits),
                 answer=f"the CPUs available here are {available}",
-                remedy="Ask for a part of these.",
+                remedy="Write some of these into cpuset.",
             )
 
     def _attempt(self, facility: str, limits: Limits) -> str:

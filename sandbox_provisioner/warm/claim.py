@@ -92,7 +92,7 @@ class ClaimedProcess(DistantProcess):
             raise LaunchError(
                 attempt="start the sandbox",
                 answer="the spare has ended, or does not answer",
-                remedy="Starts do without it.",
+                remedy="Kernels start without it.",
                 step="claim",
             )
         os.set_inheritable(fds[0], False)

@@ -53,7 +53,7 @@ class DistantProcess:
             raise LaunchError(
                 attempt="start the sandbox",
                 answer="its PID 1 has ended",
-                remedy="Starts do without it.",
+                remedy="Kernels start without it.",
                 step="perform",
             ) from None
         finally:
@@ -79,7 +79,7 @@ class DistantProcess:
             raise LaunchError(
                 attempt="start the sandbox",
                 answer=f"it was not made ready in {self.patience_seconds:g} s",
-                remedy="Starts do without it.",
+                remedy="Kernels start without it.",
                 step="read-report",
             ) from None
 

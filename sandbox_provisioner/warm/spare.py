@@ -138,7 +138,7 @@ async def _start(launcher: LocalLauncher, start: SpareStart) -> LocalHandle:
     raise LaunchError(
         attempt="keep a spare",
         answer="its kernel did not become ready",
-        remedy="Starts do without. See what it wrote:",
+        remedy="Kernels start without it. See what it wrote:",
         step="wait-for-spare",
         stderr_tail=story.stderr_tail,
     )

@@ -69,7 +69,7 @@ REFUSED = [
     ),
     Refused(
         "cap that cannot be had", {"cpuset": "4000-4001"},
-        ("confine to CPUs 4000,4001", "the CPUs available here are", "Ask for a part of these"),
+        ("confine to CPUs 4000,4001", "the CPUs available here are", "Write some of these"),
     ),
     Refused(
         "missing work directory", {"workdir": "/nowhere/at/all"},
@@ -107,12 +107,12 @@ REFUSED = [
     Refused(
         "kernel that dies of itself",
         {"argv": ["sh", "-c", "echo its own reason >&2; kill -SEGV $$", "{connection_file}"]},
-        ("start the kernel", "it was ended by signal 11 before", "its own reason"),
+        ("start the kernel", "it was ended by signal 11 (SIGSEGV) before", "its own reason"),
     ),
     Refused(
         "kernel that never listens",
         {"argv": ["sleep", "1000"], "start_timeout": 1},
-        ("start the kernel", "did not bind its sockets within 1 s", "raise start_timeout"),
+        ("start the kernel", "did not bind its sockets within 1 s", "If it is only slow, raise"),
     ),
     Refused(
         "landlock behind another name", {"confinement": "landlock", "display_name": "Python"},

@@ -340,7 +340,7 @@ def test_unknown_options_refuse_the_start(kernelspec: Any) -> None:
         ({"workdir": "/etc"}, "belongs to the system"),
         ({"workdir": "/no/such/dir"}, "No such file or directory"),
         ({"workdir": "root"}, "no root directory"),
-        ({"on_missing": {"seccomp": "warn"}}, "that can be waived"),
+        ({"on_missing": {"seccomp": "warn"}}, "that a start can do without"),
         ({"runtime_dir": "/tmp/" + "x" * 120}, "may have 107 bytes"),
     ],
 )

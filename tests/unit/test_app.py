@@ -175,7 +175,7 @@ def test_install_goes_to_an_environment_of_ones_own_by_default(
         (["--cpuset", "3-1"], "not a list of CPUs"),
         (["--volume", "data"], "not a volume"),
         (["--workdir", "here"], "relative path"),
-        (["--on-missing", "network=warn"], "that can be waived"),
+        (["--on-missing", "network=warn"], "that a start can do without"),
         (["--SandboxProvisioner.memlimit", "1G"], "no such option"),
         (["--kernel", "nonesuch"], "not installed"),
         (["--name", "a b"], "Invalid kernel name"),

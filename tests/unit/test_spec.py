@@ -204,7 +204,7 @@ def test_the_places_that_jupyter_runs_at_its_next_start_are_covered(name):
 
 def test_isolation_itself_cannot_be_waived():
     for name in ("namespaces", "seccomp", "root", "Memory", ""):
-        with pytest.raises(SpecError, match="not a facility"):
+        with pytest.raises(SpecError, match="not a cap that a start can do without"):
             SandboxSpec(workdir="/srv/me", on_missing={name: OnMissing.WARN})
 
 
