@@ -36,7 +36,8 @@ BENCHMARKS = {
         "memory of each of many kernels, and starts while many are alive",
         density.main,
         (
-            ("each", 50, "kernels to weigh"),
+            ("few", "1,2,5,20", "kernels together, to weigh with and without their nursery"),
+            ("each", 50, "kernels to weigh, 0 to leave out this and all that follows"),
             ("alive", 300, "kernels at once"),
             ("seconds", 10.0, "of starts"),
         ),

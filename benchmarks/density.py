@@ -18,9 +18,13 @@ from typing import Any
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.multikernelmanager import AsyncMultiKernelManager
+from traitlets.config import Application
 
 from benchmarks import common, start
+from sandbox_provisioner.records import all_records, runtime_directory
 from sandbox_provisioner.warm import ahead
+from sandbox_provisioner.warm.found import SOCKET, call
 
 _TIMEOUT_SECONDS = 60
 _AT_ONCE = 4
@@ -36,12 +40,15 @@ class Crowd:
         self.variant = variant
         self.found = found
         self.specs = specs
+        self.server = AsyncMultiKernelManager(parent=Application())
         self.managers: list[AsyncKernelManager] = []
 
     async def add(self) -> float:
         """Start one more, and wait for its first reply: milliseconds from the call on."""
         manager = AsyncKernelManager(
-            kernel_name=start.kernel_name(self.variant), kernel_spec_manager=self.specs
+            kernel_name=start.kernel_name(self.variant),
+            kernel_spec_manager=self.specs,
+            parent=self.server,  # by that a program is known that lives on
         )
         manager.connection_file = (
             f"{self.found.runtime}/k{len(self.managers)}-{time.monotonic_ns()}.json"
@@ -103,6 +110,32 @@ async def weigh(crowd: Crowd, count: int) -> dict[str, Any]:
     return {"variant": crowd.variant.name, "each_mib": each, "start_ms": taken}
 
 
+async def few(crowd: Crowd, counts: Sequence[int]) -> list[list[float]]:
+    """What so many kernels weigh together, in MiB: with their nursery, and when it has gone."""
+    found = []
+    for count in counts:
+        await crowd.grow(1)
+        await asyncio.to_thread(ahead.wait)
+        await crowd.grow(count)
+        await asyncio.sleep(1)
+        weights = [weight() / (1 << 20)]
+        _retire_nurseries(crowd.variant.name)
+        await asyncio.sleep(1)
+        found.append([*weights, weight() / (1 << 20)])
+        await crowd.end()
+        await asyncio.to_thread(ahead.end_own)
+    return found
+
+
+def _retire_nurseries(name: str) -> None:
+    """Ours, as they do it by themselves when nobody has come for long enough."""
+    for folder, record in all_records(runtime_directory("")):
+        ours = record.kind == "nursery" and record.name == name
+        if ours and (channel := call(folder.path / SOCKET)):
+            with channel:
+                channel.send(b"retire")
+
+
 async def many(crowd: Crowd, alive: int) -> dict[str, Any]:
     """Grow to *alive* kernels, and let each compute 1 + 1."""
     taken = await crowd.grow(alive)
@@ -127,13 +160,15 @@ async def rate(crowd: Crowd, seconds: float) -> dict[str, Any]:
     return {"starts": done, "a_second": done / (time.monotonic() - begin)}
 
 
-def main(each: int, alive: int, seconds: float, json_path: str | None) -> None:
+def main(few_kernels: str, each: int, alive: int, seconds: float, json_path: str | None) -> None:
     """Measure, print, and save the samples if *json_path* says where."""
     facts = common.machine()
     warm = {"mem_limit": "1G", "warm": True}
     plain, nursery = start.Variant("plain", transport=""), start.Variant("nursery", config=warm)
+    shipped = start.Variant("as shipped", config=start.SHIPPED)
+    counts = [int(word) for word in few_kernels.split(",")]
     with start.place() as found:
-        specs = start.write_kernels(found, [plain, nursery])
+        specs = start.write_kernels(found, [plain, nursery, shipped])
 
         def run(
             variant: start.Variant, *parts: Callable[[Crowd], Coroutine[Any, Any, Any]]
@@ -148,6 +183,11 @@ def main(each: int, alive: int, seconds: float, json_path: str | None) -> None:
             return asyncio.run(all_parts())
 
         try:
+            (bare,) = run(plain, lambda crowd: few(crowd, counts))
+            (warm_ones,) = run(shipped, lambda crowd: few(crowd, counts))
+            print(common.format_table(_few_rows(counts, bare, warm_ones)), end="\n\n")
+            if not each:
+                return
             (light,) = run(plain, lambda crowd: weigh(crowd, each))
             (boxed,) = run(nursery, lambda crowd: weigh(crowd, each))
             (crowded,) = run(nursery, lambda crowd: many(crowd, alive))
@@ -161,6 +201,18 @@ def main(each: int, alive: int, seconds: float, json_path: str | None) -> None:
     if json_path:
         found_all = {"plain": light, "nursery": boxed, "crowd": crowded, "rate": sustained}
         common.save_json(json_path, {"machine": facts, **found_all})
+
+
+def _few_rows(
+    counts: Sequence[int], bare: list[list[float]], warm: list[list[float]]
+) -> list[list[str]]:
+    rows = [["kernels", "plain MiB", "with nursery", "", "without", ""]]
+    for count, (one, _), (with_it, without) in zip(counts, bare, warm, strict=True):
+        ratios = [common.format_ratio(value / one) for value in (with_it, without)]
+        rows.append(
+            [str(count), f"{one:.0f}", f"{with_it:.0f}", ratios[0], f"{without:.0f}", ratios[1]]
+        )
+    return rows
 
 
 def _rows(light: dict[str, Any], boxed: dict[str, Any]) -> list[list[str]]:
