@@ -7,6 +7,7 @@ write lines of its own.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -26,6 +27,7 @@ class EndsFile:
     def __init__(self, path: str, writable: Iterable[str]) -> None:
         """Open or make *path*; SpecError where that fails, or it lies in one of the *writable*
         directories of the kernel."""
+        self._begin = ""
         if not os.path.isabs(path):
             raise _refused(path, "it is no absolute path")
         if _is_below(os.path.dirname(path), writable):
@@ -39,8 +41,13 @@ class EndsFile:
             raise _refused(path, "it is no regular file")
 
     def add(self, end: Mapping[str, Any]) -> None:
-        """One write(2), which O_APPEND keeps apart from those of others; OSError."""
-        os.write(self._fd, f"{json.dumps(end)}\n".encode())
+        """One write(2), which O_APPEND keeps apart from those of others; OSError, also where there
+        was room for a part only: then the next one begins a line of its own."""
+        line = f"{self._begin}{json.dumps(end)}\n".encode()
+        written = os.write(self._fd, line)
+        self._begin = "" if written == len(line) else "\n"
+        if self._begin:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """More than once is fine."""

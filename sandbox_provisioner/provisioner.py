@@ -458,7 +458,7 @@ class SandboxProvisioner(LocalProvisioner):
         """Called by the manager after `pre_launch`: returns when the kernel's sockets are there."""
         try:
             await self._close()  # of a manager that starts again without a shutdown
-            self._open_ends_file()
+            await off_loop(self._open_ends_file)
             self.story = None
             self._ending = False
             self._busy = None

@@ -429,6 +429,12 @@ class Watch:
             else:
                 self._folders[watch] = folder
 
+    def began_late(self) -> bool:
+        """Whether a place was laid bare after it was covered and before we watched: then nobody has
+        told us what a kernel did there meanwhile, which may run already."""
+        self._missed = bool(self.covers and self.covers.bare())
+        return self._missed
+
     def count(self) -> int:
         """How many mounts there are; reading the file is what arms its next event."""
         os.lseek(self.mounts, 0, os.SEEK_SET)

@@ -449,7 +449,7 @@ def run(box: Box, kernel_pid: int) -> None:
             started.wake()
         if box.covers and started.covers:
             box.covers.made = lambda kind, path: started.tell(f"{MADE_WORD} {kind} {path}")
-            if box.covers.bare():  # since they were put there, until we began to watch
+            if started.covers.began_late():
                 started.mend(started.covers)
         started.loop()
     except BaseException as error:

@@ -276,12 +276,12 @@ def make_folder(stage):
 
 @between(
     506, "give a directory a name of them, and be listed", Kind.FLOODS,
-    "jupyter sandbox list --json", expect="printable",
+    "jupyter sandbox list", expect="printable",
     without=lambda stage: names_of(stage, make_folder), control="raw",
 )  # fmt: skip
 def name_what_is_listed(stage):
     make_folder(stage)
-    words = [sys.executable, "-m", "sandbox_provisioner.app", "list", "--json"]
+    words = [sys.executable, "-m", "sandbox_provisioner.app", "list"]
     with stage.kernel(stage.workdir / EVIL):
         words.append(f"--runtime-dir={stage.runtime}")
         return shown(subprocess.run(words, capture_output=True, check=True).stdout)

@@ -77,3 +77,14 @@ def test_the_word_for_an_end_names_what_is_full_or_was_a_moment_ago(machine):
     assert watched.word() == SHM_FULL + b" 67108864"
     machine.now += 2
     assert watched.word() == b""
+
+
+@pytest.mark.parametrize("is_volume", [True, False])
+def test_a_volume_at_tmp_is_not_looked_at(monkeypatch, is_volume):
+    devices = {"/tmp": 1, "/run": 2 if is_volume else 1}
+    monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(st_dev=devices[path]))
+    seen = []
+    monkeypatch.setattr(os, "statvfs", lambda path: seen.append(path) or Machine().statvfs(path))
+    folders.own_folders().look()
+    assert ("/tmp" in seen) is not is_volume
+    assert "/dev/shm" in seen

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox_provisioner.inside import covers as room
-from sandbox_provisioner.inside.covers import DIRECTORY, FILE, Covers, Watch
+from sandbox_provisioner.inside.covers import DIRECTORY, FILE, CoverLost, Covers, Watch
 from sandbox_provisioner.inside.kernel_calls import CallFailed
 
 
@@ -72,3 +72,30 @@ def test_a_kernel_that_makes_many_files_does_not_wake_who_watches_for_each(
         assert watch.mask == select.POLLIN
     finally:
         os.close(watch.mounts)
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["runs", "does not run yet"])
+def test_a_kernel_may_have_used_what_was_bare_before_anybody_watched_if_it_ran_then(
+    covers: Covers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, runs: bool
+) -> None:
+    monkeypatch.setattr(room.kernel, "signal_all", lambda _: None)
+    monkeypatch.setattr(room, "_await_stopped", lambda: None)
+    monkeypatch.setattr(covers, "held", lambda _: [])
+    monkeypatch.setattr(covers, "mend", lambda paths: [covers.kinds.pop(path) for path in paths])
+    covers.kinds[".bashrc"] = FILE
+    covers._expected[".bashrc"] = 1, 2
+    (tmp_path / ".bashrc").touch()
+    begun, running = os.pipe()
+    if runs:
+        os.write(running, b"!")
+    watch = Watch(covers, begun)
+    try:
+        assert watch.began_late()
+        if runs:
+            with pytest.raises(CoverLost, match="bashrc"):
+                watch.mended()
+        else:
+            assert watch.mended() == [".bashrc"]
+    finally:
+        for fd in (begun, running, watch.mounts):
+            os.close(fd)
