@@ -28,7 +28,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sandbox_provisioner.inside import enter, init, kernel_calls, steps
@@ -153,22 +153,26 @@ class Rehearsal(NamedTuple):
 
 
 def _import_base() -> Rehearsal:
-    """What every kernel imports."""
-    for name in _BASE:
-        importlib.import_module(name)
+    """What every kernel imports; without what is missing, which each kernel tells by itself."""
+    _import_there(_BASE)
     rehearsal = _rehearse()
-    for name in rehearsal.modules:
+    _import_there(rehearsal.modules)
+    return rehearsal
+
+
+def _import_there(names: Iterable[str]) -> None:
+    for name in names:
         if name not in sys.modules:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-    return rehearsal
 
 
 def _be_like_a_kernel(rehearsal: Rehearsal) -> None:
     """In what a module may look at when it is imported."""
     os.environ.update(rehearsal.variables)
-    launcher = importlib.import_module("ipykernel_launcher")
-    sys.argv = [os.path.abspath(launcher.__file__ or ""), "-f", "/any"]
+    with contextlib.suppress(ImportError):
+        launcher = importlib.import_module("ipykernel_launcher")
+        sys.argv = [os.path.abspath(launcher.__file__ or ""), "-f", "/any"]
 
 
 def _sockets() -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from boxes import request_for, run
+from boxes import close_nurseries, request_for, run
 
 from sandbox_provisioner import handle, host, launch
 from sandbox_provisioner.errors import HostError
@@ -374,6 +374,7 @@ def narrow_group(monkeypatch, new_folder):
     narrow = replace(found, bases={**found.bases, "memory": base})
     monkeypatch.setattr(host, "survey", lambda: narrow)
     yield base
+    close_nurseries()  # they are below it as well
     os.rmdir(base)
 
 

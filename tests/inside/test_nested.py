@@ -77,7 +77,7 @@ def look():
         "map": open("/proc/self/uid_map").read().split(),
         "capabilities": sorted(capabilities),
         "processes": sorted(filter(str.isdecimal, os.listdir("/proc"))),
-        "host": os.path.exists("/var/lib") or os.path.exists("/etc/shadow"),
+        "host": os.path.exists("/var/log") or os.path.exists("/etc/shadow"),
     }
 
 
