@@ -31,6 +31,7 @@ _SMALLEST_STEP = 64
 # without an error; or ipykernel's reply is lost ("KeyboardInterrupt caught in kernel", in 4 of 160
 # tries), and who waits for it waits for ever. A call in C has the first one waiting for its return.
 _BETWEEN_SECONDS = 1.0
+_HURRIED_SECONDS = 0.1
 _WAITING_PART = 0.125
 _CLEARED_PART = 0.75
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -70,11 +71,16 @@ class Level:
             self.next = self.share
         if used < self.share * _CLEARED_PART:
             self._not_before = now
-        if used < self.next or now < self._not_before:
+        if used < self.next or now < self._not_before - self._hurry_seconds(used):
             return False
         self._not_before = now + _BETWEEN_SECONDS
         self.next = used + max((self.cap - used) // 2, self.cap // _SMALLEST_STEP)
         return True
+
+    def _hurry_seconds(self, used: int) -> float:
+        """How much sooner: who is about to be killed loses more than the end of a traceback."""
+        is_urgent = used >= (self.next + self.cap) // 2
+        return _BETWEEN_SECONDS - _HURRIED_SECONDS if is_urgent else 0.0
 
 
 def thresholds(level: Level) -> list[int]:

@@ -460,7 +460,11 @@ def test_a_kernel_that_ends_by_itself_tells_programs_and_says_no_sentence(
 ) -> None:
     with kernel() as k:
         assert k.provisioner.end is None
-        cell = k.start(f"import os; {code}")
+        os.mkfifo("go")
+        cell = k.start(f"import os; open('go').close(); {code}")
+        # Who ends at once may not have told which cell runs.
+        k.until(lambda m: m["content"].get("execution_state") == "busy", cell)
+        open("go", "w").close()
         asyncio.run(k.provisioner.handle.wait())
         assert not k.manager.is_alive()
         data = k.until(lambda m: MIME in m["metadata"], cell)

@@ -108,9 +108,10 @@ def ends_well(k: Any, code: str) -> None:
         return
     if error:
         assert error in {"KeyboardInterrupt", "CancelledError"}, (error, said)
-        assert "is interrupted: it uses" in said
-    elif "A child process" not in said:  # it comes when it is known, perhaps after the cell
-        k.until(lambda m: "A child process" in m["content"].get("text", ""), request)
+    # What is said may come after the end of the cell.
+    sentence = "is interrupted: it uses" if error else "A child process"
+    if sentence not in said:
+        k.until(lambda m: sentence in m["content"].get("text", ""), request)
     # What the cell has kept is there still: an answer may be what is too much.
     _, error, shown = until_it_ends(k, "kept = None; assert answer == 42")
     if error == "dead":

@@ -54,9 +54,10 @@ def test_the_next_one_is_due_when_half_of_the_rest_is_gone(level):
 
 
 def test_no_second_one_comes_while_the_first_is_being_heard(level):
+    half = (SHARE + CAP) // 2
     assert level.reached(SHARE, 1.0)
-    assert not level.reached(CAP, 1.9)
-    assert level.reached(CAP, 2.1)
+    assert not level.reached(half, 1.9)
+    assert level.reached(half, 2.1)
 
 
 def test_below_the_share_it_begins_anew_and_at_once(level):
@@ -71,6 +72,15 @@ def test_a_little_below_the_share_the_first_one_is_still_being_heard(level):
     assert not level.reached(SHARE - MIB, 0.1)
     assert not level.reached(SHARE, 0.2)
     assert level.reached(SHARE, 2.0)
+
+
+def test_the_next_one_comes_sooner_where_little_is_left(level):
+    assert level.reached(SHARE, 0.0)
+    half = (SHARE + CAP) // 2
+    assert not level.reached(half, 0.5)
+    assert not level.reached((half + CAP) // 2, 0.05)
+    assert level.reached((half + CAP) // 2, 0.11)
+    assert not level.reached((half + CAP) // 2, 0.5)
 
 
 @given(st.lists(st.integers(0, CAP), max_size=200))
