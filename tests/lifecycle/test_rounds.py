@@ -15,13 +15,13 @@ ROUNDS = 6
 
 
 def test_whoever_is_killed_at_a_random_moment_nothing_is_left(watch: Any) -> None:
-    hits = play_all(ROUNDS, 1, signal.SIGKILL, watch)
-    assert sum(hits.values()) - hits[""] > ROUNDS // 2
+    hits = play_all(ROUNDS, 1, signal.SIGKILL, watch, least_hits=3)
+    assert hits.total() - hits[""] >= 3
 
 
 def test_whoever_hangs_the_next_kernel_starts(watch: Any) -> None:
-    hits = play_all(3, 4, signal.SIGSTOP, watch)
-    assert sum(hits.values()) - hits[""] > 1
+    hits = play_all(3, 4, signal.SIGSTOP, watch, least_hits=2)
+    assert hits.total() - hits[""] >= 2
 
 
 def test_two_servers_of_one_user_do_not_disturb_each_other(watch: Any) -> None:
