@@ -401,6 +401,9 @@ class Watch:
         self._moving = 0, 0, False
         if covers:
             self._follow(covers)
+        # Whether a place was laid bare after it was covered and before we watched: nobody tells
+        # what is done there until we have looked.
+        self.began_late = self._missed = bool(covers and covers.bare())
 
     @property
     def events(self) -> int:
@@ -428,12 +431,6 @@ class Watch:
                     raise
             else:
                 self._folders[watch] = folder
-
-    def began_late(self) -> bool:
-        """Whether a place was laid bare after it was covered and before we watched: then nobody has
-        told us what a kernel did there meanwhile, which may run already."""
-        self._missed = bool(self.covers and self.covers.bare())
-        return self._missed
 
     def count(self) -> int:
         """How many mounts there are; reading the file is what arms its next event."""

@@ -98,12 +98,15 @@ def fork_kernel(box: Box) -> None:
     if box.seal_names:  # before anything of the kernel's runs
         box.seal_events = kernel.watch_directory(box.seal_fd)
     box.begun, kept = os.pipe()  # ends when another program runs, or what is loaded is one
+    if not box.unclaimed:
+        init.watch_covers(box)
     pid = os.fork()
     if pid:
         os.close(kept)
         os.close(box.report_fd)
-        if box.unclaimed:
+        if box.unclaimed:  # stopped by then, until `init.run` lets it go on
             claim.await_claim(box, pid, perform)
+            init.watch_covers(box)
         init.run(box, pid)
     os.setsid()
     for number, (_, write_end) in enumerate(box.pumps, 1):

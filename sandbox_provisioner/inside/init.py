@@ -78,6 +78,13 @@ def unblock_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _LISTENED)
 
 
+def watch_covers(box: Box) -> None:
+    """Before anything of the kernel's runs. Where the mounts are the host's nothing is covered, and
+    what changes is not ours."""
+    if box.namespaces:
+        box.watch = Watch(box.covers, box.begun)
+
+
 class _Init:
     def __init__(self, box: Box, kernel_pid: int) -> None:
         self.box = box
@@ -94,8 +101,7 @@ class _Init:
             self.keep(f"/proc/{kernel_pid}/{name}")
         self.signals = kernel.signal_fd(_LISTENED)
         self.poll = select.poll()
-        # Where the mounts are the host's nothing is covered, and what changes is not ours.
-        self.covers = Watch(box.covers, box.begun) if box.namespaces else None
+        self.covers = box.watch
         # Where the mounts are the host's, they are full of others' files, too.
         self.folders = own_folders() if box.namespaces else None
         self.interrupted_until = 0.0
@@ -449,7 +455,7 @@ def run(box: Box, kernel_pid: int) -> None:
             started.wake()
         if box.covers and started.covers:
             box.covers.made = lambda kind, path: started.tell(f"{MADE_WORD} {kind} {path}")
-            if started.covers.began_late():
+            if started.covers.began_late:
                 started.mend(started.covers)
         started.loop()
     except BaseException as error:

@@ -21,7 +21,7 @@ import resource
 import stat
 
 from sandbox_provisioner.inside import kernel_calls as kernel
-from sandbox_provisioner.inside.covers import Covers
+from sandbox_provisioner.inside.covers import Covers, Watch
 from sandbox_provisioner.inside.lookup import STRAIGHT, look, rebind
 from sandbox_provisioner.inside.memory import Level, Memory, open_files
 from sandbox_provisioner.inside.orders import encode
@@ -108,6 +108,7 @@ class Box:
         self.survives_server = False
         self.covers: Covers | None = None
         self.begun = -1
+        self.watch: Watch | None = None
 
     def report(self, *words: str) -> None:
         """Tell the server one record: words that end in NUL, and a newline."""

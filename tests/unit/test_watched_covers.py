@@ -53,7 +53,7 @@ def test_a_kernel_that_makes_many_files_does_not_wake_who_watches_for_each(
 ) -> None:
     now = 10.0
     monkeypatch.setattr(room.time, "monotonic", lambda: now)
-    covers.kinds[".bashrc"] = FILE
+    covers.kinds[".bashrc"], covers._expected[".bashrc"] = FILE, None
     watch = Watch(covers, begun=-1)
     try:
         (tmp_path / "one").touch()
@@ -90,7 +90,7 @@ def test_a_kernel_may_have_used_what_was_bare_before_anybody_watched_if_it_ran_t
         os.write(running, b"!")
     watch = Watch(covers, begun)
     try:
-        assert watch.began_late()
+        assert watch.began_late
         if runs:
             with pytest.raises(CoverLost, match="bashrc"):
                 watch.mended()
