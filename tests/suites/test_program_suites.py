@@ -81,7 +81,7 @@ SUITES = (
             *("subprocess_error", "run_concurrently", "print_to_correct_cell"),
             "sequential_control",
         ),
-        at_least=35,
+        at_least=28,
         options={"warm": True},
     ),
     Suite(
