@@ -701,20 +701,21 @@ class SandboxProvisioner(LocalProvisioner):
 
     async def poll(self) -> int | None:
         """Called by the restarter every 3 s: None while it runs, else its exit status."""
-        if self.handle is None:
+        # A copy, as somebody may clean up while this waits.
+        if (handle := self.handle) is None:
             return _status(self.story) if self.story else 0
         if self._ending:
             # The manager asks whether a shutdown is done, and sleeps 100 ms before it asks again:
             # answer when it is.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.handle.wait(), _POLL_SECONDS)
-        story = await self.handle.look()
-        self._hear(self.handle)
+                await asyncio.wait_for(handle.wait(), _POLL_SECONDS)
+        story = await handle.look()
+        self._hear(handle)
         if story is None:
             if self._tap:
-                await self._keep_up(self.handle, self._tap)
+                await self._keep_up(handle, self._tap)
             return None
-        await self._tell(story)
+        await self._tell(story, handle)
         return _status(story)
 
     async def _keep_up(self, handle: LocalHandle, tap: LastWords) -> None:
@@ -725,9 +726,9 @@ class SandboxProvisioner(LocalProvisioner):
 
     async def wait(self) -> int | None:
         """Called after a shutdown or kill: the end of the kernel, and of everything it started."""
-        if self.handle is None:
+        if (handle := self.handle) is None:
             return _status(self.story) if self.story else 0
-        await self._tell(await self.handle.wait())
+        await self._tell(await handle.wait(), handle)
         await self._close()
         assert self.story
         return _status(self.story)
@@ -777,12 +778,12 @@ class SandboxProvisioner(LocalProvisioner):
         for sentence in handle.notices():
             self.log.warning("%s", sentence)
 
-    async def _tell(self, story: ExitStory) -> None:
+    async def _tell(self, story: ExitStory, handle: LocalHandle) -> None:
         """Once for each end: to the log, and, if nobody asked for it, under the cell that ran."""
         if self.story is story:
             return
         self.story = story
-        self.end = await self._end_of(story)
+        self.end = await self._end_of(story, handle)
         asked_for = self._ending and (story.kind is EndKind.INTERRUPTED or not story.reason)
         if asked_for or not _is_news(self.end):
             return
@@ -801,13 +802,13 @@ class SandboxProvisioner(LocalProvisioner):
                 # A sentence that cannot be shown must not hide the death; the log has it.
                 self.log.warning("Could not say so at the notebook: %s", error)
 
-    async def _end_of(self, story: ExitStory) -> End:
-        assert self.handle
+    async def _end_of(self, story: ExitStory, handle: LocalHandle) -> End:
         cell = ""
         if self._tap and (story.reason or not self._ending):
-            heard = await asyncio.to_thread(self._tap.finish)
-            cell = "" if self._ending else heard
-        return End.of(story, self.handle.record, cell=cell, seconds=time.time())
+            with contextlib.suppress(OSError, zmq.ZMQError):  # it was closed meanwhile
+                heard = await asyncio.to_thread(self._tap.finish)
+                cell = "" if self._ending else heard
+        return End.of(story, handle.record, cell=cell, seconds=time.time())
 
     def resolve_path(self, path: str) -> str | None:
         """Where the server finds the kernel's *path*: only the work directory is shared."""

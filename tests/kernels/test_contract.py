@@ -475,6 +475,21 @@ def test_a_kernel_that_ends_by_itself_tells_programs_and_says_no_sentence(
     assert k.provisioner.end is end
 
 
+def test_who_asks_for_the_end_while_another_one_cleans_up_gets_an_answer(kernel: Any) -> None:
+    """A restarter asks every 3 s, also while a front end ends the kernel."""
+
+    async def both() -> int | None:
+        asked = asyncio.ensure_future(k.provisioner.poll())
+        await asyncio.sleep(0)  # until it waits
+        await k.provisioner.cleanup()
+        return await asked
+
+    with kernel() as k:
+        k.client.execute("import os; os._exit(3)")
+        asyncio.run(k.provisioner.handle.wait())
+        assert asyncio.run(both()) == 3
+
+
 def test_an_end_that_was_asked_for_is_known_to_its_manager_alone(kernel: Any) -> None:
     with kernel() as k:
         k.run("1")
