@@ -21,6 +21,7 @@ from sandbox_provisioner import provisioner
 from sandbox_provisioner.ends import MIME
 from sandbox_provisioner.errors import LaunchError, SpecError
 from sandbox_provisioner.launch import LocalLauncher
+from sandbox_provisioner.off_loop import Gate
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
 from sandbox_provisioner.records import Record, all_records
 from sandbox_provisioner.spec import format_bytes
@@ -622,12 +623,16 @@ def test_a_front_end_that_ignores_provisioners_is_refused(kernelspec: Any) -> No
 
 def test_few_kernels_start_cold_at_a_time(kernelspec: Any, monkeypatch: Any) -> None:
     beginning = most = 0
+    all_places = asyncio.Event()
 
     async def begin_and_fail(*_: Any) -> None:
         nonlocal beginning, most
         beginning += 1
         most = max(most, beginning)
-        for _ in range(100):
+        if beginning == places:
+            all_places.set()
+        await asyncio.wait_for(all_places.wait(), 60)
+        for _ in range(100):  # for one more that should not
             await asyncio.sleep(0)
         beginning -= 1
         raise LaunchError(attempt="start", answer="not meant to", remedy="None.", step="none")
@@ -638,6 +643,7 @@ def test_few_kernels_start_cold_at_a_time(kernelspec: Any, monkeypatch: Any) -> 
         return await asyncio.gather(*starts, return_exceptions=True)
 
     places = provisioner._COLD_STARTS
+    monkeypatch.setattr(provisioner, "_cold_starts", Gate(places, 60))
     monkeypatch.setattr(LocalLauncher, "start", begin_and_fail)
     answers = asyncio.run(start_all(kernelspec(warm=False)))
     assert {type(answer) for answer in answers} == {StartRefused}
