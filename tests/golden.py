@@ -1,0 +1,311 @@
+"""golden.py - pure, in the test process: every plan that there is, as text, for one fixed machine.
+
+``python -m tests.golden`` writes them anew to ``tests/unit/golden``, a file for each kind of start
+and each kind of user; ``tests/unit/test_golden.py`` compares. Who moves code sees there that no
+word of any plan has changed, and who changes a plan shows the reader of the commit where.
+
+A file has each plan twice: as `explain` prints it, and as the launcher reads it, a step a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+from sandbox_provisioner.cgroup import Bound, CgroupFacts
+from sandbox_provisioner.covers import Covered
+from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
+from sandbox_provisioner.id_range import FIRST_ID, IDS, IdRange
+from sandbox_provisioner.kernel_files import KernelFiles
+from sandbox_provisioner.landlock import compile_landlock_plan
+from sandbox_provisioner.mounts import Mount
+from sandbox_provisioner.places import Place
+from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site, Step, compile_plan
+from sandbox_provisioner.spec import Confinement, Limits, SandboxSpec, UserIds, Volume
+from sandbox_provisioner.warm import plans
+
+FOLDER = Path(__file__).parent / "unit" / "golden"
+
+WORKDIR = "/srv/ann/work"
+RECORD = "/run/user/1000/sandbox-provisioner/abc"
+EXT4, FUSE = Mount(30, 1, "/srv", "ext4"), Mount(31, 30, f"{WORKDIR}/films", "fuse.sshfs")
+MEMORY_BYTES = 2 << 30
+BOUND = Bound(group="/user.slice", limit_bytes=1 << 30)
+# What a server sets and what its kernels get are two things.
+SERVER = {"LANG": "C.UTF-8", "PATH": "/opt/env/bin:/usr/bin", "JUPYTERHUB_API_TOKEN": "secret"}
+SYSCONF = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 4 << 18}
+
+COVERED = Covered(
+    directories=(".ssh", "project/.git/hooks"),
+    files=(".netrc",),
+    links=("project/.envrc",),
+    sockets=("jupyter_config.py",),
+    placed=(("project/.git/commondir", "./\n"),),
+    frozen=("project/.git/config",),
+    repositories=("project",),
+)
+FILES = KernelFiles(
+    program="/opt/env/bin/python",
+    readonly=("/opt/env", "/opt/python3.12", f"{WORKDIR}/project/.git/hooks/tool"),
+    real={"/opt/python3.12": "/opt/python3.12.7"},
+    environment=(f"{WORKDIR}/project/venv",),
+    variables={"PYTHONUSERBASE": "/home/ann/.local"},
+    off_path=("/home/ann/bin",),
+)
+
+ROOT = HostFacts(
+    uid=0,
+    gid=0,
+    home="/root",
+    privileged=True,
+    kernel=(6, 12),
+    machine="x86_64",
+    obstacle=None,
+    cgroups=CgroupFacts(version=1, bases={}, missing={}),
+    root_links={"/bin": "usr/bin", "/lib": "usr/lib"},
+    system_directories=("/usr", "/etc/alternatives"),
+    system_files=("/etc/ld.so.cache", "/etc/localtime"),
+    homes=frozenset({"/root", "/home/ann"}),
+    own_folders=frozenset(),
+    cwd="/",
+    landlock=6,
+)
+USER = replace(
+    ROOT,
+    uid=1000,
+    gid=1001,
+    home="/home/ann",
+    privileged=False,
+    cgroups=CgroupFacts(version=2, bases={}, missing={"pids": "no controller of that name"}),
+    umask=0o077,
+)
+
+REQUEST = LaunchRequest(
+    sandbox_id="abc",
+    spec=SandboxSpec(
+        workdir=WORKDIR,
+        limits=Limits(
+            memory_bytes=MEMORY_BYTES,
+            cpu_cores=1.5,
+            pids=4096,
+            interrupt_share=0.9,
+            shm_bytes=1 << 20,
+        ),
+        volumes=(
+            Volume(source="/data/books", target="/data/books"),
+            Volume(source="/data/results", target="/data/out", readonly=False),
+        ),
+    ),
+    argv=("python", "-m", "ipykernel_launcher", "-f", "/run/jupyter/kernel-1.json"),
+    environment={**SERVER, "JPY_SESSION_NAME": f"{WORKDIR}/a.ipynb", "COURSE": "physics"},
+    cwd=f"{WORKDIR}/project",
+    connection_file=("kernel-1.json", '{"key": "0123", "transport": "ipc"}'),
+    logged=("stdout", "stderr"),
+)
+
+
+def place_of(path: str, *below: Mount) -> Place:
+    """A directory of Ann's."""
+    return Place(
+        path=path, source=path, fd=-1, device=1, inode=2, owner_uid=1000, owner_gid=1001,
+        mount=EXT4, below=below,
+    )  # fmt: skip
+
+
+def site_of(facts: HostFacts) -> Site:
+    """What is found for `REQUEST` by the user of *facts*."""
+    version, files = (1, ("/tasks", "/tasks")) if facts.privileged else (2, ("/cgroup.procs",))
+    group = "/sys/fs/cgroup/memory/sandbox-abc" if version == 1 else "/sys/fs/cgroup/sandbox-abc"
+    return Site(
+        facts=facts,
+        workdir=WorkdirFacts(
+            place=place_of(WORKDIR, FUSE), idmappable=True, unmapped=(FUSE,), covered=COVERED
+        ),
+        files=FILES,
+        volumes=tuple(
+            VolumeFacts(volume=volume, place=place_of(volume.source), idmappable=True)
+            for volume in REQUEST.spec.volumes
+        ),
+        join_files=tuple(group + name for name in files),
+        memory_group=(version, group),
+        memory_above=None if facts.privileged else BOUND,
+        first_id=FIRST_ID + 3 * IDS,
+        sockets=f"{RECORD}/sockets",
+        exit_file=f"{RECORD}/exit",
+        user_tasks=40,
+        server_environment=SERVER,
+    )
+
+
+def with_range(request: LaunchRequest, site: Site) -> tuple[LaunchRequest, Site]:
+    """The same by a user who has a range of ids; and it is to outlive its server."""
+    ids = IdRange(
+        first_uid=100000,
+        first_gid=200000,
+        newuidmap="/usr/bin/newuidmap",
+        newgidmap="/usr/bin/newgidmap",
+    )
+    spec = replace(request.spec, user_ids=UserIds.RANGE)
+    return replace(request, spec=spec, survive_server=True), replace(site, id_range=ids)
+
+
+ASKERS = {
+    "root": (REQUEST, site_of(ROOT)),
+    "user": (REQUEST, site_of(USER)),
+    "range": with_range(REQUEST, site_of(USER)),
+}
+
+
+# -- the kinds of starts: each gives its plans, by what they are
+
+
+Plans = Iterator[tuple[str, Plan]]
+
+
+def cold(request: LaunchRequest, site: Site) -> Plans:
+    """A kernel in namespaces of its own."""
+    yield "", compile_plan(request, site)
+
+
+def command(request: LaunchRequest, site: Site) -> Plans:
+    """A command in a terminal, as ``jupyter sandbox run`` starts it."""
+    yield "", compile_plan(as_command(request), site)
+
+
+def as_command(request: LaunchRequest) -> LaunchRequest:
+    """*request* for a shell."""
+    return replace(
+        request, argv=("bash",), connection_file=None, pump=False, logged=(), terminal=True
+    )
+
+
+def landlock(request: LaunchRequest, site: Site) -> Plans:
+    """A kernel where there are no namespaces."""
+    yield "", compile_landlock_plan(*under_landlock(request, site))
+
+
+def landlock_command(request: LaunchRequest, site: Site) -> Plans:
+    """A command there."""
+    request, site = under_landlock(request, site)
+    yield "", compile_landlock_plan(as_command(request), site)
+
+
+def under_landlock(request: LaunchRequest, site: Site) -> tuple[LaunchRequest, Site]:
+    """The same where nothing has to be covered, no group caps memory, and volumes show where they
+    are."""
+    volumes = tuple(replace(one, target=one.source) for one in request.spec.volumes)
+    spec = replace(request.spec, confinement=Confinement.LANDLOCK, volumes=volumes)
+    workdir = WorkdirFacts(place=place_of(WORKDIR), idmappable=True)
+    files = KernelFiles(program=FILES.program, readonly=("/opt/env",))
+    missing = {**site.facts.cgroups.missing, "memory": "no controller of that name"}
+    facts = replace(site.facts, cgroups=replace(site.facts.cgroups, missing=missing))
+    shown = tuple(replace(one, volume=new) for one, new in zip(site.volumes, volumes, strict=True))
+    site = replace(site, facts=facts, workdir=workdir, files=files)
+    site = replace(site, volumes=shown, memory_group=None)
+    return replace(request, spec=spec), site
+
+
+def nursery(request: LaunchRequest, site: Site) -> Plans:
+    """The process that kernels are forked from."""
+    spec = replace(request.spec, volumes=())
+    own = replace(request, spec=spec, argv=("python", "-c", "boot"), cwd=HOME, connection_file=None)
+    yield "", plans.compile_nursery_plan(own, of_nobody(site))
+
+
+def child(request: LaunchRequest, site: Site) -> Plans:
+    """A kernel that a nursery forks: one process opens what the other needs."""
+    family = plans.Family(init=501, child=502)
+    yield "by a launcher", plans.compile_opening_plan(request, site, family)
+    yield "by the nursery's child", plans.compile_warm_plan(request, site)
+
+
+def spare(request: LaunchRequest, site: Site) -> Plans:
+    """A kernel that waits for a work directory."""
+    spec = replace(request.spec, volumes=())
+    own = replace(request, spec=spec, cwd=HOME, survive_server=True)
+    yield "", plans.compile_spare_plan(own, of_nobody(site), 600.0, has_string=True)
+
+
+def claim(request: LaunchRequest, site: Site) -> Plans:
+    """What is left to do when a spare gets one."""
+    outside, inside = plans.compile_claim_plan(request, site)
+    yield "by a launcher", outside
+    yield "by the spare's PID 1", inside
+
+
+def of_nobody(site: Site) -> Site:
+    """Where there is no work directory yet."""
+    return replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
+
+
+STARTS: dict[str, Callable[[LaunchRequest, Site], Plans]] = {
+    "cold": cold,
+    "command": command,
+    "landlock": landlock,
+    "landlock-command": landlock_command,
+    "nursery": nursery,
+    "child": child,
+    "spare": spare,
+    "claim": claim,
+}
+WARM = ("nursery", "child", "spare", "claim")
+CASES = [f"{start}-{asker}" for start in STARTS for asker in ASKERS]
+
+
+def render(case: str) -> str:
+    """The text of *case*, "START-ASKER"; where there is no such start, why."""
+    start, _, asker = case.rpartition("-")
+    request, site = ASKERS[asker]
+    if start in WARM and (obstacle := plans.obstacle(request, site)):
+        return f"Refused: {obstacle}\n"
+    with _fixed_machine():
+        try:
+            found = list(STARTS[start](request, site))
+        except SandboxError as error:
+            return f"Refused: {error}\n"
+        return "\n\n".join(_text_of(part, plan) for part, plan in found)
+
+
+@contextmanager
+def _fixed_machine() -> Iterator[None]:
+    """Plans depend on the machine in two places: links in paths, and how much memory there is."""
+    with (
+        mock.patch("os.path.realpath", lambda path: path),
+        mock.patch("os.sysconf", SYSCONF.__getitem__),
+    ):
+        yield
+
+
+def _text_of(part: str, plan: Plan) -> str:
+    lines = [encoded(step) for step in plan.steps]
+    assert b"".join(Plan((step,)).encode() for step in plan.steps) == plan.encode()
+    title = f"# {part}\n\n" if part else ""
+    return f"{title}{plan.describe()}\n\n" + "\n".join(lines) + "\n"
+
+
+def encoded(step: Step) -> str:
+    """Its bytes for the launcher in one line; a filter's program is too long to be read."""
+    text = Plan((step,)).encode()
+    for word in step.words:
+        if isinstance(word, bytes):
+            text = text.replace(word, b"(sha256 %s)" % hashlib.sha256(word).hexdigest().encode())
+    return repr(text)[2:-1]
+
+
+def main() -> None:
+    """Write all of them, and remove what is no case any more."""
+    FOLDER.mkdir(exist_ok=True)
+    for path in FOLDER.iterdir():
+        path.unlink()
+    for case in CASES:
+        (FOLDER / f"{case}.txt").write_text(render(case))
+    print(f"{len(CASES)} files in {FOLDER}")
+
+
+if __name__ == "__main__":
+    main()
