@@ -165,6 +165,7 @@ _FACILITIES: dict[str, Callable[[], str]] = {
     "pytest_asyncio": _module("pytest_asyncio"),
     "pytest_jupyter": _module("pytest_jupyter"),
     "testpath": _module("testpath"),
+    "towncrier": _module("towncrier"),
     "requests": _module("requests"),
     "websocket": _module("websocket"),
     "playwright": _module("playwright"),
