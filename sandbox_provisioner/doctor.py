@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sandbox_provisioner.errors import COLUMNS, COMMAND, HostError, SandboxError, in_lines
+from sandbox_provisioner.facilities.landlock.tell import obstacle
 from sandbox_provisioner.host import MACHINES, OLDEST_KERNEL, HostFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IDS, IdRange
-from sandbox_provisioner.landlock import obstacle
 from sandbox_provisioner.spec import WAIVABLE_FACILITIES
 from sandbox_provisioner.surroundings import (
     APPARMOR,

@@ -34,16 +34,17 @@ from sandbox_provisioner.errors import (
     SpecError,
     told_as_host_error,
 )
+from sandbox_provisioner.facilities.caps.plan import enforced
+from sandbox_provisioner.facilities.landlock.tell import obstacle as landlock_obstacle
 from sandbox_provisioner.handle import LocalHandle, SandboxHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.kernel_files import Given, KernelFiles, find_kernel_files
-from sandbox_provisioner.landlock import compile_landlock_plan
-from sandbox_provisioner.landlock import obstacle as landlock_obstacle
 from sandbox_provisioner.off_loop import off_loop
+from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.places import disk_of
-from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan, enforced
+from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step
 from sandbox_provisioner.records import (
     Record,
     RecordFolder,
@@ -106,13 +107,6 @@ class Labels:
     user: str = ""
     kind: str = "kernel"
     nursery: str = ""
-
-
-def compile_for(request: LaunchRequest, site: Site) -> Plan:
-    """The plan of the confinement that *request* names; never another one in its place."""
-    if request.spec.confinement is Confinement.LANDLOCK:
-        return compile_landlock_plan(request, site)
-    return compile_plan(request, site)
 
 
 class Launcher(Protocol):

@@ -50,11 +50,11 @@ from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.ends import MIME, End
 from sandbox_provisioner.ends_file import EndsFile
 from sandbox_provisioner.errors import COMMAND, LaunchError, SandboxError, SpecError, in_lines
+from sandbox_provisioner.facilities.landlock.plan import private
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import memory_bytes
 from sandbox_provisioner.inside.init import SEALED
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.landlock import private
 from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.off_loop import Gate, off_loop, one_after_another

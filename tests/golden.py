@@ -16,18 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+from sandbox_provisioner import orders
 from sandbox_provisioner.cgroup import Bound, CgroupFacts
 from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import FIRST_ID, IDS, IdRange
 from sandbox_provisioner.kernel_files import KernelFiles
-from sandbox_provisioner.landlock import compile_landlock_plan
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
-from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site, Step, compile_plan
+from sandbox_provisioner.plan import HOME, Family, LaunchRequest, Plan, Site, Step
 from sandbox_provisioner.spec import Confinement, Limits, SandboxSpec, UserIds, Volume
-from sandbox_provisioner.warm import plans
+from sandbox_provisioner.warm.obstacles import obstacle
 
 FOLDER = Path(__file__).parent / "unit" / "golden"
 
@@ -169,12 +169,12 @@ Plans = Iterator[tuple[str, Plan]]
 
 def cold(request: LaunchRequest, site: Site) -> Plans:
     """A kernel in namespaces of its own."""
-    yield "", compile_plan(request, site)
+    yield "", orders.compile_for(request, site)
 
 
 def command(request: LaunchRequest, site: Site) -> Plans:
     """A command in a terminal, as ``jupyter sandbox run`` starts it."""
-    yield "", compile_plan(as_command(request), site)
+    yield "", orders.compile_for(as_command(request), site)
 
 
 def as_command(request: LaunchRequest) -> LaunchRequest:
@@ -186,13 +186,13 @@ def as_command(request: LaunchRequest) -> LaunchRequest:
 
 def landlock(request: LaunchRequest, site: Site) -> Plans:
     """A kernel where there are no namespaces."""
-    yield "", compile_landlock_plan(*under_landlock(request, site))
+    yield "", orders.compile_for(*under_landlock(request, site))
 
 
 def landlock_command(request: LaunchRequest, site: Site) -> Plans:
     """A command there."""
     request, site = under_landlock(request, site)
-    yield "", compile_landlock_plan(as_command(request), site)
+    yield "", orders.compile_for(as_command(request), site)
 
 
 def under_landlock(request: LaunchRequest, site: Site) -> tuple[LaunchRequest, Site]:
@@ -212,28 +212,35 @@ def under_landlock(request: LaunchRequest, site: Site) -> tuple[LaunchRequest, S
 
 def nursery(request: LaunchRequest, site: Site) -> Plans:
     """The process that kernels are forked from."""
-    spec = replace(request.spec, volumes=())
-    own = replace(request, spec=spec, argv=("python", "-c", "boot"), cwd=HOME, connection_file=None)
-    yield "", plans.compile_nursery_plan(own, of_nobody(site))
+    own = replace(
+        request,
+        spec=replace(request.spec, volumes=()),
+        argv=("python", "-c", "boot"),
+        cwd=HOME,
+        connection_file=None,
+        logged=(),
+    )
+    yield "", orders.compile_nursery(own, of_nobody(site))
 
 
 def child(request: LaunchRequest, site: Site) -> Plans:
     """A kernel that a nursery forks: one process opens what the other needs."""
-    family = plans.Family(init=501, child=502)
-    yield "by a launcher", plans.compile_opening_plan(request, site, family)
-    yield "by the nursery's child", plans.compile_warm_plan(request, site)
+    family = Family(init=501, child=502)
+    yield "by a launcher", orders.compile_opening(request, site, family)
+    yield "by the nursery's child", orders.compile_fork(request, site)
 
 
 def spare(request: LaunchRequest, site: Site) -> Plans:
     """A kernel that waits for a work directory."""
     spec = replace(request.spec, volumes=())
     own = replace(request, spec=spec, cwd=HOME, survive_server=True)
-    yield "", plans.compile_spare_plan(own, of_nobody(site), 600.0, has_string=True)
+    site = replace(of_nobody(site), idle_seconds=600.0, held=("claims", "string"))
+    yield "", orders.compile_spare(own, site)
 
 
 def claim(request: LaunchRequest, site: Site) -> Plans:
     """What is left to do when a spare gets one."""
-    outside, inside = plans.compile_claim_plan(request, site)
+    outside, inside = orders.compile_claim(request, site)
     yield "by a launcher", outside
     yield "by the spare's PID 1", inside
 
@@ -261,8 +268,8 @@ def render(case: str) -> str:
     """The text of *case*, "START-ASKER"; where there is no such start, why."""
     start, _, asker = case.rpartition("-")
     request, site = ASKERS[asker]
-    if start in WARM and (obstacle := plans.obstacle(request, site)):
-        return f"Refused: {obstacle}\n"
+    if start in WARM and (why := obstacle(request, site)):
+        return f"Refused: {why}\n"
     with _fixed_machine():
         try:
             found = list(STARTS[start](request, site))

@@ -25,10 +25,11 @@ from sandbox_provisioner.app.command import (
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.cgroup import allows_less
 from sandbox_provisioner.errors import COMMAND, SpecError
+from sandbox_provisioner.facilities.caps.plan import enforced
+from sandbox_provisioner.facilities.landlock.tell import losses
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.landlock import losses
-from sandbox_provisioner.plan import LaunchRequest, enforced
+from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import AUTO, SandboxProvisioner, places
 from sandbox_provisioner.spec import Confinement, Limits, format_bytes, relative
 from sandbox_provisioner.unboxed import inner_command

@@ -816,6 +816,7 @@ def compile_filter(machine: str, profile: str = KERNEL) -> bytes:
 # ---- the policy in words -------------------------------------------------------------------------
 
 
+@functools.cache
 def describe(profile: str = KERNEL) -> str:
     """The policy for a reader of `jupyter sandbox explain`: a few lines, no trailing newline."""
     table = dict(verdicts(profile))

@@ -4,7 +4,7 @@
 
     in the launching process
       found.py     which nursery serves a request, which spare, and where they are
-      plans.py     pure: a nursery's plan; a kernel's and a spare's, in two parts; a claim's
+      obstacles.py pure: which starts a nursery, or a spare, cannot serve
       start.py     makes a nursery              spare.py   makes a spare
       launch.py    a start from a nursery       claim.py   a start that is bound to a spare
       process.py   what both of these start from: a PID 1 that is no child of ours

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from sandbox_provisioner.cgroup import free_bytes, reap_keepers, survey
 from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.facilities.process.plan import least_available_bytes
 from sandbox_provisioner.handle import LocalHandle, reap
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.records import sweep
 from sandbox_provisioner.spawn import stem
-from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.launch import WarmUnavailable
 from sandbox_provisioner.warm.spare import make_spare
 from sandbox_provisioner.warm.start import make_nursery
@@ -180,7 +180,7 @@ async def fill(
     made = int(handle is not None)
     while warmth.spares:
         await _idle(patience_seconds)
-        if _available_bytes() < _ROOM * plans.least_available_bytes():
+        if _available_bytes() < _ROOM * least_available_bytes():
             break
         if not await make_spare(
             launcher,
@@ -225,7 +225,7 @@ def _available_bytes() -> int:
 def _has_room() -> bool:
     """Whether a nursery that nobody has asked for is in nobody's way: of the machine, and of a
     group around this process that may have much less."""
-    if _available_bytes() < _ROOM * plans.least_available_bytes():
+    if _available_bytes() < _ROOM * least_available_bytes():
         return False
     free = free_bytes(survey())
     return free is None or free >= _ROOM_BYTES

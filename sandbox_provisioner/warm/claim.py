@@ -15,6 +15,7 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
+from sandbox_provisioner import orders
 from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle, readable_within
@@ -23,7 +24,6 @@ from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record, RecordFolder, open_init
 from sandbox_provisioner.spawn import WORD_SECONDS, Stdio
-from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.opener import Opener
 from sandbox_provisioner.warm.process import DistantProcess
 
@@ -44,7 +44,7 @@ class ClaimStart(Start):
         """The groups are those that the spare has: `tree`."""
         assert self.tree
         site = replace(site, first_id=self.claimed.record.first_id)
-        outside, inside = plans.compile_claim_plan(self.request, site)
+        outside, inside = orders.compile_claim(self.request, site)
         await self.opener.begin(outside, site.descriptors)
         folder = await off_loop(self.take_over, site)
         if self.record.cgroup_manager:

@@ -26,7 +26,8 @@ from pathlib import Path
 import sandbox_provisioner
 from sandbox_provisioner.inside.init import FIRST_RELAYED
 from sandbox_provisioner.kernel_files import freshness
-from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site, variables_for
+from sandbox_provisioner.orders.variables import variables_for
+from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site
 from sandbox_provisioner.records import Record, RecordFolder, open_init, start_time
 
 SOCKET = "requests"
@@ -123,7 +124,7 @@ def spare_key_of(
     spec = replace(request.spec, workdir=HOME, volumes=(), limits=limits)
     name = request.connection_file[0] if request.connection_file else ""
     words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
-    box = (repr(spec), by_default, words, request.stdio.words, site.home, site.facts.umask)
+    box = (repr(spec), by_default, words, request.pump, request.logged, site.home, site.facts.umask)
     parts = (key_of(request, site, preload, owner), *box)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -24,13 +24,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sandbox_provisioner import orders
 from sandbox_provisioner.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.errors import SandboxError, told_as_host_error
 from sandbox_provisioner.handle import LastWord, LocalHandle
 from sandbox_provisioner.launch import Labels, LocalLauncher, Start, without_a_word
 from sandbox_provisioner.off_loop import off_loop
-from sandbox_provisioner.plan import LaunchRequest, Plan, Site
+from sandbox_provisioner.plan import Family, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, RecordFolder, start_time
 from sandbox_provisioner.spawn import (
     HERE,
@@ -41,7 +42,6 @@ from sandbox_provisioner.spawn import (
     hear,
     stem,
 )
-from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.claim import ClaimedProcess, ClaimStart
 from sandbox_provisioner.warm.found import (
     Command,
@@ -51,6 +51,7 @@ from sandbox_provisioner.warm.found import (
     key_of,
     spare_key_of,
 )
+from sandbox_provisioner.warm.obstacles import obstacle, spare_obstacle
 from sandbox_provisioner.warm.opener import Opener
 from sandbox_provisioner.warm.process import DistantProcess
 
@@ -71,7 +72,7 @@ class WarmUnavailable(Exception):
 
 def why_cold(request: LaunchRequest, site: Site) -> str:
     """Why no start of *request* can be warm, "" if one can."""
-    return _OTHER_COMMAND if Command.of(request.argv) is None else plans.obstacle(request, site)
+    return _OTHER_COMMAND if Command.of(request.argv) is None else obstacle(request, site)
 
 
 async def start_warm(
@@ -130,7 +131,7 @@ class Source:
 
     def find(self, site: Site) -> None:
         """A spare, or else a nursery; WarmUnavailable without one."""
-        if self.stdio.stdin == subprocess.DEVNULL and not plans.spare_obstacle(self.request, site):
+        if self.stdio.stdin == subprocess.DEVNULL and not spare_obstacle(self.request, site):
             self._claim(site)
         if self.start is None:
             self._fork(site)
@@ -179,8 +180,8 @@ class WarmStart(Start):
     async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
         site, folder, inside = await off_loop(self.prepare, site, tree)
         await self.child.here()
-        family = plans.Family(self.child.nursery.record.init_pid, self.child.pid)
-        outside = plans.compile_opening_plan(self.request, site, family)
+        family = Family(self.child.nursery.record.init_pid, self.child.pid)
+        outside = orders.compile_opening(self.request, site, family)
         await self.opener.begin(outside, site.descriptors)
         fds = await self.opener.opened()
         if not fds:
@@ -209,7 +210,7 @@ class WarmStart(Start):
 
     def compile(self, site: Site) -> Plan:
         """What the nursery's child shall do."""
-        return plans.compile_warm_plan(self.request, site)
+        return orders.compile_fork(self.request, site)
 
 
 # By the nursery's id.

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
+from sandbox_provisioner import orders
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
@@ -24,7 +25,6 @@ from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import RecordFolder
 from sandbox_provisioner.spawn import LAUNCH_SECONDS, Stdio, stem
-from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.found import (
     CLAIMS,
     Command,
@@ -36,6 +36,7 @@ from sandbox_provisioner.warm.found import (
     spares,
 )
 from sandbox_provisioner.warm.launch import ForkedProcess, Nursery, WarmStart
+from sandbox_provisioner.warm.obstacles import obstacle, spare_obstacle
 from sandbox_provisioner.warm.opener import Opener
 
 KIND = "spare"
@@ -58,10 +59,9 @@ class SpareStart(WarmStart):
 
     def compile(self, site: Site) -> Plan:
         assert self.tree
-        has_string = self.tree.string >= 0
-        return plans.compile_spare_plan(
-            self.request, site, self.idle_seconds, has_string=has_string
-        )
+        held = ("claims", "string") if self.tree.string >= 0 else ("claims",)
+        site = replace(site, idle_seconds=self.idle_seconds, held=held)
+        return orders.compile_spare(self.request, site)
 
     def held(self) -> tuple[int, ...]:
         assert self.tree
@@ -90,7 +90,7 @@ async def make_spare(
         return False
     site, _ = launcher.survey(request)
     site.opened.close()  # a spare gets a work directory when it is claimed
-    if plans.obstacle(request, site) or plans.spare_obstacle(request, site):
+    if obstacle(request, site) or spare_obstacle(request, site):
         return False
     runtime = launcher.runtime()
     for of in dict.fromkeys((owner, "")):

@@ -20,16 +20,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sandbox_provisioner
+from sandbox_provisioner import orders
 from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.facilities.process.plan import least_available_bytes
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.launch import ColdStart, Labels, LocalLauncher
-from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site, variables_for
+from sandbox_provisioner.orders.variables import variables_for
+from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import BUILDING, RecordFolder
 from sandbox_provisioner.spawn import WORD_SECONDS, Stdio, stem
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.story import ExitStory
-from sandbox_provisioner.warm import plans
 from sandbox_provisioner.warm.found import (
     SOCKET,
     Command,
@@ -40,6 +42,7 @@ from sandbox_provisioner.warm.found import (
     link_of,
     of_no_notebook,
 )
+from sandbox_provisioner.warm.obstacles import obstacle
 
 KIND = "nursery"
 _READY_SECONDS = 180
@@ -75,7 +78,7 @@ class NurseryStart(ColdStart):
         return site, folder
 
     def compile(self, site: Site) -> Plan:
-        return plans.compile_nursery_plan(self.request, site)
+        return orders.compile_nursery(self.request, site)
 
 
 async def make_nursery(
@@ -99,7 +102,7 @@ async def make_nursery(
     site, _ = launcher.survey(request)
     site.opened.close()  # a nursery is given none of it
     command, runtime = Command.of(request.argv), launcher.runtime()
-    if command is None or plans.obstacle(request, site):
+    if command is None or obstacle(request, site):
         return None
     key, asked = key_of(request, site, preload, owner), preload
     preload = bearable(request, site, asked)
@@ -111,7 +114,7 @@ async def make_nursery(
         if not alone:
             return None
         lonely = idle_seconds if lonely_seconds is None else lonely_seconds
-        patience = idle_seconds, lonely, plans.least_available_bytes()
+        patience = idle_seconds, lonely, least_available_bytes()
         own = _own_request(request, command, preload, patience)
         # As its kernels have them: its own caps are others, and libraries count threads by them.
         variables = of_no_notebook(variables_for(request, site))
@@ -185,6 +188,7 @@ def _own_request(
         argv=(command.program, *command.flags, *words),
         cwd=HOME,
         connection_file=None,
+        logged=(),
         extra_files=(*request.extra_files, _PACKAGE),
     )
 

@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 from boxes import is_reaped, request_for, run
 
-from sandbox_provisioner import spawn
+from sandbox_provisioner import orders, spawn
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.launch import Labels, LaunchRequest, LocalLauncher
+from sandbox_provisioner.plan import Family
 from sandbox_provisioner.records import Record
 from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Stdio, stem
 from sandbox_provisioner.spec import Limits, Volume
-from sandbox_provisioner.warm import ahead, launch, plans
+from sandbox_provisioner.warm import ahead, launch
 from sandbox_provisioner.warm.launch import ForkedProcess, WarmUnavailable, start_warm
 from sandbox_provisioner.warm.spare import make_spare
 from sandbox_provisioner.warm.start import make_nursery
@@ -74,8 +75,8 @@ def names(launcher: LocalLauncher) -> list[str]:
 def verbs_of(launcher: LocalLauncher, request: LaunchRequest) -> set[str]:
     site, _ = launcher.survey(request)
     site.opened.close()
-    opening = plans.compile_opening_plan(request, site, plans.Family(1, 2))
-    parts = (opening, plans.compile_warm_plan(request, site))
+    opening = orders.compile_opening(request, site, Family(1, 2))
+    parts = (opening, orders.compile_fork(request, site))
     return {step.verb for part in parts for step in part.steps}
 
 

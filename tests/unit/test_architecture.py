@@ -184,6 +184,53 @@ def test_what_is_pure_starts_nothing_and_opens_nothing(name):
     assert not called & {"open", "os.open", "os.mkdir", "os.listdir", "os.unlink", "os.environ.get"}
 
 
+# -- facilities: a folder for each, and the name of a file is a law
+
+LAWS = {"facts", "plan", "outside", "inside", "tell"}
+FACILITIES = sorted(path for path in (PACKAGE / "facilities").iterdir() if path.is_dir())
+FACILITIES = [path for path in FACILITIES if (path / "__init__.py").exists()]
+
+
+def rooms_of(facility: Path) -> Iterator[tuple[str, Path]]:
+    """The law and the file of everything in *facility*: "facts.py", or a file of "facts/"."""
+    for path in sorted(facility.rglob("*.py")):
+        first = path.relative_to(facility).parts[0]
+        if first != "__init__.py":
+            yield first.removesuffix(".py"), path
+
+
+@pytest.mark.parametrize("facility", FACILITIES, ids=lambda path: path.name)
+def test_a_facility_has_no_other_rooms_and_knows_no_other_facility(facility):
+    own = f"{NAME}.facilities.{facility.name}."
+    for law, path in rooms_of(facility):
+        assert law in LAWS, path
+        for name in ours_of(path):
+            other = name.startswith(f"{NAME}.facilities.") and not name.startswith(own)
+            assert not other, (path, name)
+            assert not name.startswith((f"{NAME}.orders", f"{NAME}.launch", f"{NAME}.warm")), path
+
+
+@pytest.mark.parametrize("facility", FACILITIES, ids=lambda path: path.name)
+def test_what_a_facility_plans_and_tells_is_pure(facility):
+    forbidden = {"subprocess", "socket", "asyncio", "shutil", "tempfile", "threading", "ctypes"}
+    for law, path in rooms_of(facility):
+        if law in {"plan", "tell"}:
+            assert not imports_of(path) & forbidden, path
+            called = {ast.unparse(node.func) for node in ast.walk(tree_of(path))
+                      if isinstance(node, ast.Call)}  # fmt: skip
+            assert not called & {"open", "os.open", "os.listdir", "os.environ.get"}, path
+        if law == "inside":
+            assert {m for m in ours_of(path) if not m.startswith(f"{NAME}.inside")} == set(), path
+
+
+def test_only_the_orders_and_whoever_stands_above_know_several_facilities():
+    for path in FILES:
+        if module_of(path).split(".")[1:2] in (["facilities"], ["orders"]):
+            continue
+        known = {n.split(".")[2] for n in ours_of(path) if n.startswith(f"{NAME}.facilities.")}
+        assert len(known) <= 2, (path, known)
+
+
 def test_options_are_the_provisioners_and_the_apps_alone():
     users = {module_of(path) for path in FILES if "traitlets" in _top_names(path)}
     # The contents manager is a configurable of the server's own, without options of a sandbox.

@@ -10,6 +10,7 @@ from test_plan import FACTS, FILES, WORKDIR, WORKDIR_FACTS, place_of
 from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.facilities.landlock.tell import losses
 from sandbox_provisioner.host import VolumeFacts
 from sandbox_provisioner.inside import steps
 from sandbox_provisioner.inside.seccomp import (
@@ -21,7 +22,7 @@ from sandbox_provisioner.inside.seccomp import (
     describe,
     verdicts,
 )
-from sandbox_provisioner.landlock import compile_landlock_plan, losses
+from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record
 from sandbox_provisioner.spec import Confinement, Limits, SandboxSpec, Volume
@@ -46,7 +47,7 @@ def plan_of(site=None, limits=None, **options):
         "cwd": WORKDIR,
         **options,
     }
-    return compile_landlock_plan(LaunchRequest(**request), site or site_of())
+    return compile_for(LaunchRequest(**request), site or site_of())
 
 
 def verbs_of(plan):

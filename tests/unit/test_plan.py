@@ -17,8 +17,9 @@ from sandbox_provisioner.inside import steps
 from sandbox_provisioner.inside.orders import decode
 from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.mounts import Mount
+from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.places import Place
-from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step, compile_plan
+from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step
 from sandbox_provisioner.spec import WRITTEN_THROUGH, Limits, SandboxSpec, UserIds, Volume
 
 WORKDIR = "/srv/me"
@@ -85,7 +86,7 @@ def plan_of(site=None, **options):
         "cwd": WORKDIR,
         **options,
     }
-    return compile_plan(LaunchRequest(**options), site or site_of())
+    return compile_for(LaunchRequest(**options), site or site_of())
 
 
 def verbs_of(plan):
@@ -115,9 +116,10 @@ def test_a_root_server_takes_mounts_before_it_enters_the_user_namespace():
         "receive", "exit-file", "join-cgroup", "oom-score", "resource-limits",
         "make-user-namespace", "take", "take-place", "enter-user-namespace",
         "unshare", "fork-init", "new-session", "new-root", "symlink", "attach", "file", "attach",
-        "symlink", "mount", "own-limits", "freeze-paths", "show-only", "mask", "scratch", "attach",
-        "pivot", "close-root", "hostname", "loopback-up", "stdio", "fork-kernel", "resource-limits",
-        "umask", "become", "environment", "chdir", "system-call-filter", "execute",
+        "symlink", "mount", "own-limits", "freeze-paths", "show-only", "mask", "scratch", "pivot",
+        "attach", "close-root", "hostname", "loopback-up", "stdio", "fork-kernel",
+        "resource-limits", "umask", "become", "environment", "chdir",
+        "system-call-filter", "execute",
     ]  # fmt: skip
 
 
@@ -140,7 +142,8 @@ def test_a_jupyter_kernel_with_a_cap_is_watched_before_the_cgroup_is_out_of_reac
     assert "it uses {} of its memory limit of 512 MiB" in sentence
     assert "memory limit of 512 MiB" in " ".join(killed.split())
     verbs = verbs_of(plan)
-    assert verbs.index("watch-memory") < verbs.index("make-user-namespace")
+    assert verbs.index("open-memory") < verbs.index("make-user-namespace")
+    assert verbs.index("watch-memory") < verbs.index("fork-kernel")
     # Where nothing can be watched nothing is.
     assert not words_of(plan_of(spec=spec, connection_file=file), "watch-memory")
 

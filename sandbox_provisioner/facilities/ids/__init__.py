@@ -1,0 +1,1 @@
+"""ids - a facility: who the kernel is, inside and outside."""

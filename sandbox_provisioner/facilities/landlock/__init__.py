@@ -1,0 +1,1 @@
+"""landlock - a facility: the confinement for places that have no namespaces."""

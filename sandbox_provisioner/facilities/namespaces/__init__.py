@@ -1,0 +1,1 @@
+"""namespaces - a facility: what of the machine is the sandbox's own."""

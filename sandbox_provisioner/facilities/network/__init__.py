@@ -1,0 +1,1 @@
+"""network - a facility: its loopback, and what tells programs of it."""

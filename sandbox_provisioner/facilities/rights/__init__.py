@@ -1,0 +1,1 @@
+"""rights - a facility: what the kernel may ask Linux for."""

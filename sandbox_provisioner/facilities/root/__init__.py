@@ -1,0 +1,1 @@
+"""root - a facility: the root file system."""

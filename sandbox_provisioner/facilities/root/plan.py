@@ -1,0 +1,116 @@
+"""facilities/root/plan.py - pure: the root file system, and what of the machine shows in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sandbox_provisioner.bounds import MOST_TERMINALS
+from sandbox_provisioner.plan import HOME, READ_ONLY, Start, Step
+from sandbox_provisioner.spec import format_bytes
+
+_SKELETON_BYTES = 4 << 20
+_STAGING = "/proc"
+_TERMINALS = f"newinstance,ptmxmode=0666,mode=0620,max={MOST_TERMINALS}"
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_LINKS_OF_DEVICES = (
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+)
+# Of /proc what programs need, the C library above all; everything else there tells of the host.
+_SHOWN_OF_PROC = (
+    "cpuinfo", "filesystems", "loadavg", "meminfo", "mounts", "net", "self", "stat", "sys",
+    "sysvipc", "thread-self", "uptime", "version", "vmstat",
+)  # fmt: skip
+_SHOWN_OF_SETTINGS = ("crypto", "fs", "kernel", "net", "user", "vm")
+# Below them there are more names than mounts are worth: these count or name what is the host's.
+_MASKED = (
+    "/proc/sys/fs/binfmt_misc", "/proc/sys/fs/dentry-state", "/proc/sys/fs/file-nr",
+    "/proc/sys/fs/inode-nr", "/proc/sys/fs/inode-state", "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/pty", "/proc/sys/kernel/random/boot_id",
+)  # fmt: skip
+
+
+def take(start: Start) -> Iterator[Step]:
+    """What every sandbox on this machine sees of it."""
+    for path in start.site.facts.system_directories:
+        yield Step("take", (path, path, *READ_ONLY), "the system's programs, read-only")
+    for path in start.site.facts.system_files:
+        yield Step("take", (path, path, *READ_ONLY))
+    for name in _DEVICES:
+        yield Step("take", (f"/dev/{name}", f"/dev/{name}", "nosuid", "noexec"))
+
+
+def new(start: Start) -> Iterator[Step]:
+    """An empty root, and the system's directories in it."""
+    yield Step("new-root", (_STAGING, str(_SKELETON_BYTES)), "an empty tmpfs; only what follows")
+    for link, text in start.site.facts.root_links.items():
+        yield Step("symlink", (link, text))
+    for path in sorted(start.site.facts.system_directories):
+        yield Step("attach", (path,))
+
+
+def system_files(start: Start) -> Iterator[Step]:
+    """After the box's own: nothing of the host's replaces those."""
+    for path in start.site.facts.system_files:
+        yield Step("attach", (path,))
+
+
+def devices(start: Start) -> Iterator[Step]:
+    """/dev, with terminals and shared memory of its own."""
+    for name in _DEVICES:
+        yield Step("attach", (f"/dev/{name}",))
+    for link, text in _LINKS_OF_DEVICES:
+        yield Step("symlink", (link, text))
+    yield Step(
+        "mount",
+        ("devpts", "/dev/pts", _TERMINALS, "nosuid", "noexec"),
+        f"terminals of its own, {MOST_TERMINALS} at the most",
+    )
+    size = start.request.spec.limits.shm_bytes
+    yield Step(
+        "mount",
+        ("tmpfs", "/dev/shm", f"mode=1777,{_room(size)}", "nosuid", "nodev"),
+        f"shared memory, {format_bytes(size)} at the most",
+    )
+
+
+def proc(_start: Start) -> Iterator[Step]:
+    """proc(5) of its PID namespace."""
+    yield Step("mount", ("proc", "/proc", "", "nosuid", "nodev", "noexec"), "only our processes")
+
+
+def hide_of_proc(_start: Start) -> Iterator[Step]:
+    """Not in a nursery: Linux lets nobody mount a new /proc where the old one is not whole."""
+    why = "settings of the Linux kernel may be read, not changed"
+    yield Step("freeze-paths", ("/proc/sys",), why)
+    why = "what programs need; all else there tells of the host, or acts on it"
+    yield Step("show-only", ("/proc", *_SHOWN_OF_PROC), why)
+    yield Step("show-only", ("/proc/sys", *_SHOWN_OF_SETTINGS))
+    yield Step("mask", _MASKED, "the same, where a few are to be hidden among many")
+
+
+def scratch(start: Start) -> Iterator[Step]:
+    """Every place that a kernel may write to and that is not given to it."""
+    size = start.request.spec.limits.tmp_bytes
+    places = ("1777:/tmp", f"0755:{HOME}", "0755:/run", "1777:/var/tmp")
+    words = (str(start.site.uid), str(start.site.gid), _room(size), *places)
+    yield Step("scratch", words, f"every other writable place, {format_bytes(size)} in all")
+
+
+def _room(size_bytes: int) -> str:
+    """The options of a tmpfs(5): an empty file takes no page of its size, but a page's worth of
+    the Linux kernel's memory."""
+    return f"size={size_bytes},nr_inodes={size_bytes // 4096 + 64}"
+
+
+def pivot(_start: Start) -> Iterator[Step]:
+    """pivot_root(2). What comes later is in descriptors already."""
+    yield Step("pivot", (), "the new root becomes /; of the host's nothing stays reachable")
+
+
+def close(_start: Start) -> Iterator[Step]:
+    """When everything is in its place."""
+    yield Step("close-root", (), "read-only from here on")

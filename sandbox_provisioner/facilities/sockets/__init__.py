@@ -1,0 +1,1 @@
+"""sockets - a facility: where the kernel and its clients meet."""

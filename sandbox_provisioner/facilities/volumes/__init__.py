@@ -1,0 +1,1 @@
+"""volumes - a facility: more paths of the host."""

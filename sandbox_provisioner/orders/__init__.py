@@ -1,0 +1,58 @@
+"""orders/ - pure: in which order the steps of all facilities come, one list for each confinement.
+
+::
+
+    namespaces.py   the list for namespaces(7), with who performs each line of it
+    landlock.py     the list for places that have none
+    variables.py    the kernel's environment, to which several facilities add
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sandbox_provisioner.orders import landlock, namespaces
+from sandbox_provisioner.plan import Family, Kind, LaunchRequest, Plan, Site, Start
+from sandbox_provisioner.spec import Confinement
+
+
+def compile_for(request: LaunchRequest, site: Site) -> Plan:
+    """The plan of a cold start in the confinement that *request* names; never another one in its
+    place. HostError or SpecError if this host cannot do it as asked."""
+    start = Start(request, site)
+    if request.spec.confinement is Confinement.LANDLOCK:
+        return landlock.cold(start)
+    return namespaces.cold(start)
+
+
+def compile_nursery(request: LaunchRequest, site: Site) -> Plan:
+    """The plan for a nursery; *request* names its program, *site* has no work directory."""
+    return namespaces.whole(Start(request, site, Kind.NURSERY))
+
+
+def compile_fork(request: LaunchRequest, site: Site) -> Plan:
+    """What a nursery's child does for *request*; `compile_opening` is the other part."""
+    start = Start(request, site, Kind.FORK)
+    namespaces.check(start)
+    return namespaces.inside(start)
+
+
+def compile_opening(request: LaunchRequest, site: Site, family: Family) -> Plan:
+    """The plan for the launcher that opens what a nursery's child, or a spare, waits for."""
+    start = Start(request, replace(site, family=family), Kind.FORK)
+    return namespaces.opening(start)
+
+
+def compile_spare(request: LaunchRequest, site: Site) -> Plan:
+    """What a nursery's child does to become a spare, which ends if nobody claims it for
+    ``site.idle_seconds``. With the plan come `Site.held`."""
+    start = Start(request, site, Kind.SPARE)
+    namespaces.check(start)
+    return namespaces.inside(start)
+
+
+def compile_claim(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
+    """What is left to do where a spare is bound to *request*: for a launcher, and for its PID 1."""
+    start = Start(request, site, Kind.CLAIM)
+    namespaces.check(start)
+    return namespaces.opening(start), namespaces.inside(start)
