@@ -78,17 +78,20 @@ class _Emptying:
 
     def run(self) -> bool:
         """Whether nothing is left; again and again, since a listing may miss what was moved up
-        meanwhile."""
+        meanwhile, and whoever is still at work in there may take away, or rename, what was listed:
+        a problem is what is still there at the next look."""
+        last: list[str] = []
         while not self._is_enough():
-            before, names = self.removed, self._names()
+            before, names, self.problem = self.removed, self._names(), None
             for name in names:
                 with self._noted():
                     self._remove(name)
             if not names:
                 return True
             # Without a problem the time has run out just now.
-            if self.removed == before and self.problem:
+            if self.removed == before and names == last and self.problem:
                 raise self.problem
+            last = names
         return False
 
     def _is_enough(self) -> bool:

@@ -362,3 +362,5 @@ def _tell_directory() -> None:
     """Who remembers in which directory the program was started."""
     if process := sys.modules.get("multiprocessing.process"):
         vars(process)["ORIGINAL_DIR"] = os.getcwd()
+    if rich := sys.modules.get("rich"):  # its tracebacks name files as seen from there
+        vars(rich)["_IMPORT_CWD"] = os.path.abspath(os.getcwd())

@@ -25,8 +25,9 @@ from sandbox_provisioner.warm.kernel import Kernel
 _MOST_HOME_BYTES = 4 << 20
 _MOST_HOME_FILES = 256
 # Who asks only to tell the names of sources that are no files ("<string>"), for a place to turn to
-# where there is no /tmp, and who is told the right one in each kernel (`kernel._refresh`).
-_MAY_ASK = ("inspect", "tempfile", "multiprocessing.process")
+# where there is no /tmp, and who is told the right one in each kernel (`kernel._tell_directory`):
+# rich comes with scikit-learn, and with all who have that.
+_MAY_ASK = ("inspect", "tempfile", "multiprocessing.process", "rich")
 _TEMPORARY = ("/tmp", "/dev/shm")
 # What a module that is refused does, by the word that a new process is told it with.
 WHY = {

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.requires("userns"), pytest.mark.timeout(360)]
 WISHED = (
     "numpy", "scipy.stats", "pandas", "pyarrow", "matplotlib.pyplot", "sklearn.linear_model",
     "seaborn", "plotly.express", "tqdm.auto", "ipywidgets", "torch", "sqlite3", "multiprocessing",
-    "email.mime.text", "concurrent.futures.process", "logging.handlers", "ssl",
+    "email.mime.text", "concurrent.futures.process", "logging.handlers", "ssl", "rich.traceback",
 )  # fmt: skip
 MODULES = [name for name in WISHED if importlib.util.find_spec(name.partition(".")[0])]
 # What a module can look at when it is imported, each as it finds it then.

@@ -124,6 +124,41 @@ def test_every_go_at_a_wide_and_deep_tree_makes_its_progress(tree):
     assert goes <= steps // removal.ALWAYS + 1
 
 
+def test_what_somebody_else_takes_away_between_the_listing_and_the_removal_is_no_problem(
+    tree, monkeypatch
+):
+    (tree / "7515").touch()
+    aside = removal.set_aside(tree)
+    unlink = os.unlink
+
+    def too_late(name, **options):
+        unlink(name, **options)
+        unlink(name, **options)
+
+    monkeypatch.setattr(os, "unlink", too_late)
+    assert removal.empty(aside)
+    assert not aside.exists()
+
+
+def test_what_cannot_be_removed_is_told_by_its_name_when_all_else_is_gone(tree, monkeypatch):
+    for name in ("a", "kept", "z"):
+        (tree / name).touch()
+    aside = removal.set_aside(tree)
+    unlink = os.unlink
+
+    def refused(name, **options):
+        if name == "kept":
+            raise PermissionError(1, "Operation not permitted", name)
+        unlink(name, **options)
+
+    monkeypatch.setattr(os, "unlink", refused)
+    with pytest.raises(PermissionError, match="kept"):
+        removal.empty(aside)
+    assert os.listdir(aside) == ["kept"]
+    monkeypatch.undo()
+    assert removal.empty(aside)
+
+
 def test_who_finds_somebody_at_it_does_not_wait(tree):
     aside = removal.set_aside(tree)
     fd = os.open(aside, os.O_RDONLY)
