@@ -1,23 +1,45 @@
-"""``python -m tests``: the linters, then all tests, quick ones first; this is what CI runs.
+"""``python -m tests``: the linters, then all tests in two lanes; this is what CI runs.
 
-Arguments go to pytest: ``python -m tests tests/unit`` or ``python -m tests -k interrupt``.
+Arguments go to pytest, in one lane: ``python -m tests tests/unit`` or ``python -m tests -k
+interrupt``. With ``--vm`` the second lane ends with the virtual machine (``python -m tests.vm``).
+
+::
+
+    main    unit, inside, kernels, lifecycle, programs, escape     what has to be quick, here
+    aside   suites, browser, vm                  what mostly waits, told when it has ended
+
+What becomes of it lies in ``artefacts/`` (or ``$SANDBOX_ARTEFACTS``): a junit.xml for each lane,
+the second one's output, and durations.txt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from xml.etree import ElementTree
 
+from sandbox_provisioner.host import HostFacts
+
 TESTS = Path(__file__).parent
-ROOMS = ("unit", "inside", "kernels", "lifecycle", "programs", "escape", "suites", "browser")
+MAIN = ("unit", "inside", "kernels", "lifecycle", "programs", "escape")
+ASIDE = ("suites", "browser")
 LINTERS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("mypy",),
 )
+# What runs aside gives way; and it sees no mount of the other lane's, nor is seen by its fixtures.
+_GIVES_WAY = ("nice", "-n", "5")
+_OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
+_VM_PATIENCE = ("timeout", "--kill-after=60", "2400")
+SLOW_SECONDS = 5
 
 
 def main() -> int:
@@ -27,25 +49,106 @@ def main() -> int:
         status = subprocess.run([sys.executable, "-m", *linter], check=False).returncode
         if status:
             return status
-    report = Path(os.environ.get("SANDBOX_ARTEFACTS", "artefacts")) / "junit.xml"
-    chosen = sys.argv[1:] or [f"tests/{room}" for room in ROOMS]
-    pytest = [sys.executable, "-m", "pytest", "-ra", f"--junit-xml={report}", *chosen]
-    status = subprocess.run(pytest, check=False).returncode
-    return status or refuse_unexplained_skips(report)
+    folder = Path(os.environ.get("SANDBOX_ARTEFACTS", "artefacts"))
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [word for word in sys.argv[1:] if word != "--vm"]
+    if words:
+        status = run_pytest(folder / "junit.xml", words)
+        return status or judge([folder / "junit.xml"], folder)
+    return run_lanes(folder, with_vm="--vm" in sys.argv)
 
 
-def refuse_unexplained_skips(report: Path) -> int:
+def run_lanes(folder: Path, *, with_vm: bool) -> int:
+    """Both lanes; all that fails is told."""
+    reports = [folder / "junit.xml", folder / "junit-aside.xml"]
+    commands = [pytest_command(reports[1], rooms(ASIDE))]
+    commands += [[*_VM_PATIENCE, sys.executable, "-m", "tests.vm"]] * with_vm
+    with aside(commands, folder / "aside.log") as lane:
+        status = run_pytest(reports[0], rooms(MAIN))
+        print("\nwaiting for what runs aside", flush=True)
+        lane_status = lane.wait()
+        print((folder / "aside.log").read_text(errors="replace"), flush=True)
+    return status or lane_status or judge(reports, folder)
+
+
+def rooms(names: Sequence[str]) -> list[str]:
+    """The folders of *names*, as pytest's arguments."""
+    return [f"tests/{name}" for name in names]
+
+
+def pytest_command(report: Path, words: Sequence[str]) -> list[str]:
+    """pytest with *words*, whose results go to *report*."""
+    return [sys.executable, "-m", "pytest", "-ra", f"--junit-xml={report}", *words]
+
+
+def run_pytest(report: Path, words: Sequence[str]) -> int:
+    """Its exit status."""
+    return subprocess.run(pytest_command(report, words), check=False).returncode
+
+
+@contextlib.contextmanager
+def aside(commands: Sequence[Sequence[str]], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs *commands*, one after the other, with all that they say in *log*; its
+    exit status is 0 if each one's is. It does not outlive us, however we end."""
+    each = "".join(f"{shlex.join(words)} || status=1\n" for words in commands)
+    script = f"trap 'exit 130' INT\nstatus=0\n{each}exit $status"
+    own_mounts = _OWN_MOUNTS if HostFacts.probe().privileged else ()
+    with log.open("wb") as output:
+        lane = subprocess.Popen(
+            [*_GIVES_WAY, *own_mounts, "sh", "-c", script],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield lane
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        while lane.poll() is None:  # each command is interrupted, which cleans up after itself
+            os.killpg(lane.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                lane.wait(timeout=30)
+
+
+def judge(reports: Sequence[Path], folder: Path) -> int:
     """1 if a test was skipped for a reason that allowed_skips.txt does not know."""
+    cases = [case for report in reports for case in ElementTree.parse(report).iter("testcase")]
+    (folder / "durations.txt").write_text(durations(cases))
     lines = (TESTS / "allowed_skips.txt").read_text().splitlines()
-    allowed = [line.partition(" - ")[0] for line in lines if line and not line.startswith("#")]
-    status = 0
-    for case in ElementTree.parse(report).iter("testcase"):
-        for skip in case.iter("skipped"):
-            reason = skip.get("message", "")
-            if not any(part in reason for part in allowed):
-                print(f"not allowed to skip: {case.get('classname')}.{case.get('name')}: {reason}")
-                status = 1
-    return status
+    refused = [text for case in cases for text in unexplained_skips(case, lines)]
+    for text in refused:
+        print(f"not allowed to skip: {text}")
+    return 1 if refused else 0
+
+
+def unexplained_skips(case: ElementTree.Element, lines: Sequence[str]) -> Iterator[str]:
+    """The reasons why *case* was skipped that none of *lines* knows."""
+    name = f"{case.get('classname')}.{case.get('name')}"
+    for skip in case.iter("skipped"):
+        reason = skip.get("message", "")
+        if not any(_allows(line, name, reason) for line in lines):
+            yield f"{name}: {reason}"
+
+
+def _allows(line: str, name: str, reason: str) -> bool:
+    """Whether *line*, "[VARIANT] PART - WHY" or "PART - WHY", is about this skip."""
+    part, dash, _ = line.partition(" - ")
+    if not dash or line.startswith("#"):
+        return False
+    variant, bracket, of_variant = part.removeprefix("[").partition("] ")
+    if not part.startswith("[") or not bracket:
+        return part in reason
+    return fnmatchcase(name.partition(".")[0], variant) and of_variant in reason
+
+
+def durations(cases: Sequence[ElementTree.Element]) -> str:
+    """The slow ones in seconds, the slowest first, and how much time all take."""
+    times = {f"{c.get('classname')}.{c.get('name')}": float(c.get("time", 0)) for c in cases}
+    slow = sorted(times.items(), key=lambda item: -item[1])
+    lines = [f"{seconds:8.1f} {name}" for name, seconds in slow if seconds >= SLOW_SECONDS]
+    return "\n".join([*lines, f"{sum(times.values()):8.1f} all {len(times)} tests", ""])
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+import inner
 import pytest
+import users
 from boxes import IDLE_SECONDS, WARM, Boxes, close_nurseries, request_for, run
 from facilities import MUST_WORK, missing, ordinary_python
 from leaks import Watch, note_what_is_made
@@ -29,6 +30,11 @@ from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.spawn import stem
 from sandbox_provisioner.warm.start import make_nursery
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell an outer pytest what becomes of our tests, if there is one."""
+    inner.write_reports(config)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -48,42 +54,37 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Under root, a test that is marked ``ordinary_user`` runs in a pytest of such a user."""
     if os.geteuid() or not pyfuncitem.get_closest_marker("ordinary_user"):
         return None
-    outcome = _as_ordinary_user(pyfuncitem.path).get(pyfuncitem.name, "it has not been run")
+    outcome = _as_ordinary_user(pyfuncitem.path, pyfuncitem.config).get(
+        pyfuncitem.name, "it has not been run"
+    )
     if outcome:
         pytest.fail(f"As uid {ORDINARY_UID}:\n{outcome}", pytrace=False)
     return True
 
 
 @cache
-def _as_ordinary_user(tests: Path) -> dict[str, str]:
-    """Run all of *tests* in one go; for each by its name why it failed, "" if it did not."""
+def _as_ordinary_user(tests: Path, config: pytest.Config) -> dict[str, str]:
+    """Run those of *tests* in one go; for each by its name why it failed, "" if it did not. A skip
+    is nothing wrong: the outer pytest has judged it already."""
     here, home = str(Path(__file__).parent), tempfile.mkdtemp(prefix="sbx-", dir="/tmp")
     os.chown(home, ORDINARY_UID, ORDINARY_UID)
-    report = Path(home, "report.xml")
+    reports = Path(home, "reports")
     identity = [f"--reuid={ORDINARY_UID}", f"--regid={ORDINARY_UID}", "--clear-groups"]
     packages = [path for path in sys.path if path.endswith("site-packages")]
     places = [str(Path(sandbox_provisioner.__file__).parents[1]), here, *packages]
-    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={here}/..", f"--junitxml={report}"]
+    options = ["-q", "-p", "no:cacheprovider", f"--rootdir={here}/..", "-m", "ordinary_user"]
     variables = {"HOME": home, "PATH": os.defpath, "PYTHONPATH": os.pathsep.join(places)}
     try:
         done = subprocess.run(
             ["setpriv", *identity, ordinary_python(), "-m", "pytest", *options, str(tests)],
-            env=variables, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            check=False,
+            env=variables | {inner.REPORTS: str(reports)}, cwd=home, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
-        if not report.exists():
+        if not reports.exists():
             pytest.fail(f"No report:\n{done.stdout}\n{done.stderr}", pytrace=False)
-        cases = ElementTree.parse(report).iter("testcase")
-        return {case.get("name", ""): "\n".join(_texts(case)) for case in cases}
+        return {test.name: "\n".join(test.failures) for test in inner.tests_of(reports, config)}
     finally:
         shutil.rmtree(home, ignore_errors=True)
-
-
-def _texts(case: ElementTree.Element) -> Iterator[str]:
-    """What went wrong; a skip, which the outer pytest has judged already, is nothing wrong."""
-    for part in case:
-        if part.tag in {"failure", "error"}:
-            yield part.text or part.get("message") or "failed"
 
 
 def _refuse(reason: str) -> None:
@@ -154,6 +155,12 @@ def public_folder(watch: Watch) -> Path:
         shutil.copytree(repository / name, folder / "code" / name, ignore=ours)
     shutil.copy(repository / "pyproject.toml", folder / "code")
     return folder
+
+
+@pytest.fixture
+def user_home(public_folder: Path) -> Path:
+    """A home directory of the ordinary user `users.USER`, with our code for them to read."""
+    return users.make_home(public_folder)
 
 
 def _new_runtime_dir() -> Path:
