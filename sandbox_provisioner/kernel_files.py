@@ -30,6 +30,7 @@ from sandbox_provisioner.python_files import (
 )
 from sandbox_provisioner.r_files import find_r_files, is_r
 from sandbox_provisioner.spec import relative
+from sandbox_provisioner.system_files import OF_BOX
 from sandbox_provisioner.wrappers import Behind, candidates, find_behind
 
 _STANDARD_LIBRARY = re.compile(r"(?:python|pypy)3\.\d+t?", re.ASCII)
@@ -98,7 +99,7 @@ def find_kernel_files(
     sorter = _Sorter(facts, given, reader)
     sorter.refuse_doubtful(program)
     readonly = sorter.usable([*installed, *modules])
-    seen = (*readonly, *given.writable, *sorter.system)
+    seen = (*readonly, *given.writable, *sorter.system, *OF_BOX)
     return KernelFiles(
         program=program,
         readonly=readonly,
@@ -296,6 +297,8 @@ class _Sorter:
         if not found.path.startswith("/") or "\0" in found.path or not os.path.exists(found.path):
             return set()
         path, real = os.path.normpath(found.path), real_path(found.path)
+        if _within_any(path, OF_BOX) or _within_any(real, OF_BOX):
+            return set()
         trusted = self.reader.trusts(path, found.trusted) if real != path else found.trusted
         if not trusted and not self._is_harmless(real):
             self.doubtful.add(real)

@@ -46,6 +46,11 @@ _PARTS = (
     "/var/lib/ghc", "/var/lib/ghostscript", "/var/lib/libreoffice", "/var/lib/sgml-base",
     "/var/lib/texmf",
 )  # fmt: skip
+# What each box has of its own: nothing of the host's takes their place, whoever names it.
+OF_BOX = (
+    "/dev", "/proc", "/sys", "/etc/group", "/etc/hostname", "/etc/hosts", "/etc/nsswitch.conf",
+    "/etc/passwd", "/etc/resolv.conf",
+)  # fmt: skip
 # Where a link at one of these places may lead to: nobody but the system writes there.
 _TREES = ("/etc/", "/usr/", "/var/lib/", "/var/cache/", "/nix/store/", "/lib/", "/run/systemd/")
 

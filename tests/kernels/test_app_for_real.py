@@ -119,6 +119,15 @@ def test_run_runs_in_the_directory_that_one_is_in(jupyter_sandbox: Run, workdir:
     assert (workdir / "file").read_text() == "made\n"
 
 
+def test_a_command_that_names_files_of_the_box_has_the_boxs_own(jupyter_sandbox: Run) -> None:
+    read = "cat /proc/self/status /etc/hostname; wc -l < /etc/passwd"
+    for words in (("sh", "-c", read), ("cat", "/proc/self/status", "/etc/hostname")):
+        ended = jupyter_sandbox("run", "--", *words)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "Name:\tcat\n" in ended.stdout
+        assert "\nsandbox\n" in ended.stdout
+
+
 def test_run_tells_a_signal_as_shells_do(jupyter_sandbox: Run) -> None:
     ended = jupyter_sandbox("run", "--", "sh", "-c", "kill -TERM $$")
     assert ended.returncode == 128 + signal.SIGTERM

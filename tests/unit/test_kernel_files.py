@@ -86,6 +86,19 @@ def test_files_that_the_command_line_names_are_there(facts, tmp_path):
     assert found.readonly == (str(script),)
 
 
+@pytest.mark.parametrize(
+    "path", ["/proc/self/status", "/sys/devices/system/cpu/online", "/etc/passwd", "/dev/stdin"]
+)
+def test_what_each_box_has_of_its_own_is_not_the_hosts_because_somebody_names_it(
+    facts, tmp_path, path
+):
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    for argv in (["/bin/cat", path, str(link)], ["/bin/sh", "-c", f"cat {path} {link}"]):
+        found = find_kernel_files(argv, os.environ, facts)
+        assert (found.readonly, path in found.unseen) == ((), False)
+
+
 def test_extra_paths_are_there(facts, tmp_path):
     assert find_kernel_files(["/bin/sh"], {}, facts, [str(tmp_path)]).readonly == (str(tmp_path),)
 
