@@ -24,6 +24,7 @@ from unittest import mock
 from benchmarks import common, start
 from sandbox_provisioner import launch, provisioner, spawn
 from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.warm import ahead
 from sandbox_provisioner.warm import launch as warm
 
@@ -81,12 +82,12 @@ def stamp(name):
     stamps.append(b"%s %d" % (name.encode(), time.monotonic_ns()))
 import sys
 sys.path.append(sys.argv[1])
-from sandbox_provisioner.inside import enter, orders, steps
-decode = orders.decode
+from sandbox_provisioner.inside import enter, steps, wire
+decode = wire.decode
 def decoded(text):
     stamp("word")
     return decode(text)
-orders.decode = decoded
+wire.decode = decoded
 def wrap(name, verb):
     def timed(box, *words):
         if name == "execute":
@@ -159,18 +160,17 @@ def watched(found: Start, kind: str) -> Iterator[None]:
         yield
 
 
-def _reader(found: Start) -> Callable[[Any, bytes], None]:
+def _reader(found: Start) -> Callable[[Any, list[str]], None]:
     """The report pipe's reader, which also takes what `_BOOT` sends."""
     add = spawn.Report.add
 
-    def read(report: Any, line: bytes) -> None:
-        kind, *words = line.split(b"\0")
-        if kind == _KIND.encode():
-            found.read(words[0].decode())
+    def read(report: Any, words: list[str]) -> None:
+        if words[0] == _KIND:
+            found.read(words[1])
         else:
-            if kind == b"pid":
+            if words[0] == wire.PID:
                 found.stamp("PID 1 made (server has heard)")
-            add(report, line)
+            add(report, words)
 
     return read
 

@@ -21,15 +21,7 @@ from sandbox_provisioner.cgroup import CgroupTree, Usage
 from sandbox_provisioner.covers import repositories
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError, told_as_host_error
-from sandbox_provisioner.inside.init import (
-    COVERED_WORD,
-    FIRST_RELAYED,
-    FULL_WORD,
-    KILLED_WORD,
-    MADE_WORD,
-    MEMORY_WORD,
-    SEALED,
-)
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line, printable
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import TooManyFolders, open_again
@@ -39,6 +31,7 @@ from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
 
 _OUTLIVED_SECONDS = 1.0
 _MOST_WORDS = 64  # of init's, at a time
+_MESSAGE_BYTES = 8192
 _REAPER = "sandbox-reaper"
 
 
@@ -167,7 +160,7 @@ class LocalHandle:
         if number == signal.SIGKILL:
             self.kill()
         elif number and not self._has_ended():
-            self._send(FIRST_RELAYED + number - 1)
+            self._send(wire.relayed(number))
 
     def kill(self) -> None:
         if not self._has_ended():
@@ -198,20 +191,20 @@ class LocalHandle:
         return self._last_usage
 
     async def sealed(self) -> str:
-        """Wait for PID 1's word that all sockets listen: "sealed", another text is an error.
+        """Wait for PID 1's word that all sockets listen: `wire.SEALED`; another text is an error.
 
         "" if it ended before.
         """
         if self._sealed:
-            return SEALED
+            return wire.SEALED
         while True:
             await readable(self._control)
             try:
-                text = os.fsdecode(os.read(self._control, 8192))
+                word, rest = wire.parts(os.read(self._control, _MESSAGE_BYTES))
             except OSError:
                 return ""
-            if not self._take_in(text):
-                return text
+            if not self._take_in(word, rest):
+                return rest if word == wire.UNSEALED else word
 
     def notices(self) -> list[str]:
         """What PID 1 has told besides "sealed", as sentences for a log; does not block."""
@@ -224,26 +217,25 @@ class LocalHandle:
             if self._control < 0 or self._closed or not is_readable(self._control):
                 break
             try:
-                text = os.fsdecode(os.read(self._control, 8192))
+                word, rest = wire.parts(os.read(self._control, _MESSAGE_BYTES))
             except OSError:
                 break
-            if not self._take_in(text):
+            if not self._take_in(word, rest):
                 break  # its end
 
-    def _take_in(self, text: str) -> bool:
-        """Whether *text* is a word that PID 1 may say at any time, of a place in the work directory
-        or of memory."""
-        word, _, rest = text.partition(" ")
-        if word == MEMORY_WORD and rest.isdecimal():
+    def _take_in(self, word: str, rest: str) -> bool:
+        """Whether *word* is one that PID 1 may say at any time, of a place in the work directory or
+        of memory."""
+        if word == wire.MEMORY and rest.isdecimal():
             self._heard.append(_interrupted(int(rest), self.record))
-        elif word == FULL_WORD and rest.startswith("/"):
+        elif word == wire.FULL and rest.startswith("/"):
             self._heard.append(f"{rest} of kernel {short_id(self.record)} is full.")
-        elif word == KILLED_WORD and rest.isdecimal():
+        elif word == wire.KILLED and rest.isdecimal():
             self._outlived = replace(self._outlived, kills=int(rest))
             self._heard.append(_child_killed(self.record))
-        elif word == COVERED_WORD:
+        elif word == wire.COVERED:
             self._heard.append(_covered(rest, self.record))
-        elif word == MADE_WORD:
+        elif word == wire.MADE:
             self._remember(rest)
         else:
             return False

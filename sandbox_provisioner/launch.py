@@ -53,7 +53,7 @@ from sandbox_provisioner.records import (
     sweep,
 )
 from sandbox_provisioner.run_by_host import look_there_last, notice
-from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Report, Stdio, stem
+from sandbox_provisioner.spawn import FAIL_AT, Failure, LauncherProcess, Report, Stdio, stem
 from sandbox_provisioner.spec import (
     WRITTEN_THROUGH,
     Confinement,
@@ -427,9 +427,8 @@ class Start:
     def check(self, report: Report, plan: Plan, site: Site) -> None:
         """Raise what *report* tells of, if the kernel does not run."""
         if report.failure:
-            verb, number, text = report.failure
-            step = next((step for step in plan.steps if step.verb == verb), Step(verb))
-            raise failure_of(step, number, text, site)
+            failure = report.failure
+            raise failure_of(_failed_step(failure, plan), failure.errno, failure.text, site)
         if self.process.pidfd < 0:
             raise without_a_word(self.process.status)
 
@@ -481,6 +480,15 @@ def without_a_word(status: int | None) -> LaunchError:
         remedy="A cap may be too small for it; raise mem_limit or pids_limit.",
         step="spawn-launcher",
     )
+
+
+def _failed_step(failure: Failure, plan: Plan) -> Step:
+    """The very step that *failure* tells of. Whoever ran modules before may tell anything."""
+    if 0 < failure.step <= len(plan.steps):
+        step = plan.steps[failure.step - 1]
+        if step.verb == failure.verb:
+            return step
+    return Step(failure.verb)
 
 
 class ColdStart(Start):

@@ -16,6 +16,7 @@ from enum import IntEnum
 from sandbox_provisioner.cgroup import Bound
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IdRange
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.places import Place
@@ -69,15 +70,13 @@ class Plan:
         return "\n".join(lines)
 
     def encode(self) -> bytes:
-        """For `inside.enter.decode`: per step a count and "#", then "LENGTH:BYTES" a word."""
-        parts = []
-        for step in self.steps:
-            words = [step.verb, *step.words]
-            parts.append(b"%d#" % len(words))
-            for word in words:
-                text = word if isinstance(word, bytes) else os.fsencode(word)
-                parts.append(b"%d:%s" % (len(text), text))
-        return b"".join(parts)
+        """For the launcher, which decodes it (`inside/wire.py`)."""
+        return wire.encode(
+            [
+                [word if isinstance(word, bytes) else os.fsencode(word) for word in words]
+                for words in ((step.verb, *step.words) for step in self.steps)
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

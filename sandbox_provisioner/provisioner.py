@@ -53,7 +53,7 @@ from sandbox_provisioner.errors import COMMAND, LaunchError, SandboxError, SpecE
 from sandbox_provisioner.facilities.landlock.plan import private
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import memory_bytes
-from sandbox_provisioner.inside.init import SEALED
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.launch import Labels, LocalLauncher
@@ -655,9 +655,9 @@ class SandboxProvisioner(LocalProvisioner):
                 step="wait-for-kernel",
                 stderr_tail=tail,
             ) from None
-        if answer == SEALED and _sockets_are_right(handle.folder.sockets):
+        if answer == wire.SEALED and _sockets_are_right(handle.folder.sockets):
             return
-        if answer == SEALED:
+        if answer == wire.SEALED:
             answer = f"there is something else than its sockets in {handle.folder.sockets}"
         if answer:
             handle.kill()

@@ -39,7 +39,7 @@ from sandbox_provisioner import cgroup, removal
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
-from sandbox_provisioner.inside.init import FIRST_RELAYED
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.places import open_again
 from sandbox_provisioner.spec import WRITTEN_THROUGH, Confinement, Covers, relative
 
@@ -117,7 +117,7 @@ class Record:
         """What ends all of it, sent to its init: where that is PID 1 of a namespace its death does,
         otherwise it has to end the others first."""
         shared = self.confinement == Confinement.LANDLOCK
-        return FIRST_RELAYED + signal.SIGKILL - 1 if shared else signal.SIGKILL
+        return wire.relayed(signal.SIGKILL) if shared else signal.SIGKILL
 
 
 def runtime_directory(configured: str = "") -> Path:

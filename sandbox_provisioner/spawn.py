@@ -1,16 +1,9 @@
 """spawn.py - in the launching process: launchers as processes, from their fork to their end.
 
 The interpreter that they run in takes some 20 ms to start. So it is started once, as the *stem*
-(inside/enter.py), before anything else is known of the first start, and forks a launcher for each::
-
-    server   spawn ─────────────▶ stem       python -SI, imports inside/
-             a control socket ──▶ stem       forks a launcher, a child of ours
-             ◀────"here"───────── launcher   on its control socket; with it its pid and a pidfd
-             "go" ──control─────▶            with it the plan in a memfd, the report pipe, our
-                                             pidfd, stdio; performs the plan, forks PID 1, ends
-             ◀────"init"───────── PID 1      on the control socket; with it its pid and a pidfd
-             ◀───report pipe────             "pid" · "made" · "failed" (see inside/enter.py)
-             ◀───end of file────             the kernel runs, or nothing does
+(inside/enter.py), before anything else is known of the first start, and forks a launcher for each.
+A launcher is a child of ours; it performs its plan, forks PID 1, and ends. The words that we and
+they say are drawn in inside/wire.py.
 
 A stem that does not answer is ended, and another one asked. Nobody is waited for or signalled by
 number: a server may ignore SIGCHLD, or wait for all children itself.
@@ -53,6 +46,7 @@ from sandbox_provisioner.handle import (
     reap,
     when_ended,
 )
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.kernel_calls import MOST_DESCRIPTORS
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import Plan
@@ -65,8 +59,6 @@ BOOT = (
 FAIL_AT = "SANDBOX_FAIL_AT"
 LAUNCH_SECONDS = 60.0
 _OPEN_SECONDS = 10.0
-HERE = "here"
-INIT = "init"
 # For a word between two processes that takes a millisecond, or some tens where all are busy.
 WORD_SECONDS = 2.0
 _INTERPRETER_SECONDS = 10.0
@@ -77,7 +69,6 @@ _IDLE_SECONDS = 60.0
 _MARGIN_SECONDS = 5.0
 # Some hundred paths of stand-ins, each of at most 4096 bytes.
 _MOST_REPORTED_BYTES = 1 << 22
-_END_OF_RECORD = b"\0\n"  # a path may have ends of lines in it, and no NUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +127,17 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a process said of the step that failed: the step's number in the plan, counted from 1,
+    its verb, the error's number, and its text."""
+
+    step: int
+    verb: str
+    errno: int
+    text: str
+
+
 @dataclass(slots=True)
 class Report:
     """What came through the report pipe until its end.
@@ -146,24 +148,26 @@ class Report:
 
     init_pid: int = 0
     made: list[tuple[str, str]] = field(default_factory=list)
-    failure: tuple[str, int, str] | None = None
+    failure: Failure | None = None
 
-    def add(self, line: bytes) -> None:
-        """Take in one record: words with NUL between them."""
-        match [os.fsdecode(word) for word in line.split(b"\0")]:
-            case ["pid", number] if _is_number(number):
+    def add(self, words: list[str]) -> None:
+        """Take in one record."""
+        match words:
+            case [wire.PID, number] if _is_number(number):
                 self.init_pid = int(number)
-            case ["made", kind, path]:
+            case [wire.MADE, kind, path]:
                 self.made.append((kind, path))
-            case ["failed", step, number, text] if self.failure is None and _is_number(number):
-                self.failure = (step, int(number), text)
+            case [wire.FAILED, step, verb, number, text] if self.failure is None and (
+                _is_number(step) and _is_number(number)
+            ):
+                self.failure = Failure(int(step), verb, int(number), text)
 
     def drain(self, fd: int) -> None:
         """Take in what is there already."""
         os.set_blocking(fd, False)
         with contextlib.suppress(BlockingIOError):
-            for line in os.read(fd, 1 << 16).split(_END_OF_RECORD):
-                self.add(line)
+            for words in wire.records(os.read(fd, 1 << 16))[0]:
+                self.add(words)
 
     async def read(self, fd: int) -> None:
         """Take in everything until the pipe's end; what is too long ends with a failure."""
@@ -173,11 +177,12 @@ class Report:
             chunk = os.read(fd, 1 << 16)
             left -= len(chunk)
             if left < 0:
-                self.failure = ("read-report", 0, "it has reported more than there is to report")
+                text = "it has reported more than there is to report"
+                self.failure = Failure(0, "read-report", 0, text)
                 return
-            *lines, rest = (rest + chunk).split(_END_OF_RECORD)
-            for line in lines:
-                self.add(line)
+            found, rest = wire.records(rest + chunk)
+            for words in found:
+                self.add(words)
             if not chunk:
                 return
 
@@ -229,7 +234,7 @@ class LauncherProcess:
 
     async def _hear_launcher(self) -> bool:
         if await self._stem.last_word.awaited(self.control.fileno(), WORD_SECONDS):
-            self.pid, self._own = hear(self.control, HERE)
+            self.pid, self._own = hear(self.control, wire.HERE)
         return self.pid > 0
 
     async def perform(self, plan: Plan, stdio: Stdio, fds: Sequence[int] = ()) -> None:
@@ -280,7 +285,7 @@ class LauncherProcess:
     def _hear_init(self) -> None:
         """PID 1 tells of itself before it does anything else."""
         if self.pidfd < 0 and is_readable(self.control.fileno()):
-            _, self.pidfd = hear(self.control, INIT)
+            _, self.pidfd = hear(self.control, wire.INIT)
 
     @property
     def init_pid(self) -> int:
@@ -363,7 +368,7 @@ def hear(control: socket.socket, word: str) -> tuple[int, int]:
     for other in fds[1:]:
         os.close(other)
     fd = fds[0] if fds else -1
-    if text != word.encode():
+    if text != wire.message(word):
         return 0, fd
     return _CREDENTIALS.unpack(found[socket.SCM_CREDENTIALS])[0], fd
 
@@ -384,7 +389,7 @@ def say_go(control: socket.socket, plan: Plan, report: int, fds: Sequence[int]) 
         ourselves = os.pidfd_open(os.getpid())
         stack.callback(os.close, ourselves)
         os.pwrite(memfd, plan.encode(), 0)
-        word = b"go " + os.fsencode(os.environ.get(FAIL_AT, ""))
+        word = wire.message(wire.GO, os.environ.get(FAIL_AT, ""))
         socket.send_fds(control, [word], [memfd, report, ourselves, *fds])
 
 
@@ -438,7 +443,7 @@ class Stem:
         if time.monotonic() > self._good_until:
             self._end(_ORDERLY_SECONDS)
         requests = self._requests or self._spawn()
-        socket.send_fds(requests, [b"fork"], [theirs.fileno()], socket.MSG_DONTWAIT)
+        socket.send_fds(requests, [wire.message(wire.FORK)], [theirs.fileno()], socket.MSG_DONTWAIT)
         # It counts from when it has forked: this is earlier, and leaves no doubt.
         self._good_until = time.monotonic() + self._idle_seconds - _MARGIN_SECONDS
 

@@ -6,19 +6,10 @@ The one source of every word about an end: the log, the text under the cell, the
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from sandbox_provisioner.inside.folders import SHM_FULL, TMP_FULL
-from sandbox_provisioner.inside.init import (
-    COVER_LOST,
-    FAILED,
-    GROUP_LOST,
-    INTERRUPTED,
-    MEMORY_CAP,
-    SOCKETS_MISUSED,
-)
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.spec import format_bytes
 
@@ -50,19 +41,19 @@ class EndKind(StrEnum):
 
 # What PID 1 writes where it knows why.
 _WHYS = {
-    COVER_LOST: EndKind.COVER_LOST,
-    GROUP_LOST: EndKind.GROUP_LOST,
-    INTERRUPTED: EndKind.INTERRUPTED,
-    MEMORY_CAP: EndKind.MEMORY_CAP,
-    SOCKETS_MISUSED: EndKind.SOCKETS_MISUSED,
-    SHM_FULL: EndKind.SHM_FULL,
-    TMP_FULL: EndKind.TMP_FULL,
+    wire.COVER_LOST: EndKind.COVER_LOST,
+    wire.GROUP_LOST: EndKind.GROUP_LOST,
+    wire.INTERRUPTED: EndKind.INTERRUPTED,
+    wire.MEMORY_CAP: EndKind.MEMORY_CAP,
+    wire.SOCKETS_MISUSED: EndKind.SOCKETS_MISUSED,
+    wire.SHM_FULL: EndKind.SHM_FULL,
+    wire.TMP_FULL: EndKind.TMP_FULL,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitFile:
-    """What PID 1 has left: "CODE SIGNAL [WHY [WORD]]", a newline, and the last of stderr.
+    """What PID 1 has left (`wire.exit_file`); *more* goes with its kind.
 
     *code* is None where it could write nothing. Under the confinement "landlock" anybody of its
     user may have written to the file.
@@ -71,38 +62,33 @@ class ExitFile:
     code: int | None
     signal: int = 0
     kind: EndKind
-    word: bytes = b""
+    more: str = ""
     tail: bytes = b""
 
     @classmethod
     def of(cls, content: bytes, status: int | None = None) -> ExitFile:
         """Read it; anything else is as if there were none. On a full disk there is none: then the
         exit *status* of PID 1 tells the kernel's."""
-        head, _, tail = content.partition(b"\n")
-        words = head.split()
-        known = len(words) >= 2 and all(word.isdigit() and len(word) < 4 for word in words[:2])
-        code, signal = (int(words[0]), int(words[1])) if known else (_code_of(status), 0)
-        why, word = [*words[2:4], b"", b""][:2]
+        code, signal, why, more, tail = wire.read_exit_file(content)
+        code = _code_of(status) if code is None else code
         kind = EndKind.OUTSIDE if code is None else EndKind.SIGNAL if signal else EndKind.EXIT
-        return cls(code=code, signal=signal, kind=_WHYS.get(why, kind), word=word, tail=tail)
+        return cls(code=code, signal=signal, kind=_WHYS.get(why, kind), more=more, tail=tail)
 
     @property
     def number(self) -> int:
-        """*word* as a number of bytes; 0 if it is none."""
-        return int(self.word) if self.word.isdigit() and len(self.word) < 20 else 0
+        """*more* as a number of bytes; 0 if it is none."""
+        is_number = self.more.isascii() and self.more.isdigit() and len(self.more) < 20
+        return int(self.more) if is_number else 0
 
     @property
     def path(self) -> str:
-        """*word* as a path; "" if it is none."""
-        try:
-            return one_line(os.fsdecode(bytes.fromhex(self.word.decode())))
-        except ValueError:
-            return ""
+        """*more* as a path; "" if it is none."""
+        return one_line(wire.from_hexadecimal(self.more))
 
 
 def _code_of(status: int | None) -> int | None:
-    """The kernel's exit status as PID 1 hands it on; from `FAILED` on it is something else."""
-    return status if status is not None and 0 <= status < FAILED else None
+    """The kernel's exit status as PID 1 hands it on; from 125 on it is something else."""
+    return status if status is not None and 0 <= status < wire.FAILED_STATUS else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,13 @@
 """inside/claim.py - PID 1 of a spare: keeps a kernel ready and stopped until somebody claims it.
 
 A spare is a kernel from a nursery that has done everything up to waiting for its first message, in
-a box that has everything but what only one start knows::
+a box that has everything but what only one start knows (for the words see `wire.py`)::
 
-    kernel ──"ready"──▶ PID 1      it is initialised, and waits for its binding; PID 1 stops it
-    PID 1  ──"sealed"──▶ maker     as of any kernel; the maker may end now
-    server ──connects to the claims socket──▶ PID 1      one server only: the socket is closed then
-    PID 1  ──"string"──▶ server    where systemd made the groups: what holds them (`cgroup/`)
-    server ──"go" + plan, mounts──▶ PID 1                work directory, volumes, connection file
-    PID 1  ──binding──▶ kernel     arguments, directory, variables; it goes on (`init.wake`)
+    kernel   "ready": it is initialised, and waits to be bound
+    PID 1    stops it, seals its sockets, and says so as of any kernel; who made it may end now
+    server   connects, the first one only: PID 1 closes the claims socket then
+    server   "go": PID 1 attaches its work directory and its volumes, and places its files
+    PID 1    binds the kernel, which goes on (`init.wake`)
 
 Nobody's code has run inside before the binding, so PID 1 keeps its rights over the box until then.
 The kernel is stopped by SIGSTOP, and not by the cgroup freezer, which would stop PID 1 as well: it
@@ -22,7 +21,7 @@ import os
 import select
 import time
 
-from sandbox_provisioner.inside import init, orders
+from sandbox_provisioner.inside import init, orders, wire
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.steps import Box
 
@@ -30,7 +29,7 @@ TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Perform = Callable[[Box, list[list[bytes]], str], None]
+    Perform = Callable[[Box, bytes, str], None]
 
 _SIGSTOP = 19
 _SIGCHLD = 17
@@ -44,7 +43,7 @@ def await_claim(box: Box, kernel_pid: int, perform: Perform) -> None:
     children = kernel.signal_fd((_SIGCHLD,))
     _await_ready(box, children)
     os.kill(kernel_pid, _SIGSTOP)
-    os.write(box.control_fd, init.SEALED.encode())
+    os.write(box.control_fd, wire.message(wire.SEALED))
     _await_server(box, kernel_pid, children)
     os.close(children)
     found = orders.receive(box.control_fd)
@@ -59,14 +58,14 @@ def _await_ready(box: Box, children: int) -> None:
     """Until the kernel listens on all sockets and has nothing left to do."""
     poll = _poll(box.ready[0], box.control_fd, box.nursery_fd, children)
     if [fd for fd, _ in poll.poll()] != [box.ready[0]] or not os.read(box.ready[0], 1):
-        os._exit(init.FAILED)  # the kernel has died, or who wanted it has gone
+        os._exit(wire.FAILED_STATUS)  # the kernel has died, or who wanted it has gone
     os.close(box.ready[0])
     seal = init.Seal(box)
     if not (seal.bound() and seal.listening()):
-        os._exit(init.FAILED)
+        os._exit(wire.FAILED_STATUS)
     seal.close()
     if seal.misused():
-        os._exit(init.FAILED)
+        os._exit(wire.FAILED_STATUS)
     os.close(seal.events)
     box.seal_names = ()
     if box.memory:
@@ -93,7 +92,7 @@ def _await_server(box: Box, kernel_pid: int, children: int) -> None:
         os.close(fd)
     box.control_fd = server
     if box.string_fd >= 0:
-        kernel.send_descriptors(server, b"string", [box.string_fd])
+        kernel.send_descriptors(server, wire.message(wire.STRING), [box.string_fd])
         os.close(box.string_fd)
 
 

@@ -5,14 +5,7 @@ Called as ``python -SI -c BOOT FOLDER REQUESTS IDLE``: a folder to import us fro
 the server's requests come through, and for how many seconds. That process is the *stem*: it forks
 a launcher for each request, so that no start but the first has to wait for an interpreter. A
 launcher is a child of the server's, takes its orders from a socket of its own (`orders.py`), and
-ends when it has forked PID 1.
-
-The report pipe carries records of words that end in NUL, one a line::
-
-    launcher ──"pid" N──▶ server            the host's pid of PID 1
-    PID 1    ──"made" KIND PATH──▶          a stand-in's mount point that did not exist before
-    any      ──"failed" STEP ERRNO TEXT──▶  and whoever failed ends
-    kernel   ──end of file──▶               execve succeeded: nobody else holds the pipe any more
+ends when it has forked PID 1. What they say and hear is drawn in `wire.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +15,7 @@ import os
 import select
 import sys
 
-from sandbox_provisioner.inside import claim, init, orders, steps
+from sandbox_provisioner.inside import claim, init, orders, steps, wire
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.steps import Box
 
@@ -48,7 +41,7 @@ def main(argv: list[str]) -> None:
             break  # the server has ended
         if kernel.fork_as_sibling() == 0:
             os.close(requests_fd)
-            steps.say_who(fds[0], b"here")
+            steps.say_who(fds[0], wire.HERE)
             obey(fds[0])
         os.close(fds[0])
     os._exit(0)
@@ -67,15 +60,15 @@ def obey(control_fd: int, nursery_fd: int = -1) -> Box:
     return box
 
 
-def perform(box: Box, plan: list[list[bytes]], fail_at: str) -> None:
+def perform(box: Box, plan: bytes, fail_at: str) -> None:
     """Walk through the plan; the verb ``fork-kernel`` splits PID 1 off, which never comes back.
 
     Nor does who executes a program; a plan that ends with ``run-kernel`` returns.
     """
-    verb = "decode"
+    number, verb = 0, "decode"
     try:
-        for name, *words in plan:
-            verb = os.fsdecode(name)
+        for name, *words in wire.decode(plan):
+            number, verb = number + 1, os.fsdecode(name)
             if verb == fail_at:
                 raise OSError(5, "made to fail by SANDBOX_FAIL_AT")
             if verb == "fork-kernel":
@@ -85,9 +78,9 @@ def perform(box: Box, plan: list[list[bytes]], fail_at: str) -> None:
             else:
                 steps.VERBS[verb](box, *(os.fsdecode(word) for word in words))
     except BaseException as error:
-        number = error.errno if isinstance(error, OSError) else 0
-        box.report("failed", verb, str(number or 0), str(error) or repr(error))
-        os._exit(init.FAILED)
+        answer = error.errno if isinstance(error, OSError) else 0
+        box.report(wire.FAILED, str(number), verb, str(answer or 0), str(error) or repr(error))
+        os._exit(wire.FAILED_STATUS)
 
 
 def fork_kernel(box: Box) -> None:

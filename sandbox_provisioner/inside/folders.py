@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import time
 
-SHM_FULL = b"shm-full"  # the word for it in the exit file, with the size in bytes
-TMP_FULL = b"tmp-full"
-# What the person raises for more.
-_FOLDERS = (("/dev/shm", SHM_FULL, "shm_limit"), ("/tmp", TMP_FULL, "tmp_limit"))
+from sandbox_provisioner.inside import wire
+
+# The word for it in the exit file, and what the person raises for more.
+_FOLDERS = (("/dev/shm", wire.SHM_FULL, "shm_limit"), ("/tmp", wire.TMP_FULL, "tmp_limit"))
 _EMPTY_SECONDS = 5.0
 _USED_SECONDS = 0.5
 # How long the end of whoever filled a folder, and freed it by its end, may come after a look.
@@ -25,7 +25,7 @@ _CLEARED_PART = 16
 class Folders:
     """The folders in memory of this sandbox, */dev/shm* and the home that has /tmp in it."""
 
-    def __init__(self, folders: tuple[tuple[str, bytes, str], ...] = _FOLDERS) -> None:
+    def __init__(self, folders: tuple[tuple[str, str, str], ...] = _FOLDERS) -> None:
         self._folders = folders
         self._next = 0.0
         self._full: dict[str, float] = {}  # and when that was seen last
@@ -52,7 +52,7 @@ class Folders:
         self._next = now + (_USED_SECONDS if used else _EMPTY_SECONDS)
         return said
 
-    def word(self) -> bytes:
+    def why(self) -> str:
         """For the end of a kernel by SIGBUS: which one has no room, or had none a moment ago, and
         its size."""
         now = time.monotonic()
@@ -60,8 +60,8 @@ class Folders:
             found = os.statvfs(path)
             seen = self._full.get(path)
             if not found.f_bavail or (seen is not None and now - seen < _A_MOMENT_SECONDS):
-                return b"%b %d" % (word, found.f_blocks * found.f_frsize)
-        return b""
+                return f"{word} {found.f_blocks * found.f_frsize}"
+        return ""
 
 
 def own_folders() -> Folders:

@@ -2,18 +2,9 @@
 
 PID 1 gets only the signals that it asks for (pid_namespaces(7)): a kernel in its place would ignore
 SIGTERM, and would keep its orphans as zombies. Signals for the kernel come from outside as
-real-time signals, over a pidfd of this very process, so that no stranger can be hit::
-
-    server ──pidfd: SIGRTMIN + N - 1──▶ PID 1 ──kill(-kernel, N)──▶ kernel and its group
-    PID 1  ──control: "sealed"──▶ server      all sockets listen, their directory is read-only
-    server ──control: end of file──▶ PID 1    the server is gone: so are we
-    server ──its pidfd: readable──▶ PID 1     the same, where a child of its holds the socket too
-    PID 1  ──control: "memory USED"──▶ server     the kernel was interrupted before its cap
-    PID 1  ──control: "killed COUNT"──▶ server    Linux has ended a process of it at its cap
-    PID 1  ──control: "full PATH"──▶ server       a folder in memory has no room (`folders.py`)
-    PID 1  ──control: "covered PATH"──▶ server    somebody outside had laid it bare (`covers.py`)
-    PID 1  ──control: "made KIND PATH"──▶ server  for that it had to be made
-    PID 1  ──exit file: "CODE SIGNAL [WHY]\\n" and the last of stderr
+real-time signals, over a pidfd of this very process, so that no stranger can be hit. It ends with
+the server, which it learns by the end of the control socket, or, where a child of the server's
+holds that too, by the server's pidfd. What it hears and tells is drawn in `wire.py`.
 
 When PID 1 ends, the Linux kernel ends every process of the namespace. Under the confinement
 "landlock" there is no PID namespace: we are an ordinary process outside of the kernel's Landlock
@@ -29,7 +20,7 @@ import select
 import stat
 import time
 
-from sandbox_provisioner.inside import family, memory, output
+from sandbox_provisioner.inside import family, memory, output, wire
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.covers import CoverLost, Watch
 from sandbox_provisioner.inside.folders import Folders, own_folders
@@ -38,28 +29,14 @@ from sandbox_provisioner.inside.steps import Box
 CAP_DAC_READ_SEARCH = 2
 CAP_KILL = 5
 CAP_SYS_PTRACE = 19
-COVER_LOST = b"cover-lost"  # the word for it in the exit file, and the path, in hexadecimal
-SOCKETS_MISUSED = b"sockets-misused"  # as well: something else was put beside the sockets
-GROUP_LOST = b"group-lost"  # as well
-FAILED = 125  # the exit status of whoever could not do its part
-INTERRUPTED = b"interrupted"  # as well: it ended just after the interrupt near its memory cap
-MEMORY_CAP = b"memory-cap"  # as well: Linux has ended it for want of memory
-SEALED = "sealed"  # on the control socket: all sockets listen
-MEMORY_WORD = "memory"  # and the number of bytes: on the control socket
-FULL_WORD = "full"  # and the folder in memory that has no room
-KILLED_WORD = "killed"  # and how many kills there were
-COVERED_WORD = "covered"
-MADE_WORD = "made"
 _ENODEV = 19
 _SIGINT = 2
 _SIGBUS = 7
 _SIGKILL = 9
 _SIGCHLD = 17
 _SIGCONT = 18
-FIRST_RELAYED = 34  # glibc's SIGRTMIN: 32 and 33 are its own
-_RELAYED = {FIRST_RELAYED + number - 1: number for number in range(1, 32)}
-# What an administrator's kill(1) sends; for the kernel as well.
-_RELAYED |= {1: 1, 2: 2, 15: 15}
+# What an administrator's kill(1) sends is for the kernel as well.
+_RELAYED = wire.RELAYED | {1: 1, 2: 2, 15: 15}
 _LISTENED = (_SIGCHLD, *_RELAYED)
 _LISTEN_SOON_MS = 1
 _ENDED_OF_IT_SECONDS = 1.0
@@ -198,7 +175,7 @@ class _Init:
 
     def serve_seal(self, seal: Seal, ready: dict[int, int]) -> None:
         if seal.events in ready and seal.misused(_CHUNK):
-            self.end(FAILED, SOCKETS_MISUSED)
+            self.give_up(wire.SOCKETS_MISUSED)
         if not seal.is_closed and seal.bound() and seal.listening():
             self.end_start(seal)
 
@@ -220,9 +197,9 @@ class _Init:
         try:
             mended = watch.mended()
         except CoverLost as lost:
-            self.end(FAILED, COVER_LOST + b" " + os.fsencode(str(lost)).hex().encode())
+            self.give_up(f"{wire.COVER_LOST} {wire.in_hexadecimal(str(lost))}")
         for path in mended:
-            self.tell(f"{COVERED_WORD} {path}")
+            self.tell(wire.COVERED, path)
 
     def serve_memory(self, watched: memory.Memory) -> None:
         try:
@@ -231,10 +208,10 @@ class _Init:
         except OSError as error:
             if error.errno != _ENODEV:
                 raise
-            self.end(FAILED, GROUP_LOST)  # somebody has removed it: no limit holds any more
+            self.give_up(wire.GROUP_LOST)  # somebody has removed it: no limit holds any more
         if kills:
             # The server first: who reads the sentence may ask it at once.
-            self.tell(f"{KILLED_WORD} {kills}")
+            self.tell(wire.KILLED, str(kills))
             if watched.killed:
                 memory.say(self.kernel_pid, f"\n{watched.killed}\n")
         if used and memory.hears(self.kernel_pid, _SIGINT):
@@ -242,7 +219,7 @@ class _Init:
 
     def serve_folders(self, folders: Folders) -> None:
         for sentence in folders.look():
-            self.tell(f"{FULL_WORD} {sentence.partition(' ')[0]}")
+            self.tell(wire.FULL, sentence.partition(" ")[0])
             memory.say(self.kernel_pid, f"\n{sentence}\n")
 
     def interrupt(self, watched: memory.Memory, used: int) -> None:
@@ -250,12 +227,12 @@ class _Init:
         memory.say(self.kernel_pid, f"\n{watched.sentence(used)}\n")
         self.relay(_SIGINT)
         self.interrupted_until = time.monotonic() + _ENDED_OF_IT_SECONDS
-        self.tell(f"{MEMORY_WORD} {used}")
+        self.tell(wire.MEMORY, str(used))
 
-    def tell(self, text: str) -> None:
+    def tell(self, word: str, *rest: str) -> None:
         """Tell the server, if it listens; nobody may have to wait for one that does not."""
         try:
-            os.write(self.box.control_fd, text.encode())
+            os.write(self.box.control_fd, wire.message(word, *rest))
         except OSError:
             return
 
@@ -283,30 +260,34 @@ class _Init:
                 code = os.waitstatus_to_exitcode(status)
                 self.end(code, self.why(code))
 
-    def why(self, code: int) -> bytes:
+    def why(self, code: int) -> str:
         """What is known of the end of a kernel with this *code*, at the moment of it."""
         if code == -_SIGKILL:
             return self.why_killed()
         if code == -_SIGBUS and self.folders:
-            return self.folders.word()
-        return INTERRUPTED if time.monotonic() < self.interrupted_until else b""
+            return self.folders.why()
+        return wire.INTERRUPTED if time.monotonic() < self.interrupted_until else ""
 
-    def why_killed(self) -> bytes:
+    def why_killed(self) -> str:
         try:
-            return MEMORY_CAP if self.box.memory and self.box.memory.has_ended_it() else b""
+            return wire.MEMORY_CAP if self.box.memory and self.box.memory.has_ended_it() else ""
         except OSError as error:
             if error.errno != _ENODEV:
                 raise
-            return GROUP_LOST
+            return wire.GROUP_LOST
 
-    def end(self, code: int, why: bytes = b"") -> None:
+    def give_up(self, why: str) -> None:
+        """End a kernel that must not go on."""
+        self.end(wire.FAILED_STATUS, why)
+
+    def end(self, code: int, why: str = "") -> None:
         for pump in self.pumps:
             pump.finish()
         tail = self.stderr.tail if self.stderr else b""
         signal = -code if code < 0 else 0
         if not self.box.namespaces:
             family.end_all()
-        _tell_end(self.box, b"%d %d %s\n" % (max(code, 0), signal, why) + tail)
+        _tell_end(self.box, wire.exit_file(max(code, 0), signal, why, tail))
         os._exit(code if code >= 0 else 128 + signal)
 
     def serve_control(self) -> None:
@@ -328,13 +309,13 @@ class _Init:
         try:
             seal.close()
             if seal.misused():  # just before
-                self.end(FAILED, SOCKETS_MISUSED)
+                self.give_up(wire.SOCKETS_MISUSED)
             if self.box.namespaces:
                 kernel.set_capabilities(*_lasting_rights(self.box))
-            answer = SEALED
+            answer = wire.message(wire.SEALED)
         except OSError as error:
-            answer = str(error)
-        os.write(self.box.control_fd, answer.encode())
+            answer = wire.message(wire.UNSEALED, str(error))
+        os.write(self.box.control_fd, answer)
         os.set_blocking(self.box.control_fd, False)
         if seal.is_mount:
             self.poll.unregister(seal.events)
@@ -454,13 +435,14 @@ def run(box: Box, kernel_pid: int) -> None:
         if box.bound:
             started.wake()
         if box.covers and started.covers:
-            box.covers.made = lambda kind, path: started.tell(f"{MADE_WORD} {kind} {path}")
+            box.covers.made = lambda kind, path: started.tell(wire.MADE, kind, path)
             if started.covers.began_late:
                 started.mend(started.covers)
         started.loop()
     except BaseException as error:
-        _tell_end(box, f"{FAILED} 0\nThe sandbox's init failed: {error!r}".encode())
+        tail = f"The sandbox's init failed: {error!r}".encode()
+        _tell_end(box, wire.exit_file(wire.FAILED_STATUS, 0, "", tail))
         if not box.namespaces:
             family.end_all()
     finally:
-        os._exit(FAILED)
+        os._exit(wire.FAILED_STATUS)

@@ -1,6 +1,6 @@
 """inside/steps.py - runs in the launcher: verb -> function, one short function a step.
 
-May import: os, resource, stat, _signal, covers, kernel_calls, lookup, memory, orders.  May raise:
+May import: os, resource, stat, _signal, covers, kernel_calls, lookup, memory, wire.  May raise:
 OSError (with every operand in its text).
 Must not log, lock, sleep or decide: what to do, in which order and why stands in the plan
 (`plan.py`).
@@ -21,10 +21,10 @@ import resource
 import stat
 
 from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.covers import Covers, Watch
 from sandbox_provisioner.inside.lookup import STRAIGHT, look, rebind
 from sandbox_provisioner.inside.memory import Level, Memory, open_files
-from sandbox_provisioner.inside.orders import encode
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ class Box:
         self.watch: Watch | None = None
 
     def report(self, *words: str) -> None:
-        """Tell the server one record: words that end in NUL, and a newline."""
-        os.write(self.report_fd, b"".join(os.fsencode(word) + b"\0" for word in words) + b"\n")
+        """Tell the server one record."""
+        os.write(self.report_fd, wire.record(*words))
 
 
 def exit_file(box: Box, path: str) -> None:
@@ -152,7 +152,7 @@ def hand_over(box: Box) -> None:
     """Send the server what was opened here, for a process that could not open it; and end."""
     exit_file = [box.exit_fd] if box.exit_fd >= 0 else []
     fds = [*exit_file, *box.memory_files, *box.taken.values()]
-    kernel.send_descriptors(box.control_fd, b"opened", fds)
+    kernel.send_descriptors(box.control_fd, wire.message(wire.OPENED), fds)
     os._exit(0)
 
 
@@ -197,7 +197,7 @@ def bind_kernel(box: Box, path: str, *words: str) -> None:
     arguments, *words*, that is all that a kernel from a fresh launcher would know besides."""
     pairs = [name + b"=" + value for name, value in box.environment.items()]
     argv = [os.fsencode(word) for word in words]
-    box.bound = encode([[os.fsencode(path)], argv, pairs])
+    box.bound = wire.encode([[os.fsencode(path)], argv, pairs])
 
 
 def outlive_kernel(box: Box) -> None:
@@ -380,18 +380,18 @@ def fork_init(box: Box) -> None:
     """Go on as PID 1 of the new PID namespace, a child of the server; the launcher ends here."""
     pid = kernel.fork_as_sibling()
     if pid:
-        box.report("pid", str(pid))
+        box.report(wire.PID, str(pid))
         os._exit(0)
     box.init_pid = os.getpid()
-    say_who(box.control_fd, b"init")
+    say_who(box.control_fd, wire.INIT)
 
 
-def say_who(control_fd: int, word: bytes) -> None:
+def say_who(control_fd: int, word: str) -> None:
     """Tell the server *word*. It learns our pid from the message's credentials; with it comes a
     pidfd, since we may have ended when it looks, and have been waited for by whatever handler of
     SIGCHLD it has."""
     pidfd = os.pidfd_open(os.getpid())
-    kernel.send_descriptors(control_fd, word, [pidfd])
+    kernel.send_descriptors(control_fd, wire.message(word), [pidfd])
     os.close(pidfd)
 
 
@@ -533,7 +533,7 @@ def covers_of(box: Box, workdir: str, uid: str, gid: str, written_through: str) 
     """Parts of *workdir*, which is *uid*'s and *gid*'s inside, are going to be taken away. What a
     program outside writes through a link that stands in for a file goes to *written_through*."""
     owner = int(uid), int(gid)
-    box.covers = Covers(box.root_fd, workdir, *owner, lambda *made: box.report("made", *made))
+    box.covers = Covers(box.root_fd, workdir, *owner, lambda *made: box.report(wire.MADE, *made))
     box.covers.written_through = written_through
     box.files_as = owner
 

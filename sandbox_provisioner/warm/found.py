@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import sandbox_provisioner
-from sandbox_provisioner.inside.init import FIRST_RELAYED
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.kernel_files import freshness
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site
@@ -216,5 +216,5 @@ def dismiss(runtime: Path, key: str, nursery: Record) -> None:
     pidfd = open_init(nursery)
     if pidfd is not None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, FIRST_RELAYED + signal.SIGKILL - 1)
+            signal.pidfd_send_signal(pidfd, wire.relayed(signal.SIGKILL))
         os.close(pidfd)

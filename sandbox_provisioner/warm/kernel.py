@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sandbox_provisioner.inside import orders
+from sandbox_provisioner.inside import orders, wire
 from sandbox_provisioner.inside.steps import Box
 from sandbox_provisioner.warm.pages import ListedModules, bring_names_together
 
@@ -289,12 +289,12 @@ def _bind(app: Any, box: Box, made: Mapping[str, str]) -> None:
     kernel that had known of it from the beginning would be. *made* are variables that the kernel
     has set itself."""
     let_go = _hold_listeners(app)
-    os.write(box.ready[1], b"1")
+    os.write(box.ready[1], wire.message(wire.READY))
     os.close(box.ready[1])
     found = orders.read_all(box.binding[0])
     if not found:
         os._exit(0)
-    (cwd,), argv, pairs = orders.decode(found)
+    (cwd,), argv, pairs = wire.decode(found)
     os.chdir(cwd)
     _set_variables(dict(pair.split(b"=", 1) for pair in pairs), made)
     os.unlink(app.connection_file)

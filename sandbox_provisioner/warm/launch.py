@@ -29,12 +29,12 @@ from sandbox_provisioner.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.errors import SandboxError, told_as_host_error
 from sandbox_provisioner.handle import LastWord, LocalHandle
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import Labels, LocalLauncher, Start, without_a_word
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import Family, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, RecordFolder, start_time
 from sandbox_provisioner.spawn import (
-    HERE,
     WORD_SECONDS,
     LauncherProcess,
     Stdio,
@@ -245,7 +245,7 @@ class ForkedProcess(DistantProcess):
         super().__init__(control, stdio)
         self.nursery = nursery
         with channel, theirs, contextlib.suppress(ConnectionError):  # then `here` says so
-            socket.send_fds(channel, [b"fork"], [theirs.fileno()])
+            socket.send_fds(channel, [wire.message(wire.FORK)], [theirs.fileno()])
 
     async def here(self) -> None:
         """Wait until it is there; WarmUnavailable if the nursery does not answer soon."""
@@ -253,7 +253,7 @@ class ForkedProcess(DistantProcess):
             await off_loop(self.nursery.dismiss)
             why = f"the nursery has not answered for {_HERE_SECONDS:g} s, and is given up"
             raise WarmUnavailable(why, failed=True)
-        self.pid, self.pidfd = hear(self._control, HERE)
+        self.pid, self.pidfd = hear(self._control, wire.HERE)
         if not self.pid:
             raise WarmUnavailable("the nursery has ended", failed=True)
         # Of one that has ended this may be somebody else's; then it is not used any more.
@@ -264,7 +264,7 @@ class ForkedProcess(DistantProcess):
         try:
             # If it has ended its report says why.
             with contextlib.suppress(ConnectionError):
-                socket.send_fds(self._control, [b"opened"], fds)
+                socket.send_fds(self._control, [wire.message(wire.OPENED)], fds)
         finally:
             for fd in fds:
                 os.close(fd)

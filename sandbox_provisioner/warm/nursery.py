@@ -2,15 +2,8 @@
 
 Imports before the fork only what a kernel would import; `inside/` does the rest. It holds no
 socket but the one that requests come through, no ZeroMQ context, no thread and no secret, since
-every kernel inherits all of it::
-
-    server   ──"fork" + control socket──▶ nursery     fork ──▶ child, PID 1 of a namespace
-    server   ──"go" + plan, report, stdio, groups──▶ child     on control, before it is there
-    child    ──"here" + its pidfd──▶ server     with it comes the child's pid
-    server   ──"opened" + exit file, memory group, mounts──▶ child     in the middle of the plan
-    child                                  performs the plan, and is the kernel
-    anybody  ──"status"──▶ nursery        one line of JSON, as soon as it is ready
-    anybody  ──"retire"──▶ nursery        ends; its kernels stay
+every kernel inherits all of it. A child is PID 1 of a namespace from the beginning; it performs a
+plan, and is the kernel. What is said is drawn in `inside/wire.py`.
 
 It ends by itself when it is not worth its memory any more (`Patience`), and when a file that it has
 imported changes: what it would fork is then not what a new kernel would be.
@@ -31,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from sandbox_provisioner.inside import enter, init, kernel_calls, steps
+from sandbox_provisioner.inside import enter, kernel_calls, steps, wire
 from sandbox_provisioner.inside.steps import Box
 from sandbox_provisioner.warm.immortal import immortalize
 from sandbox_provisioner.warm.kernel import Kernel, initialized, is_unusual
@@ -343,9 +336,10 @@ def _serve(
             continue
         connection, _ = listener.accept()
         with connection:
-            word, fds, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 8)
+            text, fds, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 8)
+            word, _ = wire.parts(text)
             patience.renew()
-            if word == b"fork":
+            if word == wire.FORK:
                 if (pid := kernel_calls.fork_as_sibling(_NAMESPACES)) == 0:
                     listener.close()
                     connection.close()
@@ -355,9 +349,9 @@ def _serve(
                 patience.kernels.append(pid)
                 for fd in fds:
                     os.close(fd)
-            elif word == b"status":
+            elif word == wire.STATUS:
                 connection.send(json.dumps(told).encode())
-            elif word == b"retire":
+            elif word == wire.RETIRE:
                 return None
 
 
@@ -365,7 +359,7 @@ def _child(control: int, alive: int) -> Box:
     """Be PID 1 of a box, then the kernel: what a launcher, PID 1 and the kernel are in a cold
     start."""
     try:
-        steps.say_who(control, b"here")
+        steps.say_who(control, wire.HERE)
         return enter.obey(control, alive)
     except OSError:  # the server has gone
-        os._exit(init.FAILED)
+        os._exit(wire.FAILED_STATUS)

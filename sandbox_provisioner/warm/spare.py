@@ -20,7 +20,7 @@ from sandbox_provisioner import orders
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
-from sandbox_provisioner.inside.init import SEALED
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import RecordFolder
@@ -130,7 +130,7 @@ async def _start(launcher: LocalLauncher, start: SpareStart) -> LocalHandle:
         await start.opener.end()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LAUNCH_SECONDS):
-            if await handle.sealed() == SEALED:
+            if await handle.sealed() == wire.SEALED:
                 return handle
     handle.kill()
     story = await handle.wait()

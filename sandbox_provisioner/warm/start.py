@@ -25,6 +25,7 @@ from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.facilities.process.plan import least_available_bytes
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import ColdStart, Labels, LocalLauncher
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
@@ -219,7 +220,7 @@ async def _ready(handle: LocalHandle) -> Told:
     told = b""
     if channel:
         with channel:
-            channel.send(b"status")
+            channel.send(wire.message(wire.STATUS))
             answer = asyncio.ensure_future(readable(channel.fileno()))
             ending = asyncio.ensure_future(handle.wait())
             await asyncio.wait(

@@ -20,7 +20,7 @@ NAME = PACKAGE.name
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAUNCHER = (
     "claim", "covers", "enter", "family", "folders", "init", "kernel_calls", "lookup", "memory",
-    "orders", "output", "printable", "steps",
+    "orders", "output", "printable", "steps", "wire",
 )  # fmt: skip
 OF_LAUNCHER = {
     "__future__", "_signal", "collections", "ctypes", "errno", "os", "resource", "select", "stat",

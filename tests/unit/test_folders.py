@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from sandbox_provisioner.inside import folders
-from sandbox_provisioner.inside.folders import SHM_FULL, TMP_FULL, Folders
+from sandbox_provisioner.inside.folders import Folders
+from sandbox_provisioner.inside.wire import SHM_FULL, TMP_FULL
 
 BLOCKS = 1 << 14  # 64 MiB
 
@@ -68,15 +69,15 @@ def test_it_looks_seldom_and_more_often_while_shared_memory_is_used(machine):
 
 def test_the_word_for_an_end_names_what_is_full_or_was_a_moment_ago(machine):
     watched = Folders()
-    assert watched.word() == b""
+    assert watched.why() == ""
     machine.free["/tmp"] = 0
-    assert watched.word() == TMP_FULL + b" 67108864"
+    assert watched.why() == f"{TMP_FULL} 67108864"
     machine.free = {"/dev/shm": 0, "/tmp": BLOCKS}
     watched.look()
     machine.free["/dev/shm"] = BLOCKS  # its last user has ended
-    assert watched.word() == SHM_FULL + b" 67108864"
+    assert watched.why() == f"{SHM_FULL} 67108864"
     machine.now += 2
-    assert watched.word() == b""
+    assert watched.why() == ""
 
 
 @pytest.mark.parametrize("is_volume", [True, False])

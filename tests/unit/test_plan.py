@@ -14,7 +14,7 @@ from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IdRange
 from sandbox_provisioner.inside import steps
-from sandbox_provisioner.inside.orders import decode
+from sandbox_provisioner.inside.wire import decode
 from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.orders import compile_for

@@ -15,10 +15,10 @@ from sandbox_provisioner import spawn
 from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle
-from sandbox_provisioner.inside.init import SEALED
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.steps import Box
 from sandbox_provisioner.records import Record, RecordFolder
-from sandbox_provisioner.spawn import HERE, Report, control_pair, hear
+from sandbox_provisioner.spawn import Failure, Report, control_pair, hear
 from sandbox_provisioner.warm.start import Told, _left_out
 
 # -- the report pipe
@@ -40,16 +40,16 @@ def reported(*records):
 def test_a_report_is_read_as_it_is_written():
     made = [("file", "/a b"), ("directory", "/with\nan end of a line\n"), ("file", "/\udcff")]
     report = reported(
-        ("pid", "42"), *(("made", *pair) for pair in made), ("failed", "take", "13", "no\nway")
+        ("pid", "42"), *(("made", *pair) for pair in made), ("failed", "7", "take", "13", "no\nway")
     )
     assert (report.init_pid, report.made) == (42, made)
-    assert report.failure == ("take", 13, "no\nway")
+    assert report.failure == Failure(7, "take", 13, "no\nway")
 
 
 @pytest.mark.parametrize(
     "words",
     ["", "pid", "pid x", "pid -1", "pid 9999999999", "pid \xb2", "made file", "made a b c",
-     "failed", "failed a b c", "nothing of ours"],
+     "failed", "failed take 13 text", "failed x take 13 text", "failed 7 take x text", "nothing"],
 )  # fmt: skip
 def test_a_record_that_is_none_is_nothing(words):
     assert reported(words.split(" ")) == Report()
@@ -72,14 +72,14 @@ def test_a_report_without_end_is_a_failure():
     os.close(read_end)
     writer.join()
     assert report.failure
-    assert report.failure[0] == "read-report"
+    assert report.failure.verb == "read-report"
 
 
 def test_who_sends_more_descriptors_than_one_leaves_none_of_them_with_us():
     ours, theirs = control_pair()
     before = len(os.listdir("/proc/self/fd"))
-    socket.send_fds(theirs, [HERE.encode()], [0, 1])
-    pid, fd = hear(ours, HERE)
+    socket.send_fds(theirs, [wire.message(wire.HERE)], [0, 1])
+    pid, fd = hear(ours, wire.HERE)
     assert pid == os.getpid()
     os.close(fd)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -89,8 +89,8 @@ def test_who_sends_more_descriptors_than_one_leaves_none_of_them_with_us():
 
 def test_a_word_without_a_descriptor_has_none():
     ours, theirs = control_pair()
-    theirs.send(HERE.encode())
-    assert hear(ours, HERE) == (os.getpid(), -1)
+    theirs.send(wire.message(wire.HERE))
+    assert hear(ours, wire.HERE) == (os.getpid(), -1)
     ours.close()
     theirs.close()
 
@@ -138,6 +138,6 @@ def test_what_pid_1_tells_before_all_sockets_listen_is_no_failure_of_the_start(t
         )
         for word in (b"covered .bashrc", b"sealed"):
             theirs.send(word)
-        assert asyncio.run(handle.sealed()) == SEALED
+        assert asyncio.run(handle.sealed()) == wire.SEALED
         (told,) = handle.notices()
         assert ".bashrc" in told
