@@ -28,11 +28,12 @@ from warmth import (
 
 import sandbox_provisioner
 from benchmarks.common import wait_until
+from sandbox_provisioner.facilities.process import plan as process_plan
 from sandbox_provisioner.inside import steps
 from sandbox_provisioner.plan import HOME
 from sandbox_provisioner.records import Record, all_records, sweep
 from sandbox_provisioner.spawn import FAIL_AT
-from sandbox_provisioner.warm import ahead, found, plans
+from sandbox_provisioner.warm import ahead, found
 from sandbox_provisioner.warm.claim import ClaimedProcess
 from sandbox_provisioner.warm.opener import Opener
 
@@ -307,7 +308,7 @@ def test_a_spare_gives_way_when_memory_is_short(
     warm: Any, runtime_dir: Path, monkeypatch: Any
 ) -> None:
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    monkeypatch.setattr(plans, "least_available_bytes", lambda: whole)
+    monkeypatch.setattr(process_plan, "least_available_bytes", lambda: whole)
     monkeypatch.setattr(ahead, "_available_bytes", lambda: 2 * whole)
     with warm(spares=1):
         ahead.wait()
