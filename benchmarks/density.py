@@ -23,6 +23,7 @@ from traitlets.config import Application
 
 from benchmarks import common, start
 from sandbox_provisioner.records import all_records, runtime_directory
+from sandbox_provisioner.spawn import stem
 from sandbox_provisioner.warm import ahead
 from sandbox_provisioner.warm.found import SOCKET, call
 
@@ -120,6 +121,7 @@ async def few(crowd: Crowd, counts: Sequence[int]) -> list[list[float]]:
         await asyncio.sleep(1)
         weights = [weight() / (1 << 20)]
         _retire_nurseries(crowd.variant.name)
+        stem.end()  # by then it has ended, too
         await asyncio.sleep(1)
         found.append([*weights, weight() / (1 << 20)])
         await crowd.end()

@@ -11,6 +11,7 @@ ends when it has forked PID 1. What they say and hear is drawn in `wire.py`.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal without its enums
+import gc
 import os
 import select
 import sys
@@ -33,6 +34,9 @@ def main(argv: list[str]) -> None:
     # Whatever is imported from here on would come from a root that is about to change.
     sys.meta_path.clear()
     sys.path.clear()
+    # The collector writes to each object that it looks at, and so makes a process's own what PID 1
+    # of every sandbox shares with us.
+    gc.freeze()
     poll = select.poll()
     poll.register(requests_fd, select.POLLIN)
     while poll.poll(int(idle_seconds * 1000)):

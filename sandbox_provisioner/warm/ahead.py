@@ -147,7 +147,8 @@ async def _prepare(
     with _lock:
         _at_work[:] = [(asyncio.get_running_loop(), asyncio.current_task())]
     launcher.sweep()
-    stem.stay(warmth.idle_seconds)
+    lonely = warmth.lonely_seconds
+    stem.stay(warmth.idle_seconds if lonely is None else lonely)
     await fill(launcher, request, labels, warmth, patience_seconds=_PATIENCE_SECONDS)
 
 

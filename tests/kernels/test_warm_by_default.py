@@ -28,6 +28,7 @@ from sandbox_provisioner.warm import ahead
 # As long as a nursery may take: it gives way to all else that runs.
 _READY_SECONDS = 180
 _LOOK_AGAIN_MS = 20
+MODULES = "import sys; print(*sys.modules)"
 pytestmark = [pytest.mark.requires("userns"), pytest.mark.timeout(2 * _READY_SECONDS)]
 
 
@@ -71,6 +72,10 @@ def test_a_second_kernel_of_a_kernelspec_has_the_third_prepared(
 ) -> None:
     with auto() as k:
         cold = state_of(k)
+        k.run("%pwd")
+        k.run("1 / 0")
+        k.client.inspect("print", reply=True, timeout=_READY_SECONDS)
+        usual = {*k.run(MODULES).split(), "ipykernel_launcher"}  # there it is the program
     with auto(name="another"):
         assert not _prepares()
     with auto() as k:
@@ -79,6 +84,9 @@ def test_a_second_kernel_of_a_kernelspec_has_the_third_prepared(
     with auto() as k:
         assert came_from(k) == nursery.sandbox_id
         assert state_of(k) == cold
+        # Memory is no higher than that of a cold one's first cells: not what completes names.
+        assert set(k.run(MODULES).split()) - usual == set()
+        assert "import" in k.client.complete("impo", reply=True, timeout=60)["content"]["matches"]
     assert not nursery.survives_server
 
 
@@ -184,8 +192,11 @@ def test_a_nursery_with_too_few_kernels_ends_before_one_that_is_worth_its_memory
     auto: Any, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provisioner, "_LONELY_SECONDS", 5)
+    told: list[float] = []
+    monkeypatch.setattr(ahead.stem, "stay", told.append)
     with auto(), auto():
         wait_for_end(made(runtime_dir))
+    assert told == [5]  # nor does what forks launchers wait for longer
 
 
 def test_it_does_without_the_cpu_that_others_want_until_it_is_ready(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,8 +24,8 @@ LAUNCHER = (
     "orders", "output", "printable", "steps", "wire",
 )  # fmt: skip
 OF_LAUNCHER = {
-    "__future__", "_signal", "collections", "ctypes", "errno", "os", "resource", "select", "stat",
-    "struct", "sys", "time",
+    "__future__", "_signal", "collections", "ctypes", "errno", "gc", "os", "resource", "select",
+    "stat", "struct", "sys", "time",
 }  # fmt: skip
 LONGEST_FUNCTION = 60
 LONGEST_MEDIAN = 12
@@ -123,10 +124,23 @@ def test_a_real_launcher_loads_nothing_that_a_start_does_not_need():
     ours = {NAME, f"{NAME}.inside"} | {f"{NAME}.inside.{name}" for name in LAUNCHER}
     built_in_or_small = {
         "_collections_abc", "_ctypes", "_signal", "_stat", "_struct", "abc", "_abc", "ctypes",
-        "ctypes._endian", "errno", "genericpath", "os", "os.path", "posixpath", "resource",
+        "ctypes._endian", "errno", "gc", "genericpath", "os", "os.path", "posixpath", "resource",
         "select", "stat", "struct", "sys", "types", "__future__",
     }  # fmt: skip
     assert added - ours - built_in_or_small == set()
+
+
+def test_the_collector_leaves_alone_what_launchers_share_with_the_stem():
+    told = f"{NAME}.inside.enter.os._exit = lambda code: print(gc.get_freeze_count())"
+    boot = BOOT.replace("; main(", f"; import gc, {NAME}.inside.enter; {told}; main(")
+    ours, theirs = socket.socketpair()
+    theirs.close()  # the server's end: it is gone at once
+    with ours:
+        answer = subprocess.run(
+            [sys.executable, "-SI", "-c", boot, str(PACKAGE.parent), str(ours.fileno()), "60"],
+            env={}, check=True, capture_output=True, text=True, pass_fds=[ours.fileno()],
+        )  # fmt: skip
+    assert int(answer.stdout) > 1000
 
 
 # -- the other rooms
