@@ -278,6 +278,12 @@ def render(case: str) -> str:
         return "\n\n".join(_text_of(part, plan) for part, plan in found)
 
 
+def verbs_of(case: str) -> set[str]:
+    """The verbs of the steps that *case* has."""
+    lines = (line.split() for line in render(case).splitlines())
+    return {words[1] for words in lines if len(words) > 1 and words[0].rstrip(".").isdigit()}
+
+
 @contextmanager
 def _fixed_machine() -> Iterator[None]:
     """Plans depend on the machine in two places: links in paths, and how much memory there is."""

@@ -18,6 +18,7 @@ from playwright.sync_api import Locator, Page, expect
 pytestmark = [
     pytest.mark.requires("userns", "jupyterlab", "chromium", "playwright"),
     pytest.mark.timeout(300),
+    pytest.mark.slow("JupyterLab and a browser start"),
 ]
 
 SENTENCE = "was killed: it reached its memory limit of 200 MiB"

@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 pytestmark = [
     pytest.mark.requires("userns", "jupyterlab", "chromium", "playwright"),
     pytest.mark.timeout(120),
+    pytest.mark.slow("JupyterLab and a browser start"),
 ]
 
 COLUMNS = 80

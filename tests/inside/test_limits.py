@@ -378,6 +378,7 @@ def narrow_group(monkeypatch, new_folder):
     os.rmdir(base)
 
 
+@pytest.mark.slow("memory fills up twice")
 @pytest.mark.requires("root", "cgroup-v1", "cgroup-memory")
 @pytest.mark.parametrize("own", [1 << 30, None])
 def test_a_group_above_that_was_full_is_named_and_not_the_sandboxs_own_limit(

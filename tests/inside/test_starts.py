@@ -49,11 +49,12 @@ def everything(workdir, new_folder, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("step", VERBS)
+@pytest.mark.parametrize("step", [*VERBS, *SERVER_STEPS])
 def test_a_failing_step_is_named_and_leaves_nothing(
     sandbox, everything, monkeypatch, step, workdir, runtime_dir
 ):
-    if not any(one.verb == step for one in sandbox.explain(**everything).steps):
+    has_it = {one.verb for one in sandbox.explain(**everything).steps} | {*SERVER_STEPS}
+    if step not in has_it:
         pytest.skip(f"a start by this user on this host has no step {step}")
     before = sorted(workdir.rglob("*"))
     monkeypatch.setenv(FAIL_AT, step)
@@ -62,21 +63,8 @@ def test_a_failing_step_is_named_and_leaves_nothing(
             pass
     assert caught.value.step == step
     assert sorted(workdir.rglob("*")) == before
-    assert os.listdir(runtime_dir) == ["lock"]
-
-
-@pytest.mark.parametrize("step", SERVER_STEPS)
-def test_a_failing_step_of_the_server_is_named_and_leaves_nothing(
-    sandbox, everything, monkeypatch, step, workdir, runtime_dir
-):
-    before = sorted(workdir.rglob("*"))
-    monkeypatch.setenv(FAIL_AT, step)
-    with pytest.raises(LaunchError, match=rf"\[{step}\].*made to fail") as caught:
-        with sandbox(**everything):
-            pass
-    assert caught.value.step == step
-    assert sorted(workdir.rglob("*")) == before
-    assert set(os.listdir(runtime_dir)) <= {"lock"}
+    # The server may fail before it takes the lock.
+    assert os.listdir(runtime_dir) in [["lock"], *([[]] if step in SERVER_STEPS else [])]
 
 
 def test_a_start_that_is_cancelled_leaves_nothing(launcher, workdir, runtime_dir):

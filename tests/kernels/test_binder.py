@@ -31,6 +31,7 @@ def binder(
     return dict(os.environ)
 
 
+@pytest.mark.slow("a whole notebook")
 @pytest.mark.requires("userns", "cgroup-memory", "cgroup-cpu")
 def test_the_notebook_shows_a_sandboxed_kernel_where_one_can_start(
     binder: dict[str, str], workdir: Path
@@ -41,6 +42,7 @@ def test_the_notebook_shows_a_sandboxed_kernel_where_one_can_start(
     assert "in the sandbox: 1000" in "".join(texts)
 
 
+@pytest.mark.slow("a whole notebook")
 @pytest.mark.requires("userns", "root")
 def test_where_user_namespaces_are_forbidden_the_notebook_says_so_and_nothing_starts(
     binder: dict[str, str], workdir: Path

@@ -56,6 +56,7 @@ def said(found: list[tuple[str, str]]) -> str:
     return "".join(text for name, text in found if name == "stderr")
 
 
+@pytest.mark.slow("twenty rounds up to the cap")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mem_limit", ["512M", "768M"])
 def test_a_loop_that_grows_is_interrupted_and_the_variables_are_there(

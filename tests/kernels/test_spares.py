@@ -113,6 +113,7 @@ print(found - 1)
 """
 
 
+@pytest.mark.slow("it looks through all memory of a kernel")
 def test_a_spare_knows_nothing_of_the_notebook_that_it_was_made_after(
     warm: Any, runtime_dir: Path, monkeypatch: Any
 ) -> None:
@@ -236,6 +237,7 @@ def test_a_spare_is_claimed_once(runtime_dir: Path, warm: Any, spare: Record) ->
     assert leaves_nothing(runtime_dir)
 
 
+@pytest.mark.slow("twenty kernels")
 def test_twenty_starts_at_once_share_what_spares_there_are(
     warm: Any, kernelspec: Any, spare: Record
 ) -> None:
@@ -304,6 +306,7 @@ def test_a_spare_ends_with_its_nursery_and_goes_at_once_while_others_of_it_live(
         assert k.run("6 * 7") == "42"
 
 
+@pytest.mark.slow("a spare looks at memory every few seconds")
 def test_a_spare_gives_way_when_memory_is_short(
     warm: Any, runtime_dir: Path, monkeypatch: Any
 ) -> None:

@@ -171,6 +171,7 @@ def test_a_kernel_with_another_command_or_with_other_variables_starts_cold(
         assert came_from(k) == ""
 
 
+@pytest.mark.slow("two nurseries and five kernels")
 def test_a_nursery_ends_when_what_it_has_imported_changes(
     warm: Any, runtime_dir: Path, new_folder: Callable[[], Path], monkeypatch: Any
 ) -> None:
@@ -336,6 +337,7 @@ def nested() -> int:
     return len(line.split()) - 2
 
 
+@pytest.mark.slow("fifty kernels")
 def test_fifty_warm_kernels_start_at_once(warm: Any, nursery: Record, kernelspec: Any) -> None:
     import asyncio
 

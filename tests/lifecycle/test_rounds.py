@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from rounds import Place, Server, finish, play_all
 
-pytestmark = [pytest.mark.requires("userns"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.requires("userns"),
+    pytest.mark.timeout(300),
+    pytest.mark.slow("servers start and are killed, round by round"),
+]
 
 ROUNDS = 6
 

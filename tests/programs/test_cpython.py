@@ -109,6 +109,7 @@ def boxed(home: Home, plain: Outcome) -> Outcome:
 pytestmark = [
     pytest.mark.requires("userns", "cgroup-memory", "cgroup-pids"),
     pytest.mark.timeout(2 * _PATIENCE_SECONDS),
+    pytest.mark.slow("CPython's own tests, in a box and without one"),
 ]
 
 

@@ -15,6 +15,7 @@ from sandbox_provisioner.spec import Limits
 pytestmark = [
     pytest.mark.requires("userns", "cgroup-memory", "cgroup-pids", "cgroup-cpu", "stress-ng"),
     pytest.mark.timeout(180),
+    pytest.mark.slow("it presses on a cap for seconds"),
 ]
 
 MIB = 1 << 20

@@ -27,6 +27,7 @@ _OPTIONS = (
 pytestmark = [
     pytest.mark.requires("userns", "network", "pytest_jupyter"),
     pytest.mark.timeout(_PATIENCE_SECONDS + 300),
+    pytest.mark.slow("hundreds of others' tests"),
 ]
 
 

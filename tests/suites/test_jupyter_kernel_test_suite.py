@@ -17,6 +17,7 @@ _PATIENCE_SECONDS = 300
 pytestmark = [
     pytest.mark.requires("userns", "network"),
     pytest.mark.timeout(2 * _PATIENCE_SECONDS),
+    pytest.mark.slow("others' tests, with a kernel"),
 ]
 
 

@@ -29,6 +29,7 @@ filecheckpoints.AsyncFileCheckpoints = SandboxCheckpoints
 pytestmark = [
     pytest.mark.requires("network", "jupyter_server", "pytest_jupyter"),
     pytest.mark.timeout(2 * _PATIENCE_SECONDS),
+    pytest.mark.slow("hundreds of others' tests"),
 ]
 
 

@@ -51,6 +51,7 @@ def pytest_configure():
 pytestmark = [
     pytest.mark.requires("userns", "network", "papermill", "pytest_asyncio", "testpath"),
     pytest.mark.timeout(_PATIENCE_SECONDS + 300),
+    pytest.mark.slow("others' tests, with a kernel each"),
 ]
 
 
