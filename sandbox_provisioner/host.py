@@ -78,7 +78,8 @@ class HostFacts:
         uid = os.geteuid()
         kernel = _kernel_release()
         links, directories = system_tree()
-        privileged = uid == 0 and _has_capability(21) and _maps_all_ids()
+        status = Path("/proc/self/status").read_text()
+        privileged = uid == 0 and _has_capability(21, status) and _maps_all_ids()
         return cls(
             uid=uid,
             gid=os.getegid(),
@@ -95,7 +96,7 @@ class HostFacts:
             own_folders=_own_folders(),
             cwd=_cwd(),
             landlock=landlock_version(),
-            umask=_umask(),
+            umask=_umask(status),
             server=this_server(_cwd(), server_places),
         )
 
@@ -136,14 +137,14 @@ def _cwd() -> str:
         return "/"
 
 
-def _has_capability(number: int) -> bool:
-    match = re.search(r"CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text())
+def _has_capability(number: int, status: str) -> bool:
+    match = re.search(r"CapEff:\s*([0-9a-f]+)", status)
     return bool(match and int(match[1], 16) >> number & 1)
 
 
-def _umask() -> int:
+def _umask(status: str) -> int:
     """umask(2) cannot be asked without being set, for all threads."""
-    match = re.search(r"Umask:\s*([0-7]+)", Path("/proc/self/status").read_text())
+    match = re.search(r"Umask:\s*([0-7]+)", status)
     return int(match[1], 8) if match else 0o022
 
 

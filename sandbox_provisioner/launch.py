@@ -94,6 +94,7 @@ def planned_stand_ins(workdir: WorkdirFacts) -> tuple[tuple[str, str], ...]:
 SERVER_STEPS = ("spawn-launcher", "make-record", "create-cgroup", "write-record")
 
 _ATTEMPT = "start the sandbox"
+_MOST_TOLD = 1000
 Warn = Callable[[str], None]
 
 
@@ -121,10 +122,17 @@ class LocalLauncher:
     """Starts sandboxes on this machine, as this user. One can start any number, one after another
     or at once."""
 
-    def __init__(self, *, runtime_dir: str = "", warn: Warn = lambda _: None) -> None:
+    def __init__(
+        self,
+        *,
+        runtime_dir: str = "",
+        warn: Warn = lambda _: None,
+        told: set[str] | None = None,
+    ) -> None:
+        """*told* is what `tell_once` has said already, for launchers that share it."""
         self._runtime_dir = runtime_dir
         self._warn = warn
-        self._told: set[str] = set()
+        self._told: set[str] = set() if told is None else told
 
     def warn(self, text: str) -> None:
         """Tell whoever starts sandboxes; what *text* names may have been named by a kernel."""
@@ -133,6 +141,8 @@ class LocalLauncher:
     def tell_once(self, text: str) -> None:
         """The same for what is looked for at every start."""
         if text not in self._told:
+            if len(self._told) >= _MOST_TOLD:  # kernels can make any number of names
+                self._told.clear()
             self._told.add(text)
             self.warn(text)
 
@@ -172,8 +182,9 @@ class LocalLauncher:
                 f"{mount.path} can only be read: it is a mount of {mount.filesystem}, and Linux "
                 "cannot map the ids of all mounts below what a kernel of a root server is given."
             )
-        if less := cgroup.allows_less(spec.limits.memory_bytes, facts.cgroups):
-            self.warn(less)
+        above = cgroup.narrowest_bound(facts.cgroups)
+        if less := cgroup.allows_less(spec.limits.memory_bytes, above):
+            self.tell_once(less)
         look_there_last(workdir.source, sys.path)
         site = Site(
             facts=facts,
@@ -184,7 +195,7 @@ class LocalLauncher:
             id_range=_id_range(spec, facts),
             user_tasks=count_tasks(facts.uid) if shared or _counts_everywhere(facts) else 0,
             memory_group=tree.memory_group,
-            memory_above=cgroup.narrowest_bound(facts.cgroups),
+            memory_above=above,
             server_environment=dict(os.environ),
         )
         _keep_apart(runtime, site)
@@ -221,7 +232,7 @@ class LocalLauncher:
                 f"box. If it shall be there: {volumes_for(added)}."
             )
         if known := notice(workdir.source, facts.server):
-            self.warn(known)
+            self.tell_once(known)
         return files
 
     def tree(
@@ -230,7 +241,9 @@ class LocalLauncher:
         """The groups called *name*, with the caps of *request*; nothing is made yet."""
         spec = request.spec
         device = disk_of(workdir.place.device) if spec.limits.io_bytes_per_second else ""
-        return cgroup.open_tree(facts.cgroups, name, spec.limits, spec.may_lack, self.warn, device)
+        return cgroup.open_tree(
+            facts.cgroups, name, spec.limits, spec.may_lack, self.tell_once, device
+        )
 
     def explain(self, request: LaunchRequest) -> Plan:
         """The plan that `start` would perform; nothing is run."""

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from sandbox_provisioner.spec import relative
@@ -52,7 +53,7 @@ def mount_of(fd: int) -> Mount:
 def mounts_around(fd: int, source: str) -> tuple[Mount, tuple[Mount, ...]]:
     """The mount that *fd* lies on, whose real path is *source*, and the mounts below it: all that a
     recursive clone of it has."""
-    number, known = _number_of(fd), tuple(_mounts())
+    number, known = _number_of(fd), _mounts()
     here = next((mount for mount in known if mount.number == number), UNKNOWN)
     return here, tuple(_below(here, source, known))
 
@@ -75,14 +76,22 @@ def _number_of(fd: int) -> int:
     return int(told.partition(b"mnt_id:")[2].split()[0])
 
 
-def _mounts() -> Iterator[Mount]:
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        left, _, right = line.partition(b" - ")
-        number, parent, _, _, path, options = left.split(b" ")[:6]
-        yield Mount(
-            int(number),
-            int(parent),
-            os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), path)),
-            os.fsdecode(right.partition(b" ")[0]),
-            b"idmapped" in options.split(b","),
-        )
+def _mounts() -> tuple[Mount, ...]:
+    return _listed(Path("/proc/self/mountinfo").read_bytes())
+
+
+@lru_cache(maxsize=4)  # a start reads the list several times, and it is nearly always the same
+def _listed(table: bytes) -> tuple[Mount, ...]:
+    return tuple(map(_mount, table.splitlines()))
+
+
+def _mount(line: bytes) -> Mount:
+    left, _, right = line.partition(b" - ")
+    number, parent, _, _, path, options = left.split(b" ")[:6]
+    return Mount(
+        int(number),
+        int(parent),
+        os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), path)),
+        os.fsdecode(right.partition(b" ")[0]),
+        b"idmapped" in options.split(b","),
+    )

@@ -85,7 +85,7 @@ from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.variables import set_and_left_out
 from sandbox_provisioner.warm.ahead import Warmth, count_start, fill, prepare
-from sandbox_provisioner.warm.found import is_any, this_process
+from sandbox_provisioner.warm.found import this_process
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
 
 AUTO = "auto"
@@ -134,6 +134,8 @@ class ProgramNotFound(StartRefused, FileNotFoundError):
     """The same where the kernel's program is missing: callers of jupyter_client look for this."""
 
 
+# What launchers have told in the life of this process.
+_told: set[str] = set()
 # Of kernelspecs by their names, why they start cold: no more than there are of these.
 _told_cold: set[tuple[str, str]] = set()
 
@@ -430,7 +432,7 @@ class SandboxProvisioner(LocalProvisioner):
     @property
     def launcher(self) -> LocalLauncher:
         """Who starts our sandboxes."""
-        return LocalLauncher(runtime_dir=self.runtime_dir, warn=self.log.warning)
+        return LocalLauncher(runtime_dir=self.runtime_dir, warn=self.log.warning, told=_told)
 
     # -- start
 
@@ -458,7 +460,8 @@ class SandboxProvisioner(LocalProvisioner):
         """Called by the manager after `pre_launch`: returns when the kernel's sockets are there."""
         try:
             await self._close()  # of a manager that starts again without a shutdown
-            await off_loop(self._open_ends_file)
+            if self.ends_file:
+                await off_loop(self._open_ends_file)
             self.story = None
             self._ending = False
             self._busy = None
@@ -475,15 +478,24 @@ class SandboxProvisioner(LocalProvisioner):
         return self.connection_info
 
     async def post_launch(self, **kwargs: Any) -> None:
-        """Called by the manager when the kernel runs: from now on we listen for its last cell."""
+        """Called by the manager when the kernel runs: from now on we listen for its last cell.
+
+        The manager sleeps for 10 ms then: that is when there is time for it."""
         await super().post_launch(**kwargs)
         if self.parent:
+            asyncio.get_running_loop().call_soon(self._listen)
+
+    def _listen(self) -> None:
+        if self.handle is None or self._tap:
+            return
+        try:
             self._tap = LastWords(self.parent)
+        except zmq.ZMQError as error:
+            self.log.warning("The cell in which the kernel ends will not be known: %s", error)
 
     def _open_ends_file(self) -> None:
-        if self.ends_file:
-            volumes = [volume.source for volume in self.spec.volumes if not volume.readonly]
-            self._ends_file = EndsFile(self.ends_file, [self.spec.workdir, *volumes])
+        volumes = [volume.source for volume in self.spec.volumes if not volume.readonly]
+        self._ends_file = EndsFile(self.ends_file, [self.spec.workdir, *volumes])
 
     def _close_ends_file(self) -> None:
         if self._ends_file:
@@ -573,17 +585,16 @@ class SandboxProvisioner(LocalProvisioner):
     ) -> LocalHandle:
         """From what was prepared, or cold; and then the next start is prepared, if one may come."""
         warmth, lives_on = self._warmth(), self._lives_on(count_start(labels.name))
-        if not lives_on and not await off_loop(is_any, launcher.runtime()):
-            return await self._start_cold(launcher, request, labels, stdio)
         try:
             handle = await start_warm(
                 launcher, request, labels, stdio, warmth.preload, warmth.owner
             )
         except WarmUnavailable as error:
-            self._tell_cold(error)
+            if lives_on or error.failed:
+                self._tell_cold(error)
             handle = await self._start_cold(launcher, request, labels, stdio)
-        if lives_on:
-            prepare(launcher, request, labels, warmth)
+        if lives_on:  # when the kernel's sockets are waited for: a thread takes time to begin
+            asyncio.get_running_loop().call_soon(prepare, launcher, request, labels, warmth)
         return handle
 
     def _tell_cold(self, error: WarmUnavailable) -> None:

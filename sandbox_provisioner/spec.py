@@ -210,7 +210,10 @@ def check_path(what: str, path: str) -> None:
 
 def relative(path: str, base: str) -> str | None:
     """*path* as seen from *base* ("" for itself), or None where it does not lie in it."""
-    path, base = path.rstrip("/") or "/", base.rstrip("/")
+    base = base.rstrip("/")
+    if not path.startswith(base):  # of nearly all that a start asks for
+        return None
+    path = path.rstrip("/") or "/"
     if path == (base or "/"):
         return ""
     return path[len(base) + 1 :] if path.startswith(f"{base}/") else None

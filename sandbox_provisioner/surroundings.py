@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from sandbox_provisioner.errors import COMMAND
@@ -159,7 +160,12 @@ def _is_mask(path: str) -> bool:
 
 def is_in_sandbox() -> bool:
     """Whether an init of our own is above us: PID 1, or, without namespaces, some ancestor."""
-    pid = os.getpid()
+    return _has_init_above(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _has_init_above(pid: int) -> bool:
+    """Nobody gets into a sandbox who has begun outside of it, nor out: one look is enough."""
     while pid > 0:
         if _text(f"/proc/{pid}/cmdline").startswith(_INIT):
             return True

@@ -23,7 +23,7 @@ from sandbox_provisioner.app.command import (
     working_directory,
 )
 from sandbox_provisioner.app.tables import table
-from sandbox_provisioner.cgroup import allows_less
+from sandbox_provisioner.cgroup import allows_less, narrowest_bound
 from sandbox_provisioner.errors import COMMAND, SpecError
 from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.facilities.landlock.tell import losses
@@ -139,7 +139,7 @@ def _memory(limits: Limits, facts: HostFacts) -> str:
     text = f"mem_limit is {format_bytes(limits.memory_bytes)} here"
     if enforced(limits, facts).memory_bytes is None:
         return f"{text}, by default, and is given up: {facts.cgroups.missing['memory']}."
-    less = allows_less(limits.memory_bytes, facts.cgroups)
+    less = allows_less(limits.memory_bytes, narrowest_bound(facts.cgroups))
     return " ".join(filter(None, (f"{text}.", less, _interrupt(limits))))
 
 

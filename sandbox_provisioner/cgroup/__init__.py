@@ -103,7 +103,7 @@ def open_tree(
     for facility in asked:
         wish = describe_cap(facility, limits)
         warn(
-            f"Sandbox {name} starts without a cap that its options ask for ({wish}), as on_missing "
+            f"Kernels start without a cap that their options ask for ({wish}), as on_missing "
             f"allows: {missing[facility]}."
         )
     if facts.version == 0:

@@ -54,9 +54,8 @@ def narrowest_bound(facts: CgroupFacts) -> Bound | None:
     return min(found, key=lambda bound: bound.limit_bytes, default=None)
 
 
-def allows_less(limit_bytes: int | None, facts: CgroupFacts) -> str:
-    """A sentence where a group above has a smaller cap than *limit_bytes*; "" where none has."""
-    above = narrowest_bound(facts)
+def allows_less(limit_bytes: int | None, above: Bound | None) -> str:
+    """A sentence where *above*, the narrowest, is a smaller cap than *limit_bytes*; else ""."""
     if above is None or above.limit_bytes >= (limit_bytes or 0):
         return ""
     return (

@@ -17,6 +17,7 @@ import pwd
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -101,7 +102,7 @@ def survey(*, proc: str = "/proc", pid: str = "self", run: str = "/run") -> Cgro
     Where there are several ways, the one that can enforce more counts. *run* is where systemd keeps
     its sockets. Raises OSError only if *proc* is no proc(5) file system.
     """
-    mounts = list(_cgroup_mounts(f"{proc}/{pid}/mountinfo"))
+    mounts = _cgroup_mounts(f"{proc}/{pid}/mountinfo")
     own = _own_groups(f"{proc}/{pid}/cgroup")
     # max() takes the first of equals, so v2 where both do the same.
     forms = [*_survey_v2(mounts, own, run), _survey_v1(mounts, own)]
@@ -158,14 +159,22 @@ def _numbers(path: str, pattern: str) -> list[int]:
     return [int(number) for number in re.findall(f"^{pattern}$", text, re.M)]
 
 
-def _cgroup_mounts(path: str) -> Iterator[_Mount]:
+def _cgroup_mounts(path: str) -> tuple[_Mount, ...]:
     """The cgroup mounts in a mountinfo file, whose fields proc(5) explains; none where Landlock
     lets nobody read it."""
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")
+        return _listed(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
     except PermissionError:
-        return
-    for line in filter(None, text.split("\n")):
+        return ()
+
+
+@lru_cache(maxsize=4)  # a start reads the list several times, and it is nearly always the same
+def _listed(table: str) -> tuple[_Mount, ...]:
+    return tuple(_cgroup_mounts_in(table))
+
+
+def _cgroup_mounts_in(table: str) -> Iterator[_Mount]:
+    for line in filter(None, table.split("\n")):
         before, _, after = line.partition(" - ")
         root, point = before.split()[3:5]
         kind, _, options = after.split()[:3]

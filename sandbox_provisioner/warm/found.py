@@ -18,7 +18,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -111,7 +111,12 @@ def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...], owner: 
         str(site.facts.cgroups.bases),
         owner,
     )
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return _mark_of(owner) + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _mark_of(owner: str) -> str:
+    """What the keys of nurseries of *owner*, or of everybody's, begin with."""
+    return hashlib.sha256(owner.encode()).hexdigest()[:4]
 
 
 def spare_key_of(
@@ -161,9 +166,12 @@ def link_of(runtime: Path, key: str) -> Path:
     return runtime / f"{key}{_NURSERY}"
 
 
-def is_any(runtime: Path) -> bool:
-    """Whether there is a nursery at all: without one nobody has to look for the right one."""
-    return any(name.endswith(_NURSERY) for name in os.listdir(runtime))
+def is_any(runtime: Path, owners: Sequence[str]) -> bool:
+    """Whether any of *owners* has a nursery at all: without one nobody has to look for the right
+    one."""
+    marks = tuple(map(_mark_of, owners))
+    names = os.listdir(runtime)
+    return any(name.endswith(_NURSERY) and name.startswith(marks) for name in names)
 
 
 def call(path: Path) -> socket.socket | None:

@@ -48,14 +48,16 @@ from sandbox_provisioner.warm.found import (
     claim,
     dismiss,
     find,
+    is_any,
     key_of,
     spare_key_of,
 )
-from sandbox_provisioner.warm.obstacles import obstacle, spare_obstacle
+from sandbox_provisioner.warm.obstacles import obstacle, obstacle_anywhere, spare_obstacle
 from sandbox_provisioner.warm.opener import Opener
 from sandbox_provisioner.warm.process import DistantProcess
 
 _HERE_SECONDS = WORD_SECONDS
+_NO_NURSERY = "there is no nursery for it (yet)"
 _OTHER_COMMAND = "its command is not that of a usual IPython kernel"
 
 
@@ -89,18 +91,14 @@ async def start_warm(
     Raises WarmUnavailable where there is none that is ready, or it failed; SandboxError for what no
     start could do. In both cases nothing is left of it.
     """
-    if Command.of(request.argv) is None:
-        raise WarmUnavailable(_OTHER_COMMAND)
+    if why := _OTHER_COMMAND if Command.of(request.argv) is None else obstacle_anywhere(request):
+        raise WarmUnavailable(why)
     process = LauncherProcess(stem)
     opener, source = Opener(process), Source(launcher, request, labels, stdio, preload, owner)
     try:
         with told_as_host_error("start the sandbox"), ExitStack() as opened:
             afford_a_start()
-            await off_loop(process.ask)
-            site, tree = await off_loop(launcher.look, request, opened)
-            if why := why_cold(request, site):
-                raise WarmUnavailable(why)
-            await off_loop(source.find, site)
+            site, tree = await off_loop(source.begin, process, opened)
             assert source.start
             source.start.opener = opener
             handle = await source.start.run(site, tree)
@@ -128,6 +126,19 @@ class Source:
     preload: tuple[str, ...]
     owner: str
     start: ClaimStart | WarmStart | None = None
+
+    def begin(self, process: LauncherProcess, opened: ExitStack) -> tuple[Site, CgroupTree]:
+        """Ask for the launcher, look at the host and find what serves the request: all in one go,
+        since each change of threads is waited for. WarmUnavailable, and nobody has looked, where
+        there is no nursery at all: the cold start that comes then looks."""
+        if not is_any(self.launcher.runtime(), self._owners()):
+            raise WarmUnavailable(_NO_NURSERY)
+        process.ask()
+        site, tree = self.launcher.look(self.request, opened)
+        if why := why_cold(self.request, site):
+            raise WarmUnavailable(why)
+        self.find(site)
+        return site, tree
 
     def find(self, site: Site) -> None:
         """A spare, or else a nursery; WarmUnavailable without one."""
@@ -157,7 +168,7 @@ class Source:
             if found := find(runtime, key):
                 break
         else:
-            raise WarmUnavailable("there is no nursery for it (yet)")
+            raise WarmUnavailable(_NO_NURSERY)
         channel, record = found
         labels = replace(self.labels, nursery=record.sandbox_id)
         nursery = Nursery(runtime, key, record)

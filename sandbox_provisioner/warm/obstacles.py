@@ -8,14 +8,21 @@ from sandbox_provisioner.spec import Confinement, UserIds, relative
 
 def obstacle(request: LaunchRequest, site: Site) -> str:
     """Why *request* cannot come from a nursery, "" if it can."""
-    if request.survive_server:
-        return "it shall outlive its server"
-    if request.spec.confinement is not Confinement.NAMESPACES:
-        return "a nursery's kernels are held by namespaces, and it asks for Landlock"
+    if why := obstacle_anywhere(request):
+        return why
     if request.spec.user_ids is UserIds.RANGE and not site.facts.privileged:
         return "it wants a range of user ids"
     if site.facts.privileged and site.workdir.source and not site.workdir.idmappable:
         return f"the ids of {site.workdir.place.filesystem} cannot be mapped"
+    return ""
+
+
+def obstacle_anywhere(request: LaunchRequest) -> str:
+    """The same for what no look at the host would change."""
+    if request.survive_server:
+        return "it shall outlive its server"
+    if request.spec.confinement is not Confinement.NAMESPACES:
+        return "a nursery's kernels are held by namespaces, and it asks for Landlock"
     return ""
 
 

@@ -20,7 +20,8 @@ from jupyter_programs import REPOSITORY, Home, Server
 from leaks import Watch
 from warmth import came_from, made, nurseries, state_of, wait_for_end
 
-from sandbox_provisioner import provisioner
+from sandbox_provisioner import cgroup, launch, provisioner
+from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.provisioner import AUTO, SandboxProvisioner
 from sandbox_provisioner.records import sweep
 from sandbox_provisioner.warm import ahead
@@ -88,6 +89,41 @@ def test_a_second_kernel_of_a_kernelspec_has_the_third_prepared(
         assert set(k.run(MODULES).split()) - usual == set()
         assert "import" in k.client.complete("impo", reply=True, timeout=60)["content"]["matches"]
     assert not nursery.survives_server
+
+
+def test_a_start_looks_at_the_host_once_also_where_somebody_else_has_a_nursery(
+    auto: Any, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def counted(launcher: LocalLauncher, *arguments: Any) -> Any:
+        nonlocal looks
+        looks += launcher.runtime() == runtime_dir
+        return look(launcher, *arguments)
+
+    look = LocalLauncher.look
+    monkeypatch.setattr(provisioner, "this_process", lambda: "another")
+    with auto(), auto():
+        made(runtime_dir)
+    monkeypatch.setattr(LocalLauncher, "look", counted)
+    monkeypatch.setattr(provisioner, "prepare", lambda *_: None)
+    monkeypatch.setattr(provisioner, "this_process", lambda: "one")
+    with auto() as k:
+        assert came_from(k) == ""
+    assert looks == 1
+
+
+def test_what_is_looked_for_at_every_start_is_told_once(
+    auto: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(provisioner, "_told", set())
+    monkeypatch.setattr(cgroup, "allows_less", lambda *_: "a group above allows less")
+    monkeypatch.setattr(launch, "notice", lambda *_: "the server imports from there")
+    for _ in range(2):
+        with auto(warm=False):
+            pass
+    for sentence in ("a group above allows less", "the server imports from there"):
+        assert caplog.messages.count(sentence) == 1, caplog.messages
 
 
 def test_what_one_process_has_prepared_no_other_one_uses(

@@ -856,9 +856,10 @@ def test_a_smaller_cap_above_is_told(tmp_path: Path, version: int) -> None:
     made_here = CgroupFacts(version=version, bases={"memory": str(inner)}, missing={})
     none_made = CgroupFacts(version=0, bases={}, missing={}, surroundings=(version, str(inner)))
     for found in (made_here, none_made):
-        assert narrowest_bound(found) == Bound(group=str(tmp_path), limit_bytes=1 << 30)
-        assert allows_less(1 << 30, found) == allows_less(None, found) == ""
-        told = allows_less(4 << 30, found)
+        above = narrowest_bound(found)
+        assert above == Bound(group=str(tmp_path), limit_bytes=1 << 30)
+        assert allows_less(1 << 30, above) == allows_less(None, above) == ""
+        told = allows_less(4 << 30, above)
         assert f"mem_limit is 4 GiB, but the group {tmp_path} above allows 1 GiB" in told
     assert narrowest_bound(NOTHING) is None
 
