@@ -29,8 +29,8 @@ INHERITED = (
 _OWN = ("HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*", "JPY_PARENT_PID")
 # What programs set in their own process for themselves alone.
 _OF_PROGRAMS = ("JUPYTER*", "JPY_*", "PYTEST_*", "_*")
-# Who takes the machine's CPUs for the kernel's, as nothing in the box tells of the cap, and looks
-# here first. (dask and duckdb have no such variable: they ask the interpreter, or the machine.)
+# Who takes the machine's CPUs for the kernel's, and looks here first. (dask, duckdb and Node.js
+# have no such variable: they read the files of `files_from_caps`.)
 _CPU_COUNTS = {
     "PYTHON_CPU_COUNT": "os.cpu_count() and all who ask it, since Python 3.13",
     "OMP_NUM_THREADS": "OpenMP: scikit-learn, xgboost, torch, pyarrow",
@@ -46,7 +46,12 @@ _CPU_COUNTS = {
     "JULIA_CPU_THREADS": "Julia's Sys.CPU_THREADS",
     "MC_CORES": "R's parallel",
     "GOMAXPROCS": "programs in Go",
+    "TF_NUM_INTRAOP_THREADS": "TensorFlow, within an operation",
+    "TF_NUM_INTEROP_THREADS": "the same, for operations side by side",
 }
+_GROUP = "/sys/fs/cgroup"
+# cgroup-v2.rst, cpu.max: so many microseconds of a period of this length.
+_PERIOD_US = 100_000
 # Who would try again and again to reach a network that is not there: each is told, in its own way,
 # and says so at once. What lies in files, or was fetched before, still works.
 _OFFLINE = {
@@ -162,6 +167,22 @@ def _from_caps(limits: Limits) -> dict[str, str]:
     if java:  # an older Java would end at what it does not know
         variables["JAVA_TOOL_OPTIONS"] = " ".join(["-XX:+IgnoreUnrecognizedVMOptions", *java])
     return variables
+
+
+def files_from_caps(variables: Mapping[str, str]) -> dict[str, str]:
+    """Files of the box, path and text, that tell what `_from_caps` tells by *variables*: as
+    programs find them in a container with a cgroup namespace of its own (cgroup-v2.rst)."""
+    files = {}
+    if memory := _number(variables.get("MEM_LIMIT", "")):
+        files[f"{_GROUP}/memory.max"] = f"{memory:.0f}\n"
+    if cores := _number(variables.get("CPU_LIMIT", "")):
+        files[f"{_GROUP}/cpu.max"] = f"{cores * _PERIOD_US:.0f} {_PERIOD_US}\n"
+    return files
+
+
+def _number(text: str) -> float:
+    """0 for what is none: somebody may have set the variable to anything."""
+    return float(text) if re.fullmatch(r"\d{1,18}(\.\d{1,6})?", text, re.ASCII) else 0.0
 
 
 def _from_network(network: Network) -> dict[str, str]:

@@ -32,6 +32,7 @@ from sandbox_provisioner.facilities.volumes import plan as volumes
 from sandbox_provisioner.facilities.workdir import plan as workdir
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import Kind, Plan, Start, Step
+from sandbox_provisioner.variables import files_from_caps
 
 LAUNCHER, INIT, KERNEL, NOBODY = "L", "1", "K", "-"
 # How many descriptors ``open-memory`` opens, by the version of cgroups (inside/memory.py).
@@ -81,6 +82,12 @@ def set_variables(start: Start) -> Iterator[Step]:
     yield environment.variables(start, variables_for(start.request, start.site))
 
 
+def tell_caps(start: Start) -> Iterator[Step]:
+    """By files what the variables tell: in a nursery, whose own caps are others, its kernels'."""
+    for path, text in files_from_caps(variables_for(start.request, start.site)).items():
+        yield Step("file", (path, text), "for programs that look for their caps there")
+
+
 # cold, nursery, fork, spare, claim: who performs the line. L: a launcher, with the server's rights;
 # 1: PID 1; K: the kernel, after PID 1 forked it; -: nobody.
 ORDER: tuple[tuple[str, Callable[[Start], Iterable[Step]]], ...] = (
@@ -120,6 +127,7 @@ ORDER: tuple[tuple[str, Callable[[Start], Iterable[Step]]], ...] = (
     ("1 1 1 1 -", root.new),
     ("1 1 1 1 -", ids.files),
     ("1 1 1 1 -", network.files),
+    ("1 1 1 1 -", tell_caps),
     ("1 1 1 1 -", root.system_files),
     ("1 1 1 1 -", root.devices),
     ("1 1 1 1 -", root.proc),

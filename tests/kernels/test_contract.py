@@ -533,14 +533,30 @@ def test_a_kernel_whose_group_somebody_removes_is_ended_with_the_reason(kernel: 
 
 
 @pytest.mark.requires("cgroup-memory", "cgroup-cpu")
-def test_the_caps_stand_in_the_environment(kernel: Any) -> None:
+def test_the_caps_stand_in_the_environment_and_where_programs_look_in_a_container(
+    kernel: Any,
+) -> None:
     with kernel(mem_limit="256M", cpu_limit=1.5) as k:
         said = k.run(
             "import os; print([os.environ.get(n) for n in ('MEM_LIMIT', 'CPU_LIMIT',"
             " 'PYTHON_CPU_COUNT', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS',"
             " 'NUMEXPR_NUM_THREADS')])"
         )
+        files = k.run(
+            "!cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max; ls -1 /sys /sys/fs/cgroup"
+        )
+        assert "Read-only" in k.run("open('/sys/fs/cgroup/memory.max', 'w')")
     assert said.strip() == str([str(256 << 20), "1.5", "2", "2", "2", "2", "2"])
+    shown = [
+        "268435456",
+        "150000 100000",
+        "/sys:",
+        "fs",
+        "/sys/fs/cgroup:",
+        "cpu.max",
+        "memory.max",
+    ]
+    assert [line.strip() for line in files.splitlines() if line.strip()] == shown
 
 
 def test_what_the_server_inherited_is_not_handed_on(kernel: Any, monkeypatch: Any) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from sandbox_provisioner.spec import Limits, Network
-from sandbox_provisioner.variables import kernel_environment, set_and_left_out
+from sandbox_provisioner.variables import (
+    files_from_caps,
+    kernel_environment,
+    set_and_left_out,
+)
 
 OWN = {"HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "JPY_PARENT_PID", "PATH"}
 
@@ -81,6 +85,18 @@ def test_libraries_that_see_no_cap_are_told():
     assert only_memory["JAVA_TOOL_OPTIONS"] == java
     assert "LOKY_MAX_CPU_COUNT" not in only_memory
     assert "JAVA_TOOL_OPTIONS" not in made_of({})
+
+
+def test_files_tell_what_the_variables_tell():
+    found = files_from_caps(made_of({}, limits=Limits(memory_bytes=1 << 30, cpu_cores=0.5)))
+    group = "/sys/fs/cgroup"
+    assert found == {f"{group}/memory.max": "1073741824\n", f"{group}/cpu.max": "50000 100000\n"}
+    assert files_from_caps(made_of({})) == {}
+
+
+@pytest.mark.parametrize("text", ["", "much", "1G", "-1", "1e9", "nan", "1\n2", "9" * 400])
+def test_a_cap_that_somebody_has_set_to_no_number_is_in_no_file(text):
+    assert files_from_caps({"MEM_LIMIT": text, "CPU_LIMIT": text}) == {}
 
 
 def test_without_a_network_installers_are_told_unless_somebody_said_otherwise():
