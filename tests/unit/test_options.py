@@ -1,0 +1,82 @@
+"""The options of a sandbox: what of them users have in their configurations does not change."""
+
+from __future__ import annotations
+
+import pytest
+from traitlets import Int, TraitType
+from traitlets.config import Config
+
+from sandbox_provisioner.app.command import OPTION_ALIASES
+from sandbox_provisioner.app.explain import own_options
+from sandbox_provisioner.provisioner import SandboxProvisioner
+
+LISTS = {"covered_directories", "covered_files", "home_visible"}
+OPTIONS = """\
+confinement: Enum['namespaces', 'landlock'] = 'namespaces' --confinement
+covered_directories: List[Unicode]
+covered_files: List[Unicode]
+cpu_guarantee: Float or None = None --cpu-guarantee
+cpu_limit: Float or None = None --cpu-limit
+cpuset: Unicode = '' --cpuset
+ends_file: Unicode = ''
+env_keep: List[Unicode] = [] --env-keep
+home_visible: List[Unicode]
+io_limit: Union[Int, Unicode] or None = None --io-limit
+mem_interrupt: Float or None = 0.92
+mem_limit: Union[Int, Unicode] or None = '50%' --mem-limit
+network: Enum['none'] = 'none' --network
+on_missing: Dict[Enum['refuse', 'warn']] = {} --on-missing
+pids_limit: Int or None = 512 --pids-limit
+preload: List[Unicode] = [] --preload
+runtime_dir: Unicode = ''
+shm_limit: Union[Int, Unicode] = '64M' --shm-limit
+spares: Int (min 0) = 0 --spares
+start_timeout: Float = 60.0
+survive_server: Bool = False
+tmp_limit: Union[Int, Unicode] = '1G' --tmp-limit
+user_ids: Enum['single', 'range'] = 'single' --user-ids
+volumes: List[Unicode] = [] --volume
+warm: Union[Bool, Enum['auto']] = 'auto' --warm
+warm_idle_timeout: Float = 900.0 --warm-idle-timeout
+workdir: Unicode = 'notebook' --workdir
+"""
+
+
+def kind(trait: TraitType) -> str:
+    name = type(trait).__name__
+    inner = [*getattr(trait, "trait_types", [])]
+    inner += [i for n in ("_trait", "_value_trait") if (i := getattr(trait, n, None))]
+    values = [*map(repr, getattr(trait, "values", None) or []), *map(kind, inner)]
+    least = getattr(trait, "min", None) if isinstance(trait, Int) else None
+    words = [
+        f"{name}[{', '.join(values)}]" if values else name,
+        *(["or None"] if trait.allow_none else []),
+        *([f"(min {least})"] if least is not None else []),
+    ]
+    return " ".join(words)
+
+
+def shown(name: str) -> str:
+    trait = SandboxProvisioner.class_traits()[name]
+    flags = [alias for alias, full in OPTION_ALIASES.items() if full.endswith(f".{name}")]
+    default = [] if name in LISTS else [f"= {getattr(SandboxProvisioner(), name)!r}"]
+    return " ".join((f"{name}: {kind(trait)}", *default, *(f"--{flag}" for flag in flags)))
+
+
+def test_names_types_defaults_and_flags_are_what_configurations_rely_on() -> None:
+    assert "".join(f"{shown(name)}\n" for name in sorted(own_options())) == OPTIONS
+
+
+def test_every_option_is_set_in_configuration_files_and_tells_what_it_means() -> None:
+    for name in own_options():
+        trait = SandboxProvisioner.class_traits()[name]
+        assert trait.metadata["config"] is True
+        assert str(trait.help).endswith((".", ")"))
+
+
+@pytest.mark.parametrize("name", sorted(own_options()))
+def test_a_configuration_file_sets_each_by_the_provisioners_name(name: str) -> None:
+    value = getattr(SandboxProvisioner(), name)
+    config = Config({"SandboxProvisioner": {name: value}})
+    assert getattr(SandboxProvisioner(config=config), name) == value
+    assert f"c.SandboxProvisioner.{name}" in SandboxProvisioner.class_config_section()
