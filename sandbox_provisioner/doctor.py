@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sandbox_provisioner.caps import CAPS, Cap
 from sandbox_provisioner.errors import COLUMNS, COMMAND, HostError, SandboxError, in_lines
 from sandbox_provisioner.facilities.landlock.tell import obstacle
 from sandbox_provisioner.host import MACHINES, OLDEST_KERNEL, HostFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IDS, IdRange
-from sandbox_provisioner.spec import WAIVABLE_FACILITIES
 from sandbox_provisioner.surroundings import (
     APPARMOR,
     NESTED,
@@ -102,7 +102,7 @@ def examine(found: Findings) -> list[Check]:
         _landlock(found.host),
         _work_directory(found),
         _runtime(found),
-        *(_cap(facility, found.host) for facility in WAIVABLE_FACILITIES),
+        *(_cap(cap, found.host) for cap in CAPS),
         _entry_point(found),
         *_kernels(found.kernels),
         *_watchers(found),
@@ -282,20 +282,12 @@ def _runtime(found: Findings) -> Check:
     )
 
 
-_WITHOUT_CAP = {
-    "memory": "Kernels that set mem_limit do not start; others have no memory cap.",
-    "cpu": "Kernels that set cpu_limit or cpu_guarantee do not start.",
-    "cpuset": "Kernels that set cpuset do not start.",
-    "io": "Kernels that set io_limit do not start.",
-    "pids": "Kernels that set pids_limit do not start; for others RLIMIT_NPROC caps processes.",
-}
-
-
-def _cap(facility: str, host: HostFacts) -> Check:
+def _cap(cap: Cap, host: HostFacts) -> Check:
+    facility = cap.facility
     reason = host.cgroups.missing.get(facility)
     name = f"{facility} cap"
     if reason is None:
-        base = host.cgroups.bases.get(facility, "")
+        base = host.cgroups.bases.get(cap.controller, "")
         found = f"cgroup v{host.cgroups.version} in {base}"
         if host.cgroups.manager:
             found += f", scopes by systemd's {host.cgroups.manager} manager"
@@ -304,7 +296,8 @@ def _cap(facility: str, host: HostFacts) -> Check:
         facility=name,
         state=State.MISSING,
         found=reason,
-        effect=f'{_WITHOUT_CAP[facility]} With on_missing = {{"{facility}": "warn"}} all start.',
+        effect=f"Kernels that set {' or '.join(cap.options)} do not start{cap.otherwise}. "
+        f'With on_missing = {{"{facility}": "warn"}} all start.',
         remedy=_lines(host.cgroups.remedy(facility)),
     )
 

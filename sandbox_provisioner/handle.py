@@ -26,8 +26,9 @@ from sandbox_provisioner.inside.printable import one_line, printable
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import TooManyFolders, open_again
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
-from sandbox_provisioner.spec import Confinement, format_bytes
+from sandbox_provisioner.spec import Confinement
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
+from sandbox_provisioner.units import format_bytes
 
 _OUTLIVED_SECONDS = 1.0
 _MOST_WORDS = 64  # of init's, at a time

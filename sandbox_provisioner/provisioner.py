@@ -1,6 +1,6 @@
 """provisioner.py - in the server: jupyter_client's contract on one side, our types on the other.
 
-The only file with traits of a kernel. It translates options into a `SandboxSpec`, hands a
+It translates options into a `SandboxSpec`, hands a
 `LaunchRequest` to a launcher, and answers jupyter_client about the `LocalHandle` that comes back.
 
 The contract has traps, each of which a test in tests/kernels holds: `cleanup` comes twice, or alone
@@ -42,10 +42,9 @@ from traitlets import (
     TraitError,
     Unicode,
     Union,
-    default,
-    observe,
 )
 
+from sandbox_provisioner.caps import CAPS, CapOptions
 from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.ends import MIME, End
 from sandbox_provisioner.ends_file import EndsFile
@@ -65,7 +64,6 @@ from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts, open
 from sandbox_provisioner.run_by_host import IN_START_DIRECTORY
 from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import (
-    SMALLEST_MEMORY_BYTES,
     Confinement,
     Covers,
     Limits,
@@ -74,15 +72,13 @@ from sandbox_provisioner.spec import (
     SandboxSpec,
     UserIds,
     Volume,
-    parse_bytes,
-    parse_cpuset,
-    parse_share,
     relative,
     volumes_for,
 )
 from sandbox_provisioner.story import EndKind, ExitStory
 from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
+from sandbox_provisioner.units import parse_bytes
 from sandbox_provisioner.variables import set_and_left_out
 from sandbox_provisioner.warm.ahead import Warmth, count_start, fill, prepare
 from sandbox_provisioner.warm.found import this_process
@@ -140,7 +136,8 @@ _told: set[str] = set()
 _told_cold: set[tuple[str, str]] = set()
 
 
-class SandboxProvisioner(LocalProvisioner):
+# jupyter_client computes its metaclass, which mypy cannot know to be one of traitlets'.
+class SandboxProvisioner(CapOptions, LocalProvisioner):  # type: ignore[metaclass]
     """Starts a kernel in Linux namespaces of its own, under memory, CPU and process caps.
 
     jupyter_client makes one for each kernel and keeps it over restarts. Options come from the
@@ -148,44 +145,6 @@ class SandboxProvisioner(LocalProvisioner):
     ``c.SandboxProvisioner`` in a configuration file.
     """
 
-    mem_limit = Union(
-        [Integer(), Unicode()],
-        allow_none=True,
-        default_value="50%",
-        help='The most memory a kernel may use, as in JupyterHub: "512M", "1G", or bytes; or a '
-        'share of the machine\'s, or of what a group above allows: "50%". Where no cap can be had '
-        "the default is given up. None: no cap.",
-    ).tag(config=True)
-    mem_interrupt = Float(
-        0.92,
-        allow_none=True,
-        help="The share of mem_limit at which the kernel is interrupted, so that the cell ends and "
-        "the variables stay; 0.5 to 0.99, 0 or None: never. The default holds for IPython's "
-        "kernel, of which it is known that the cell then fails; what is set, for every kernel that "
-        "takes interrupts as signals.",
-    ).tag(config=True)
-    cpu_limit = Float(
-        None, allow_none=True, help="The most CPU time, in cores: 0.5 is half of one core."
-    ).tag(config=True)
-    cpu_guarantee = Float(
-        None, allow_none=True, help="The share of CPU time, in cores, while the machine is busy."
-    ).tag(config=True)
-    cpuset = Unicode("", help='The CPUs that the kernel may run on, such as "0-3,6".').tag(
-        config=True
-    )
-    pids_limit = Integer(
-        512,
-        allow_none=True,
-        help="The most processes and threads. Where no cgroup can cap them, RLIMIT_NPROC does for "
-        "the default. None: no cap.",
-    ).tag(config=True)
-    io_limit = Union(
-        [Integer(), Unicode()],
-        allow_none=True,
-        default_value=None,
-        help="The most bytes a second that a kernel may read from the disk of its work directory, "
-        'and as much that it may write: "50M".',
-    ).tag(config=True)
     shm_limit = Union(
         [Integer(), Unicode()], default_value="64M", help="The size of /dev/shm."
     ).tag(config=True)
@@ -291,8 +250,6 @@ class SandboxProvisioner(LocalProvisioner):
     end: End | None = None
 
     def __init__(self, **kwargs: Any) -> None:
-        self._by_default: set[str] = set()
-        self._interrupts_by_default = False
         try:
             super().__init__(**kwargs)
         except TraitError as error:
@@ -306,25 +263,6 @@ class SandboxProvisioner(LocalProvisioner):
         self._ends_file: EndsFile | None = None
 
     # -- what is asked for
-
-    @default("mem_limit")
-    def _share_of_memory(self) -> str:
-        self._by_default.add("memory")
-        return "50%"
-
-    @default("pids_limit")
-    def _usual_pids(self) -> int:
-        self._by_default.add("pids")
-        return 512
-
-    @default("mem_interrupt")
-    def _usual_share(self) -> float:
-        self._interrupts_by_default = True
-        return 0.92
-
-    @observe("mem_limit", "pids_limit")
-    def _is_asked_for(self, change: Any) -> None:
-        self._by_default.discard({"mem_limit": "memory", "pids_limit": "pids"}[change.name])
 
     def _refuse_unknown_keys(self) -> None:
         """kernel.json's config is passed on as keywords, of which traitlets only warns."""
@@ -353,19 +291,16 @@ class SandboxProvisioner(LocalProvisioner):
 
     def spec_for(self, cwd: str) -> SandboxSpec:
         """The options as a `SandboxSpec`, for a kernel that starts in *cwd*; raises SpecError."""
-        traffic = None if self.io_limit is None else parse_bytes("io_limit", self.io_limit)
+        wishes = {name: value for cap in CAPS for name, value in vars(cap.wish(self)).items()}
         limits = Limits(
-            memory_bytes=self._memory_bytes(),
-            interrupt_share=self._interrupt_share(),
-            cpu_cores=self.cpu_limit,
-            cpu_guarantee_cores=self.cpu_guarantee,
-            cpuset=parse_cpuset(self.cpuset) if self.cpuset else None,
-            pids=self.pids_limit,
-            io_bytes_per_second=traffic,
+            **wishes,
             shm_bytes=parse_bytes("shm_limit", self.shm_limit),
             tmp_bytes=parse_bytes("tmp_limit", self.tmp_limit),
         )
-        limits = replace(limits, by_default=frozenset(self._by_default))
+        if not self._may_interrupt():
+            limits = replace(limits, interrupt_share=None)
+        by_default = {cap.facility for cap in limits.asked if self.untouched & {*cap.options}}
+        limits = replace(limits, by_default=frozenset(by_default))
         return SandboxSpec(
             workdir=self._workdir(cwd),
             limits=limits,
@@ -381,28 +316,18 @@ class SandboxProvisioner(LocalProvisioner):
             on_missing={name: OnMissing(choice) for name, choice in self.on_missing.items()},
         )
 
-    def _memory_bytes(self) -> int | None:
-        if self.mem_limit is None:
-            return None
-        share = parse_share(self.mem_limit)
-        if share is None:
-            return parse_bytes("mem_limit", self.mem_limit)
-        if not 0 < share <= 1:
-            raise SpecError(
-                attempt="read mem_limit",
-                answer=f"{self.mem_limit!r} is no share of a machine",
-                remedy="Use more than 0% and at most 100%.",
-            )
-        return max(round(memory_bytes() * share), SMALLEST_MEMORY_BYTES)
+    def machine_bytes(self) -> int:
+        """Called for an option that is a share of the machine's memory."""
+        return memory_bytes()
 
-    def _interrupt_share(self) -> float | None:
+    def _may_interrupt(self) -> bool:
         """A kernel that wants interrupts as messages may end of a signal: none for that one. And
         one that swallows it, or answers "aborted", would show wrong results as if all were well."""
-        share, kernel = self.mem_interrupt or None, self.kernel_spec
+        kernel = self.kernel_spec
         if kernel is None:
-            return share
-        unknown = self._interrupts_by_default and not is_ipython(kernel.argv)
-        return None if kernel.interrupt_mode == "message" or unknown else share
+            return True
+        known = "mem_interrupt" not in self.untouched or is_ipython(kernel.argv)
+        return kernel.interrupt_mode != "message" and known
 
     def _workdir(self, cwd: str) -> str:
         if self.workdir == "notebook":

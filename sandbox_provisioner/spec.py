@@ -8,122 +8,46 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
+from sandbox_provisioner.caps import BY_FACILITY, CAPS, FACILITIES, Cap, Wishes
 from sandbox_provisioner.errors import SpecError, did_you_mean
-
-# JupyterHub's ByteSpecification: a number with one of these suffixes, powers of 1024.
-_BYTE_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_BYTES = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMGT]?)", re.ASCII)
-_SHARE = re.compile(r"(?P<number>\d+(\.\d+)?)%", re.ASCII)
-
-# The launcher and PID 1 are charged to the cap as well; below this no kernel could start.
-SMALLEST_MEMORY_BYTES = 32 << 20
-SMALLEST_PIDS = 8
-SMALLEST_IO_BYTES = 64 << 10
+from sandbox_provisioner.units import at_least
 
 
-def parse_bytes(name: str, value: int | float | str) -> int:
-    """A size in bytes from an int or from JupyterHub's notation ("512M", "1G", "1.5G").
+@dataclass(frozen=True, kw_only=True)
+class Limits(Wishes):
+    """The caps of one sandbox, and the sizes of its folders in memory. None means no cap.
 
-    Raises SpecError, which names the option *name* and the notation.
-    """
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1 << 63:
-        return int(value)
-    match = _BYTES.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise SpecError(
-            attempt=f"read {name}",
-            answer=f"{value!r} is not a size",
-            remedy='Write a number of bytes, or a number with K, M, G or T, such as "512M".',
-        )
-    return int(float(match["number"]) * _BYTE_SUFFIXES[match["suffix"]])
-
-
-def parse_share(value: int | float | str) -> float | None:
-    """A share of the machine, "50%", as a number; None for what `parse_bytes` reads."""
-    match = _SHARE.fullmatch(value) if isinstance(value, str) else None
-    return float(match["number"]) / 100 if match else None
-
-
-def format_bytes(count: int) -> str:
-    """A size for people: 536870912 -> '512 MiB'."""
-    for suffix, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= factor:
-            return f"{count / factor:.4g} {suffix}"
-    return f"{count} bytes"
-
-
-def parse_cpuset(value: str) -> frozenset[int]:
-    """The CPUs of a list in the format of cpuset(7): "0-3,6" -> {0, 1, 2, 3, 6}."""
-    cpus: set[int] = set()
-    for part in value.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise _bad_cpuset(value)
-        span = range(int(first), int(last if dash else first) + 1)
-        if not span or span.stop > 1 << 16:
-            raise _bad_cpuset(value)
-        cpus.update(span)
-    return frozenset(cpus)
-
-
-def _bad_cpuset(value: str) -> SpecError:
-    return SpecError(
-        attempt="read cpuset",
-        answer=f"{value!r} is not a list of CPUs",
-        remedy='Write numbers and ranges from low to high, such as "0-3,6".',
-    )
-
-
-def format_cpuset(cpus: frozenset[int]) -> str:
-    """The inverse of `parse_cpuset`, without ranges: {0, 1, 6} -> "0,1,6"."""
-    return ",".join(str(cpu) for cpu in sorted(cpus))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The caps of one sandbox. None means no cap.
-
-    *memory_bytes* includes the sandbox's tmpfs and shared memory, and no swap comes on top.
-    *cpu_cores* is bandwidth (1.5 is 150 % of one core); *cpu_guarantee_cores* is a share that
-    counts only while the machine is busy. *pids* counts threads too.
-    *io_bytes_per_second* holds for reading and for writing, each. At *interrupt_share* of
-    *memory_bytes* the kernel gets an interrupt; None means that it does not.
     *by_default* are the facilities whose cap nobody has asked for: where a cap of these cannot be
     enforced, a start does without.
     """
 
-    memory_bytes: int | None = None
-    cpu_cores: float | None = None
-    cpu_guarantee_cores: float | None = None
-    cpuset: frozenset[int] | None = None
-    pids: int | None = None
-    io_bytes_per_second: int | None = None
-    interrupt_share: float | None = None
     shm_bytes: int = 64 << 20
     tmp_bytes: int = 1 << 30
     by_default: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        _at_least("mem_limit", self.memory_bytes, SMALLEST_MEMORY_BYTES, "Use at least 32M.")
-        _at_least("cpu_limit", self.cpu_cores, 0.01, "Use at least 0.01 (cores).")
-        _at_least("cpu_guarantee", self.cpu_guarantee_cores, 0.01, "Use at least 0.01 (cores).")
-        _at_least("pids_limit", self.pids, SMALLEST_PIDS, f"Use at least {SMALLEST_PIDS}.")
-        _at_least("io_limit", self.io_bytes_per_second, SMALLEST_IO_BYTES, "Use at least 64K.")
-        _at_least("shm_limit", self.shm_bytes, 4096, 'Use at least one page, "4K".')
-        _at_least("tmp_limit", self.tmp_bytes, 4096, 'Use at least one page, "4K".')
-        if self.cpuset is not None and not self.cpuset:
-            raise _bad_cpuset("")
-        if self.interrupt_share is not None and not 0.5 <= self.interrupt_share <= 0.99:
-            raise SpecError(
-                attempt="set mem_interrupt",
-                answer=f"{self.interrupt_share:g} is not a share of mem_limit that makes sense",
-                remedy="Use 0.5 to 0.99, or 0 to turn it off.",
-            )
+        for cap in CAPS:
+            cap.check(self)
+        at_least("shm_limit", self.shm_bytes, 4096, 'Use at least one page, "4K".')
+        at_least("tmp_limit", self.tmp_bytes, 4096, 'Use at least one page, "4K".')
+
+    @property
+    def asked(self) -> list[Cap]:
+        """The caps that it has."""
+        return [cap for cap in CAPS if cap.is_asked(self)]
+
+    def without(self, facilities: Collection[str]) -> Limits:
+        """The same minus the caps of *facilities*."""
+        dropped: dict[str, Any] = {}
+        for facility in facilities:
+            dropped |= dict.fromkeys(BY_FACILITY[facility].fields)
+        return replace(self, **dropped)
 
     @property
     def cpu_count(self) -> int | None:
@@ -134,11 +58,6 @@ class Limits:
         if self.cpuset is not None:
             counts.append(len(self.cpuset))
         return int(min(counts)) if counts else None
-
-
-def _at_least(name: str, value: float | None, smallest: float, remedy: str) -> None:
-    if value is not None and not value >= smallest:
-        raise SpecError(attempt=f"set {name}", answer=f"{value} is too small", remedy=remedy)
 
 
 # What belongs to the system inside; a volume there would replace it.
@@ -246,11 +165,6 @@ class OnMissing(StrEnum):
 
     REFUSE = "refuse"
     WARN = "warn"
-
-
-# The facilities whose absence an administrator may accept, by the name of `on_missing`'s keys.
-# Namespaces, the root file system and the system call filter are not among them.
-WAIVABLE_FACILITIES = ("memory", "cpu", "cpuset", "pids", "io")
 
 
 # Where a file goes that a program outside writes through a link that stands in for it, below its
@@ -379,14 +293,12 @@ class SandboxSpec:
 
     def __post_init__(self) -> None:
         check_path("the work directory", self.workdir)
-        unknown = sorted(set(self.on_missing) - set(WAIVABLE_FACILITIES))
+        unknown = sorted(set(self.on_missing) - set(FACILITIES))
         if unknown:
             raise SpecError(
                 attempt="read on_missing",
                 answer=f"{unknown[0]!r} is not a cap that a start can do without",
-                remedy=did_you_mean(
-                    unknown[0], WAIVABLE_FACILITIES, f"Use: {', '.join(WAIVABLE_FACILITIES)}."
-                ),
+                remedy=did_you_mean(unknown[0], FACILITIES, f"Use: {', '.join(FACILITIES)}."),
             )
 
     def may_lack(self, facility: str) -> bool:

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.spec import format_bytes
+from sandbox_provisioner.units import format_bytes
 
 
 class EndKind(StrEnum):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Unicode
 from traitlets.config import Config
 
@@ -31,8 +32,9 @@ from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import AUTO, SandboxProvisioner, places
-from sandbox_provisioner.spec import Confinement, Limits, format_bytes, relative
+from sandbox_provisioner.spec import Confinement, Limits, relative
 from sandbox_provisioner.unboxed import inner_command
+from sandbox_provisioner.units import format_bytes
 from sandbox_provisioner.warm.launch import why_cold
 
 _CONNECTION_FILE = "kernel-example.json"
@@ -154,11 +156,8 @@ def _interrupt(limits: Limits) -> str:
 
 def own_options() -> set[str]:
     """The options that are ours, and not jupyter_client's for every provisioner."""
-    return {
-        name
-        for name, trait in SandboxProvisioner.class_traits(config=True).items()
-        if trait.this_class is SandboxProvisioner
-    }
+    shared = set(LocalProvisioner.class_trait_names(config=True))
+    return set(SandboxProvisioner.class_trait_names(config=True)) - shared
 
 
 def _shown(value: Any) -> str:

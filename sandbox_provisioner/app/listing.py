@@ -23,7 +23,8 @@ from sandbox_provisioner.app.running import Sandbox
 from sandbox_provisioner.handle import short_id
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.records import age_seconds
-from sandbox_provisioner.spec import Confinement, format_bytes
+from sandbox_provisioner.spec import Confinement
+from sandbox_provisioner.units import format_bytes
 
 NOTHING = "No sandbox runs."
 _PIPE_COLUMNS = 1 << 14

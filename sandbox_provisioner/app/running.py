@@ -31,7 +31,8 @@ from sandbox_provisioner.records import (
     open_init,
     sweep,
 )
-from sandbox_provisioner.spec import format_bytes, relative
+from sandbox_provisioner.spec import relative
+from sandbox_provisioner.units import format_bytes
 
 _GROUPS = "/sys/fs/cgroup"
 _LARGEST_PID = 1 << 22  # proc_sys_kernel(5), pid_max

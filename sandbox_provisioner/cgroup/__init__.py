@@ -11,7 +11,7 @@
     await tree.remove()                                   when it is over
 
 v1, v2 and v2 by systemd differ only in `v1.py`, `v2.py` and `systemd.py`; everyone else sees
-`CgroupTree`.
+`CgroupTree`. What is capped, and by which values, stands in `caps/`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 
+from sandbox_provisioner.caps import CAPS, Cap
 from sandbox_provisioner.cgroup.above import Bound, allows_less, free_bytes, narrowest_bound
 from sandbox_provisioner.cgroup.files import PARENT, refused
 from sandbox_provisioner.cgroup.remedies import do_without, unique
@@ -30,8 +31,6 @@ from sandbox_provisioner.cgroup.tree import (
     NullTree,
     Tree,
     Usage,
-    describe_cap,
-    facilities_asked,
 )
 from sandbox_provisioner.cgroup.v1 import V1Tree
 from sandbox_provisioner.cgroup.v2 import V2Tree
@@ -59,18 +58,6 @@ __all__ = [
 ]
 
 
-# Whatever groups there may be, for a tree that somebody else has made.
-_EVERY_CAP = Limits(
-    memory_bytes=1 << 30, cpu_cores=1, cpuset=frozenset({0}), pids=1 << 10,
-    io_bytes_per_second=1 << 30,
-)  # fmt: skip
-NO_DISK = "the work directory lies on no disk of this machine"
-NO_DISK_REMEDY = (
-    "Work in a directory on a disk (not on overlay, btrfs, zfs, tmpfs or a file server), or remove "
-    "io_limit.",
-)
-
-
 def _driver(facts: CgroupFacts) -> type[Tree]:
     if facts.manager:
         return SystemdTree
@@ -83,46 +70,45 @@ def open_tree(
     limits: Limits,
     may_lack: Callable[[str], bool],
     warn: Callable[[str], None],
-    device: str = "",
+    disk: str = "",
 ) -> CgroupTree:
     """The tree for sandbox *name*, not made yet; `launch` calls it when it compiles a plan.
 
     A cap that cannot be enforced here is dropped, if nobody has asked for it (`Limits.by_default`),
     or, with a call of *warn*, if ``may_lack(facility)`` (`SandboxSpec.may_lack`); it raises
-    HostError otherwise. *device* is the disk, "MAJOR:MINOR",
-    whose traffic a cap means, "" where there is none.
+    HostError otherwise. *disk* is the one of the work directory, "MAJOR:MINOR", "" where there is
+    none, or no cap needs to know.
     """
-    missing = {"io": NO_DISK} if not device else {}
+    missing = {cap.facility: why for cap in limits.asked if (why := cap.obstacle(disk))}
     missing |= facts.missing
-    waived = [facility for facility in facilities_asked(limits) if facility in missing]
+    lacking = [cap for cap in limits.asked if cap.facility in missing]
     # Nobody has asked for a default: `explain` and `doctor` tell.
-    asked = [facility for facility in waived if facility not in limits.by_default]
-    refused = [facility for facility in asked if not may_lack(facility)]
+    wished = [cap for cap in lacking if cap.facility not in limits.by_default]
+    refused = [cap for cap in wished if not may_lack(cap.facility)]
     if refused:
-        raise _cannot_cap(facts, limits, {facility: missing[facility] for facility in refused})
-    for facility in asked:
-        wish = describe_cap(facility, limits)
+        raise _cannot_cap(facts, limits, {cap: missing[cap.facility] for cap in refused})
+    for cap in wished:
         warn(
-            f"Kernels start without a cap that their options ask for ({wish}), as on_missing "
-            f"allows: {missing[facility]}."
+            f"Kernels start without a cap that their options ask for ({cap.describe(limits)}), as "
+            f"on_missing allows: {missing[cap.facility]}."
         )
     if facts.version == 0:
         return NullTree(facts, name)
-    return _driver(facts)(facts, name, limits, waived, device)
+    waived = {cap.facility for cap in lacking}
+    return _driver(facts)(facts, name, limits.without(waived).asked, waived, disk)
 
 
-def _cannot_cap(facts: CgroupFacts, limits: Limits, missing: Mapping[str, str]) -> HostError:
+def _cannot_cap(facts: CgroupFacts, limits: Limits, missing: Mapping[Cap, str]) -> HostError:
     """The error for caps that were asked for and cannot be had: all of them at once, with what the
     user can do alone before what an administrator has to do."""
-    wishes = joined([describe_cap(facility, limits) for facility in missing])
     remedies = (
-        NO_DISK_REMEDY if reason is NO_DISK else facts.remedy(facility)
-        for facility, reason in missing.items()
+        facts.remedy(cap.facility) if cap.facility in facts.missing else cap.remedy
+        for cap in missing
     )
     return HostError(
-        attempt=wishes,
+        attempt=joined([cap.describe(limits) for cap in missing]),
         answer="; ".join(dict.fromkeys(missing.values())),
-        remedy=(*do_without([*missing]), *unique(remedies)),
+        remedy=(*do_without([cap.facility for cap in missing]), *unique(remedies)),
     )
 
 
@@ -130,7 +116,7 @@ def open_existing(facts: CgroupFacts, name: str) -> CgroupTree:
     """The tree that somebody else made, whatever caps it has; for a sandbox that was only found."""
     if facts.version == 0:
         return NullTree(facts, name)
-    return _driver(facts)(facts, name, _EVERY_CAP)
+    return _driver(facts)(facts, name, CAPS)
 
 
 def leftover_names(facts: CgroupFacts) -> list[str]:
@@ -171,6 +157,6 @@ def remove_leftovers(facts: CgroupFacts, name: str, *, timeout_seconds: float = 
     """
     if facts.version == 0:
         return
-    tree = _driver(facts)(facts, name, _EVERY_CAP)
+    tree = _driver(facts)(facts, name, CAPS)
     tree.kill()
     tree.remove_blocking(timeout_seconds)

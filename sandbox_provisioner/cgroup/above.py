@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from sandbox_provisioner.cgroup import files
 from sandbox_provisioner.cgroup.survey import CgroupFacts
-from sandbox_provisioner.spec import format_bytes
+from sandbox_provisioner.units import format_bytes
 
 # Where v1 has no cap it tells the largest number of bytes in whole pages.
 UNLIMITED_BYTES = 1 << 62

@@ -10,8 +10,9 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from sandbox_provisioner.caps.cap import same_text
 from sandbox_provisioner.errors import HostError, Remedy
 
 PARENT = "sandbox-provisioner"
@@ -29,38 +30,25 @@ _OTHER_PROGRAM = "Look for another program that manages this cgroup, and start a
 _BAD_VALUE = "A group above this one may allow less, or this kernel not know such a value."
 
 
-def same_text(written: str, back: str) -> bool:
-    """Whether a file tells exactly what was written to it."""
-    return written == back
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """One value for one file of a group: what the drivers decide, and `apply` does.
 
-    *attempt* and *remedy* are for the error, should the kernel refuse. An *optional* file may be
-    absent, because kernels are built without it. *same* compares what was written with what the
-    file reads afterwards, for files that answer in another notation.
+    *attempt* and *remedy* are for the error, should the kernel refuse. *same* compares what was
+    written with what the file reads afterwards, for files that answer in another notation.
     """
 
     path: str
     value: str
     attempt: str
     remedy: Remedy
-    optional: bool = False
     same: Callable[[str, str], bool] = same_text
-
-    def if_present(self) -> Setting:
-        """The same, for a file that not every kernel has."""
-        return replace(self, optional=True)
 
     def apply(self) -> None:
         """Write the value and read it back.
 
         Raises HostError if the file refuses the value, or accepts it and then tells another one.
         """
-        if self.optional and not os.path.exists(self.path):
-            return
         write(self.path, self.value, attempt=self.attempt, remedy=self.remedy)
         back = read(self.path)
         if back is None:

@@ -14,12 +14,10 @@ from jeepney import DBusAddress, DBusErrorResponse, MatchRule, message_bus, new_
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
+from sandbox_provisioner.caps.cap import Property
 from sandbox_provisioner.cgroup.remedies import MANAGER_REMEDIES
 from sandbox_provisioner.cgroup.survey import bus_path
 from sandbox_provisioner.errors import HostError
-
-# Property, D-Bus type, value.
-Property = tuple[str, tuple[str, Any]]
 
 _SYSTEMD = DBusAddress(
     "/org/freedesktop/systemd1",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Sequence
 
+from sandbox_provisioner.caps import BY_FACILITY, CONTROLLERS
 from sandbox_provisioner.errors import joined
 
 Steps = tuple[str, ...]
@@ -16,7 +17,7 @@ Steps = tuple[str, ...]
 DROP_IN: Steps = (
     "As administrator, let systemd delegate the controllers to its users' managers:",
     "  sudo mkdir -p /etc/systemd/system/user@.service.d &&",
-    "  printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' |",
+    f"  printf '[Service]\\nDelegate={' '.join(sorted(CONTROLLERS))}\\n' |",
     "  sudo tee /etc/systemd/system/user@.service.d/delegate.conf &&",
     "  sudo systemctl daemon-reload",
     "Then end all sessions of this user (or restart the machine), and log in again.",
@@ -50,13 +51,6 @@ READ_ONLY: Steps = (
     "  docker run --privileged",
     "In Kubernetes: securityContext: {privileged: true}.",
 )
-_WITHOUT = {
-    "memory": "memory",
-    "cpu": "CPU time",
-    "cpuset": "choice of CPUs",
-    "pids": "number of processes",
-    "io": "disk traffic",
-}
 
 
 def leaf(group: str) -> Steps:
@@ -71,10 +65,10 @@ def leaf(group: str) -> Steps:
     )
 
 
-def not_offered(facility: str) -> Steps:
+def not_offered(controller: str) -> Steps:
     """For a controller that this Linux, or the container, has not."""
     return (
-        f"The controller {facility!r} has to be built into the Linux kernel and enabled: see "
+        f"The controller {controller!r} has to be built into the Linux kernel and enabled: see "
         "/proc/cgroups and the kernel's command line (cgroup_disable=, cgroup_no_v1=).",
         "In a container, the engine that started it has to delegate it.",
     )
@@ -107,7 +101,7 @@ def own_v1(points: Collection[str], user: str) -> Steps:
 
 def do_without(facilities: Sequence[str]) -> Steps:
     """What a user can do alone, and what is lost by it."""
-    lost = joined([_WITHOUT[facility] for facility in facilities])
+    lost = joined([BY_FACILITY[facility].noun for facility in facilities])
     words = " ".join(f"--on-missing={facility}=warn" for facility in facilities)
     setting = ", ".join(f'"{facility}": "warn"' for facility in facilities)
     return (

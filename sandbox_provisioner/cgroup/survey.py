@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
+from sandbox_provisioner.caps import CAPS, CONTROLLERS, FACILITIES
 from sandbox_provisioner.cgroup.remedies import (
     DELEGATE,
     DROP_IN,
@@ -32,13 +33,12 @@ from sandbox_provisioner.cgroup.remedies import (
     not_offered,
     own_v1,
 )
-from sandbox_provisioner.spec import WAIVABLE_FACILITIES as FACILITIES
 
 # cpuacct only counts; the freezer stops and, on v1, makes killing safe from forks. On v2 these two
 # need no controller, and "freezer" stands for what every group there can do.
-V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids", "io", "freezer")
+V1_CONTROLLERS = (*CONTROLLERS, "cpuacct", "freezer")
 # What v1 calls otherwise.
-_V1_NAMES = {"io": "blkio"}
+_V1_NAMES = {cap.controller: cap.v1_controller for cap in CAPS if cap.v1_controller}
 
 _UNIT = re.compile(r"\.(service|scope|slice|mount|swap|socket)$")
 _SLICES = {"user": "app.slice", "system": "system.slice"}
@@ -51,8 +51,8 @@ class CgroupFacts:
     *version* is 1 or 2, and 0 where no group can be made. *bases* leads from a controller to the
     directory below which its groups go; on v2 it is the same for all, and "freezer" is always
     there. *manager* is "user" or "system" where that manager of systemd has to make them, and the
-    bases are then the directory of a slice. *missing* leads from a facility of `Limits` (memory,
-    cpu, cpuset, pids) to the reason why it cannot be enforced here. *surroundings* are the version
+    bases are then the directory of a slice. *missing* leads from the facility of a cap (memory,
+    cpu, ...) to the reason why it cannot be enforced here. *surroundings* are the version
     and the directory of the group whose memory we are charged to ourselves; 0 where none is shown.
     """
 
@@ -86,7 +86,7 @@ class _Mount:
 
 @dataclass(frozen=True, slots=True)
 class _Survey:
-    """Facts about one form of cgroups, and how many facilities its controllers are here for."""
+    """Facts about one form of cgroups, and how many of the controllers that we use are here."""
 
     facts: CgroupFacts
     present: int
@@ -261,7 +261,7 @@ def _survey_v1(mounts: Collection[_Mount], own: Mapping[str, str]) -> _Survey:
                 remedies[controller] = READ_ONLY
         else:
             bases[controller] = base
-    present = sum(facility not in remedies for facility in FACILITIES)
+    present = sum(controller not in remedies for controller in CONTROLLERS)
     remedy = own_v1(closed, _user())
     return _Survey(_facts(1 if bases else 0, bases, reasons, remedies, remedy), present)
 
@@ -274,14 +274,36 @@ def _facts(
     remedy: Steps,
     manager: str = "",
 ) -> CgroupFacts:
-    missing = {name: reasons[name] for name in FACILITIES if name in reasons}
+    missing: dict[str, str] = {}
+    helps: dict[str, Steps] = {}
+    for cap in CAPS:
+        if cap.controller in reasons:
+            missing[cap.facility] = reasons[cap.controller]
+            helps[cap.facility] = remedies.get(cap.controller, remedy)
+        elif reason := _lacks(version, bases.get(cap.controller, ""), cap.needs.get(version, "")):
+            missing[cap.facility], helps[cap.facility] = reason, cap.remedy
     return CgroupFacts(
         version=version,
         bases=MappingProxyType(dict(bases)),
         missing=MappingProxyType(missing),
         manager=manager,
-        remedies=MappingProxyType({name: remedies.get(name, remedy) for name in missing}),
+        remedies=MappingProxyType(helps),
     )
+
+
+def _lacks(version: int, base: str, file: str) -> str:
+    """Why groups below *base* would not have the *file* that a cap needs; "" if they would. The
+    root of v2 has no files of controllers: then any group below it tells."""
+    if not file or not base or os.path.exists(f"{base}/{file}"):
+        return ""
+    if version == 2 and not os.path.exists(f"{base}/memory.max"):
+        with os.scandir(base) as entries:
+            groups = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        if any(os.path.exists(f"{group}/{file}") for group in groups):
+            return ""
+        if not any(os.path.exists(f"{group}/memory.max") for group in groups):
+            return ""  # not known: creation will tell
+    return f"this Linux has no {file}"
 
 
 # --- v2
@@ -297,7 +319,7 @@ class _Candidate:
 
     @property
     def enforces(self) -> int:
-        return len(self.controllers.intersection(FACILITIES))
+        return len(self.controllers.intersection(CONTROLLERS))
 
 
 def _survey_v2(mounts: Collection[_Mount], own: Mapping[str, str], run: str) -> Iterator[_Survey]:
@@ -316,7 +338,7 @@ def _survey_v2(mounts: Collection[_Mount], own: Mapping[str, str], run: str) -> 
     reason = "no cgroup file system is mounted"
     if any(mount.kind == "cgroup2" for mount in mounts):
         reason = "no mount of cgroup v2 shows our own group"
-    yield _Survey(_facts(0, {}, dict.fromkeys(FACILITIES, reason), {}, MOUNT), 0)
+    yield _Survey(_facts(0, {}, dict.fromkeys(CONTROLLERS, reason), {}, MOUNT), 0)
 
 
 def _survey_systemd(point: str, run: str) -> Iterator[_Survey]:
@@ -330,18 +352,18 @@ def _survey_systemd(point: str, run: str) -> Iterator[_Survey]:
     controllers = _words(f"{directory}/cgroup.controllers")
     reasons: dict[str, str] = {}
     remedies: dict[str, Steps] = {}
-    for facility in sorted(set(FACILITIES) - controllers):
-        reasons[facility] = f"controller '{facility}' is not delegated to {directory}"
-        remedies[facility] = DROP_IN
-        if facility not in offered:
-            reasons[facility], remedies[facility] = _not_offered(facility)
+    for controller in sorted(set(CONTROLLERS) - controllers):
+        reasons[controller] = f"controller '{controller}' is not delegated to {directory}"
+        remedies[controller] = DROP_IN
+        if controller not in offered:
+            reasons[controller], remedies[controller] = _not_offered(controller)
     bases = dict.fromkeys(sorted(controllers | {"freezer"}), f"{directory}/{_SLICES[manager]}")
     facts = _facts(2, bases, reasons, remedies, DROP_IN, manager)
-    yield _Survey(facts, len(offered.intersection(FACILITIES)))
+    yield _Survey(facts, len(offered.intersection(CONTROLLERS)))
 
 
-def _not_offered(facility: str) -> tuple[str, Steps]:
-    return f"cgroup v2 offers no controller '{facility}' here", not_offered(facility)
+def _not_offered(controller: str) -> tuple[str, Steps]:
+    return f"cgroup v2 offers no controller '{controller}' here", not_offered(controller)
 
 
 def _survey_direct(point: str, own: str, candidates: Collection[_Candidate], run: str) -> _Survey:
@@ -350,12 +372,13 @@ def _survey_direct(point: str, own: str, candidates: Collection[_Candidate], run
     controllers = best.controllers if best else frozenset()
     reasons: dict[str, str] = {}
     remedies: dict[str, Steps] = {}
-    for facility in sorted(set(FACILITIES) - controllers):
-        reasons[facility], remedies[facility] = _why_missing(
-            facility, offered, best.directory if best else own, writable=best is not None, run=run
+    where = best.directory if best else own
+    for controller in sorted(set(CONTROLLERS) - controllers):
+        reasons[controller], remedies[controller] = _why_missing(
+            controller, offered, where, writable=best is not None, run=run
         )
     bases = dict.fromkeys(sorted(controllers | {"freezer"}), best.directory) if best else {}
-    present = len(offered.intersection(FACILITIES))
+    present = len(offered.intersection(CONTROLLERS))
     return _Survey(_facts(2 if best else 0, bases, reasons, remedies, DELEGATE), present)
 
 
@@ -416,11 +439,11 @@ def _controllers_below(directory: str) -> frozenset[str]:
 
 
 def _why_missing(
-    facility: str, offered: Collection[str], directory: str, *, writable: bool, run: str
+    controller: str, offered: Collection[str], directory: str, *, writable: bool, run: str
 ) -> tuple[str, Steps]:
     """Reason and remedy for a controller that groups in *directory* would not have."""
-    if facility not in offered:
-        return _not_offered(facility)
+    if controller not in offered:
+        return _not_offered(controller)
     if not writable and os.path.isdir(f"{run}/systemd/system"):
         # A manager that can be reached would have been asked.
         manager = "user" if os.geteuid() else "system"
@@ -429,13 +452,13 @@ def _why_missing(
     if not writable:
         remedy = READ_ONLY if _is_read_only(directory) else DELEGATE
         return _not_writable(directory), remedy
-    if facility in _words(f"{directory}/cgroup.controllers"):
+    if controller in _words(f"{directory}/cgroup.controllers"):
         reason = (
             f"{directory} has processes of its own, "
             f"so that the kernel lets it hand down no controller"
         )
         return reason, leaf(directory)
-    return f"controller '{facility}' is not delegated to {directory}", DROP_IN
+    return f"controller '{controller}' is not delegated to {directory}", DROP_IN
 
 
 def _words(path: str) -> frozenset[str]:

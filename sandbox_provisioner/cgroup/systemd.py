@@ -23,17 +23,17 @@ import sys
 import time
 from collections.abc import Iterator
 
+from sandbox_provisioner.caps.cap import Property
 from sandbox_provisioner.cgroup import files, manager
-from sandbox_provisioner.cgroup.tree import kill_listed, whole_pages
-from sandbox_provisioner.cgroup.v2 import V2Tree, weight_of
+from sandbox_provisioner.cgroup.tree import kill_listed
+from sandbox_provisioner.cgroup.v2 import V2Tree
 from sandbox_provisioner.descriptors import keep_from_children
 from sandbox_provisioner.spec import Limits
 
 PREFIX, SUFFIX = "sandbox-", ".scope"
 
 # The scope's own caps are there for systemd's tools and weights, and leave room for the keeper.
-_KEEPER_BYTES = 4 << 20
-_KEEPER_TASKS = 1
+_KEEPER = {"MemoryMax": 4 << 20, "TasksMax": 1}
 _LINGER_SECONDS = 1.0
 
 
@@ -54,7 +54,7 @@ class SystemdTree(V2Tree):
         keep_from_children(self)
         undo.callback(self._end_keeper)
         members = [self._keeper.pid, *([pid] if pid else [])]
-        properties = [*_properties(limits, members, self._name, self._device)]
+        properties = [*_properties(limits, members, self._name, self._disk)]
         manager.start_scope(self._facts.manager, self.unit, properties)
         # First all processes go further down: a group with some cannot hand controllers down.
         self._make_below(self._keeper_group, self._keeper.pid)
@@ -130,8 +130,8 @@ class SystemdTree(V2Tree):
             self._emptied = float("inf")
             manager.stop_unit(self._facts.manager, self.unit)
 
-    def _available_cpus(self) -> str:
-        return files.read(f"{os.path.dirname(self._slice)}/cpuset.cpus.effective") or ""
+    def _above_of(self, controller: str) -> str:
+        return os.path.dirname(self._slice)
 
     @property
     def _slice(self) -> str:
@@ -186,10 +186,8 @@ def _spawn_keeper() -> subprocess.Popen[bytes]:
     )
 
 
-def _properties(
-    limits: Limits, pids: list[int], name: str, device: str
-) -> Iterator[manager.Property]:
-    """systemd.scope(5), systemd.resource-control(5), with the types of org.freedesktop.systemd1(5).
+def _properties(limits: Limits, pids: list[int], name: str, disk: str) -> Iterator[Property]:
+    """systemd.scope(5), with the types of org.freedesktop.systemd1(5).
 
     Without OOMPolicy: of a delegated scope it is "continue", and the group below ends whole.
     """
@@ -197,23 +195,8 @@ def _properties(
     yield "CollectMode", ("s", "inactive-or-failed")
     yield "Delegate", ("b", True)
     yield "PIDs", ("au", pids)
-    if limits.memory_bytes is not None:
-        yield "MemoryMax", ("t", int(whole_pages(limits.memory_bytes)) + _KEEPER_BYTES)
-        yield "MemorySwapMax", ("t", 0)
-    if limits.cpu_cores is not None:
-        yield "CPUQuotaPerSecUSec", ("t", round(limits.cpu_cores * 1_000_000))
-    if limits.cpu_guarantee_cores is not None:
-        yield "CPUWeight", ("t", weight_of(limits.cpu_guarantee_cores))
-    if limits.pids is not None:
-        yield "TasksMax", ("t", limits.pids + _KEEPER_TASKS)
-    if limits.io_bytes_per_second is not None:
-        for which in ("IOReadBandwidthMax", "IOWriteBandwidthMax"):
-            yield which, ("a(st)", [(f"/dev/block/{device}", limits.io_bytes_per_second)])
-    if limits.cpuset is not None:
-        yield "AllowedCPUs", ("ay", _bitmap(limits.cpuset))
-
-
-def _bitmap(cpus: frozenset[int]) -> bytes:
-    """CPU 0 is the lowest bit of the first byte."""
-    bits = sum(1 << cpu for cpu in cpus)
-    return bits.to_bytes(max(cpus) // 8 + 1, "little")
+    # Of two caps that set the same, the later one counts.
+    caps = {what: value for cap in limits.asked for what, value in cap.properties(limits, disk)}
+    for what, (kind, value) in caps.items():
+        room = _KEEPER.get(what, 0)
+        yield what, (kind, value + room if room else value)

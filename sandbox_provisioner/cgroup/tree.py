@@ -7,35 +7,24 @@ A sandbox has one *tree*: one group on cgroup v2, one per hierarchy on v1, alway
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from sandbox_provisioner.caps import Cap, Write
 from sandbox_provisioner.cgroup import files
 from sandbox_provisioner.cgroup.above import Above
 from sandbox_provisioner.cgroup.files import Setting
 from sandbox_provisioner.cgroup.survey import CgroupFacts
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.off_loop import off_loop
-from sandbox_provisioner.spec import Limits, format_bytes, format_cpuset, parse_cpuset
+from sandbox_provisioner.spec import Limits
 
-CPU_PERIOD_US = 100_000
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 FREEZE_SECONDS = 2.0
-
-# Which fields of `Limits` are the caps of a facility.
-_FIELDS = {
-    "memory": ("memory_bytes",),
-    "cpu": ("cpu_cores", "cpu_guarantee_cores"),
-    "cpuset": ("cpuset",),
-    "pids": ("pids",),
-    "io": ("io_bytes_per_second",),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,40 +123,6 @@ class CgroupTree(Protocol):
         ...
 
 
-def facilities_asked(limits: Limits) -> list[str]:
-    """The facilities of which *limits* has a cap, in a fixed order."""
-    return [
-        facility
-        for facility, fields in _FIELDS.items()
-        if any(getattr(limits, name) is not None for name in fields)
-    ]
-
-
-def without(limits: Limits, facilities: Collection[str]) -> Limits:
-    """*limits* minus the caps of *facilities*."""
-    dropped: dict[str, Any] = {name: None for facility in facilities for name in _FIELDS[facility]}
-    return dataclasses.replace(limits, **dropped)
-
-
-def describe_cap(facility: str, limits: Limits) -> str:
-    """The wish in the words of an error: "cap memory at 512 MiB"."""
-    if facility == "memory" and limits.memory_bytes is not None:
-        return f"cap memory at {format_bytes(limits.memory_bytes)}"
-    if facility == "pids":
-        return f"cap processes at {limits.pids}"
-    if facility == "cpuset" and limits.cpuset is not None:
-        return f"confine to CPUs {format_cpuset(limits.cpuset)}"
-    if facility == "io" and limits.io_bytes_per_second is not None:
-        return f"cap disk traffic at {format_bytes(limits.io_bytes_per_second)} a second"
-    if limits.cpu_cores is not None:
-        return f"cap CPU time at {_cores(limits.cpu_cores)}"
-    return f"guarantee {_cores(limits.cpu_guarantee_cores)} of CPU time"
-
-
-def _cores(count: float | None) -> str:
-    return f"{count or 0:g} core{'' if count == 1 else 's'}"
-
-
 def check_name(name: str) -> None:
     """Refuse a name that is not one plain directory name; raises SpecError."""
     if not name or name.startswith(".") or not name.isprintable() or "/" in name:
@@ -178,40 +133,29 @@ def check_name(name: str) -> None:
         )
 
 
-def same_cpus(written: str, back: str) -> bool:
-    """Whether two lists of CPUs mean the same: the kernel answers "0,1" with "0-1"."""
-    return bool(back) and parse_cpuset(written) == parse_cpuset(back)
-
-
-def is_a_line_of(written: str, back: str) -> bool:
-    """Whether a file with a line a device has ours."""
-    return written in back.splitlines()
-
-
-def whole_pages(memory_bytes: int) -> str:
-    """A cap on memory as the kernel will tell it: it counts pages and rounds down."""
-    return str(memory_bytes - memory_bytes % PAGE_BYTES)
-
-
 class Tree(ABC):
     """What v1 and v2 share: all-or-nothing creation, removal, and names for errors."""
+
+    version: int
 
     def __init__(
         self,
         facts: CgroupFacts,
         name: str,
-        limits: Limits,
+        asked: Collection[Cap],
         waived: Collection[str] = (),
-        device: str = "",
+        disk: str = "",
     ) -> None:
-        """*limits* decides which controllers the tree uses, minus the caps of *waived*. *device* is
-        the disk, "MAJOR:MINOR", whose traffic is capped."""
+        """The caps that are *asked* for decide which controllers the tree uses; those of *waived*
+        are dropped from what `create` gets. *disk* is the one of the work directory,
+        "MAJOR:MINOR"."""
         check_name(name)
         self._facts = facts
         self._name = name
-        self._device = device
+        self._disk = disk
         self._waived = frozenset(waived)
-        self._asked = frozenset(facilities_asked(without(limits, self._waived)))
+        self._asked = frozenset(cap.facility for cap in asked)
+        self._controllers = frozenset(cap.controller for cap in asked)
         self._above = self._look_above()
 
     @property
@@ -259,22 +203,30 @@ class Tree(ABC):
         """Make the directory above ours, *parent*, fit for groups."""
 
     @abstractmethod
-    def _available_cpus(self) -> str:
-        """The CPUs below which a cpuset has to stay, in the format of cpuset(7)."""
+    def _above_of(self, controller: str) -> str:
+        """The directory of the group that tells of a *controller* what ours may have."""
 
     @abstractmethod
-    def _settings(self, limits: Limits) -> Iterator[Setting]:
-        """Every value to write, in order."""
+    def _group_of(self, controller: str) -> str:
+        """The directory of ours for a *controller*."""
+
+    @abstractmethod
+    def _writes(self, cap: Cap, limits: Limits) -> Iterator[Write]:
+        """What the *cap* has to write."""
+
+    def _own_settings(self) -> Iterator[Setting]:
+        """What groups of this form need in any case."""
+        yield from ()
 
     @property
     def join_files(self) -> tuple[str, ...]:
         return tuple(f"{group}/cgroup.procs" for group in self.groups)
 
     def create(self, limits: Limits, pid: int = 0) -> None:
-        kept = without(limits, self._waived)
-        if not self._asked.issuperset(facilities_asked(kept)):
+        kept = limits.without(self._waived)
+        if not self._asked.issuperset(cap.facility for cap in kept.asked):
             raise ValueError("create() got caps for which open_tree() chose no controllers")
-        self._check_cpus(kept)
+        self._check_above(kept)
         with contextlib.ExitStack() as undo:
             self._make_groups(kept, pid, undo)
             for setting in self._settings(kept):
@@ -345,28 +297,41 @@ class Tree(ABC):
             remedy="See what they wait for (ps -o pid,stat,wchan), then run: jupyter sandbox gc",
         )
 
-    def _check_cpus(self, limits: Limits) -> None:
-        if limits.cpuset is None:
-            return
-        available = self._available_cpus()
-        if available and not limits.cpuset <= parse_cpuset(available):
-            raise SpecError(
-                attempt=self._attempt("cpuset", limits),
-                answer=f"the CPUs available here are {available}",
-                remedy="Write some of these into cpuset.",
-            )
+    def _check_above(self, limits: Limits) -> None:
+        for cap in limits.asked:
+            file = cap.above.get(self.version)
+            above = files.read(f"{self._above_of(cap.controller)}/{file}") if file else None
+            if beyond := cap.beyond(limits, above or ""):
+                answer, remedy = beyond
+                raise SpecError(attempt=self._attempt(cap, limits), answer=answer, remedy=remedy)
 
-    def _attempt(self, facility: str, limits: Limits) -> str:
-        return f"{describe_cap(facility, limits)} for sandbox {self._name}"
+    def _settings(self, limits: Limits) -> Iterator[Setting]:
+        """Every value to write, in order; of two for one file the later one."""
+        found = {setting.path: setting for setting in self._own_settings()}
+        for cap in limits.asked:
+            group = self._group_of(cap.controller)
+            for write in self._writes(cap, limits):
+                if self._is_due(write, group):
+                    setting = self._setting(f"{group}/{write.file}", write, cap, limits)
+                    found[setting.path] = setting
+        yield from found.values()
 
-    def _setting(self, path: str, value: str, facility: str, limits: Limits) -> Setting:
+    def _is_due(self, write: Write, group: str) -> bool:
+        if write.unless and files.read(f"{group}/{write.unless}") is not None:
+            return False
+        return not write.optional or files.read(f"{group}/{write.file}") is not None
+
+    def _setting(self, path: str, write: Write, cap: Cap, limits: Limits) -> Setting:
         return Setting(
             path=path,
-            value=value,
-            attempt=self._attempt(facility, limits),
-            remedy=self._facts.remedy(facility),
-            same=same_cpus if path.endswith("/cpuset.cpus") else files.same_text,
+            value=write.text,
+            attempt=self._attempt(cap, limits),
+            remedy=self._facts.remedy(cap.facility),
+            same=write.same,
         )
+
+    def _attempt(self, cap: Cap, limits: Limits) -> str:
+        return f"{cap.describe(limits)} for sandbox {self._name}"
 
 
 class NullTree:

@@ -11,31 +11,23 @@ import os
 import select
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
+from sandbox_provisioner.caps import Cap, Write
+from sandbox_provisioner.caps.cpu import V2_WEIGHT
 from sandbox_provisioner.cgroup import files
 from sandbox_provisioner.cgroup.above import Above, times_full
 from sandbox_provisioner.cgroup.files import Setting
-from sandbox_provisioner.cgroup.tree import (
-    CPU_PERIOD_US,
-    FREEZE_SECONDS,
-    Tree,
-    Usage,
-    kill_listed,
-    whole_pages,
-)
+from sandbox_provisioner.cgroup.tree import FREEZE_SECONDS, Tree, Usage, kill_listed
 from sandbox_provisioner.errors import HostError, Remedy
-from sandbox_provisioner.spec import Limits, format_cpuset
-
-# The kernel's default weight is 100, so a guaranteed core weighs as much as a default group.
-_WEIGHT_PER_CORE = 100
-_SMALLEST_WEIGHT, _LARGEST_WEIGHT = 1, 10_000
+from sandbox_provisioner.spec import Limits
 
 _ALWAYS = frozenset({"memory", "pids"})
 
 
 class V2Tree(Tree):
     """The tree of one sandbox on cgroup v2; `open_tree` makes it, `CgroupTree` documents it."""
+
+    version = 2
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -100,7 +92,8 @@ class V2Tree(Tree):
 
     @property
     def _weight(self) -> tuple[str, str, str]:
-        return self._file("cpu.weight"), str(_SMALLEST_WEIGHT), str(_WEIGHT_PER_CORE)
+        file, smallest, usual = V2_WEIGHT
+        return self._file(file), smallest, usual
 
     async def _pause(self, seconds: float) -> None:
         """Wait for an event of cgroup.events, in which "populated" becomes 0.
@@ -160,7 +153,8 @@ class V2Tree(Tree):
     def _hand_down(self, directory: str) -> None:
         """Enable in the groups below *directory* what the tree needs and they have not yet."""
         path = f"{directory}/cgroup.subtree_control"
-        lacking = sorted(self._controllers - files.read_words(path))
+        used = (_ALWAYS | self._controllers) & self._facts.bases.keys()
+        lacking = sorted(used - files.read_words(path))
         if not lacking:
             return
         Setting(
@@ -178,42 +172,14 @@ class V2Tree(Tree):
             *self._facts.remedy("cpu"),
         )
 
-    @property
-    def _controllers(self) -> frozenset[str]:
-        return (_ALWAYS | self._asked) & self._facts.bases.keys()
+    def _above_of(self, controller: str) -> str:
+        return self._base
 
-    def _available_cpus(self) -> str:
-        return files.read(f"{self._base}/cpuset.cpus.effective") or ""
+    def _group_of(self, controller: str) -> str:
+        return self._group
 
-    def _settings(self, limits: Limits) -> Iterator[Setting]:
-        if limits.memory_bytes is not None:
-            yield from self._memory(limits, whole_pages(limits.memory_bytes))
-        if limits.cpu_cores is not None:
-            value = f"{round(limits.cpu_cores * CPU_PERIOD_US)} {CPU_PERIOD_US}"
-            yield self._setting(self._file("cpu.max"), value, "cpu", limits)
-        if limits.cpu_guarantee_cores is not None:
-            weight = str(weight_of(limits.cpu_guarantee_cores))
-            yield self._setting(self._file("cpu.weight"), weight, "cpu", limits)
-        if limits.pids is not None:
-            yield self._setting(self._file("pids.max"), str(limits.pids), "pids", limits)
-        if limits.io_bytes_per_second is not None:
-            each = limits.io_bytes_per_second
-            value = f"{self._device} rbps={each} wbps={each}"
-            path = self._file("io.max")
-            yield replace(self._setting(path, value, "io", limits), same=_begins_a_line)
-        if limits.cpuset is not None:
-            cpus = format_cpuset(limits.cpuset)
-            path = self._file("cpuset.cpus")
-            yield self._setting(path, cpus, "cpuset", limits)
-
-    def _memory(self, limits: Limits, value: str) -> Iterator[Setting]:
-        yield self._setting(self._file("memory.max"), value, "memory", limits)
-        # Absent without CONFIG_SWAP.
-        swap = self._file("memory.swap.max")
-        yield self._setting(swap, "0", "memory", limits).if_present()
-        # All or none: a kernel whose helper alone was ended would go on half dead. Linux 4.19.
-        group = self._file("memory.oom.group")
-        yield self._setting(group, "1", "memory", limits).if_present()
+    def _writes(self, cap: Cap, limits: Limits) -> Iterator[Write]:
+        return cap.v2(limits, self._disk)
 
     @property
     def _base(self) -> str:
@@ -233,16 +199,6 @@ class V2Tree(Tree):
             attempt=f"{verb} sandbox {self._name}",
             remedy="It may have ended already.",
         )
-
-
-def weight_of(cores: float) -> int:
-    """The cpu.weight that stands for a guarantee of *cores*."""
-    return max(_SMALLEST_WEIGHT, min(round(cores * _WEIGHT_PER_CORE), _LARGEST_WEIGHT))
-
-
-def _begins_a_line(written: str, back: str) -> bool:
-    """io.max tells limits on operations behind those on bytes."""
-    return any(line.startswith(f"{written} ") for line in back.splitlines())
 
 
 def _are_enabled(written: str, back: str) -> bool:

@@ -10,12 +10,12 @@ import pytest
 from boxes import WARM, Boxes
 
 from sandbox_provisioner import bounds, host
+from sandbox_provisioner.caps import FACILITIES
 from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.inside import kernel_calls
 from sandbox_provisioner.launch import LocalLauncher
-from sandbox_provisioner.spec import WAIVABLE_FACILITIES as FACILITIES
 from sandbox_provisioner.spec import Limits
 
 pytestmark = pytest.mark.requires("userns")

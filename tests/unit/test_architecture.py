@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import sandbox_provisioner
+from sandbox_provisioner.caps import BY_FACILITY, CAPS
 from sandbox_provisioner.spawn import BOOT
 
 PACKAGE = Path(sandbox_provisioner.__file__).parent
@@ -161,8 +162,27 @@ def test_what_draws_tables_is_loaded_by_one_command_and_by_no_start():
     assert answer.stdout == "False\n"
 
 
-def test_the_spec_stands_on_nothing_but_errors():
-    assert ours_of(PACKAGE / "spec.py") == {f"{NAME}.errors"}
+def test_the_spec_stands_on_nothing_but_caps_sizes_and_errors():
+    assert ours_of(PACKAGE / "spec.py") == {
+        f"{NAME}.{name}" for name in ("caps", "errors", "units")
+    }
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("caps/*.py")), ids=lambda path: path.stem)
+def test_a_cap_stands_on_sizes_and_errors_and_knows_no_other(path):
+    """So that a new one touches its own file, and the list of all."""
+    allowed = {f"{NAME}.{name}" for name in ("caps.cap", "errors", "units")}
+    if path.name == "__init__.py":
+        allowed |= {f"{NAME}.caps.{other.stem}" for other in PACKAGE.glob("caps/*.py")}
+    assert ours_of(path) <= allowed
+
+
+def test_who_makes_groups_knows_no_cap_by_what_it_may_be_asked_for():
+    """The drivers loop over all caps; what they read, watch and freeze is their own."""
+    words = {field for cap in CAPS for field in (*cap.fields, *cap.options)} - set(BY_FACILITY)
+    for path in PACKAGE.glob("cgroup/*.py"):
+        names = {node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
+        assert not names & words, path
 
 
 def test_what_opens_places_stands_on_the_spec_and_the_calls():
@@ -189,7 +209,10 @@ def test_what_only_reads_starts_no_process_and_runs_no_text(name):
     assert not called & {"exec", "eval", "compile", "os.system", "importlib.import_module"}
 
 
-@pytest.mark.parametrize("name", ["plan", "bounds", "spec", "story", "variables", "errors", "ends"])
+PURE = ["plan", "bounds", "spec", "story", "variables", "errors", "ends", "units"]
+
+
+@pytest.mark.parametrize("name", [*PURE, *(f"caps/{p.stem}" for p in PACKAGE.glob("caps/*.py"))])
 def test_what_is_pure_starts_nothing_and_opens_nothing(name):
     forbidden = {"subprocess", "socket", "asyncio", "shutil", "tempfile", "threading", "ctypes"}
     assert not imports_of(PACKAGE / f"{name}.py") & forbidden
@@ -248,7 +271,7 @@ def test_only_the_orders_and_whoever_stands_above_know_several_facilities():
 def test_options_are_the_provisioners_and_the_apps_alone():
     users = {module_of(path) for path in FILES if "traitlets" in _top_names(path)}
     # The contents manager is a configurable of the server's own, without options of a sandbox.
-    rooms = {"provisioner", "options", "app", "contents"}
+    rooms = {"provisioner", "options", "caps", "app", "contents"}
     assert {user for user in users if user.split(".")[1] not in rooms} == set()
 
 

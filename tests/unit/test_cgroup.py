@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox_provisioner.caps import FACILITIES
 from sandbox_provisioner.cgroup import (
     Bound,
     CgroupFacts,
@@ -34,7 +35,7 @@ from sandbox_provisioner.cgroup import (
 from sandbox_provisioner.cgroup.above import Above
 from sandbox_provisioner.cgroup.remedies import own_v1
 from sandbox_provisioner.errors import HostError, SpecError, in_lines
-from sandbox_provisioner.spec import WAIVABLE_FACILITIES, Limits
+from sandbox_provisioner.spec import Limits
 
 CONTROLLERS = ["cpu", "cpuset", "io", "memory", "pids"]
 ALL = " ".join(["cpuset", "cpu", "io", "memory", "pids"])
@@ -356,7 +357,7 @@ def test_what_lies_above_a_cgroup_namespace_is_no_base(proc: Proc, kernel: FakeK
 
 def test_a_machine_without_cgroups_has_nothing_and_says_so(proc: Proc) -> None:
     facts = proc.survey()
-    assert (facts.version, list(facts.missing)) == (0, [*WAIVABLE_FACILITIES])
+    assert (facts.version, list(facts.missing)) == (0, [*FACILITIES])
     assert facts.missing["memory"] == "no cgroup file system is mounted"
     assert "mount -t cgroup2" in " ".join(facts.remedy("memory"))
 
@@ -513,9 +514,9 @@ def test_v2_writes_every_cap(kernel: FakeKernel, facts: CgroupFacts) -> None:
         (f"{group}/memory.oom.group", "1"),
         (f"{group}/cpu.max", "150000 100000"),
         (f"{group}/cpu.weight", "25"),
+        (f"{group}/cpuset.cpus", "0,1,3"),
         (f"{group}/pids.max", "64"),
         (f"{group}/io.max", io),
-        (f"{group}/cpuset.cpus", "0,1,3"),
     ]
 
 

@@ -12,7 +12,8 @@ from sandbox_provisioner import host
 from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.provisioner import SandboxProvisioner
-from sandbox_provisioner.spec import Limits, parse_share
+from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.units import parse_share
 
 GIB = 1 << 30
 Wish = Callable[..., Limits]

@@ -8,19 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox_provisioner.caps.cpuset import format_cpuset, parse_cpuset
+from sandbox_provisioner.caps.memory import SMALLEST_MEMORY_BYTES
 from sandbox_provisioner.errors import SpecError
-from sandbox_provisioner.spec import (
-    SMALLEST_MEMORY_BYTES,
-    Covers,
-    Limits,
-    OnMissing,
-    SandboxSpec,
-    Volume,
-    format_bytes,
-    format_cpuset,
-    parse_bytes,
-    parse_cpuset,
-)
+from sandbox_provisioner.spec import Covers, Limits, OnMissing, SandboxSpec, Volume
+from sandbox_provisioner.units import format_bytes, parse_bytes
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 

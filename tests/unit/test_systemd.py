@@ -16,6 +16,7 @@ import pytest
 from jeepney import DBusErrorResponse, HeaderFields, MessageType
 from jeepney.low_level import Header, Message
 
+from sandbox_provisioner.caps.cap import Property
 from sandbox_provisioner.cgroup import (
     CgroupFacts,
     files,
@@ -58,7 +59,7 @@ class FakeManager:
     controllers: str = "cpu cpuset io memory pids"
     makes_it: bool = True
 
-    def start_scope(self, which: str, unit: str, properties: list[manager.Property]) -> None:
+    def start_scope(self, which: str, unit: str, properties: list[Property]) -> None:
         self.started.append((unit, {name: value for name, (_, value) in properties}))
         if self.makes_it:
             scope = self.slice / unit

@@ -14,7 +14,8 @@ from sandbox_provisioner.cgroup import Bound
 from sandbox_provisioner.errors import COLUMNS, in_lines
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.plan import Start, Step
-from sandbox_provisioner.spec import Limits, format_bytes
+from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.units import format_bytes
 
 _JOINED = "memory, CPU and processes are charged from here on"
 

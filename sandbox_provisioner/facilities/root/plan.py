@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sandbox_provisioner.bounds import MOST_TERMINALS
 from sandbox_provisioner.plan import HOME, READ_ONLY, Start, Step
-from sandbox_provisioner.spec import format_bytes
+from sandbox_provisioner.units import format_bytes
 
 _SKELETON_BYTES = 4 << 20
 _STAGING = "/proc"
