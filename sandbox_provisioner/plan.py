@@ -8,6 +8,7 @@ and replayed. It never crosses the broker's socket: a client that can send steps
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -71,9 +72,11 @@ class Plan:
 
     def encode(self) -> bytes:
         """For the launcher, which decodes it (`inside/wire.py`)."""
+        # As os.fsencode does it, which asks of each of some hundred words what it is.
+        form = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
         return wire.encode(
             [
-                [word if isinstance(word, bytes) else os.fsencode(word) for word in words]
+                [word if isinstance(word, bytes) else word.encode(*form) for word in words]
                 for words in ((step.verb, *step.words) for step in self.steps)
             ]
         )

@@ -16,16 +16,19 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 from pathlib import Path
 
 import sandbox_provisioner
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.kernel_files import freshness
+from sandbox_provisioner.links import real_path
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site
 from sandbox_provisioner.records import Record, RecordFolder, open_init, start_time
@@ -89,40 +92,52 @@ def bearable(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> tu
     return preload if site.home == HOME and is_usual(request) else ()
 
 
-def key_of(request: LaunchRequest, site: Site, preload: tuple[str, ...], owner: str = "") -> str:
-    """What a nursery has to have been made of to serve *request*; *owner* is the one process that
-    it belongs to, "" if it is for all of this user's."""
+def made_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
+    """What a nursery has to have been made of to serve *request*, as one word."""
     variables, preload = variables_for(request, site), bearable(request, site, preload)
     # Modules that a person named may look at any of them.
-    late = _OF_ONE_NOTEBOOK if preload else _LATE
+    late = _pattern(_OF_ONE_NOTEBOOK if preload else _LATE)
     command = Command.of(request.argv)
     program = site.files.program
     parts = (
         command.flags if command else (),
         os.path.dirname(program),  # python and python3 there are one interpreter
-        os.path.realpath(program),
+        real_path(program),
         freshness(program),
         site.files.readonly,
         site.facts.system_files,
-        sorted((k, v) for k, v in variables.items() if not any(fnmatchcase(k, n) for n in late)),
+        sorted((name, v) for name, v in variables.items() if not late.fullmatch(name)),
         preload,
         (site.uid, site.gid),
         os.stat(sandbox_provisioner.__file__).st_mtime,
         str(site.facts.cgroups.bases),
-        owner,
     )
-    return _mark_of(owner) + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return _digest(parts)
+
+
+@lru_cache
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, names)))
+
+
+def _digest(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def key_of(made: str, owner: str = "") -> str:
+    """By what a nursery `made_of` this is found; *owner* is the one process that it belongs to, ""
+    if it is for all of this user's."""
+    return _mark_of(owner) + _digest((made, owner))[:16]
 
 
 def _mark_of(owner: str) -> str:
     """What the keys of nurseries of *owner*, or of everybody's, begin with."""
-    return hashlib.sha256(owner.encode()).hexdigest()[:4]
+    return _digest(owner)[:4]
 
 
-def spare_key_of(
-    request: LaunchRequest, site: Site, preload: tuple[str, ...], owner: str = ""
-) -> str:
-    """What a spare has to have been made for to serve *request*: all but what it is bound to."""
+def spare_key_of(request: LaunchRequest, site: Site, key: str) -> str:
+    """By what a spare of the nursery *key* is found that can serve *request*: all but what it is
+    bound to."""
     # The order of a set's text is each process's own.
     by_default = sorted(request.spec.limits.by_default)
     limits = replace(request.spec.limits, by_default=frozenset())
@@ -130,8 +145,7 @@ def spare_key_of(
     name = request.connection_file[0] if request.connection_file else ""
     words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
     box = (repr(spec), by_default, words, request.pump, request.logged, site.home, site.facts.umask)
-    parts = (key_of(request, site, preload, owner), *box)
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return _digest((key, *box))[:16]
 
 
 def spares(runtime: Path, key: str) -> list[Path]:

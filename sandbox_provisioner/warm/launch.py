@@ -50,6 +50,7 @@ from sandbox_provisioner.warm.found import (
     find,
     is_any,
     key_of,
+    made_of,
     spare_key_of,
 )
 from sandbox_provisioner.warm.obstacles import obstacle, obstacle_anywhere, spare_obstacle
@@ -126,6 +127,7 @@ class Source:
     preload: tuple[str, ...]
     owner: str
     start: ClaimStart | WarmStart | None = None
+    _keys: tuple[str, ...] = ()
 
     def begin(self, process: LauncherProcess, opened: ExitStack) -> tuple[Site, CgroupTree]:
         """Ask for the launcher, look at the host and find what serves the request: all in one go,
@@ -142,6 +144,8 @@ class Source:
 
     def find(self, site: Site) -> None:
         """A spare, or else a nursery; WarmUnavailable without one."""
+        made = made_of(self.request, site, self.preload)
+        self._keys = tuple(key_of(made, owner) for owner in self._owners())
         if self.stdio.stdin == subprocess.DEVNULL and not spare_obstacle(self.request, site):
             self._claim(site)
         if self.start is None:
@@ -152,7 +156,7 @@ class Source:
 
     def _claim(self, site: Site) -> None:
         runtime = self.launcher.runtime()
-        keys = (spare_key_of(self.request, site, self.preload, of) for of in self._owners())
+        keys = (spare_key_of(self.request, site, key) for key in self._keys)
         found = next(filter(None, (claim(runtime, key) for key in keys)), None)
         if found:
             process = ClaimedProcess(*found, self.stdio)
@@ -163,8 +167,7 @@ class Source:
 
     def _fork(self, site: Site) -> None:
         runtime = self.launcher.runtime()
-        for of in self._owners():
-            key = key_of(self.request, site, self.preload, of)
+        for key in self._keys:
             if found := find(runtime, key):
                 break
         else:

@@ -30,6 +30,7 @@ from sandbox_provisioner.warm.found import (
     Command,
     find,
     key_of,
+    made_of,
     of_no_notebook,
     spare_key_of,
     spare_link,
@@ -92,9 +93,10 @@ async def make_spare(
     site.opened.close()  # a spare gets a work directory when it is claimed
     if obstacle(request, site) or spare_obstacle(request, site):
         return False
-    runtime = launcher.runtime()
+    runtime, made = launcher.runtime(), made_of(request, site, preload)
     for of in dict.fromkeys((owner, "")):
-        key, nursery_key = (make(request, site, preload, of) for make in (spare_key_of, key_of))
+        nursery_key = key_of(made, of)
+        key = spare_key_of(request, site, nursery_key)
         if len(spares(runtime, key)) >= wanted:
             return False
         if found := find(runtime, nursery_key):

@@ -41,6 +41,7 @@ from sandbox_provisioner.warm.found import (
     find,
     key_of,
     link_of,
+    made_of,
     of_no_notebook,
 )
 from sandbox_provisioner.warm.obstacles import obstacle
@@ -105,10 +106,10 @@ async def make_nursery(
     command, runtime = Command.of(request.argv), launcher.runtime()
     if command is None or obstacle(request, site):
         return None
-    key, asked = key_of(request, site, preload, owner), preload
-    preload = bearable(request, site, asked)
+    made, asked = made_of(request, site, preload), preload
+    key, preload = key_of(made, owner), bearable(request, site, asked)
     with _alone(runtime / f"{key}{BUILDING}") as alone:
-        for known in {key, key_of(request, site, preload)}:
+        for known in {key, key_of(made)}:
             if found := find(runtime, known):
                 found[0].close()
                 return None
