@@ -5,7 +5,8 @@
     SandboxError
     ├── SpecError     you: the options ask for something that cannot be meant
     ├── HostError     this machine: it lacks, or forbids, something the sandbox needs
-    └── LaunchError   this start: a step failed, or the kernel did not come up
+    ├── LaunchError   this start: a step failed, or the kernel did not come up
+    └── InternalError   us: this program has a mistake in it
 
 Every error tells the attempt, the answer, and the next act. How a kernel *ended* is data
 (`story.ExitStory`), not an exception.
@@ -21,11 +22,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from sandbox_provisioner.inside.printable import one_line, printable
+from sandbox_provisioner.inside.printable import one_line, printable, with_place
 
 # What a terminal has, and a dialog of JupyterLab shows without a scroll bar.
 COLUMNS = 80
@@ -113,19 +115,45 @@ class HostError(SandboxError):
     """This machine, for this user, lacks or forbids a facility that was asked for."""
 
 
+class InternalError(SandboxError):
+    """This program has a mistake in it: something came up that it never expects. Nothing that the
+    person could set mends it; who develops it needs to know."""
+
+    def __init__(self, *, attempt: str, answer: str) -> None:
+        super().__init__(attempt=attempt, answer=answer, remedy=_REPORT)
+
+
+_REPORT = (
+    "This is a mistake in sandbox-provisioner, not in what you have set.",
+    "Please report it on the project's page, with this text, what the log says before it, and what "
+    "this prints:",
+    f"{COMMAND}jupyter sandbox doctor --json",
+)
+
+
 class LaunchError(SandboxError):
     """A start failed on its way.
 
-    *step* is the step of the plan that failed (a verb from `plan.py`, or ``wait-for-kernel``), and
-    *stderr_tail* the last lines that the kernel wrote, empty if it wrote none.
+    *step* is the step of the plan that failed (a verb from `plan.py`, or ``wait-for-kernel``),
+    *places* what it was about to touch, and *stderr_tail* the last lines that the kernel wrote,
+    empty if it wrote none.
     """
 
     def __init__(
-        self, *, attempt: str, answer: str, remedy: Remedy, step: str, stderr_tail: str = ""
+        self,
+        *,
+        attempt: str,
+        answer: str,
+        remedy: Remedy,
+        step: str,
+        places: str = "",
+        stderr_tail: str = "",
     ) -> None:
         self.step = step
+        self.places = one_line(places)
         self.stderr_tail = printable(stderr_tail)
-        super().__init__(attempt=attempt, answer=f"[{step}] {answer}", remedy=remedy)
+        where = f"{step} {self.places}" if places else step
+        super().__init__(attempt=attempt, answer=f"[{where}] {answer}", remedy=remedy)
 
     def __str__(self) -> str:
         """What it wrote is set in: it cannot look like a line of a log."""
@@ -135,7 +163,10 @@ class LaunchError(SandboxError):
         return f"{super().__str__()}\nThe last lines that it wrote:\n{lines}"
 
     def _shown_answer(self) -> str:
-        """Without the step, which is a word of ours."""
+        """Without the step, which is a word of ours, where it names no places."""
+        if self.places:
+            where = f"{self.step} {self.places}"
+            return f"{where}: {self.answer.removeprefix(f'[{where}] ')}"
         return self.answer.removeprefix(f"[{self.step}] ")
 
     def for_people(self) -> str:
@@ -177,3 +208,31 @@ def told_as_host_error(attempt: str) -> Iterator[None]:
             answer=f"{error.strerror or error}{name}",
             remedy=_REMEDIES.get(error.errno or 0, "See: jupyter sandbox doctor"),
         ) from error
+
+
+@contextlib.contextmanager
+def told_as_internal_error(
+    attempt: str, *, but: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Let what nobody expects meanwhile be told as a mistake of ours, *but* for what the caller
+    does expect. The edge of what people start."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (SandboxError, OSError, *but)):
+            raise
+        number = _of_this_machine(error)
+        if number:
+            raise HostError(
+                attempt=attempt, answer=os.strerror(number), remedy=_REMEDIES[number]
+            ) from error
+        raise InternalError(attempt=attempt, answer=with_place(error)) from error
+
+
+def _of_this_machine(error: Exception) -> int:
+    """What of errno(3) Python means by an *error* that is no OSError; 0 for anything else."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    # threading.Thread.start() of a machine that has no thread left.
+    is_thread = isinstance(error, RuntimeError) and str(error) == "can't start new thread"
+    return errno.EAGAIN if is_thread else 0

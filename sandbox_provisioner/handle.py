@@ -306,7 +306,8 @@ class LocalHandle:
             pids_limit_hits=usage.pids_limit_hits or 0,
             full_bytes=told.number if kind in {EndKind.SHM_FULL, EndKind.TMP_FULL} else 0,
             full_above=self._tree.full_above() if kind is EndKind.SURROUNDINGS_MEMORY else "",
-            lost_path=told.path if kind is EndKind.COVER_LOST else "",
+            lost_path=told.text if kind is EndKind.COVER_LOST else "",
+            mistake=told.text if kind is EndKind.INTERNAL_ERROR else "",
             stderr_tail=printable(told.tail.decode(errors="replace")),
         )
         return with_reason(story, short_id(self.record))

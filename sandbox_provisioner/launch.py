@@ -18,7 +18,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,16 +29,19 @@ from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.descriptors import afford_a_start, for_clean_up
 from sandbox_provisioner.errors import (
     HostError,
+    InternalError,
     LaunchError,
     SandboxError,
     SpecError,
     told_as_host_error,
+    told_as_internal_error,
 )
 from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.facilities.landlock.tell import obstacle as landlock_obstacle
 from sandbox_provisioner.handle import LocalHandle, SandboxHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.kernel_files import Given, KernelFiles, find_kernel_files
 from sandbox_provisioner.off_loop import off_loop
@@ -53,7 +56,7 @@ from sandbox_provisioner.records import (
     sweep,
 )
 from sandbox_provisioner.run_by_host import look_there_last, notice
-from sandbox_provisioner.spawn import FAIL_AT, Failure, LauncherProcess, Report, Stdio, stem
+from sandbox_provisioner.spawn import Failure, LauncherProcess, Report, Stdio, stem
 from sandbox_provisioner.spec import (
     WRITTEN_THROUGH,
     Confinement,
@@ -260,12 +263,13 @@ class LocalLauncher:
         Raises SpecError, HostError or LaunchError; then everything made so far is undone.
         """
         runtime = self.runtime()
-        _fail_here("spawn-launcher")
+        with _told():
+            _fail_here("spawn-launcher")
         process = LauncherProcess(stem)
         start = ColdStart(request, process, runtime, labels or Labels())
         start.stdio = stdio or Stdio()
         try:
-            with told_as_host_error(_ATTEMPT), ExitStack() as opened:
+            with _told(), ExitStack() as opened:
                 afford_a_start()
                 await off_loop(process.ask)
                 site, tree = await off_loop(self.look, request, opened)
@@ -273,6 +277,13 @@ class LocalLauncher:
         except BaseException:
             await start.undo()
             raise
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong meanwhile is told as an error of ours."""
+    with told_as_host_error(_ATTEMPT), told_as_internal_error(_ATTEMPT):
+        yield
 
 
 def _keep_apart(runtime: Path, site: Site) -> None:
@@ -302,13 +313,15 @@ def _id_range(spec: SandboxSpec, facts: HostFacts) -> IdRange | None:
 
 
 def _fail_here(step: str) -> None:
-    if os.environ.get(FAIL_AT) == step:
+    try:
+        wire.fail_as_wished(os.environ.get(wire.FAIL_AT, ""), step)
+    except OSError as error:
         raise LaunchError(
-            attempt="start the sandbox",
-            answer=f"made to fail by {FAIL_AT}",
-            remedy=f"Unset {FAIL_AT}.",
+            attempt=_ATTEMPT,
+            answer=str(error.strerror),
+            remedy=f"Unset {wire.FAIL_AT}.",
             step=step,
-        )
+        ) from None
 
 
 class StartedProcess(Protocol):
@@ -440,8 +453,7 @@ class Start:
     def check(self, report: Report, plan: Plan, site: Site) -> None:
         """Raise what *report* tells of, if the kernel does not run."""
         if report.failure:
-            failure = report.failure
-            raise failure_of(_failed_step(failure, plan), failure.errno, failure.text, site)
+            raise _failure_told_by(report.failure, plan, site)
         if self.process.pidfd < 0:
             raise without_a_word(self.process.status)
 
@@ -504,6 +516,29 @@ def _failed_step(failure: Failure, plan: Plan) -> Step:
     return Step(failure.verb)
 
 
+def _failure_told_by(failure: Failure, plan: Plan, site: Site) -> SandboxError:
+    step = _failed_step(failure, plan)
+    places = places_of(step, site)
+    if failure.is_ours:
+        where = f"{step.verb} {places}" if places else step.verb
+        return InternalError(attempt=_ATTEMPT, answer=f"[{where}] {failure.text}")
+    return failure_of(step, failure.errno, failure.text, site, places)
+
+
+def places_of(step: Step, site: Site) -> str:
+    """What *step* was about to touch, as a person knows it; the first few of many."""
+    words = [word for word in step.words if isinstance(word, str)]
+    if step.verb in _IN_WORKDIR:
+        found = words[_IN_WORKDIR[step.verb]]
+    else:
+        found = [word for word in words if word.startswith("/")]
+    shown, more = found[:_MOST_PLACES], len(found) - _MOST_PLACES
+    for target, place in site.places:
+        if shown[:1] == [target] and place.path != target:
+            shown.append(f"(from {place.path})")
+    return " ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
 class ColdStart(Start):
     """A start by a launcher of its own."""
 
@@ -536,6 +571,14 @@ class ColdStart(Start):
         return compile_for(self.request, site)
 
 
+# Which of their words are places, where these are relative to the work directory.
+_IN_WORKDIR = {
+    "cover": slice(1, None),
+    "place": slice(0, None, 2),
+    "make-folders": slice(None),
+    "protect": slice(None),
+}
+_MOST_PLACES = 3
 _REMEDIES: Mapping[str, str] = {
     "execute": "Correct argv in its kernel.json, or install what is missing.",
     "chdir": "Start the notebook in a directory that its user may enter.",
@@ -560,13 +603,14 @@ _MOUNT_VERBS = (
 _REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSPC, errno.ENOSYS, errno.EINVAL}
 
 
-def failure_of(step: Step, number: int, text: str, site: Site) -> SandboxError:
-    """The error for a failed step of the launcher: its own words, and what to do about it."""
+def failure_of(step: Step, number: int, text: str, site: Site, places: str = "") -> SandboxError:
+    """The error for a failed step of the launcher: what it was about to touch, its own words, and
+    what to do about it."""
     cause = _cause_of(step.verb, number, text, site.facts) if number in _REFUSALS else None
     if cause:
         return HostError(
             attempt="make namespaces for a sandbox",
-            answer=f"[{step.verb}] {text}: {cause.found}",
+            answer=f"[{step.verb}{places and ' '}{places}] {text}: {cause.found}",
             remedy=cause.steps,
         )
     if step.verb == "execute" and number in {errno.EACCES, errno.ENOENT}:
@@ -579,10 +623,11 @@ def failure_of(step: Step, number: int, text: str, site: Site) -> SandboxError:
             step=step.verb,
         )
     return LaunchError(
-        attempt="start the sandbox",
+        attempt=_ATTEMPT,
         answer=text,
         remedy=_REMEDIES.get(step.verb, "See: jupyter sandbox doctor"),
         step=step.verb,
+        places=places,
     )
 
 

@@ -48,7 +48,15 @@ from sandbox_provisioner.caps import CAPS, CapOptions
 from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.ends import MIME, End
 from sandbox_provisioner.ends_file import EndsFile
-from sandbox_provisioner.errors import COMMAND, LaunchError, SandboxError, SpecError, in_lines
+from sandbox_provisioner.errors import (
+    COMMAND,
+    InternalError,
+    LaunchError,
+    SandboxError,
+    SpecError,
+    in_lines,
+    told_as_internal_error,
+)
 from sandbox_provisioner.facilities.landlock.plan import private
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import memory_bytes
@@ -364,8 +372,9 @@ class SandboxProvisioner(CapOptions, LocalProvisioner):  # type: ignore[metaclas
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Called by the manager before every start and restart: options, transport, command."""
         try:
-            async with one_after_another():
-                return await self._prepared(kwargs)
+            with self._told():
+                async with one_after_another():
+                    return await self._prepared(kwargs)
         except SandboxError as error:
             raise await self._refuse(error) from error
 
@@ -384,23 +393,34 @@ class SandboxProvisioner(CapOptions, LocalProvisioner):  # type: ignore[metaclas
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Called by the manager after `pre_launch`: returns when the kernel's sockets are there."""
         try:
-            await self._close()  # of a manager that starts again without a shutdown
-            if self.ends_file:
-                await off_loop(self._open_ends_file)
-            self.story = None
-            self._ending = False
-            self._busy = None
-            async with contextlib.AsyncExitStack() as self._place:
-                self.handle = await self._start(cmd, kwargs)
-                await self._await_sockets(self.handle)
-            self._link_sockets()
+            with self._told():
+                handle = await self._launched(cmd, kwargs)
         except SandboxError as error:
             raise await self._refuse(error) from error
         except BaseException:
             await self._close()
             raise
-        self.pid = self.pgid = self.handle.pid
+        self.pid = self.pgid = handle.pid
         return self.connection_info
+
+    def _told(self) -> contextlib.AbstractContextManager[None]:
+        """Of a mistake of ours the person is told as of any other reason for no start. Not of what
+        jupyter_client and its callers have an error of their own for."""
+        attempt = f"start the kernel {self.kernel_spec.display_name!r}"
+        return told_as_internal_error(attempt, but=(HTTPError, TraitError))
+
+    async def _launched(self, cmd: list[str], kwargs: dict[str, Any]) -> LocalHandle:
+        await self._close()  # of a manager that starts again without a shutdown
+        if self.ends_file:
+            await off_loop(self._open_ends_file)
+        self.story = None
+        self._ending = False
+        self._busy = None
+        async with contextlib.AsyncExitStack() as self._place:
+            self.handle = await self._start(cmd, kwargs)
+            await self._await_sockets(self.handle)
+        self._link_sockets()
+        return self.handle
 
     async def post_launch(self, **kwargs: Any) -> None:
         """Called by the manager when the kernel runs: from now on we listen for its last cell.
@@ -598,6 +618,8 @@ class SandboxProvisioner(CapOptions, LocalProvisioner):  # type: ignore[metaclas
         if answer:
             handle.kill()
         story = await handle.wait()
+        if story.mistake:
+            raise InternalError(attempt=attempt, answer=story.mistake)
         raise LaunchError(
             attempt=attempt,
             answer=answer or _ending(story),
@@ -619,7 +641,8 @@ class SandboxProvisioner(CapOptions, LocalProvisioner):  # type: ignore[metaclas
 
     async def _refuse(self, error: SandboxError) -> StartRefused:
         """Undo the start: nobody calls `cleanup` after a failed one."""
-        self.log.error("%s", error)
+        is_ours = isinstance(error, InternalError)
+        self.log.error("%s", error, exc_info=error.__cause__ if is_ours else None)
         await self._close()
         if self.parent:
             self.parent.cleanup_connection_file()

@@ -56,7 +56,6 @@ BOOT = (
     "import sys; sys.path.append(sys.argv[1]); "
     "from sandbox_provisioner.inside.enter import main; main(sys.argv[2:])"
 )
-FAIL_AT = "SANDBOX_FAIL_AT"
 LAUNCH_SECONDS = 60.0
 _OPEN_SECONDS = 10.0
 # For a word between two processes that takes a millisecond, or some tens where all are busy.
@@ -130,12 +129,13 @@ def _is_number(text: str) -> bool:
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What a process said of the step that failed: the step's number in the plan, counted from 1,
-    its verb, the error's number, and its text."""
+    its verb, the error's number, and its text; and whether it *is_ours*, a mistake in our code."""
 
     step: int
     verb: str
     errno: int
     text: str
+    is_ours: bool = False
 
 
 @dataclass(slots=True)
@@ -161,6 +161,8 @@ class Report:
                 _is_number(step) and _is_number(number)
             ):
                 self.failure = Failure(int(step), verb, int(number), text)
+            case [wire.MISTAKE, step, verb, text] if self.failure is None and _is_number(step):
+                self.failure = Failure(int(step), verb, 0, text, is_ours=True)
 
     def drain(self, fd: int) -> None:
         """Take in what is there already."""
@@ -389,7 +391,7 @@ def say_go(control: socket.socket, plan: Plan, report: int, fds: Sequence[int]) 
         ourselves = os.pidfd_open(os.getpid())
         stack.callback(os.close, ourselves)
         os.pwrite(memfd, plan.encode(), 0)
-        word = wire.message(wire.GO, os.environ.get(FAIL_AT, ""))
+        word = wire.message(wire.GO, os.environ.get(wire.FAIL_AT, ""))
         socket.send_fds(control, [word], [memfd, report, ourselves, *fds])
 
 

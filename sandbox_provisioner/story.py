@@ -19,9 +19,10 @@ class EndKind(StrEnum):
 
     The first ones are caps. INTERRUPTED ended by itself, just after the interrupt near its memory
     cap. COVER_LOST: a program outside had replaced a file that it must not reach; GROUP_LOST: its
-    control group was removed; SOCKETS_MISUSED: it put something else beside its sockets. ASKED: its
-    server ended it. OUTSIDE: its PID 1 was ended, which nobody inside can do. SIGNAL and EXIT: none
-    of these, and nothing that the sandbox did.
+    control group was removed; SOCKETS_MISUSED: it put something else beside its sockets;
+    INTERNAL_ERROR: PID 1 came upon a mistake of ours. ASKED: its server ended it. OUTSIDE: its
+    PID 1 was ended, which nobody inside can do. SIGNAL and EXIT: none of these, and nothing that
+    the sandbox did.
     """
 
     MEMORY_CAP = "memory-cap"
@@ -33,6 +34,7 @@ class EndKind(StrEnum):
     COVER_LOST = "cover-lost"
     GROUP_LOST = "group-lost"
     SOCKETS_MISUSED = "sockets-misused"
+    INTERNAL_ERROR = "internal-error"
     ASKED = "asked"
     OUTSIDE = "outside"
     SIGNAL = "signal"
@@ -43,6 +45,7 @@ class EndKind(StrEnum):
 _WHYS = {
     wire.COVER_LOST: EndKind.COVER_LOST,
     wire.GROUP_LOST: EndKind.GROUP_LOST,
+    wire.INTERNAL_ERROR: EndKind.INTERNAL_ERROR,
     wire.INTERRUPTED: EndKind.INTERRUPTED,
     wire.MEMORY_CAP: EndKind.MEMORY_CAP,
     wire.SOCKETS_MISUSED: EndKind.SOCKETS_MISUSED,
@@ -81,8 +84,8 @@ class ExitFile:
         return int(self.more) if is_number else 0
 
     @property
-    def path(self) -> str:
-        """*more* as a path; "" if it is none."""
+    def text(self) -> str:
+        """*more* as a path or a text; "" if it is none."""
         return one_line(wire.from_hexadecimal(self.more))
 
 
@@ -99,7 +102,7 @@ class ExitStory:
     nobody could learn it. *limit_bytes* is its cap on memory, *peak_bytes* the most that it used;
     *full_above* names the group, or the machine, whose memory was full in place of its own.
     *full_bytes* is the size of a folder in memory that was full. *lost_path* is the file in its
-    work directory that was replaced.
+    work directory that was replaced. *mistake* is what PID 1 came upon that is our fault.
     *reason* is a sentence for the person at the notebook where the sandbox ended it, "" otherwise.
     *stderr_tail* is the last that it wrote to stderr, made printable.
     """
@@ -114,6 +117,7 @@ class ExitStory:
     full_bytes: int = 0
     full_above: str = ""
     lost_path: str = ""
+    mistake: str = ""
     reason: str = ""
     stderr_tail: str = ""
 
@@ -141,6 +145,7 @@ def _reason(story: ExitStory, name: str) -> str:
         size=format_bytes(story.full_bytes),
         full_above=story.full_above,
         lost_path=story.lost_path or "a file",
+        mistake=story.mistake,
     )
 
 
@@ -165,6 +170,9 @@ _SENTENCES = {
     "be stopped. Look at that file, then start the kernel again.",
     EndKind.GROUP_LOST: "{name} was ended: another program has removed its control group, and with "
     "it its limits. Look for who manages the groups of this machine, then start it again.",
+    EndKind.INTERNAL_ERROR: "{name} was ended by a mistake in sandbox-provisioner: {mistake}. "
+    "Please report it on the project's page, with this text and with what jupyter sandbox doctor "
+    "--json prints.",
     EndKind.OUTSIDE: "{name} was killed from outside of its sandbox: by a person, by another "
     "program, or by Linux where the machine was out of memory. Look into the machine's log (as "
     "administrator: journalctl --boot), then start the kernel again.",

@@ -17,14 +17,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+import traceback
 
 from tornado.web import HTTPError
 from traitlets import TraitError
 
 from sandbox_provisioner.app.command import SandboxCommand, UsageError, spoken
-from sandbox_provisioner.errors import SandboxError, in_lines, nearest
-from sandbox_provisioner.inside.printable import printable
+from sandbox_provisioner.errors import InternalError, SandboxError, in_lines, nearest
+from sandbox_provisioner.inside.printable import printable, with_place
 
 __all__ = ["SandboxApp", "main"]
 
@@ -93,6 +95,10 @@ def main() -> None:
         # Whoever read our output has enough; Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(141)
+    except Exception as error:
+        traceback.print_exception(error)
+        attempt = f"do what `{shlex.join(['jupyter', 'sandbox', *sys.argv[1:]])}` asks for"
+        _leave(1, _told(InternalError(attempt=attempt, answer=with_place(error))))
 
 
 def _told(error: Exception) -> str:

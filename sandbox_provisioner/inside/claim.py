@@ -52,6 +52,7 @@ def await_claim(box: Box, kernel_pid: int, perform: Perform) -> None:
     box.received, box.report_fd, box.server_fd = found.fds, found.report_fd, found.server_fd
     perform(box, found.plan, found.fail_at)
     os.close(box.report_fd)
+    box.report_fd = -1
 
 
 def _await_ready(box: Box, children: int) -> None:

@@ -70,10 +70,19 @@ class Covers:
         """Call each with its words; what is made belongs to the owner of the work directory."""
         kernel.set_filesystem_ids(*self.owner)
         try:
-            for act, *words in acts:
-                act(*words)
+            self.each(acts)
         finally:
             kernel.set_filesystem_ids(os.geteuid(), os.getegid())
+
+    def each(self, acts: list[tuple[Callable[..., None], *tuple[str, ...]]]) -> None:
+        """Call each with its words; an error names them: of many places somebody has to know the
+        one that failed."""
+        for act, *words in acts:
+            try:
+                act(*words)
+            except OSError as error:
+                text = f"{act.__name__} {' '.join(words)}: {error.strerror}"
+                raise OSError(error.errno or 0, text) from error
 
     def cover(self, kind: str, path: str) -> None:
         """Put an empty stand-in over *path*, relative to the work directory.

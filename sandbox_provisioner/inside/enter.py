@@ -11,6 +11,7 @@ ends when it has forked PID 1. What they say and hear is drawn in `wire.py`.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal without its enums
+import errno
 import gc
 import os
 import select
@@ -18,6 +19,7 @@ import sys
 
 from sandbox_provisioner.inside import claim, init, orders, steps, wire
 from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside.printable import with_place
 from sandbox_provisioner.inside.steps import Box
 
 
@@ -73,8 +75,7 @@ def perform(box: Box, plan: bytes, fail_at: str) -> None:
     try:
         for name, *words in wire.decode(plan):
             number, verb = number + 1, os.fsdecode(name)
-            if verb == fail_at:
-                raise OSError(5, "made to fail by SANDBOX_FAIL_AT")
+            wire.fail_as_wished(fail_at, verb)
             if verb == "fork-kernel":
                 fork_kernel(box)
             elif verb == "system-call-filter":
@@ -82,9 +83,20 @@ def perform(box: Box, plan: bytes, fail_at: str) -> None:
             else:
                 steps.VERBS[verb](box, *(os.fsdecode(word) for word in words))
     except BaseException as error:
-        answer = error.errno if isinstance(error, OSError) else 0
-        box.report(wire.FAILED, str(number), verb, str(answer or 0), str(error) or repr(error))
+        _tell_failure(box, str(number), verb, error)
         os._exit(wire.FAILED_STATUS)
+
+
+def _tell_failure(box: Box, number: str, verb: str, error: BaseException) -> None:
+    """What the machine refuses is an OSError, or a MemoryError; anything else is our mistake."""
+    if box.report_fd < 0:  # PID 1 of a spare: who made it may have gone
+        init.tell_failure(box, error)
+    elif isinstance(error, MemoryError):
+        box.report(wire.FAILED, number, verb, str(errno.ENOMEM), os.strerror(errno.ENOMEM))
+    elif isinstance(error, OSError):
+        box.report(wire.FAILED, number, verb, str(error.errno or 0), str(error) or repr(error))
+    else:
+        box.report(wire.MISTAKE, number, verb, with_place(error))
 
 
 def fork_kernel(box: Box) -> None:
@@ -101,6 +113,7 @@ def fork_kernel(box: Box) -> None:
     if pid:
         os.close(kept)
         os.close(box.report_fd)
+        box.report_fd = -1
         if box.unclaimed:  # stopped by then, until `init.run` lets it go on
             claim.await_claim(box, pid, perform)
             init.watch_covers(box)

@@ -24,6 +24,7 @@ from sandbox_provisioner.inside import family, memory, output, wire
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.covers import CoverLost, Watch
 from sandbox_provisioner.inside.folders import Folders, own_folders
+from sandbox_provisioner.inside.printable import with_place
 from sandbox_provisioner.inside.steps import Box
 
 CAP_DAC_READ_SEARCH = 2
@@ -408,6 +409,16 @@ def _tell_end(box: Box, text: bytes) -> None:
         return
 
 
+def tell_failure(box: Box, error: BaseException) -> None:
+    """Leave in the exit file why we could not go on: an OSError is this machine's, anything else a
+    mistake of ours."""
+    text = with_place(error)
+    is_ours = not isinstance(error, OSError | MemoryError)
+    why = f"{wire.INTERNAL_ERROR} {wire.in_hexadecimal(text)}" if is_ours else ""
+    tail = os.fsencode(f"The sandbox's init failed: {text}")
+    _tell_end(box, wire.exit_file(wire.FAILED_STATUS, 0, why, tail))
+
+
 def _lasting_rights(box: Box) -> tuple[int, ...]:
     return (CAP_KILL, kernel.CAP_SYS_ADMIN, CAP_SYS_PTRACE) if box.covers else (CAP_KILL,)
 
@@ -440,8 +451,7 @@ def run(box: Box, kernel_pid: int) -> None:
                 started.mend(started.covers)
         started.loop()
     except BaseException as error:
-        tail = f"The sandbox's init failed: {error!r}".encode()
-        _tell_end(box, wire.exit_file(wire.FAILED_STATUS, 0, "", tail))
+        tell_failure(box, error)
         if not box.namespaces:
             family.end_all()
     finally:

@@ -86,6 +86,19 @@ _SECCOMP_MODE_FILTER = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 CAP_SYS_ADMIN = 21
 
+# linux/landlock.h, LANDLOCK_ACCESS_FS_*, LANDLOCK_ACCESS_NET_* and LANDLOCK_SCOPE_*, by their bits.
+_LANDLOCK_FILES = tuple(
+    (name, 1 << number)
+    for number, name in enumerate(
+        (
+            "EXECUTE", "WRITE_FILE", "READ_FILE", "READ_DIR", "REMOVE_DIR", "REMOVE_FILE",
+            "MAKE_CHAR", "MAKE_DIR", "MAKE_REG", "MAKE_SOCK", "MAKE_FIFO", "MAKE_BLOCK",
+            "MAKE_SYM", "REFER", "TRUNCATE", "IOCTL_DEV",
+        )
+    )
+)  # fmt: skip
+_LANDLOCK_NETWORK = (("BIND_TCP", 1), ("CONNECT_TCP", 2))
+_LANDLOCK_SCOPES = (("ABSTRACT_UNIX_SOCKET", 1), ("SIGNAL", 2))
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
 _KEYCTL_JOIN_SESSION_KEYRING = 1
@@ -112,6 +125,56 @@ class CallFailed(OSError):
 
     def __str__(self) -> str:
         return self.text
+
+
+def _named(prefix: str, values: dict[str, object]) -> tuple[tuple[str, int], ...]:
+    """The names in *values* that begin with *prefix*, and their bits; those of several bits first,
+    since O_TMPFILE has O_DIRECTORY in it."""
+    found = [
+        (name.lstrip("_"), bits)
+        for name, bits in values.items()
+        if name.lstrip("_").startswith(prefix) and isinstance(bits, int) and bits > 0
+    ]
+    return tuple(sorted(found, key=lambda pair: -pair[1].bit_count()))
+
+
+_CLONES = _named("CLONE_", globals())
+_MOUNT_ATTRIBUTES = _named("MOUNT_", globals())
+_PROPAGATIONS = _named("MS_", globals())
+_RESOLVES = _named("RESOLVE_", globals())
+_OPENS = _named("O_", vars(os))
+
+
+class _Flags:
+    """*value* for the text of an error, by the names of its bits."""
+
+    def __init__(self, value: int, names: tuple[tuple[str, int], ...]) -> None:
+        self.value = value
+        self.names = names
+
+    def __repr__(self) -> str:
+        found, rest = [], self.value
+        for name, bits in self.names:
+            if rest & bits == bits:
+                found.append(name)
+                rest &= ~bits
+        if rest:
+            found.append(hex(rest))
+        return "|".join(found) or "0"
+
+
+class _Place:
+    """What a descriptor is open on, for the text of an error: its path, where that is to be had."""
+
+    def __init__(self, fd: int, path: str = "") -> None:
+        self.fd = fd
+        self.path = path
+
+    def __repr__(self) -> str:
+        try:
+            return repr(self.path or os.readlink(f"/proc/self/fd/{self.fd}"))
+        except OSError:
+            return f"descriptor {self.fd}"
 
 
 class _Attributes(ctypes.Structure):
@@ -190,12 +253,12 @@ def _syscall(number: int, *args: object) -> int:
 
 def unshare(flags: int) -> None:
     """unshare(2)."""
-    _check(_libc.unshare(flags), "unshare", flags=hex(flags))
+    _check(_libc.unshare(flags), "unshare", flags=_Flags(flags, _CLONES))
 
 
 def setns(fd: int, kind: int) -> None:
     """setns(2)."""
-    _check(_libc.setns(fd, kind), "setns", fd=fd, kind=hex(kind))
+    _check(_libc.setns(fd, kind), "setns", fd=fd, kind=_Flags(kind, _CLONES))
 
 
 def fork_into(namespaces: int) -> int:
@@ -206,7 +269,7 @@ def fork_into(namespaces: int) -> int:
     number = _BY_MACHINE[_MACHINE][0]
     flags = ctypes.c_ulong(_SIGCHLD | namespaces)
     pid = _syscall(number, flags, None, None, None, None)
-    return _check(pid, "clone", flags=hex(namespaces))
+    return _check(pid, "clone", flags=_Flags(namespaces, _CLONES))
 
 
 def fork_as_sibling(namespaces: int = 0) -> int:
@@ -219,14 +282,16 @@ def open_tree(path: str, *, dir_fd: int = AT_FDCWD) -> int:
     """open_tree(2): a detached recursive clone of the mounts at *path* ("" is *dir_fd* itself)."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE | (0 if path else _AT_EMPTY_PATH)
     result = _syscall(_NR_OPEN_TREE, dir_fd, os.fsencode(path), ctypes.c_uint(flags))
-    return _check(result, "open_tree", path=path, dir_fd=dir_fd)
+    return _check(result, "open_tree", path=_Place(dir_fd, path))
 
 
-def move_mount(mount_fd: int, target_fd: int) -> None:
-    """move_mount(2), both sides by descriptor: no path is resolved a second time."""
+def move_mount(mount_fd: int, target_fd: int, *, source: str = "", target: str = "") -> None:
+    """move_mount(2), both sides by descriptor: no path is resolved a second time. *source* and
+    *target* are what the caller knows them as."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
     result = _syscall(_NR_MOVE_MOUNT, mount_fd, b"", target_fd, b"", ctypes.c_uint(flags))
-    _check(result, "move_mount", mount_fd=mount_fd, target_fd=target_fd)
+    named = {"source": _Place(mount_fd, source), "target": _Place(target_fd, target)}
+    _check(result, "move_mount", **named)
 
 
 def mount_setattr(
@@ -249,7 +314,11 @@ def mount_setattr(
         ctypes.byref(attributes),
         ctypes.c_size_t(ctypes.sizeof(attributes)),
     )
-    _check(result, "mount_setattr", path=path, add=hex(add), propagation=hex(propagation))
+    told = {
+        "add": _Flags(add, _MOUNT_ATTRIBUTES),
+        "propagation": _Flags(propagation, _PROPAGATIONS),
+    }
+    _check(result, "mount_setattr", path=_Place(mount_fd, path), **told)
 
 
 def new_mount(filesystem: str, options: dict[str, str | None], attributes: int) -> int:
@@ -263,7 +332,9 @@ def new_mount(filesystem: str, options: dict[str, str | None], attributes: int) 
         result = _syscall(_NR_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
         _check(result, "fsconfig", name=filesystem, command="create")
         result = _syscall(_NR_FSMOUNT, context, ctypes.c_uint(1), ctypes.c_uint(attributes))
-        return _check(result, "fsmount", name=filesystem, attributes=hex(attributes))
+        return _check(
+            result, "fsmount", name=filesystem, attributes=_Flags(attributes, _MOUNT_ATTRIBUTES)
+        )
     finally:
         os.close(context)
 
@@ -285,7 +356,8 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
         ctypes.byref(how),
         ctypes.c_size_t(ctypes.sizeof(how)),
     )
-    return _check(result, "openat2", path=path, flags=hex(flags), resolve=hex(resolve))
+    told = {"flags": _Flags(flags, _OPENS), "resolve": _Flags(resolve, _RESOLVES)}
+    return _check(result, "openat2", path=path, **told)
 
 
 def is_mount_point(dir_fd: int, name: str) -> bool:
@@ -293,7 +365,7 @@ def is_mount_point(dir_fd: int, name: str) -> bool:
     answer = ctypes.create_string_buffer(256)
     flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
     result = _libc.statx(dir_fd, os.fsencode(name), flags, 0, answer)
-    _check(result, "statx", name=name, dir_fd=dir_fd)
+    _check(result, "statx", name=name, below=_Place(dir_fd))
     # struct statx: the attributes are its second 8 bytes.
     (attributes,) = struct.unpack_from("Q", answer, 8)
     return bool(attributes & _STATX_ATTR_MOUNT_ROOT)
@@ -482,7 +554,11 @@ def landlock_create_ruleset(files: int, network: int, scoped: int) -> int:
     wanted = _Ruleset(files, network, scoped)
     size = ctypes.c_size_t(ctypes.sizeof(wanted))
     result = _syscall(_NR_LANDLOCK_CREATE_RULESET, ctypes.byref(wanted), size, ctypes.c_uint(0))
-    told = {"files": hex(files), "network": hex(network), "scoped": hex(scoped)}
+    told = {
+        "files": _Flags(files, _LANDLOCK_FILES),
+        "network": _Flags(network, _LANDLOCK_NETWORK),
+        "scoped": _Flags(scoped, _LANDLOCK_SCOPES),
+    }
     return _check(result, "landlock_create_ruleset", **told)
 
 
@@ -492,7 +568,7 @@ def landlock_allow(ruleset_fd: int, path: str, path_fd: int, access: int) -> Non
     kind = ctypes.c_int(_LANDLOCK_RULE_PATH_BENEATH)
     number = _NR_LANDLOCK_ADD_RULE
     result = _syscall(number, ruleset_fd, kind, ctypes.byref(rule), ctypes.c_uint(0))
-    _check(result, "landlock_add_rule", path=path, access=hex(access))
+    _check(result, "landlock_add_rule", path=path, access=_Flags(access, _LANDLOCK_FILES))
 
 
 def landlock_restrict_self(ruleset_fd: int) -> None:

@@ -25,9 +25,9 @@ def look(parent: int, name: str) -> int:
         raise
 
 
-def rebind(fd: int, attributes: int) -> None:
-    """Bind the tree at *fd* onto itself with *attributes* added."""
+def rebind(fd: int, attributes: int, path: str = "") -> None:
+    """Bind the tree at *fd*, which is that at *path*, onto itself with *attributes* added."""
     clone = kernel.open_tree("", dir_fd=fd)
     kernel.mount_setattr(clone, add=attributes, propagation=kernel.MS_PRIVATE)
-    kernel.move_mount(clone, fd)
+    kernel.move_mount(clone, fd, source=path, target=path)
     os.close(clone)

@@ -12,6 +12,7 @@ _TAB = 0x09
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
 # ALM, LRM, RLM; line and paragraph separator; LRE to RLO; LRI to PDI.
 _OF_UNICODE = (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_SHOWN_PLACES = 5
 _NAMES = {code: f"\\x{code:02x}" for code in _CONTROLS}
 _NAMES |= {code: f"\\u{code:04x}" for code in _OF_UNICODE}
 _IN_A_LINE = dict(_NAMES)
@@ -31,6 +32,18 @@ def one_line(text: str) -> str:
 def printable_bytes(data: bytes) -> bytes:
     """`printable` for UTF-8; what is none is shown as its numbers."""
     return data.decode("utf-8", "backslashreplace").translate(_IN_LINES).encode()
+
+
+def with_place(error: BaseException) -> str:
+    """*error* in one line, with the last lines of code that it came through: what somebody needs to
+    mend it who was not there."""
+    places, trace = [], error.__traceback__
+    while trace:
+        path = trace.tb_frame.f_code.co_filename
+        places.append(f"{path.rpartition('/sandbox_provisioner/')[2]}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return one_line(f"{text} (at {' > '.join(places[-_SHOWN_PLACES:])})" if places else text)
 
 
 def whole_letters(data: bytes) -> tuple[bytes, bytes]:

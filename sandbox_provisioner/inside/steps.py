@@ -450,7 +450,7 @@ def attach(box: Box, target: str) -> None:
 def _attach(box: Box, mount_fd: int, target: str) -> None:
     is_directory = stat.S_ISDIR(os.fstat(mount_fd).st_mode)
     fd = _walk(box, target, is_directory=is_directory)
-    kernel.move_mount(mount_fd, fd)
+    kernel.move_mount(mount_fd, fd, target=target)
     os.close(fd)
     if box.covers:
         box.covers.attached(target, os.fstat(mount_fd))
@@ -500,7 +500,7 @@ def mask(box: Box, *paths: str) -> None:
             box.masked_directory = path.lstrip("/")
         else:
             cover_fd = kernel.open_tree("dev/null")
-        kernel.move_mount(cover_fd, fd)
+        kernel.move_mount(cover_fd, fd, source="an empty one", target=path)
         os.close(cover_fd)
         os.close(fd)
 
@@ -525,7 +525,7 @@ def freeze_paths(box: Box, *paths: str) -> None:
         fd = look(box.root_fd, path.lstrip("/"))
         if fd < 0:
             continue
-        rebind(fd, kernel.MOUNT_RDONLY)
+        rebind(fd, kernel.MOUNT_RDONLY, path)
         os.close(fd)
 
 
@@ -560,8 +560,7 @@ def make_folders(box: Box, *paths: str) -> None:
 def protect(box: Box, *paths: str) -> None:
     """Make what exists at *paths* of the work directory read-only, and pin the way to it."""
     assert box.covers
-    for path in paths:
-        box.covers.protect(path)
+    box.covers.each([(box.covers.protect, path) for path in paths])
 
 
 def _walk(box: Box, path: str, *, is_directory: bool = True) -> int:

@@ -33,6 +33,7 @@ it is about; descriptors come with it. *launcher* below is also a nursery's chil
       launcher ──"pid" N──▶ server                the host's pid of PID 1
       PID 1    ──"made" KIND PATH──▶ server       a mount point that did not exist before
       any      ──"failed" STEP VERB ERRNO TEXT──▶ server    and whoever failed ends
+      any      ──"mistake" STEP VERB TEXT──▶ server         as well; it is one of ours
       kernel   ──its end──▶ server                nobody holds it any more: execve has happened
 
     other pipes and files
@@ -42,7 +43,8 @@ it is about; descriptors come with it. *launcher* below is also a nursery's chil
       PID 1    ──exit file──▶ server              `exit_file`, `read_exit_file`
       server   ──a real-time signal by pidfd──▶ PID 1 ──signal N──▶ kernel's group     `relayed`
 
-FAIL_AT is the step that a fault injection wants to fail, "" for none. STEP is the number of the
+FAIL_AT is the verb of the step that a fault injection wants to fail, with ":mistake" behind it as
+a mistake of ours does, "" for none. STEP is the number of the
 step that failed, as `explain` counts them; 0 is before the first.
 """
 
@@ -70,6 +72,7 @@ STRING = "string"
 # In a report.
 PID = "pid"
 FAILED = "failed"
+MISTAKE = "mistake"
 # On a pipe between a spare's kernel and its PID 1.
 READY = "ready"
 # In an exit file: why PID 1 ended the kernel, or what it knows of the end. With some comes more.
@@ -80,7 +83,10 @@ TMP_FULL = "tmp-full"
 COVER_LOST = "cover-lost"  # and the path, `in_hexadecimal`
 SOCKETS_MISUSED = "sockets-misused"  # something else was put beside the sockets
 GROUP_LOST = "group-lost"
+INTERNAL_ERROR = "internal-error"  # PID 1 has a mistake in it; and the text, `in_hexadecimal`
 
+# The variable of the server's environment that holds FAIL_AT.
+FAIL_AT = "SANDBOX_FAIL_AT"
 # The exit status of who could not do its part.
 FAILED_STATUS = 125
 # The signals that PID 1 hands on begin with glibc's SIGRTMIN: 32 and 33 are glibc's own.
@@ -182,3 +188,11 @@ def relayed(number: int) -> int:
 
 # By the signal that PID 1 gets, the one that the kernel's group gets.
 RELAYED = {relayed(number): number for number in _SIGNALS}
+
+
+def fail_as_wished(fail_at: str, step: str) -> None:
+    """Fault injection: raise what a failing *step* raises, if it is the one."""
+    wished, _, kind = fail_at.partition(":")
+    if step == wished:
+        text = f"made to fail by {FAIL_AT}"
+        raise AssertionError(text) if kind == MISTAKE else OSError(5, text)

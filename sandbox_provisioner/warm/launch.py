@@ -27,7 +27,7 @@ from pathlib import Path
 from sandbox_provisioner import orders
 from sandbox_provisioner.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.descriptors import afford_a_start
-from sandbox_provisioner.errors import SandboxError, told_as_host_error
+from sandbox_provisioner.errors import SandboxError, told_as_host_error, told_as_internal_error
 from sandbox_provisioner.handle import LastWord, LocalHandle
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import Labels, LocalLauncher, Start, without_a_word
@@ -97,7 +97,8 @@ async def start_warm(
     process = LauncherProcess(stem)
     opener, source = Opener(process), Source(launcher, request, labels, stdio, preload, owner)
     try:
-        with told_as_host_error("start the sandbox"), ExitStack() as opened:
+        expected = told_as_internal_error("start the sandbox", but=(WarmUnavailable,))
+        with told_as_host_error("start the sandbox"), expected, ExitStack() as opened:
             afford_a_start()
             site, tree = await off_loop(source.begin, process, opened)
             assert source.start

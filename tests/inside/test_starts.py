@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -14,11 +15,18 @@ import boxes
 import pytest
 from facilities import missing
 
-from sandbox_provisioner.errors import HostError, LaunchError, SandboxError, SpecError
+from sandbox_provisioner.errors import (
+    HostError,
+    InternalError,
+    LaunchError,
+    SandboxError,
+    SpecError,
+)
 from sandbox_provisioner.inside import steps
+from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import SERVER_STEPS, LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
-from sandbox_provisioner.spawn import FAIL_AT, Stdio, stem
+from sandbox_provisioner.spawn import Stdio, stem
 from sandbox_provisioner.spec import Limits, Volume
 
 pytestmark = pytest.mark.requires("userns")
@@ -58,13 +66,49 @@ def test_a_failing_step_is_named_and_leaves_nothing(
         pytest.skip(f"a start by this user on this host has no step {step}")
     before = sorted(workdir.rglob("*"))
     monkeypatch.setenv(FAIL_AT, step)
-    with pytest.raises(LaunchError, match=rf"\[{step}\].*made to fail") as caught:
+    with pytest.raises(LaunchError, match=rf"\[{step}( [^]]+)?\].*made to fail") as caught:
         with sandbox(**everything):
             pass
     assert caught.value.step == step
     assert sorted(workdir.rglob("*")) == before
     # The server may fail before it takes the lock.
     assert os.listdir(runtime_dir) in [["lock"], *([[]] if step in SERVER_STEPS else [])]
+
+
+@pytest.mark.parametrize("step", ["join-cgroup", "pivot", "fork-kernel", "become", *SERVER_STEPS])
+def test_a_mistake_of_ours_is_told_as_one_and_leaves_nothing(
+    sandbox, monkeypatch, step, workdir, runtime_dir
+):
+    """In the server, the launcher, PID 1 and the kernel's process."""
+    monkeypatch.setenv(FAIL_AT, f"{step}:mistake")
+    with pytest.raises(InternalError) as caught, sandbox():
+        pass
+    told = caught.value.for_people()
+    assert "AssertionError: made to fail" in told
+    assert re.search(r"inside/wire\.py:\d+", told), told
+    assert "jupyter sandbox doctor --json" in told
+    assert (step in told) is (step not in SERVER_STEPS)
+    assert set(os.listdir(runtime_dir)) <= {"lock"}
+
+
+def test_of_many_places_the_one_that_failed_is_named(sandbox, new_folder, monkeypatch):
+    """The step of the second volume, not the first step of that verb."""
+    volumes = [Volume(source=str(new_folder()), target=f"/data/{n}") for n in range(3)]
+    real = LocalLauncher.look
+
+    def look(launcher, request, opened):
+        site, tree = real(launcher, request, opened)
+        with open("/proc/self/status") as other:
+            os.dup2(other.fileno(), site.volumes[1].place.fd, inheritable=False)
+        return site, tree
+
+    monkeypatch.setattr(LocalLauncher, "look", look)
+    with pytest.raises(SandboxError) as caught, sandbox(volumes=tuple(volumes)):
+        pass
+    told = caught.value.for_people()
+    assert "/data/1" in told
+    assert f"(from {volumes[1].source})" in told
+    assert "/data/0" not in told
 
 
 def test_a_start_that_is_cancelled_leaves_nothing(launcher, workdir, runtime_dir):

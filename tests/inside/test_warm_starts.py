@@ -23,10 +23,11 @@ from facilities import missing
 
 from sandbox_provisioner import orders, spawn
 from sandbox_provisioner.handle import LocalHandle, readable
+from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import Labels, LaunchRequest, LocalLauncher
 from sandbox_provisioner.plan import Family
 from sandbox_provisioner.records import Record
-from sandbox_provisioner.spawn import FAIL_AT, LauncherProcess, Stdio, stem
+from sandbox_provisioner.spawn import LauncherProcess, Stdio, stem
 from sandbox_provisioner.spec import Limits, Volume
 from sandbox_provisioner.warm import ahead, launch
 from sandbox_provisioner.warm.launch import ForkedProcess, WarmUnavailable, start_warm
@@ -108,7 +109,7 @@ def test_a_failing_step_of_a_warm_start_is_named_and_leaves_nothing(
     everything(workdir, monkeypatch)
     files, records = sorted(workdir.rglob("*")), names(nursery)
     monkeypatch.setenv(FAIL_AT, step)
-    with pytest.raises(WarmUnavailable, match=rf"\[{step}\].*made to fail"):
+    with pytest.raises(WarmUnavailable, match=rf"\[{step}( [^]]+)?\].*made to fail"):
         run(start_warm(nursery, kernel_request(workdir, new_folder()), Labels(), QUIET, ()))
     assert sorted(workdir.rglob("*")) == files
     assert names(nursery) == records
@@ -121,7 +122,7 @@ def test_a_failing_step_of_a_spare_is_named_and_leaves_nothing(
 ) -> None:
     records = names(nursery)
     monkeypatch.setenv(FAIL_AT, step)
-    with pytest.raises(Exception, match=rf"\[{step}\].*made to fail"):
+    with pytest.raises(Exception, match=rf"\[{step}( [^]]+)?\].*made to fail"):
         run(make_spare(nursery, kernel_request(workdir), Labels(), wanted=1, idle_seconds=60))
     assert names(nursery) == records
 
@@ -165,7 +166,7 @@ def test_a_child_that_has_ended_when_the_server_looks_has_said_why(
 
     monkeypatch.setenv(FAIL_AT, step)
     monkeypatch.setattr(ForkedProcess, "here", late)
-    with pytest.raises(WarmUnavailable, match=rf"\[{step}\].*made to fail"):
+    with pytest.raises(WarmUnavailable, match=rf"\[{step}( [^]]+)?\].*made to fail"):
         run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ()))
     assert names(nursery) == records
 

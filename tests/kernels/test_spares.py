@@ -30,9 +30,9 @@ import sandbox_provisioner
 from benchmarks.common import wait_until
 from sandbox_provisioner.facilities.process import plan as process_plan
 from sandbox_provisioner.inside import steps
+from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.plan import HOME
 from sandbox_provisioner.records import Record, all_records, sweep
-from sandbox_provisioner.spawn import FAIL_AT
 from sandbox_provisioner.warm import ahead, found
 from sandbox_provisioner.warm.claim import ClaimedProcess
 from sandbox_provisioner.warm.opener import Opener

@@ -34,8 +34,8 @@ def test_what_pid_1_has_left_is_read(content, code, signal, kind):
 
 def test_the_file_that_was_replaced_is_told_by_its_path():
     told = ExitFile.of(b"125 0 cover-lost " + b".bashrc".hex().encode() + b"\nwords")
-    assert (told.kind, told.path, told.tail) == (EndKind.COVER_LOST, ".bashrc", b"words")
-    assert ExitFile.of(b"125 0 cover-lost zz\n").path == ""
+    assert (told.kind, told.text, told.tail) == (EndKind.COVER_LOST, ".bashrc", b"words")
+    assert ExitFile.of(b"125 0 cover-lost zz\n").text == ""
 
 
 def test_a_folder_that_was_full_is_told_with_its_size_and_the_option_that_raises_it():
@@ -51,7 +51,12 @@ def test_a_folder_that_was_full_is_told_with_its_size_and_the_option_that_raises
 @pytest.mark.parametrize("kind", EndKind)
 def test_what_the_sandbox_did_has_a_sentence_and_nothing_else_has(kind):
     story = ExitStory(
-        kind=kind, code=None, limit_bytes=1 << 30, full_above="the group /a", lost_path="f"
+        kind=kind,
+        code=None,
+        limit_bytes=1 << 30,
+        full_above="the group /a",
+        lost_path="f",
+        mistake="m",
     )
     told = with_reason(story, "0123abcd")
     assert told.reason.startswith("Kernel 0123abcd ") is (kind not in UNTOLD)

@@ -22,10 +22,10 @@ from sandbox_provisioner.surroundings import (
     mount_cause,
 )
 
-UNSHARE = "unshare(flags='0x10000000') failed: EPERM (Operation not permitted)"
-CLONE = "clone(flags='0x10000000') failed: EPERM (Operation not permitted)"
+UNSHARE = "unshare(flags=CLONE_NEWUSER) failed: EPERM (Operation not permitted)"
+CLONE = "clone(flags=CLONE_NEWUSER) failed: EPERM (Operation not permitted)"
 WRITE = "write(file='/proc/self/uid_map', text='1 1 1') failed: EPERM (Operation not permitted)"
-PROC = "fsmount(name='proc', attributes='0xe') failed: EPERM (Operation not permitted)"
+PROC = "fsmount(name='proc', attributes=MOUNT_NODEV) failed: EPERM (Operation not permitted)"
 UBUNTU = {APPARMOR: "1"}
 
 

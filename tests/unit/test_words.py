@@ -46,10 +46,20 @@ def test_a_report_is_read_as_it_is_written():
     assert report.failure == Failure(7, "take", 13, "no\nway")
 
 
+def test_a_mistake_of_ours_is_told_from_what_the_machine_refuses():
+    report = reported(("mistake", "7", "take", "KeyError: 'x' (at inside/enter.py:1)"))
+    assert report.failure == Failure(
+        7, "take", 0, "KeyError: 'x' (at inside/enter.py:1)", is_ours=True
+    )
+
+
 @pytest.mark.parametrize(
     "words",
-    ["", "pid", "pid x", "pid -1", "pid 9999999999", "pid \xb2", "made file", "made a b c",
-     "failed", "failed take 13 text", "failed x take 13 text", "failed 7 take x text", "nothing"],
+    [
+        "", "pid", "pid x", "pid -1", "pid 9999999999", "pid \xb2", "made file", "made a b c",
+        "failed", "failed take 13 text", "failed x take 13 text", "failed 7 take x text",
+        "mistake", "mistake 7 take", "mistake x take text", "nothing",
+    ],
 )  # fmt: skip
 def test_a_record_that_is_none_is_nothing(words):
     assert reported(words.split(" ")) == Report()
