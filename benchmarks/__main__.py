@@ -30,7 +30,11 @@ BENCHMARKS = {
     "loop": Benchmark(
         "how long the event loop stands still while kernels start, run and end",
         loop.main,
-        (("rounds", 10, "of one kernel"), ("at-once", 60, "kernels then")),
+        (
+            ("rounds", 10, "of one kernel"),
+            ("at-once", 60, "kernels then"),
+            ("crowds", 3, "of those"),
+        ),
     ),
     "density": Benchmark(
         "memory of each of many kernels, and starts while many are alive",

@@ -1,7 +1,8 @@
 """loop.py - how long a server's event loop stands still while kernels start, run and end.
 
 One loop serves all users of a server: what holds it is felt by everybody. A task that wants to run
-every millisecond notes the longest time that it could not.
+every millisecond notes the longest time that it could not; every ten where many start, since it
+takes part of the CPU that they compete for, and only where the loop is free to let it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks import common, start
 from sandbox_provisioner.warm import ahead
 
 _BEAT_SECONDS = 0.001
+_CROWD_BEAT_SECONDS = 0.01
 _POLLS = 20
 _SPARES = 8
 _TIMEOUT_SECONDS = 300
@@ -42,14 +44,15 @@ class Sample:
     async def phase(self, name: str) -> AsyncIterator[None]:
         """Note how long *name* takes, and the longest gap of the loop meanwhile."""
         longest = 0.0
+        seconds = _BEAT_SECONDS if self.kernels == 1 else _CROWD_BEAT_SECONDS
 
         async def beat() -> None:
             nonlocal longest
             last = time.perf_counter()
             while True:
-                await asyncio.sleep(_BEAT_SECONDS)
+                await asyncio.sleep(seconds)
                 now = time.perf_counter()
-                longest, last = max(longest, now - last - _BEAT_SECONDS), now
+                longest, last = max(longest, now - last - seconds), now
 
         begin = time.perf_counter()
         task = asyncio.ensure_future(beat())
@@ -111,8 +114,9 @@ async def measure(
     return sample
 
 
-async def run(rounds: int, at_once: int, found: start.Place) -> list[Sample]:
-    """*rounds* of one kernel of each kind, then *at_once* of each kind together."""
+async def run(rounds: int, at_once: int, crowds: int, found: start.Place) -> list[Sample]:
+    """*rounds* of one kernel of each kind, then *crowds* of *at_once* of each kind together, each
+    time in the reverse order."""
     listed = variants()
     specs = start.write_kernels(found, listed)
     samples = []
@@ -122,32 +126,45 @@ async def run(rounds: int, at_once: int, found: start.Place) -> list[Sample]:
     for _ in range(rounds):
         for variant in listed:
             samples.append(await measure(variant, 1, found, specs))
-    for variant in listed if at_once else ():
-        samples.append(await measure(variant, at_once, found, specs))
+    for number in range(crowds if at_once else 0):
+        for variant in listed[:: -1 if number % 2 else 1]:
+            samples.append(await measure(variant, at_once, found, specs))
     return samples
 
 
 def table(samples: list[Sample]) -> list[list[str]]:
-    """A row a kind and number: the median (the most) of the longest gap in each phase."""
+    """A row a kind and number: how long it took, beside plain of the same round until the reply,
+    and the median (the most) of the longest gap in each phase."""
     phases = list(samples[0].gap_ms)
-    rows = [["kernels", *(f"{name} {what}" for name in phases for what in ("s", "gap ms"))]]
+    columns = [f"{name} {what}" for name in phases for what in ("s", "gap ms")]
+    rows = [["kernels", columns[0], "", *columns[1:]]]
     for kind in dict.fromkeys((sample.variant, sample.kernels) for sample in samples):
         mine = [sample for sample in samples if (sample.variant, sample.kernels) == kind]
         row = [f"{kind[1]} {kind[0]}"]
         for name in phases:
             gaps = [sample.gap_ms[name] for sample in mine]
             row.append(f"{statistics.median(sample.seconds[name] for sample in mine):.2f}")
+            if name == phases[0]:
+                row.append(common.format_ratio(_beside_plain(mine, samples)))
             row.append(f"{statistics.median(gaps):.1f} ({max(gaps):.0f})")
         rows.append(row)
     return rows
 
 
-def main(rounds: int, at_once: int, json_path: str | None) -> None:
+def _beside_plain(mine: list[Sample], samples: list[Sample]) -> float | None:
+    def seconds(found: list[Sample]) -> list[float]:
+        return [sample.seconds["reply"] for sample in found]
+
+    plain = [s for s in samples if (s.variant, s.kernels) == ("plain", mine[0].kernels)]
+    return common.paired_ratio(seconds(mine), seconds(plain))
+
+
+def main(rounds: int, at_once: int, crowds: int, json_path: str | None) -> None:
     """Measure, print, and save the samples if *json_path* says where."""
     facts = common.machine()
     with start.place() as found:
         try:
-            samples = asyncio.run(run(rounds, at_once, found))
+            samples = asyncio.run(run(rounds, at_once, crowds, found))
         finally:
             ahead.end_own()
     print(common.format_machine(facts))

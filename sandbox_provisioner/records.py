@@ -592,13 +592,14 @@ def sweep(
     """Remove what servers left that were killed; the ids of the sandboxes that are gone now.
 
     Safe at any time: what a living server owns is locked, and sandboxes that were asked to outlive
-    their server are left alone while they live. Whose server lives costs one look at a lock.
+    their server are left alone while they live. Whose server lives costs one look at a lock, and
+    what is our own nothing: a server's starts must not take the longer the more kernels it has.
 
     What cannot be removed is told by *warn*, once in the life of this process, and stops nothing
     else. For what was set aside it takes *seconds*, more or less.
     """
     gone = []
-    for path in _folders(runtime):
+    for path in _not_held(runtime):
         folder = RecordFolder(path)
         with _told(path, warn):
             if folder.is_orphan() and _sweep_orphan(runtime, folder):
@@ -662,6 +663,12 @@ def _folders(runtime: Path) -> list[Path]:
     return [path for path in found if not removal.is_aside(path.name)]
 
 
+def _not_held(runtime: Path) -> list[Path]:
+    """The folders that are not this process's own."""
+    ours = {folder.path for folder in list(_held)}
+    return [path for path in _folders(runtime) if path not in ours]
+
+
 def _aside(runtime: Path) -> list[Path]:
     return [runtime / name for name in os.listdir(runtime) if removal.is_aside(name)]
 
@@ -671,7 +678,7 @@ def _sweep_unwritten(runtime: Path, warn: Callable[[str], None]) -> None:
     it removed them; links that lead to nothing: to nurseries, and to the owners of ranges of ids;
     and the locks of those who were killed while they made a nursery."""
     with _locked(runtime):
-        for path in _folders(runtime):
+        for path in _not_held(runtime):
             folder = RecordFolder(path)
             with _told(path, warn):
                 if not (path / "owner").exists():

@@ -6,6 +6,7 @@ what this machine can do is `host.HostFacts`; `plan.compile_plan` brings the two
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -190,6 +191,12 @@ _ACTIVATION = (
 )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=4096)
+def _is_plain(path: str) -> bool:
+    """Each start asks it of the same three hundred paths."""
+    return os.path.normpath(path) == path and path.partition("/")[0] not in {"", ".", ".."}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Covers:
     """What of a work directory the sandbox must not reach, since the host would run or trust it.
@@ -265,8 +272,7 @@ class Covers:
         placed = (path for path, _ in self.repository_placed)
         lists = (getattr(self, name) for name in self.__slots__ if name != "repository_placed")
         for path in (*placed, *(path for names in lists for path in names)):
-            parts = path.split("/")
-            if os.path.normpath(path) != path or parts[0] in {"", ".", ".."}:
+            if not _is_plain(path):
                 raise SpecError(
                     attempt=f"cover {path!r}",
                     answer="it is not a plain relative path",

@@ -293,6 +293,19 @@ def test_a_folder_whose_remover_was_killed_goes_with_a_sweep(make, runtime_dir):
     assert not folder.path.exists()
 
 
+def test_a_sweep_looks_at_none_of_what_this_process_holds(make, runtime_dir, monkeypatch):
+    make("ours")
+    left, _ = make("left")
+    left.release()
+    looked_at: list[str] = []
+    is_orphan = RecordFolder.is_orphan
+    monkeypatch.setattr(
+        RecordFolder, "is_orphan", lambda self: looked_at.append(self.path.name) or is_orphan(self)
+    )
+    assert sweep(runtime_dir) == ["left"]
+    assert looked_at == ["left"]
+
+
 def test_a_range_of_ids_that_somebody_else_has_now_is_not_given_back(make, runtime_dir):
     folder, record = make("one", ids=True)
     link = runtime_dir / f"{record.first_id}.ids"
