@@ -13,6 +13,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 import requests
 import websocket
 
-from sandbox_provisioner.records import Record, all_records, sweep
+from sandbox_provisioner.records import Record, all_records, open_init, sweep
 
 REPOSITORY = Path(__file__).parents[1]
 MODEL = REPOSITORY / "kernelspecs/python3-sandbox/kernel.json"
@@ -104,6 +105,21 @@ class Home:
     def records(self) -> list[Record]:
         """The sandboxes that have a record here."""
         return [record for _, record in all_records(self.runtime)]
+
+    def prepare(self, name: str, env: Mapping[str, str]) -> None:
+        """Have a nursery for the kernel *name* and programs with the environment *env*."""
+        command = [sys.executable, "-m", "sandbox_provisioner.app", "warm", name]
+        subprocess.run(command, cwd=self.notebooks, env=env, check=True)
+
+    def end_nurseries(self) -> None:
+        """End what `prepare` has made, which is nobody's, and all that came of it."""
+        for record in self.records():
+            pidfd = open_init(record)
+            if pidfd is not None:
+                signal.pidfd_send_signal(pidfd, record.end_signal)
+                select.select([pidfd], [], [])
+                os.close(pidfd)
+        sweep(self.runtime)
 
 
 class LoggedProgram:

@@ -19,7 +19,7 @@ from warmth import made
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.records import Record
 from sandbox_provisioner.unboxed import guarded_command
-from sandbox_provisioner.warm.ahead import end_own
+from sandbox_provisioner.warm import ahead
 
 PATIENCE = 60
 Spec = Callable[..., str]
@@ -36,6 +36,8 @@ def kernelspec(
     data = new_folder()
     monkeypatch.setenv("JUPYTER_PATH", str(data))
     monkeypatch.chdir(workdir)
+    # Who waits for a nursery here does so on purpose, whatever else this machine does.
+    monkeypatch.setattr(ahead, "_PATIENCE_SECONDS", 0.0)
     for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(variable, str(new_folder()))
 
@@ -57,7 +59,7 @@ def kernelspec(
         return name
 
     yield write
-    end_own()
+    ahead.end_own()
 
 
 class Kernel:

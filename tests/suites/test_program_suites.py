@@ -3,10 +3,7 @@ sandboxed kernels: those of them that start kernels, cold, and for ipykernel fro
 
 from __future__ import annotations
 
-import os
-import select
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,8 +16,6 @@ from expected_failures import OF_PROGRAMS
 from jupyter_programs import Home
 from results import Results
 from sources import unpacked
-
-from sandbox_provisioner.records import open_init, sweep
 
 _PATIENCE_SECONDS = 600
 _OPTIONS = (
@@ -143,18 +138,8 @@ def ran(request: pytest.FixtureRequest) -> Iterator[Ran]:
         try:
             _run(home, suite, results)
         finally:
-            _end_nurseries(home)
-            sweep(home.runtime)
+            home.end_nurseries()
         yield Ran(suite, results, starts.read_text().split())
-
-
-def _end_nurseries(home: Home) -> None:
-    for record in home.records():
-        pidfd = open_init(record)
-        if pidfd is not None:
-            signal.pidfd_send_signal(pidfd, record.end_signal)
-            select.select([pidfd], [], [])
-            os.close(pidfd)
 
 
 def _run(home: Home, suite: Suite, results: Results) -> None:
@@ -162,8 +147,7 @@ def _run(home: Home, suite: Suite, results: Results) -> None:
         PYTHONPATH=str(home.notebooks), SUITE_STARTS=str(home.path / "starts")
     )
     if suite.options["warm"]:
-        command = [sys.executable, "-m", "sandbox_provisioner.app", "warm", "python3"]
-        subprocess.run(command, cwd=home.notebooks, env=environment, check=True)
+        home.prepare("python3", environment)
     report = home.path / "report.xml"
     left_out = " and ".join(f"not {word}" for word in suite.left_out)
     done = subprocess.run(
