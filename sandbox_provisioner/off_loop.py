@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -114,8 +115,7 @@ async def off_loop(function: Callable[..., _Value], *arguments: object) -> _Valu
     Who is cancelled meanwhile gets to know it when *function* has returned: what it has made can be
     undone only then.
     """
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(_pool.executor, lambda: function(*arguments))
+    future = _begun(lambda: function(*arguments))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -125,3 +125,20 @@ async def off_loop(function: Callable[..., _Value], *arguments: object) -> _Valu
         if not future.cancelled():
             future.exception()  # or it would be logged as one that nobody has seen
         raise
+
+
+def _begun(call: Callable[[], _Value]) -> asyncio.Future[_Value]:
+    loop = asyncio.get_running_loop()
+    try:
+        return loop.run_in_executor(_pool.executor, call)
+    except RuntimeError:
+        # Who ends a kernel in a callback of atexit (`jupyter run`) finds that no thread takes
+        # anything any more (concurrent.futures). Then nobody else waits for the loop.
+        if threading.current_thread() is not threading.main_thread():
+            raise
+    future = loop.create_future()
+    try:
+        future.set_result(call())
+    except Exception as error:
+        future.set_exception(error)
+    return future

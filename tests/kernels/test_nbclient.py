@@ -298,3 +298,14 @@ def test_nbconvert_tells_why_a_kernel_was_refused(home: Home) -> None:
     done = convert(home, notebook("1", kernel="bad"))
     assert done.returncode != 0
     assert "Could not read mem_limit: '2 GB' is not a size" in done.stderr
+
+
+@needs_memory_cap
+def test_a_program_that_ends_its_kernel_when_it_ends_itself_leaves_nothing_and_says_nothing(
+    home: Home,
+) -> None:
+    (home.notebooks / "script.py").write_text(WHERE_AM_I)
+    command = [sys.executable, "-m", "jupyter_client.runapp", "--kernel=boxed", "script.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "sandbox\n", "")
+    assert not list(home.runtime.glob("*/record.json"))
