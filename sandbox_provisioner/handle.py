@@ -20,9 +20,10 @@ from typing import IO, Protocol
 from sandbox_provisioner.cgroup import CgroupTree, Usage
 from sandbox_provisioner.covers import repositories
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
-from sandbox_provisioner.errors import HostError, told_as_host_error
+from sandbox_provisioner.errors import HostError, in_lines, told_as_host_error
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line, printable
+from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import TooManyFolders, open_again
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
@@ -98,6 +99,8 @@ class LocalHandle:
         self._killed_by_us = False
         self._last_usage = Usage()
         self._heard: list[str] = []
+        self._was_told_of_refusals = self._was_told_of_place = False
+        self._origins: frozenset[str] | None = None  # of the mounts at the work directory
         self.left_behind: tuple[str, ...] = ()
         self.unseen: tuple[str, ...] = ()
         # Of the kills for want of memory, and of the processes that were refused, those that the
@@ -137,8 +140,12 @@ class LocalHandle:
         """`poll`, off the event loop where there is something to read."""
         if self._has_ended():
             return await off_loop(self.poll)
-        await off_loop(self._note_counts)
+        await off_loop(self._look_after)
         return None
+
+    def _look_after(self) -> None:
+        self._note_counts()
+        self._note_place()
 
     def _note_counts(self) -> None:
         """What the kernel has outlived for a while is not why it ends. A kill is counted a moment
@@ -149,6 +156,28 @@ class LocalHandle:
         elif now - self._seen[1] >= _OUTLIVED_SECONDS:
             kills = self._outlived.kills if self._watched else counts.kills
             self._outlived = replace(counts, kills=kills)
+            self._was_told_of_refusals = False
+        if counts.refused > self._outlived.refused and not self._was_told_of_refusals:
+            self._was_told_of_refusals = True
+            self._say(_REFUSED)
+
+    def _note_place(self) -> None:
+        """Tell once that the work directory is not where it was. A file server that is asked might
+        not answer; what Linux knows of a mount it tells at once."""
+        if self._was_told_of_place:
+            return
+        found = origins(self.record.init_pid, self.record.shown_at)
+        before, self._origins = self._origins, found
+        if before is not None and found != before and not self._has_ended():
+            self._was_told_of_place = True
+            self._say(_MOVED.format(workdir=one_line(self.record.shown_at)))
+
+    def _say(self, sentence: str) -> None:
+        """To the log, and to the person at the notebook while the kernel lives."""
+        self._heard.append(f"Kernel {short_id(self.record)}: {sentence}")
+        if self._control >= 0 and self.record.kind == "kernel":
+            with contextlib.suppress(OSError):
+                os.write(self._control, wire.message(wire.SAY, in_lines(sentence)))
 
     async def wait(self) -> ExitStory:
         if not self._has_ended():
@@ -305,7 +334,7 @@ class LocalHandle:
             cpu_seconds=usage.cpu_seconds,
             pids_limit_hits=usage.pids_limit_hits or 0,
             full_bytes=told.number if kind in {EndKind.SHM_FULL, EndKind.TMP_FULL} else 0,
-            full_above=self._tree.full_above() if kind is EndKind.SURROUNDINGS_MEMORY else "",
+            full_above=self._tree.full_above() if self._lacked_memory(kind, usage) else "",
             lost_path=told.text if kind is EndKind.COVER_LOST else "",
             mistake=told.text if kind is EndKind.INTERNAL_ERROR else "",
             stderr_tail=printable(told.tail.decode(errors="replace")),
@@ -322,11 +351,20 @@ class LocalHandle:
         if self._killed_by_us:
             return EndKind.ASKED
         # PID 1 tells the kill of a kernel from that of its children, unless it went with them.
-        untold = told.code is None or not self._watched
-        if told.kind is EndKind.MEMORY_CAP or (counts.kills > self._outlived.kills and untold):
+        untold = self._tree.is_own and (told.code is None or not self._watched)
+        if told.kind is EndKind.MEMORY_CAP or (self._new_kills(usage) and untold):
             full_above = self._tree.full_above()
             return EndKind.SURROUNDINGS_MEMORY if full_above else EndKind.MEMORY_CAP
         return told.kind
+
+    def _new_kills(self, usage: Usage) -> bool:
+        return _Counts.of(usage).kills > self._outlived.kills
+
+    def _lacked_memory(self, kind: EndKind, usage: Usage) -> bool:
+        """Whether memory around us was full, or may have been: of kills in a group that is not ours
+        alone nobody tells whose they were."""
+        may_be = kind in {EndKind.SIGNAL, EndKind.OUTSIDE} and not self._tree.is_own
+        return kind is EndKind.SURROUNDINGS_MEMORY or (may_be and self._new_kills(usage))
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +417,17 @@ def _child_killed(record: Record) -> str:
         f"A child process of kernel {short_id(record)} was killed: together they reached the "
         f"memory limit of {limit}."
     )
+
+
+_REFUSED = (
+    "The kernel was refused another process or thread: it has as many as pids_limit allows. What "
+    "needs more fails, or waits for ever. End some of them, or raise pids_limit."
+)
+_MOVED = (
+    "The work directory of this kernel, {workdir}, was moved, removed or replaced since the kernel "
+    "started. The kernel goes on in the old one: what it writes is not where you look for it. "
+    "Restart the kernel to work in the new one."
+)
 
 
 def _interrupted(used_bytes: int, record: Record) -> str:

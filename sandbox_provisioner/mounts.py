@@ -58,6 +58,17 @@ def mounts_around(fd: int, source: str) -> tuple[Mount, tuple[Mount, ...]]:
     return here, tuple(_below(here, source, known))
 
 
+def origins(process: int, path: str) -> frozenset[str]:
+    """Which directories *process* has mounted at *path*, by their paths in their file systems, as
+    these are now: one that was removed ends in "//deleted". None where that cannot be read."""
+    try:
+        lines = Path(f"/proc/{process}/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return frozenset()
+    found = (line.split(b" ", 5)[3:5] for line in lines)
+    return frozenset(_unescaped(root) for root, point in found if _unescaped(point) == path)
+
+
 def _below(here: Mount, source: str, known: Iterable[Mount]) -> Iterator[Mount]:
     """A parent is not always listed before what is mounted on it, since mounts can be moved."""
     children: dict[int, list[Mount]] = {}
@@ -91,7 +102,11 @@ def _mount(line: bytes) -> Mount:
     return Mount(
         int(number),
         int(parent),
-        os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), path)),
+        _unescaped(path),
         os.fsdecode(right.partition(b" ")[0]),
         b"idmapped" in options.split(b","),
     )
+
+
+def _unescaped(path: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), path))

@@ -83,7 +83,7 @@ from sandbox_provisioner.spec import (
     relative,
     volumes_for,
 )
-from sandbox_provisioner.story import EndKind, ExitStory
+from sandbox_provisioner.story import EndKind, ExitStory, signal_name
 from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.units import parse_bytes
@@ -140,6 +140,8 @@ class ProgramNotFound(StartRefused, FileNotFoundError):
 
 # What launchers have told in the life of this process.
 _told: set[str] = set()
+# How a kernel may end that was asked to, by a message and by signals.
+_OF_A_SHUTDOWN = {EndKind.INTERRUPTED, EndKind.SIGNAL}
 # Of kernelspecs by their names, why they start cold: no more than there are of these.
 _told_cold: set[tuple[str, str]] = set()
 
@@ -543,15 +545,18 @@ class SandboxProvisioner(CapOptions, LocalProvisioner):  # type: ignore[metaclas
         return handle
 
     def _tell_cold(self, error: WarmUnavailable) -> None:
-        """Why, for the log; once where nobody has asked for it to be warm."""
+        """Why, for the log; once where nobody has asked for it to be warm, or no start can be."""
+        name = self.kernel_spec.display_name
         text = f"Kernel {self.kernel_id} starts cold: {one_line(str(error))}"
-        known = (self.kernel_spec.display_name, str(error))
+        is_new = (name, str(error)) not in _told_cold
+        _told_cold.add((name, str(error)))
         if error.failed:
             self.log.warning("%s", text)
-            return
-        if self.warm != AUTO or known not in _told_cold:
+        elif error.never and self.warm is True:
+            if is_new:
+                self.log.warning("%s", _never_warm(name, error))
+        elif is_new or self.warm != AUTO:
             self.log.info("%s", text)
-        _told_cold.add(known)
 
     def _request(self, cmd: list[str], kwargs: dict[str, Any]) -> LaunchRequest:
         cwd = kwargs["cwd"]
@@ -623,7 +628,7 @@ class SandboxProvisioner(CapOptions, LocalProvisioner):  # type: ignore[metaclas
         raise LaunchError(
             attempt=attempt,
             answer=answer or _ending(story),
-            remedy=story.reason or _remedy(story, handle.unseen),
+            remedy=_remedy(story, handle.unseen),
             step="wait-for-kernel",
             stderr_tail=story.stderr_tail,
         )
@@ -743,7 +748,7 @@ class SandboxProvisioner(CapOptions, LocalProvisioner):  # type: ignore[metaclas
             return
         self.story = story
         self.end = await self._end_of(story, handle)
-        asked_for = self._ending and (story.kind is EndKind.INTERRUPTED or not story.reason)
+        asked_for = self._ending and (story.kind in _OF_A_SHUTDOWN or not story.reason)
         if asked_for or not _is_news(self.end):
             return
         if story.reason:
@@ -825,6 +830,13 @@ def _left_out(names: Sequence[str], kept: Sequence[str]) -> str:
         "since it began: a sandbox hands on only what stands on a list. For kernels that need "
         f'what it says, write into the config of their kernel.json: "env_keep": {line}, or into '
         f"a configuration file: c.SandboxProvisioner.env_keep = {line}"
+    )
+
+
+def _never_warm(name: str, error: WarmUnavailable) -> str:
+    return (
+        f"Could not start kernels of {one_line(name)!r} warm, as their option warm asks for: "
+        f"{one_line(str(error))}. They start as without that option. Change that, or remove it."
     )
 
 
@@ -921,6 +933,8 @@ def _is_news(end: End) -> bool:
 
 
 def _remedy(story: ExitStory, unseen: tuple[str, ...]) -> str:
+    if story.reason and story.kind is not EndKind.SIGNAL:  # of which the answer tells already
+        return story.reason
     if unseen:
         named = ", ".join(unseen[:_MOST_UNSEEN])
         wish = volumes_for(unseen[:_MOST_UNSEEN])
@@ -930,16 +944,9 @@ def _remedy(story: ExitStory, unseen: tuple[str, ...]) -> str:
     return "It has written nothing: run its argv by hand, with the connection file of a kernel."
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return f"signal {number} ({signal.Signals(number).name})"
-    except ValueError:  # a real-time one
-        return f"signal {number}"
-
-
 def _ending(story: ExitStory) -> str:
     if story.signal:
-        return f"it was ended by {_signal_name(story.signal)} before it bound its sockets"
+        return f"it was ended by {signal_name(story.signal)} before it bound its sockets"
     if story.code is None:
         return "it was killed, with its init, before it bound its sockets"
     return f"it ended with status {story.code} before it bound its sockets"

@@ -6,6 +6,7 @@ The one source of every word about an end: the log, the text under the cell, the
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -100,10 +101,12 @@ class ExitStory:
 
     *code* is its exit status, or the negative number of the signal that ended it, or None if
     nobody could learn it. *limit_bytes* is its cap on memory, *peak_bytes* the most that it used;
-    *full_above* names the group, or the machine, whose memory was full in place of its own.
+    *full_above* names the group, or the machine, whose memory was full in place of its own; of a
+    SIGNAL, or from OUTSIDE, it was full at that time, and may be why.
     *full_bytes* is the size of a folder in memory that was full. *lost_path* is the file in its
     work directory that was replaced. *mistake* is what PID 1 came upon that is our fault.
-    *reason* is a sentence for the person at the notebook where the sandbox ended it, "" otherwise.
+    *reason* is a sentence for the person at the notebook, "" where it ended by itself or somebody
+    asked for it.
     *stderr_tail* is the last that it wrote to stderr, made printable.
     """
 
@@ -128,14 +131,26 @@ class ExitStory:
 
 
 def with_reason(story: ExitStory, name: str) -> ExitStory:
-    """*story* with its sentence, if the sandbox ended the kernel called *name*."""
+    """*story* with its sentence, if the kernel called *name* did not end by itself."""
     return replace(story, reason=_reason(story, f"Kernel {name}"))
+
+
+def signal_name(number: int) -> str:
+    """As people look it up."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:  # a real-time one
+        return f"signal {number}"
 
 
 def _reason(story: ExitStory, name: str) -> str:
     sentence = _SENTENCES.get(story.kind, "")
     if story.kind is EndKind.MEMORY_CAP and story.limit_bytes is None:
         return ""
+    if story.kind is EndKind.SIGNAL and story.signal == signal.SIGKILL:
+        sentence = _KILLED
+    if story.kind in {EndKind.SIGNAL, EndKind.OUTSIDE} and story.full_above:
+        sentence += _MAY_BE_MEMORY
     peak = format_bytes(story.peak_bytes) if story.peak_bytes else ""
     return sentence.format(
         name=name,
@@ -144,6 +159,7 @@ def _reason(story: ExitStory, name: str) -> str:
         used=f", when it used {peak}" if peak else "",
         size=format_bytes(story.full_bytes),
         full_above=story.full_above,
+        signal=signal_name(story.signal),
         lost_path=story.lost_path or "a file",
         mistake=story.mistake,
     )
@@ -153,6 +169,14 @@ _FULL_FOLDER = (
     "{{name}} ended, since {folder} was full, whose size is {{size}}, when it touched the memory "
     "of a file there. Raise {option}, or remove files from {folder}."
 )
+# A SIGKILL tells neither who sent it nor why.
+_KILLED = (
+    "{name} was killed by SIGKILL: by one of its own processes, by a person or a program outside "
+    "of its sandbox, or by Linux where the machine was out of memory. If none of your cells did "
+    "it, look into the machine's log (as administrator: journalctl --boot), then start the kernel "
+    "again."
+)
+_MAY_BE_MEMORY = " It may have been for want of memory: {full_above} was full at that time."
 _SENTENCES = {
     EndKind.MEMORY_CAP: "{name} was killed: it reached its memory limit of {limit}{peak}. Raise "
     "mem_limit, or work on less data at once.",
@@ -166,8 +190,8 @@ _SENTENCES = {
     "{limit}. Raise mem_limit, or set mem_interrupt to 0 for a kernel that ends at every "
     "interrupt.",
     EndKind.COVER_LOST: "{name} was ended: a program outside has replaced {lost_path} in its work "
-    "directory, which it must not reach, and it may have got hold of the new one before it could "
-    "be stopped. Look at that file, then start the kernel again.",
+    "directory. A kernel must not reach that file, and this one may have got hold of the new one "
+    "before it could be stopped. Look at that file, then start the kernel again.",
     EndKind.GROUP_LOST: "{name} was ended: another program has removed its control group, and with "
     "it its limits. Look for who manages the groups of this machine, then start it again.",
     EndKind.INTERNAL_ERROR: "{name} was ended by a mistake in sandbox-provisioner: {mistake}. "
@@ -176,6 +200,9 @@ _SENTENCES = {
     EndKind.OUTSIDE: "{name} was killed from outside of its sandbox: by a person, by another "
     "program, or by Linux where the machine was out of memory. Look into the machine's log (as "
     "administrator: journalctl --boot), then start the kernel again.",
+    EndKind.SIGNAL: "{name} was ended by {signal}: its program or a library has failed, or "
+    "somebody has sent that signal. Run the cells one by one to find the one that ends it; what it "
+    "wrote last stands in the log of the server.",
     EndKind.SOCKETS_MISUSED: "{name} was ended: its program, or start-up code of its environment, "
     "has put something into the directory of its sockets that is none of its five sockets. Let it "
     "write to the work directory or to /tmp.",

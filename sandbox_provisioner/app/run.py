@@ -150,6 +150,8 @@ def _for_a_command(error: LaunchError, program: str) -> LaunchError:
 
 def _reason(story: ExitStory) -> str:
     """Why a box ended that did not end by itself, which its status alone does not tell."""
+    if story.kind is EndKind.SIGNAL:
+        return ""
     from_outside = "The box was ended from outside, so how the command ended is not known."
     return from_outside if story.kind is EndKind.OUTSIDE else story.reason
 

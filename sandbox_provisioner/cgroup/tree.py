@@ -59,6 +59,11 @@ class CgroupTree(Protocol):
         """The version and the group of a cap on memory, to watch it; None without one."""
         ...
 
+    @property
+    def is_own(self) -> bool:
+        """Whether what it counts happened to processes of the sandbox, and to no others."""
+        ...
+
     def create(self, limits: Limits, pid: int = 0) -> None:
         """Make the groups with their caps, all or nothing; before the launcher, *pid*, may start.
 
@@ -219,6 +224,10 @@ class Tree(ABC):
         yield from ()
 
     @property
+    def is_own(self) -> bool:
+        return True
+
+    @property
     def join_files(self) -> tuple[str, ...]:
         return tuple(f"{group}/cgroup.procs" for group in self.groups)
 
@@ -339,6 +348,7 @@ class NullTree:
 
     join_files: tuple[str, ...] = ()
     memory_group: tuple[int, str] | None = None
+    is_own = False
     string = -1
 
     def __init__(self, facts: CgroupFacts, name: str) -> None:
@@ -394,6 +404,17 @@ class NullTree:
 
     async def remove(self, timeout_seconds: float = 5.0) -> None:
         """Nothing was made."""
+
+
+def hits_of(group: str) -> int | None:
+    """How often *group* had as many processes as it may. v1, and v2 before Linux 6.11, also count
+    what a group above has refused (kernel/cgroup/pids.c, pids_event): *group* itself never had as
+    many then."""
+    hits = files.read_keyed(f"{group}/pids.events").get("max")
+    most = files.read_number(f"{group}/pids.peak")  # since Linux 6.1
+    limit = files.read_number(f"{group}/pids.max")
+    was_full = most is None or (limit is not None and most >= limit)
+    return hits if was_full or hits is None else 0
 
 
 def kill_listed(group: str) -> None:

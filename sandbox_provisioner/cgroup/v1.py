@@ -20,7 +20,7 @@ from sandbox_provisioner.cgroup import files
 from sandbox_provisioner.cgroup.above import UNLIMITED_BYTES, Above, times_full
 from sandbox_provisioner.cgroup.files import Setting
 from sandbox_provisioner.cgroup.survey import V1_CONTROLLERS
-from sandbox_provisioner.cgroup.tree import FREEZE_SECONDS, Tree, Usage, kill_listed
+from sandbox_provisioner.cgroup.tree import FREEZE_SECONDS, Tree, Usage, hits_of, kill_listed
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.spec import Limits
 
@@ -67,7 +67,7 @@ class V1Tree(Tree):
             cpu_seconds=None if cpu_nanoseconds is None else cpu_nanoseconds / 1e9,
             pids=self._number("pids", "pids.current"),
             oom_kills=self._event("memory", "memory.oom_control", "oom_kill"),
-            pids_limit_hits=self._event("pids", "pids.events", "max"),
+            pids_limit_hits=self._hits("pids"),
         )
 
     def full_above(self) -> str:
@@ -164,6 +164,10 @@ class V1Tree(Tree):
     def _number(self, controller: str, file: str) -> int | None:
         known = controller in self._facts.bases
         return files.read_number(f"{self._group_of(controller)}/{file}") if known else None
+
+    def _hits(self, controller: str) -> int | None:
+        known = controller in self._facts.bases
+        return hits_of(self._group_of(controller)) if known else None
 
     def _event(self, controller: str, file: str, key: str) -> int | None:
         known = controller in self._facts.bases

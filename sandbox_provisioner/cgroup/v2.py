@@ -17,7 +17,7 @@ from sandbox_provisioner.caps.cpu import V2_WEIGHT
 from sandbox_provisioner.cgroup import files
 from sandbox_provisioner.cgroup.above import Above, times_full
 from sandbox_provisioner.cgroup.files import Setting
-from sandbox_provisioner.cgroup.tree import FREEZE_SECONDS, Tree, Usage, kill_listed
+from sandbox_provisioner.cgroup.tree import FREEZE_SECONDS, Tree, Usage, hits_of, kill_listed
 from sandbox_provisioner.errors import HostError, Remedy
 from sandbox_provisioner.spec import Limits
 
@@ -46,7 +46,7 @@ class V2Tree(Tree):
             cpu_seconds=None if cpu_microseconds is None else cpu_microseconds / 1e6,
             pids=files.read_number(self._file("pids.current")),
             oom_kills=files.read_keyed(self._file("memory.events")).get("oom_kill"),
-            pids_limit_hits=files.read_keyed(self._file("pids.events")).get("max"),
+            pids_limit_hits=hits_of(self._group),
         )
 
     def _look_above(self) -> Above:

@@ -292,7 +292,10 @@ class _Init:
         os._exit(code if code >= 0 else 128 + signal)
 
     def serve_control(self) -> None:
-        if os.read(self.box.control_fd, 64):
+        if told := os.read(self.box.control_fd, _CHUNK):
+            word, sentence = wire.parts(told)
+            if word == wire.SAY:
+                memory.say(self.kernel_pid, f"\n{sentence}\n")
             return
         if not self.box.survives_server:
             self.end_with_server()

@@ -23,6 +23,7 @@ it is about; descriptors come with it. *launcher* below is also a nursery's chil
       PID 1    ──"full PATH"──▶ server            a folder in memory has no room any more
       PID 1    ──"covered PATH"──▶ server         a program outside had laid that place bare
       PID 1    ──"made KIND PATH"──▶ server       for that it had to be made
+      server   ──"say SENTENCE"──▶ PID 1          to the person at the notebook
       server   ──its end──▶ PID 1                 the server is gone, and so is the sandbox
 
     claims socket, of one spare; from the connection on it is the control socket
@@ -67,6 +68,7 @@ MEMORY = "memory"
 KILLED = "killed"
 FULL = "full"
 COVERED = "covered"
+SAY = "say"
 MADE = "made"  # in a report as well
 STRING = "string"
 # In a report.

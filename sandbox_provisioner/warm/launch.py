@@ -65,12 +65,13 @@ _OTHER_COMMAND = "its command is not that of a usual IPython kernel"
 class WarmUnavailable(Exception):
     """No start from a nursery: the text says why, for a log. A cold start may do.
 
-    *failed*: there was one, and it could not.
+    *failed*: there was one, and it could not. *never*: there will be none for such a kernel.
     """
 
-    def __init__(self, why: str, *, failed: bool = False) -> None:
+    def __init__(self, why: str, *, failed: bool = False, never: bool = False) -> None:
         super().__init__(why)
         self.failed = failed
+        self.never = never
 
 
 def why_cold(request: LaunchRequest, site: Site) -> str:
@@ -93,7 +94,7 @@ async def start_warm(
     start could do. In both cases nothing is left of it.
     """
     if why := _OTHER_COMMAND if Command.of(request.argv) is None else obstacle_anywhere(request):
-        raise WarmUnavailable(why)
+        raise WarmUnavailable(why, never=True)
     process = LauncherProcess(stem)
     opener, source = Opener(process), Source(launcher, request, labels, stdio, preload, owner)
     try:
@@ -139,7 +140,7 @@ class Source:
         process.ask()
         site, tree = self.launcher.look(self.request, opened)
         if why := why_cold(self.request, site):
-            raise WarmUnavailable(why)
+            raise WarmUnavailable(why, never=True)
         self.find(site)
         return site, tree
 

@@ -5,16 +5,19 @@ One server and one page for all. Pictures go to the folder that SANDBOX_ARTEFACT
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 from desk import PATIENCE_MS, SETTINGS, new_page
-from jupyter_programs import TOKEN, Home, Server
+from jupyter_programs import TOKEN, Home, KernelSocket, Server
 from playwright.sync_api import Browser, Locator, Page, expect
 
 pytestmark = [
@@ -119,6 +122,78 @@ REFUSED = [
 ]  # fmt: skip
 
 
+def kill_the_kernel(home: Home, init: int) -> None:
+    """As an administrator would, who reads ps: PID 1 has started one process, the kernel."""
+    [kernel] = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+    os.kill(int(kernel), signal.SIGKILL)
+
+
+def replace_the_work_directory(home: Home, init: int) -> None:
+    """As whoever puts a newer copy of a project in its place."""
+    place = home.path / "project"
+    place.rename(home.path / "older")
+    place.mkdir()
+
+
+def replace_a_covered_file(home: Home, init: int) -> None:
+    """As an editor that keeps a backup: nobody knows who has the file by that other name."""
+    new = home.path / "home/.bashrc.new"
+    new.write_text("alias ll='ls -l'")
+    os.link(new, home.path / "home/.bashrc~")
+    new.rename(home.path / "home/.bashrc")
+
+
+WAIT = "import threading\nprint('begun')\nthreading.Event().wait()"
+THREADS = """import threading
+done = threading.Event()
+print('begun')
+while True:
+    threading.Thread(target=done.wait, daemon=True).start()"""
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a kernel with *options* meets while it runs *cell*, or is *done* to it from outside when
+    the cell has begun, and what stands below the cell then; *ends* the kernel."""
+
+    name: str
+    says: tuple[str, ...]
+    cell: str = WAIT
+    options: dict[str, Any] = field(default_factory=dict)
+    done: Callable[[Home, int], None] | None = None
+    ends: bool = True
+
+
+MET = [
+    Met(
+        "process cap",
+        ("was refused another process", "as many as pids_limit allows", "raise pids_limit"),
+        THREADS, {"pids_limit": 40}, ends=False,
+    ),
+    Met(
+        "process cap that ends the kernel",
+        ("ended just after it was refused", "as many as pids_limit allows", "Raise pids_limit"),
+        f"import os\n{THREADS}".replace("while", "try:\n  while").replace("\n    t", "\n      t")
+        + "\nexcept RuntimeError:\n  os._exit(1)", {"pids_limit": 40},
+    ),
+    Met(
+        "kernel killed from outside",
+        ("was killed by SIGKILL", "a person or a program outside", "start the kernel again"),
+        done=kill_the_kernel,
+    ),
+    Met(
+        "work directory replaced",
+        ("was moved, removed or replaced", "goes on in the old one", "Restart the kernel"),
+        options={"workdir": "{home}/project"}, done=replace_the_work_directory, ends=False,
+    ),
+    Met(
+        "cover lost",
+        ("a program outside has replaced .bashrc", "must not reach", "Look at that file"),
+        options={"workdir": "{home}/home"}, done=replace_a_covered_file,
+    ),
+]  # fmt: skip
+
+
 class Desk:
     """One JupyterLab in one page, in which notebooks are opened and closed."""
 
@@ -141,6 +216,27 @@ class Desk:
         book.metadata.kernelspec = {"name": kernel, "display_name": kernel, "language": "python"}
         nbformat.write(book, self.lab.home.notebooks / f"{kernel}.ipynb")
         self.command("docmanager:open", path=f"{kernel}.ipynb")
+
+    @property
+    def output(self) -> Locator:
+        """What stands below the last cell."""
+        return self.page.locator(".jp-Notebook .jp-Cell").last.locator(".jp-OutputArea")
+
+    def await_idle(self) -> None:
+        """Wait until the status bar says that the kernel has nothing to do."""
+        idle = self.page.get_by_role("button", name=re.compile(r"\| Idle"))
+        expect(idle).to_be_visible(timeout=PATIENCE_MS)
+
+    @property
+    def told(self) -> Locator:
+        """What of it stands on red, which is not the cell's own."""
+        return self.output.locator("[data-mime-type='application/vnd.jupyter.stderr']").last
+
+    def await_restart(self) -> None:
+        """Wait until the new kernel answers: jupyter_client ends none that begins."""
+        for kernel in self.lab.ask("GET", "kernels").json():
+            with contextlib.closing(KernelSocket(self.lab, kernel["id"])) as client:
+                client.await_kernel()
 
     @property
     def dialog(self) -> Locator:
@@ -170,7 +266,18 @@ def home() -> Iterator[Home]:
         for number, trouble in enumerate(REFUSED):
             options = {"display_name": f"Python 3 ({number})"} | trouble.options
             home.add_kernel(f"refused-{number}", **options)
+        for number, trouble in enumerate(MET):
+            found = {name: _at(home, value) for name, value in trouble.options.items()}
+            home.add_kernel(f"met-{number}", display_name=f"Python 3 ({trouble.name})", **found)
+        argv = ["python", "-O", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        home.add_kernel("never-warm", argv=argv, warm=True, display_name="Python 3 (warm)")
+        (home.path / "project").mkdir()
+        (home.path / "home/.bashrc").write_text("")
         yield home
+
+
+def _at(home: Home, value: Any) -> Any:
+    return value.format(home=home.path) if isinstance(value, str) else value
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +317,40 @@ def test_a_kernel_that_does_not_start_says_why_in_the_dialog(desk: Desk, number:
     assert_readable(text)
     assert desk.dialog.evaluate(HIDDEN) == []
     desk.dismiss()
+
+
+@pytest.mark.requires("cgroup-pids")
+@pytest.mark.parametrize("number", range(len(MET)), ids=[t.name for t in MET])
+def test_what_a_running_kernel_meets_stands_below_its_cell(desk: Desk, number: int) -> None:
+    trouble = MET[number]
+    desk.open(f"met-{number}", trouble.cell)
+    desk.await_idle()
+    [record] = desk.lab.home.records()
+    desk.command("notebook:run-all-cells")
+    expect(desk.output).to_contain_text("begun", timeout=PATIENCE_MS)
+    if trouble.done:
+        trouble.done(desk.lab.home, record.init_pid)
+    # The last part is a word of the remedy, the last sentence.
+    expect(desk.told).to_contain_text(trouble.says[-1], timeout=PATIENCE_MS)
+    if trouble.ends:
+        expect(desk.dialog).to_be_visible(timeout=PATIENCE_MS)
+        desk.dialog.get_by_role("button").last.click()
+        desk.await_restart()
+    desk.shoot(trouble.name)
+    text = desk.told.inner_text()
+    for part in trouble.says:
+        assert part in " ".join(text.split()), text
+    assert_readable(text)
+    assert desk.output.evaluate(HIDDEN) == []
+
+
+def test_a_kernel_that_can_never_start_warm_works_and_the_log_says_why(desk: Desk) -> None:
+    """Nothing is amiss for the person; for who has written the kernel.json it is."""
+    desk.open("never-warm", "6 * 7")
+    desk.await_idle()
+    desk.command("notebook:run-all-cells")
+    expect(desk.output).to_contain_text("42", timeout=PATIENCE_MS)
+    desk.shoot("warm asked and impossible")
+    line = desk.lab.program.await_line("Could not start kernels of 'Python 3 .warm.' warm")
+    assert "its command is not that of a usual IPython kernel" in line
+    assert "Change that, or remove it." in line

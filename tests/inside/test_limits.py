@@ -390,3 +390,27 @@ def test_a_group_above_that_was_full_is_named_and_not_the_sandboxs_own_limit(
         assert story.kind is EndKind.SURROUNDINGS_MEMORY
         assert f"the group {narrow_group}, with a memory limit of 96 MiB" in story.reason
         assert "its memory limit of" not in story.reason
+
+
+def test_who_was_killed_beside_it_is_not_why_a_sandbox_without_a_group_ended(
+    sandbox, new_folder, monkeypatch
+):
+    """Kills are counted in the server's own group then, whose ever they were."""
+
+    def end_itself():
+        import os
+
+        os.kill(os.getpid(), 9)
+
+    group = new_folder()
+    (group / "memory.failcnt").write_text("0")
+    counted = group / "memory.oom_control"
+    counted.write_text("oom_kill 0\n")
+    found = replace(host.survey(), version=0, bases={}, surroundings=(1, str(group)))
+    monkeypatch.setattr(host, "survey", lambda: found)
+    with sandbox() as box:
+        counted.write_text("oom_kill 1\n")
+        box.send(end_itself)
+        story = box.wait()
+        assert (story.kind, story.signal) == (EndKind.SIGNAL, signal.SIGKILL)
+        assert "It may have been for want of memory" in story.reason

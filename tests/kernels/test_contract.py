@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -454,9 +457,13 @@ def test_a_kernel_that_reaches_its_memory_limit_says_why_under_the_cell(
 
 @pytest.mark.parametrize(
     ("code", "told"),
-    [("os._exit(3)", ("exit", 3, None)), ("os.kill(os.getpid(), 9)", ("signal", None, 9))],
+    [
+        ("os._exit(3)", ("exit", 3, None, False)),
+        ("os.kill(os.getpid(), 9)", ("signal", None, 9, True)),
+        ("os.kill(os.getpid(), 11)", ("signal", None, 11, True)),
+    ],
 )
-def test_a_kernel_that_ends_by_itself_tells_programs_and_says_no_sentence(
+def test_a_kernel_that_ends_by_itself_tells_programs_and_only_of_a_signal_says_a_sentence(
     kernel: Any, code: str, told: Any
 ) -> None:
     with kernel() as k:
@@ -468,10 +475,11 @@ def test_a_kernel_that_ends_by_itself_tells_programs_and_says_no_sentence(
         open("go", "w").close()
         asyncio.run(k.provisioner.handle.wait())
         assert not k.manager.is_alive()
-        data = k.until(lambda m: MIME in m["metadata"], cell)
-        assert (data["msg_type"], data["content"]["data"]) == ("display_data", {})
+        data = k.until(lambda m: m["msg_type"] == "display_data", cell)
+        assert data["content"]["data"] == {}
         end = k.provisioner.end
-        assert (end.kind, end.exit_code, end.signal, end.sentence, end.cell) == (*told, "", cell)
+        found = (end.kind, end.exit_code, end.signal, bool(end.sentence), end.cell)
+        assert found == (*told, cell)
         assert data["metadata"][MIME] == end.as_json()
     assert k.provisioner.end is end
 
@@ -513,7 +521,66 @@ def test_a_child_that_the_cap_has_killed_is_told_of_and_not_why_a_kernel_ends_la
         assert "A child process of kernel" in caplog.text
         k.client.execute("import os; os.kill(os.getpid(), 9)")
         story = asyncio.run(k.provisioner.handle.wait())
-        assert (story.kind, story.signal, story.reason) == (EndKind.SIGNAL, 9, "")
+        assert (story.kind, story.signal) == (EndKind.SIGNAL, 9)
+        assert "limit" not in story.reason
+
+
+FILL_WITH_THREADS = """
+import os, threading
+done = threading.Event()
+try:
+    while True:
+        threading.Thread(target=done.wait).start()
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def said_of(k: Any, request: str, words: str) -> str:
+    """What stands in one line under the cell of *request* when *words* do; its server asks for the
+    kernel now and then, as restarters do."""
+    told = ""
+    while words not in told:
+        assert k.manager.is_alive()
+        with contextlib.suppress(queue.Empty):
+            message = k.client.get_iopub_msg(timeout=0.1)
+            if message["parent_header"].get("msg_id") == request:
+                told = " ".join(f"{told} {message['content'].get('text', '')}".split())
+    return told
+
+
+@pytest.mark.requires("cgroup-pids")
+def test_a_kernel_that_is_refused_a_thread_and_lives_on_says_which_option_raises_it(
+    kernel: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with kernel(pids_limit=40) as k:
+        k.manager.log.propagate = True
+        request = k.client.execute(f"{FILL_WITH_THREADS}done.wait()")
+        told = said_of(k, request, "raise pids_limit")
+        assert "can't start new thread" in told
+        assert told.count("it has as many as pids_limit allows") == 1
+        assert "refused another process or thread" in caplog.text
+        k.manager.interrupt_kernel()
+
+
+@pytest.mark.parametrize("change", ["moved", "replaced", "removed"])
+def test_a_kernel_whose_work_directory_was_changed_outside_says_so(
+    kernel: Any, workdir: Path, change: str
+) -> None:
+    place = workdir / "ä b"
+    place.mkdir()
+    with kernel(start_options={"cwd": str(place)}) as k:
+        assert k.manager.is_alive()
+        request = k.start("import threading; threading.Event().wait()")
+        if change == "removed":
+            shutil.rmtree(place)
+        else:
+            place.rename(workdir / "old")
+        if change == "replaced":
+            place.mkdir()
+        told = said_of(k, request, "Restart the kernel")
+        assert f"The work directory of this kernel, {place}, was moved, removed or replaced" in told
+        k.manager.interrupt_kernel()
 
 
 @pytest.mark.requires("root", "cgroup-memory")

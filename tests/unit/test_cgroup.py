@@ -34,6 +34,7 @@ from sandbox_provisioner.cgroup import (
 )
 from sandbox_provisioner.cgroup.above import Above
 from sandbox_provisioner.cgroup.remedies import own_v1
+from sandbox_provisioner.cgroup.tree import hits_of
 from sandbox_provisioner.errors import HostError, SpecError, in_lines
 from sandbox_provisioner.spec import Limits
 
@@ -611,6 +612,20 @@ def test_v2_tells_usage_in_plain_units(facts: CgroupFacts) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("limit", "most", "counted"),
+    [("64", "64", 4), ("64", "63", 0), ("max", "64", 0), ("64", "", 4)],
+)
+def test_who_was_refused_a_process_by_a_group_above_has_not_met_its_own_limit(
+    tmp_path: Path, limit: str, most: str, counted: int
+) -> None:
+    (tmp_path / "pids.events").write_text("max 4\n")
+    (tmp_path / "pids.max").write_text(f"{limit}\n")
+    if most:  # since Linux 6.1
+        (tmp_path / "pids.peak").write_text(f"{most}\n")
+    assert hits_of(str(tmp_path)) == counted
+
+
 def test_v2_tells_none_where_the_kernel_is_too_old(kernel: FakeKernel, facts: CgroupFacts) -> None:
     group = create(facts, Limits())
     (group / "memory.peak").unlink()
@@ -845,6 +860,7 @@ def test_where_no_group_can_be_made_the_one_that_we_are_in_is_looked_at(
     write_group(version, tmp_path, 300 << 20, 4)
     assert tree.usage().oom_kills == 1
     assert tree.full_above() == f"the group {tmp_path}, with a memory limit of 300 MiB,"
+    assert not tree.is_own
     assert NullTree(NOTHING, "one").usage() == Usage()
 
 

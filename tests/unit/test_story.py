@@ -6,8 +6,8 @@ import pytest
 
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
 
-# Of these the sandbox has no part.
-UNTOLD = {EndKind.ASKED, EndKind.SIGNAL, EndKind.EXIT}
+# Of these whoever did it knows why.
+UNTOLD = {EndKind.ASKED, EndKind.EXIT}
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_folder_that_was_full_is_told_with_its_size_and_the_option_that_raises
 
 
 @pytest.mark.parametrize("kind", EndKind)
-def test_what_the_sandbox_did_has_a_sentence_and_nothing_else_has(kind):
+def test_what_nobody_in_the_kernel_did_has_a_sentence_and_nothing_else_has(kind):
     story = ExitStory(
         kind=kind,
         code=None,
@@ -61,3 +61,26 @@ def test_what_the_sandbox_did_has_a_sentence_and_nothing_else_has(kind):
     told = with_reason(story, "0123abcd")
     assert told.reason.startswith("Kernel 0123abcd ") is (kind not in UNTOLD)
     assert told.kind is kind
+
+
+@pytest.mark.parametrize(
+    ("number", "part"),
+    [
+        (9, "killed by SIGKILL: by one of its own processes, by a person or a program outside"),
+        (11, "ended by signal 11 (SIGSEGV): its program or a library has failed, or somebody"),
+        (40, "ended by signal 40: "),
+    ],
+)
+def test_of_a_signal_nobody_is_accused(number, part):
+    story = ExitStory(kind=EndKind.SIGNAL, code=-number, signal=number)
+    reason = with_reason(story, "0123abcd").reason
+    assert part in reason
+    assert "limit" not in reason
+
+
+@pytest.mark.parametrize("kind", [EndKind.SIGNAL, EndKind.OUTSIDE])
+def test_memory_that_was_full_around_it_is_no_more_than_a_guess(kind):
+    story = ExitStory(kind=kind, code=-9, signal=9, full_above="the machine's memory")
+    assert with_reason(story, "0123abcd").reason.endswith(
+        " It may have been for want of memory: the machine's memory was full at that time."
+    )
