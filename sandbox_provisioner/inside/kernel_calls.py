@@ -171,10 +171,15 @@ class _Place:
         self.path = path
 
     def __repr__(self) -> str:
+        path = self.path or self._known()
+        return repr(path) if path else f"descriptor {self.fd}"
+
+    def _known(self) -> str:
         try:
-            return repr(self.path or os.readlink(f"/proc/self/fd/{self.fd}"))
+            path = os.readlink(f"/proc/self/fd/{self.fd}")
         except OSError:
-            return f"descriptor {self.fd}"
+            return ""
+        return "" if path == "/" else path  # so is the root of every mount that is attached nowhere
 
 
 class _Attributes(ctypes.Structure):

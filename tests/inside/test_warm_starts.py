@@ -128,6 +128,20 @@ def test_a_failing_step_of_a_spare_is_named_and_leaves_nothing(
 
 
 @pytest.mark.requires("root", "cgroup-pids")
+@pytest.mark.parametrize("step", ["take-place", "pivot", "run-kernel", "make-record"])
+def test_a_mistake_of_ours_in_a_warm_start_is_told_as_one(
+    nursery: LocalLauncher, workdir: Path, monkeypatch: Any, step: str
+) -> None:
+    """By the launcher that opens, the nursery's child and the server."""
+    records = names(nursery)
+    monkeypatch.setenv(FAIL_AT, f"{step}:mistake")
+    with pytest.raises(WarmUnavailable, match="a mistake in sandbox-provisioner") as caught:
+        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ()))
+    assert caught.value.failed
+    assert names(nursery) == records
+
+
+@pytest.mark.requires("root", "cgroup-pids")
 def test_a_warm_start_that_is_cancelled_leaves_nothing(
     nursery: LocalLauncher, workdir: Path
 ) -> None:

@@ -525,6 +525,16 @@ def test_doctor_names_the_step_that_fails(
     assert "[pivot]" in ended.stdout
 
 
+def test_a_command_tells_of_a_mistake_of_ours(
+    jupyter_sandbox: Run, environment: dict[str, str]
+) -> None:
+    environment["SANDBOX_FAIL_AT"] = "pivot:mistake"
+    ended = jupyter_sandbox("run", "--", "true")
+    assert ended.returncode == 1
+    assert "AssertionError: made to fail" in ended.stderr
+    assert "This is a mistake in sandbox-provisioner" in ended.stderr
+
+
 def test_the_demo_shows_that_the_sandbox_held(jupyter_sandbox: Run) -> None:
     ended = jupyter_sandbox("demo")
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -22,7 +22,8 @@ from traitlets.config import Config
 
 from sandbox_provisioner import provisioner
 from sandbox_provisioner.ends import MIME
-from sandbox_provisioner.errors import LaunchError, SpecError
+from sandbox_provisioner.errors import COLUMNS, InternalError, LaunchError, SpecError
+from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.off_loop import Gate
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
@@ -695,6 +696,26 @@ def test_resolve_path_tells_of_the_work_directory_only(kernel: Any, workdir: Pat
         assert k.provisioner.resolve_path("here.py") == str(workdir / "here.py")
         for path in ("/etc/passwd", "~/.bashrc", "../", "missing.py"):
             assert k.provisioner.resolve_path(path) is None
+
+
+@pytest.mark.parametrize("where", ["make-record", "become", "provisioner"])
+def test_a_mistake_of_ours_reaches_the_dialog_as_one(
+    kernel: Any, runtime_dir: Path, monkeypatch: Any, where: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("no such thing")
+
+    monkeypatch.setenv(FAIL_AT, f"{where}:mistake")
+    if where == "provisioner":
+        monkeypatch.setattr(SandboxProvisioner, "_labels", fail)
+    with pytest.raises(StartRefused) as caught, kernel():
+        pass
+    told = str(caught.value)
+    assert isinstance(caught.value.error, InternalError)
+    assert "This is a mistake in sandbox-provisioner" in told
+    assert "jupyter sandbox doctor --json" in told
+    assert max(map(len, told.splitlines())) <= COLUMNS
+    assert not kernels_of(runtime_dir)
 
 
 def test_a_front_end_that_ignores_provisioners_is_refused(kernelspec: Any) -> None:

@@ -18,7 +18,7 @@ from sandbox_provisioner.errors import (
     LaunchError,
     told_as_internal_error,
 )
-from sandbox_provisioner.inside import covers, init, kernel_calls
+from sandbox_provisioner.inside import covers, enter, init, kernel_calls
 from sandbox_provisioner.inside.printable import with_place
 from sandbox_provisioner.inside.steps import Box
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
@@ -144,6 +144,16 @@ def exit_file_of(tmp_path: Path, error: BaseException) -> ExitFile:
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 125
     return ExitFile.of(path.read_bytes())
+
+
+def test_who_has_nobody_to_report_to_leaves_it_in_the_exit_file(tmp_path):
+    """PID 1 of a spare, which nobody has claimed."""
+    box = Box(-1, -1)
+    box.exit_fd = os.open(tmp_path / "exit", os.O_WRONLY | os.O_CREAT, 0o600)
+    enter._tell_failure(box, "3", "stay-unclaimed", KeyError("x"))
+    os.close(box.exit_fd)
+    told = ExitFile.of((tmp_path / "exit").read_bytes())
+    assert (told.kind, told.text) == (EndKind.INTERNAL_ERROR, "KeyError: 'x'")
 
 
 def test_a_mistake_in_pid_1_is_told_under_the_cell(tmp_path):
