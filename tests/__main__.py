@@ -40,6 +40,7 @@ _GIVES_WAY = ("nice", "-n", "5")
 _OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 _VM_PATIENCE = ("timeout", "--kill-after=60", "2400")
 SLOW_SECONDS = 5
+_TELL_SECONDS = 20
 
 
 def main() -> int:
@@ -65,9 +66,8 @@ def run_lanes(folder: Path, *, with_vm: bool) -> int:
     commands += [[*_VM_PATIENCE, sys.executable, "-m", "tests.vm"]] * with_vm
     with aside(commands, folder / "aside.log") as lane:
         status = run_pytest(reports[0], rooms(MAIN))
-        print("\nwaiting for what runs aside", flush=True)
-        lane_status = lane.wait()
-        print((folder / "aside.log").read_text(errors="replace"), flush=True)
+        print("\nWhat runs aside:", flush=True)
+        lane_status = follow(lane, folder / "aside.log")
     return status or lane_status or judge(reports, folder)
 
 
@@ -110,6 +110,17 @@ def aside(commands: Sequence[Sequence[str]], log: Path) -> Iterator[subprocess.P
             os.killpg(lane.pid, signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 lane.wait(timeout=30)
+
+
+def follow(lane: subprocess.Popen[bytes], log: Path) -> int:
+    """Tell all of *log*, which *lane* writes, until that has ended; its exit status."""
+    with log.open(errors="replace") as told:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                lane.wait(timeout=_TELL_SECONDS)
+            print(told.read(), end="", flush=True)
+            if lane.returncode is not None:
+                return lane.returncode
 
 
 def judge(reports: Sequence[Path], folder: Path) -> int:

@@ -92,12 +92,12 @@ def test_a_test_of_an_inner_pytest_fails_the_outer_one_with_its_own_text(tmp_pat
 
 
 @pytest.mark.parametrize(("middle", "status"), [("true", 0), ("false", 1)])
-def test_what_fails_aside_fails_the_lane_and_does_not_stop_it(tmp_path, middle, status):
+def test_what_fails_aside_fails_the_lane_and_does_not_stop_it(tmp_path, capsys, middle, status):
     with runner.aside(
         [["echo", "it's", "one"], [middle], ["echo", "last"]], tmp_path / "log"
     ) as lane:
-        assert lane.wait() == status
-    assert (tmp_path / "log").read_text() == "it's one\nlast\n"
+        assert runner.follow(lane, tmp_path / "log") == status
+    assert capsys.readouterr().out == "it's one\nlast\n"
 
 
 def test_what_runs_aside_ends_when_we_are_interrupted(tmp_path):
