@@ -88,8 +88,8 @@ from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.units import parse_bytes
 from sandbox_provisioner.variables import set_and_left_out
-from sandbox_provisioner.warm.ahead import Warmth, count_start, fill, prepare
-from sandbox_provisioner.warm.found import this_process
+from sandbox_provisioner.warm.ahead import count_start, fill, prepare
+from sandbox_provisioner.warm.found import Warmth, this_process
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
 
 AUTO = "auto"

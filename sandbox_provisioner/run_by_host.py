@@ -69,12 +69,12 @@ class Server:
 
 def this_server(cwd: str, more: Iterable[str] = ()) -> Server:
     """Look at this process, which was started in *cwd*; *more* are places that only it knows of."""
-    files = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
+    files = [getattr(module, "__file__", None) for module in tuple(sys.modules.values())]
     return Server(
         prefixes=tuple({sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}),
         programs=tuple((name, path) for name in _PROGRAM_PATHS for path in _entries(name, cwd)),
         modules=(*_entries("PYTHONPATH", cwd), *_shared(sys.path)),
-        imported=tuple(file for file in files if isinstance(file, str)),
+        imported=tuple([file for file in files if isinstance(file, str)]),
         single=(*_user_places(), *(p for name in _SINGLE for p in _entries(name, cwd))),
         more=tuple(more),
         cwd=cwd,

@@ -32,7 +32,7 @@ from sandbox_provisioner.plan import Plan
 from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import SandboxSpec, UserIds
 from sandbox_provisioner.story import ExitStory
-from sandbox_provisioner.warm.found import Command
+from sandbox_provisioner.warm.found import Command, Warmth
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
 from sandbox_provisioner.warm.start import make_nursery
 
@@ -195,7 +195,7 @@ def start(launcher: LocalLauncher, request: LaunchRequest, stderr: int | None = 
 
 async def _start_warm(launcher: LocalLauncher, request: LaunchRequest, stdio: Stdio) -> LocalHandle:
     """From a nursery, which is made where there is none yet; never cold."""
-    made = await make_nursery(launcher, request, Labels(), idle_seconds=IDLE_SECONDS)
+    made = await make_nursery(launcher, request, Labels(), Warmth(idle_seconds=IDLE_SECONDS))
     if made:
         nurseries.append(made)
     try:

@@ -29,6 +29,7 @@ import sandbox_provisioner
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.spawn import stem
+from sandbox_provisioner.warm.found import Warmth
 from sandbox_provisioner.warm.start import make_nursery
 
 
@@ -179,8 +180,8 @@ def pytest_sessionstart() -> None:
         _shared.append(_new_runtime_dir())
         launcher = LocalLauncher(runtime_dir=str(_shared[0]))
         with tempfile.TemporaryDirectory(prefix="sbx-") as workdir:
-            request = request_for(workdir)
-            handle = run(make_nursery(launcher, request, Labels(), idle_seconds=IDLE_SECONDS))
+            request, warmth = request_for(workdir), Warmth(idle_seconds=IDLE_SECONDS)
+            handle = run(make_nursery(launcher, request, Labels(), warmth))
         _nursery.append(handle)
 
 

@@ -23,6 +23,7 @@ import time
 
 from sandbox_provisioner.inside import init, orders, wire
 from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside.memory import available_bytes
 from sandbox_provisioner.inside.steps import Box
 
 TYPE_CHECKING = False  # as typing has it, without its import
@@ -86,7 +87,7 @@ def _await_server(box: Box, kernel_pid: int, children: int) -> None:
             os._exit(0)
         if box.claims_fd in ready:
             break
-        if not ready and (time.monotonic() >= until or _available_bytes() < least_bytes):
+        if not ready and (time.monotonic() >= until or available_bytes() < least_bytes):
             os._exit(0)
     server = kernel.accept(box.claims_fd)
     for fd in (box.claims_fd, box.nursery_fd, box.control_fd, box.server_fd):
@@ -108,10 +109,3 @@ def _has_ended(children: int, kernel_pid: int) -> bool:
     """SIGCHLD also tells that it was stopped."""
     os.read(children, 128)
     return os.waitpid(kernel_pid, os.WNOHANG)[0] == kernel_pid
-
-
-def _available_bytes() -> int:
-    """MemAvailable of the machine (proc_meminfo(5))."""
-    with open("/proc/meminfo", "rb", buffering=0) as file:
-        _, _, rest = file.readall().partition(b"MemAvailable:")
-    return int(rest.split(None, 1)[0]) << 10

@@ -334,3 +334,10 @@ def say(pid: int, text: str) -> None:
         pass
     finally:
         os.close(found)
+
+
+def available_bytes() -> int:
+    """MemAvailable of the machine (proc_meminfo(5)), for whatever gives way where that is short."""
+    with open("/proc/meminfo", "rb", buffering=0) as file:
+        _, _, rest = file.readall().partition(b"MemAvailable:")
+    return int(rest.split(None, 1)[0]) << 10

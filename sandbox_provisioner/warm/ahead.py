@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +20,12 @@ from sandbox_provisioner.cgroup import free_bytes, reap_keepers, survey
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.process.plan import least_available_bytes
 from sandbox_provisioner.handle import LocalHandle, reap
+from sandbox_provisioner.inside.memory import available_bytes
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.records import sweep
 from sandbox_provisioner.spawn import stem
+from sandbox_provisioner.warm.found import Warmth
 from sandbox_provisioner.warm.launch import WarmUnavailable
 from sandbox_provisioner.warm.spare import make_spare
 from sandbox_provisioner.warm.start import make_nursery
@@ -42,20 +43,6 @@ _AGAIN_AT_MOST_SECONDS = 1800.0
 _ROOM = 2
 # Some four nurseries: kernels are to come, too.
 _ROOM_BYTES = 256 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Warmth:
-    """What a kernelspec wishes to have ready: modules that a nursery imports besides, kernels that
-    wait for a start, and after how many seconds without a start all of it ends; *lonely_seconds* is
-    the same for a nursery with so few kernels that it costs more than it saves. *owner* is the one
-    process that may use it, and that it ends with; "" for all of this user's."""
-
-    preload: tuple[str, ...] = ()
-    spares: int = 0
-    idle_seconds: float = 900.0
-    lonely_seconds: float | None = None
-    owner: str = ""
 
 
 def count_start(name: str) -> int:
@@ -165,15 +152,7 @@ async def fill(
     await _idle(patience_seconds)
     if warmth.owner and not _has_room():
         return 0
-    handle = await make_nursery(
-        launcher,
-        request,
-        labels,
-        preload=warmth.preload,
-        idle_seconds=warmth.idle_seconds,
-        lonely_seconds=warmth.lonely_seconds,
-        owner=warmth.owner,
-    )
+    handle = await make_nursery(launcher, request, labels, warmth)
     if handle:
         with _lock:
             _made.append(handle)
@@ -181,18 +160,10 @@ async def fill(
     made = int(handle is not None)
     while warmth.spares:
         await _idle(patience_seconds)
-        if _available_bytes() < _ROOM * least_available_bytes():
+        if available_bytes() < _ROOM * least_available_bytes():
             break
-        if not await make_spare(
-            launcher,
-            request,
-            labels,
-            preload=warmth.preload,
-            wanted=warmth.spares,
-            idle_seconds=warmth.idle_seconds,
-            owner=warmth.owner,
-            when_ended=partial(_sweep_after, launcher.runtime()),
-        ):
+        ended = partial(_sweep_after, launcher.runtime())
+        if not await make_spare(launcher, request, labels, warmth, ended):
             break
         made += 1
     return made
@@ -216,17 +187,10 @@ def _cpu_times() -> tuple[int, int]:
     return times[3] + times[4], sum(times)
 
 
-def _available_bytes() -> int:
-    """MemAvailable of the machine (proc_meminfo(5))."""
-    with open("/proc/meminfo") as file:
-        line = next(line for line in file if line.startswith("MemAvailable:"))
-    return int(line.split()[1]) << 10
-
-
 def _has_room() -> bool:
     """Whether a nursery that nobody has asked for is in nobody's way: of the machine, and of a
     group around this process that may have much less."""
-    if _available_bytes() < _ROOM * least_available_bytes():
+    if available_bytes() < _ROOM * least_available_bytes():
         return False
     free = free_bytes(survey())
     return free is None or free >= _ROOM_BYTES

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sandbox_provisioner.inside import enter, kernel_calls, steps, wire
+from sandbox_provisioner.inside.memory import available_bytes
 from sandbox_provisioner.inside.steps import Box
 from sandbox_provisioner.warm.immortal import immortalize
 from sandbox_provisioner.warm.kernel import Kernel, initialized, is_unusual
@@ -64,10 +65,7 @@ def main(argv: Sequence[str]) -> None:
     begun = time.time()
     *words, preload, refusals = argv
     patience, wanted, refused = Patience(*map(float, words)), _names(preload), _refusals(refusals)
-    listener = socket.socket(fileno=os.dup(0))
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    listener = _taken_listener()
     gc.disable()
     before, home = dict(os.environ), os.listdir(os.environ["HOME"])
 
@@ -113,6 +111,15 @@ def main(argv: Sequence[str]) -> None:
     imported = {name: v for name, v in os.environ.items() if before.get(name) != v}
     put_in_home(left)
     kernel.become(box, imported)
+
+
+def _taken_listener() -> socket.socket:
+    """What we were given as standard input, where nothing is from here on."""
+    listener = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return listener
 
 
 def _names(text: str) -> list[str]:
@@ -292,7 +299,7 @@ class Patience:
     def is_over(self) -> bool:
         """Whether it has waited long enough."""
         waited = time.monotonic() - self.since
-        if waited >= self.idle or _available_bytes() < self.least_bytes:
+        if waited >= self.idle or available_bytes() < self.least_bytes:
             return True
         self.kernels = [pid for pid in self.kernels if _exists(pid)]
         return waited >= self.lonely and len(self.kernels) < _WORTH_KERNELS
@@ -306,13 +313,6 @@ def _exists(pid: int) -> bool:
     except PermissionError:  # under a root server it has ids of its own
         pass
     return True
-
-
-def _available_bytes() -> int:
-    """MemAvailable of the machine (proc_meminfo(5))."""
-    with open("/proc/meminfo") as file:
-        line = next(line for line in file if line.startswith("MemAvailable:"))
-    return int(line.split()[1]) << 10
 
 
 # -- requests

@@ -28,6 +28,7 @@ from sandbox_provisioner.spawn import LAUNCH_SECONDS, Stdio, stem
 from sandbox_provisioner.warm.found import (
     CLAIMS,
     Command,
+    Warmth,
     find,
     key_of,
     made_of,
@@ -74,15 +75,11 @@ async def make_spare(
     launcher: LocalLauncher,
     request: LaunchRequest,
     labels: Labels,
-    *,
-    preload: tuple[str, ...] = (),
-    wanted: int,
-    idle_seconds: float,
-    owner: str = "",
+    warmth: Warmth,
     when_ended: Callable[[int], object] = lambda _: None,
 ) -> bool:
-    """Make one spare for starts such as *request*, unless there are *wanted* already, or they
-    cannot be had: False then.
+    """Make one spare for starts such as *request*, unless there are as many already as *warmth*
+    wants, or they cannot be had: False then.
 
     Returns when it can be claimed; *when_ended* is called in a thread when it ends, whosever it is
     then. Raises SandboxError or WarmUnavailable if it fails; then nothing is left of it.
@@ -93,11 +90,11 @@ async def make_spare(
     site.opened.close()  # a spare gets a work directory when it is claimed
     if obstacle(request, site) or spare_obstacle(request, site):
         return False
-    runtime, made = launcher.runtime(), made_of(request, site, preload)
-    for of in dict.fromkeys((owner, "")):
+    runtime, made = launcher.runtime(), made_of(request, site, warmth.preload)
+    for of in dict.fromkeys((warmth.owner, "")):
         nursery_key = key_of(made, of)
         key = spare_key_of(request, site, nursery_key)
-        if len(spares(runtime, key)) >= wanted:
+        if len(spares(runtime, key)) >= warmth.spares:
             return False
         if found := find(runtime, nursery_key):
             break
@@ -108,7 +105,7 @@ async def make_spare(
     labels = Labels(name=labels.name, user=labels.user, kind=KIND, nursery=record.sandbox_id)
     child = ForkedProcess(channel, _SILENT, Nursery(runtime, nursery_key, record))
     start = SpareStart(own, child, runtime, labels)
-    start.idle_seconds = idle_seconds
+    start.idle_seconds = warmth.idle_seconds
     handle = await _start(launcher, start)
     handle.when_ended(when_ended)
     handle.let_go()

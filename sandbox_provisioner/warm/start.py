@@ -36,6 +36,7 @@ from sandbox_provisioner.story import ExitStory
 from sandbox_provisioner.warm.found import (
     SOCKET,
     Command,
+    Warmth,
     bearable,
     call,
     find,
@@ -87,16 +88,9 @@ async def make_nursery(
     launcher: LocalLauncher,
     request: LaunchRequest,
     labels: Labels,
-    *,
-    preload: tuple[str, ...] = (),
-    idle_seconds: float,
-    lonely_seconds: float | None = None,
-    owner: str = "",
+    warmth: Warmth,
 ) -> LocalHandle | None:
     """Make the nursery for kernels such as *request*; None if there is one, or somebody makes it.
-
-    With an *owner*, this process, it serves no other, and ends with it. It waits for *idle_seconds*
-    without a start, or for *lonely_seconds* with so few kernels that it costs more than it saves.
 
     Returns when it is ready. Raises SandboxError if it cannot be had, LaunchError with what it
     wrote if its imports fail; then nothing is left of it.
@@ -106,8 +100,8 @@ async def make_nursery(
     command, runtime = Command.of(request.argv), launcher.runtime()
     if command is None or obstacle(request, site):
         return None
-    made, asked = made_of(request, site, preload), preload
-    key, preload = key_of(made, owner), bearable(request, site, asked)
+    made, preload = made_of(request, site, warmth.preload), bearable(request, site, warmth.preload)
+    key = key_of(made, warmth.owner)
     with _alone(runtime / f"{key}{BUILDING}") as alone:
         for known in {key, key_of(made)}:
             if found := find(runtime, known):
@@ -115,25 +109,25 @@ async def make_nursery(
                 return None
         if not alone:
             return None
-        lonely = idle_seconds if lonely_seconds is None else lonely_seconds
-        patience = idle_seconds, lonely, least_available_bytes()
-        own = _own_request(request, command, preload, patience)
-        # As its kernels have them: its own caps are others, and libraries count threads by them.
-        variables = of_no_notebook(variables_for(request, site))
-        own = replace(own, environment=variables, survive_server=not owner)
+        own = _own_request(request, site, command, replace(warmth, preload=preload))
         handle = await _start(launcher, own, replace(labels, kind=KIND, notebook=""))
-        try:
-            with _giving_way(handle) if owner else contextlib.nullcontext():
-                told = await _ready(handle)
-        except BaseException:
-            await handle.close()
-            raise
-        if asked != preload:
-            launcher.warn(_OTHER_HOME.format(names=", ".join(asked)))
+        told = await _ready_or_closed(handle, gives_way=bool(warmth.owner))
+        if warmth.preload != preload:
+            launcher.warn(_OTHER_HOME.format(names=", ".join(warmth.preload)))
         for sentence in _left_out(told, preload):
             launcher.warn(sentence)
         _publish(handle, link_of(runtime, key))
         return handle
+
+
+async def _ready_or_closed(handle: LocalHandle, *, gives_way: bool) -> Told:
+    """`_ready`; nothing is left of one that fails."""
+    try:
+        with _giving_way(handle) if gives_way else contextlib.nullcontext():
+            return await _ready(handle)
+    except BaseException:
+        await handle.close()
+        raise
 
 
 @contextlib.contextmanager
@@ -169,10 +163,7 @@ def _alone(path: Path) -> Iterator[bool]:
 
 
 def _own_request(
-    request: LaunchRequest,
-    command: Command,
-    preload: tuple[str, ...],
-    patience: tuple[float, float, float],
+    request: LaunchRequest, site: Site, command: Command, warmth: Warmth
 ) -> LaunchRequest:
     # A cap on CPU time would make starts slow, and the kernels have their own.
     asked = request.spec.limits
@@ -181,15 +172,20 @@ def _own_request(
         pids=asked.pids,
         by_default=asked.by_default,
     )
+    idle, lonely = warmth.idle_seconds, warmth.lonely_seconds
+    patience = idle, idle if lonely is None else lonely, least_available_bytes()
     waits = (f"{number:.12g}" for number in patience)
-    words = ("-c", _BOOT, os.path.dirname(_PACKAGE), *waits, ",".join(preload), "")
+    words = ("-c", _BOOT, os.path.dirname(_PACKAGE), *waits, ",".join(warmth.preload), "")
     return replace(
         request,
         sandbox_id=uuid.uuid4().hex[:12],
         spec=replace(request.spec, volumes=(), limits=limits),
         argv=(command.program, *command.flags, *words),
+        # As its kernels have them: its own caps are others, and libraries count threads by them.
+        environment=of_no_notebook(variables_for(request, site)),
         cwd=HOME,
         connection_file=None,
+        survive_server=not warmth.owner,
         logged=(),
         extra_files=(*request.extra_files, _PACKAGE),
     )

@@ -30,6 +30,7 @@ from sandbox_provisioner.records import Record
 from sandbox_provisioner.spawn import LauncherProcess, Stdio, stem
 from sandbox_provisioner.spec import Limits, Volume
 from sandbox_provisioner.warm import ahead, launch
+from sandbox_provisioner.warm.found import Warmth
 from sandbox_provisioner.warm.launch import ForkedProcess, WarmUnavailable, start_warm
 from sandbox_provisioner.warm.spare import make_spare
 from sandbox_provisioner.warm.start import make_nursery
@@ -62,7 +63,9 @@ def nursery() -> Iterator[LocalLauncher]:
     """A launcher whose nursery is ready for `kernel_request`; all tests here share it."""
     runtime, workdir = (Path(tempfile.mkdtemp(prefix="sbx-", dir="/run")) for _ in range(2))
     launcher = LocalLauncher(runtime_dir=str(runtime))
-    handle = run(make_nursery(launcher, kernel_request(workdir), Labels(), idle_seconds=300))
+    handle = run(
+        make_nursery(launcher, kernel_request(workdir), Labels(), Warmth(idle_seconds=300))
+    )
     assert handle
     yield launcher
     run(handle.close())
@@ -123,7 +126,11 @@ def test_a_failing_step_of_a_spare_is_named_and_leaves_nothing(
     records = names(nursery)
     monkeypatch.setenv(FAIL_AT, step)
     with pytest.raises(Exception, match=rf"\[{step}( [^]]+)?\].*made to fail"):
-        run(make_spare(nursery, kernel_request(workdir), Labels(), wanted=1, idle_seconds=60))
+        run(
+            make_spare(
+                nursery, kernel_request(workdir), Labels(), Warmth(spares=1, idle_seconds=60)
+            )
+        )
     assert names(nursery) == records
 
 

@@ -312,7 +312,7 @@ def test_a_spare_gives_way_when_memory_is_short(
 ) -> None:
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     monkeypatch.setattr(process_plan, "least_available_bytes", lambda: whole)
-    monkeypatch.setattr(ahead, "_available_bytes", lambda: 2 * whole)
+    monkeypatch.setattr(ahead, "available_bytes", lambda: 2 * whole)
     with warm(spares=1):
         ahead.wait()
         (spare,) = spares(runtime_dir)
@@ -341,7 +341,7 @@ def test_a_spare_is_given_the_directory_that_was_judged_whatever_its_path_is_the
 
 
 def test_none_is_made_when_memory_is_short(warm: Any, runtime_dir: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(ahead, "_available_bytes", lambda: 0)
+    monkeypatch.setattr(ahead, "available_bytes", lambda: 0)
     with warm(spares=1):
         made(runtime_dir)
         assert not spares(runtime_dir)

@@ -53,7 +53,7 @@ def test_with_few_kernels_it_ends_sooner(wait: Wait, living: int, is_over: bool)
 def test_a_machine_that_is_short_of_memory_is_not_waited_for(
     wait: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nursery, "_available_bytes", lambda: 99)
+    monkeypatch.setattr(nursery, "available_bytes", lambda: 99)
     assert not Patience(900, 300, 99).is_over()
     assert Patience(900, 300, 100).is_over()
 
@@ -83,6 +83,6 @@ def _ended() -> int:
 def test_a_nursery_that_nobody_has_asked_for_needs_room_on_the_machine_and_in_its_group(
     monkeypatch: pytest.MonkeyPatch, available: int, free: int | None, is_room: bool
 ) -> None:
-    monkeypatch.setattr(ahead, "_available_bytes", lambda: available)
+    monkeypatch.setattr(ahead, "available_bytes", lambda: available)
     monkeypatch.setattr(ahead, "free_bytes", lambda _: free)
     assert ahead._has_room() is is_room
