@@ -1,70 +1,224 @@
-"""options.py - in the server, pure: what is wrong with an option that somebody wrote.
+"""options.py - in the server, pure: the one table of all options of a sandbox.
 
-traitlets only warns of an option that does not exist, and tells of a bad value in the words of
-Python's types, by an error that JupyterLab shows as "Unhandled error".
+Each option is one entry: its name, its type and default, what it means (`help`), and as tags
+
+    flag      its name on the command line; without one it is only in configuration files
+    default   what README's table shows for its default, where that is not the value itself
+    readme    what README's table says, where that is more than `help`
+
+The provisioner is configured by them (``c.SandboxProvisioner`` and kernel.json), and from them come
+the flags of ``jupyter sandbox``, the rows of ``explain``, and README's table, which
+``python -m tests.readme`` writes. Those of caps stand in `caps/`, beside what they mean.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
 from typing import Any
 
-from traitlets import Bool, Dict, Enum, Float, Integer, List, TraitError, TraitType, Unicode, Union
+from traitlets import Bool, Dict, Enum, Float, HasTraits, Integer, List, TraitType, Unicode, Union
 
-from sandbox_provisioner.errors import SpecError, did_you_mean, nearest
+from sandbox_provisioner.caps import FACILITIES, CapOptions
+from sandbox_provisioner.spec import Confinement, Covers, Network, OnMissing, UserIds
 
-_KINDS: tuple[tuple[type[TraitType[Any, Any]], str], ...] = (
-    (Bool, "true or false"),
-    (Integer, "a whole number"),
-    (Float, "a number"),
-    (Unicode, "a text"),
-    (List, "a list of texts"),
-    (Dict, "a dictionary"),
-    (Union, "a number or a text"),
-)
-_SEE_ALL = "To see all options: jupyter sandbox explain KERNEL"
+AUTO = "auto"
 
 
-def unknown_option(name: str, shown: str, known: Collection[str]) -> SpecError:
-    """The error for an option *name*, which *shown* names as it was written."""
-    return SpecError(
-        attempt=f"read the option {shown}",
-        answer="there is no such option",
-        remedy=did_you_mean(name, known, _SEE_ALL),
+class BoxOptions(HasTraits):
+    """What a kernel has in its box, and what holds it."""
+
+    shm_limit = Union(
+        [Integer(), Unicode()], default_value="64M", help="The size of /dev/shm."
+    ).tag(
+        config=True,
+        flag="shm-limit",
+    )
+    tmp_limit = Union(
+        [Integer(), Unicode()],
+        default_value="1G",
+        help="The size of /tmp, /run and the private home directory together; it is memory, and "
+        "counts towards mem_limit.",
+    ).tag(
+        config=True,
+        flag="tmp-limit",
+    )
+    confinement = Enum(
+        [choice.value for choice in Confinement],
+        default_value=Confinement.NAMESPACES.value,
+        help='"namespaces", or, where there are none to be had, "landlock", which is weaker: see '
+        'SECURITY.md. The kernel\'s display name has to say "landlock" then.',
+    ).tag(
+        config=True,
+        flag="confinement",
+    )
+    network = Enum(
+        [mode.value for mode in Network],
+        default_value=Network.NONE.value,
+        help='"none": a loopback interface of its own, and nothing else.',
+    ).tag(
+        config=True,
+        flag="network",
+    )
+    user_ids = Enum(
+        [choice.value for choice in UserIds],
+        default_value=UserIds.SINGLE.value,
+        help="What an ordinary user's kernels have for user ids: \"single\" is the user's own, "
+        '"range" maps all others to those that /etc/subuid gives the user, with newuidmap. '
+        "Kernels of a root server always have a range.",
+    ).tag(
+        config=True,
+        flag="user-ids",
+    )
+    workdir = Unicode(
+        "notebook",
+        help='What the kernel may write to: "notebook" is the directory it starts in (that of the '
+        'notebook), "root" the server\'s root directory, anything else an absolute path.',
+    ).tag(
+        config=True,
+        flag="workdir",
+    )
+    volumes = List(
+        Unicode(), help='More host paths, "SOURCE:TARGET[:ro|rw]"; read-only without rw.'
+    ).tag(
+        config=True,
+        flag="volume",
+        readme='More host paths: `["/data:/data", "/scratch/me:/scratch:rw"]`, read-only without '
+        "`rw`; of `/etc` what the box does not show anyway "
+        '([a list](sandbox_provisioner/system_files.py)): `"/etc/profile.d:/etc/profile.d"`.',
+    )
+    env_keep = List(
+        Unicode(), help="Names or patterns of the server's environment variables to hand on."
+    ).tag(
+        config=True,
+        flag="env-keep",
+        readme="Names or patterns of the server's environment variables to hand on; "
+        "[a list](sandbox_provisioner/variables.py) is handed on anyway.",
+    )
+    covered_directories = List(
+        Unicode(),
+        default_value=list(Covers().home_directories),
+        help="Directories of a home directory that a kernel working there gets empty ones for, "
+        "also where they do not exist yet.",
+    ).tag(
+        config=True,
+        default="[a list](sandbox_provisioner/spec.py)",
+    )
+    covered_files = List(
+        Unicode(),
+        default_value=list(Covers().home_files),
+        help="Files of a home directory that a kernel working there gets empty ones for, also "
+        "where they do not exist yet.",
+    ).tag(
+        config=True,
+        default="[a list](sandbox_provisioner/spec.py)",
+    )
+    home_visible = List(
+        Unicode(),
+        default_value=list(Covers().home_visible),
+        help="What of a home directory a kernel working there may have although it begins with a "
+        "dot; everything else that does is covered.",
+    ).tag(
+        config=True,
+        default="[a list](sandbox_provisioner/spec.py)",
+    )
+    on_missing = Dict(
+        value_trait=Enum([choice.value for choice in OnMissing]),
+        help="What to do where a cap cannot be enforced here, by facility "
+        f'({", ".join(FACILITIES)}): "refuse", which is the default, or "warn".',
+    ).tag(
+        config=True,
+        flag="on-missing",
+        default="refuse",
+        readme='What to do where a cap cannot be enforced here: `{"cpu": "warn"}`; facilities are '
+        f"{', '.join(FACILITIES)}.",
     )
 
 
-def bad_value(
-    error: TraitError, traits: Mapping[str, TraitType[Any, Any]], given: Mapping[str, Any]
-) -> SpecError:
-    """What traitlets' *error* says of one of *traits*, whose value may be among *given*."""
-    text = str(error)
-    name = next((name for name in re.findall(r"'(\w+)'", text) if name in traits), "")
-    if not name:
-        return SpecError(attempt="read the options", answer=text.rstrip("."), remedy=_SEE_ALL)
-    trait = traits[name]
-    value = given.get(name)
-    told = "" if value is None else f", not {value!r}"
-    return SpecError(
-        attempt=f"read the option {name}",
-        answer=f"it has to be {_kind(trait)}{told}",
-        remedy=_meaning(trait, value),
+class WarmOptions(HasTraits):
+    """What is made ready before a kernel is asked for."""
+
+    warm = Union(
+        [Bool(), Enum([AUTO])],
+        default_value=AUTO,
+        help="Start kernels from a nursery: a process, in a box of its own, that has imported what "
+        'they import, and forks. IPython kernels only, others start as ever. "auto": it is made '
+        "after the first start in a server, or the second one in another process, serves that "
+        "process alone and ends with it. True: it is made after the first start in any process, "
+        "and found by all servers of the user. False: none.",
+    ).tag(
+        config=True,
+        flag="warm",
+        readme="Fork kernels from a process, in a box of its own, that has imported what they "
+        "import: for a server that lives on, for every process (true), or for none (false); "
+        "[see below](#warm-starts).",
+    )
+    preload = List(
+        Unicode(),
+        help='Modules that a nursery imports besides, such as "numpy": kernels have them at once.',
+    ).tag(
+        config=True,
+        flag="preload",
+    )
+    spares = Integer(
+        0,
+        min=0,
+        help="With warm: how many kernels wait for a start, initialised and stopped. They are made "
+        "in the background, and given up where the machine is short of memory.",
+    ).tag(
+        config=True,
+        flag="spares",
+    )
+    warm_idle_timeout = Float(
+        900.0, help="After how many seconds without a start a nursery and its spares end."
+    ).tag(
+        config=True,
+        flag="warm-idle-timeout",
     )
 
 
-def _kind(trait: TraitType[Any, Any]) -> str:
-    if isinstance(trait, Enum):
-        return " or ".join(f'"{value}"' for value in trait.values or ())
-    if isinstance(trait, Integer) and trait.min is not None:
-        return f"a whole number, at least {trait.min}"
-    inner = getattr(trait, "_value_trait", None)
-    if isinstance(inner, Enum):
-        return f"a dictionary, each value {_kind(inner)}"
-    return next((kind for cls, kind in _KINDS if isinstance(trait, cls)), "something else")
+class ServerOptions(HasTraits):
+    """How the server deals with its kernels."""
+
+    start_timeout = Float(
+        60.0, help="How many seconds a kernel may take until its sockets are there."
+    ).tag(
+        config=True,
+    )
+    runtime_dir = Unicode(
+        "", help="Where sockets and records are kept; short, and the user's own. Default: /run."
+    ).tag(
+        config=True,
+        default="`/run/…`",
+    )
+    ends_file = Unicode(
+        "",
+        help="A file to which a line of JSON is added for each kernel that ends without being "
+        "asked to (docs/ends.md); in a directory that kernels may not write to.",
+    ).tag(
+        config=True,
+    )
+    survive_server = Bool(
+        False, help="Let kernels live on when the server ends (as with independent=True)."
+    ).tag(
+        config=True,
+    )
 
 
-def _meaning(trait: TraitType[Any, Any], value: Any) -> str:
-    values = trait.values if isinstance(trait, Enum) else ()
-    found = nearest(str(value), map(str, values or ()))
-    return f"Did you mean {found!r}?" if found else str(trait.help)
+class SandboxOptions(CapOptions, BoxOptions, WarmOptions, ServerOptions):
+    """All of them, in the order in which people read them."""
+
+
+def every_option() -> dict[str, TraitType[Any, Any]]:
+    """The options by their names, in the order of the table."""
+    return {
+        name: trait
+        for part in SandboxOptions.__mro__
+        for name, trait in vars(part).items()
+        if isinstance(trait, TraitType) and trait.metadata.get("config")
+    }
+
+
+def flags() -> dict[str, str]:
+    """From the flag of a command line to the option that it sets."""
+    return {
+        flag: name for name, trait in every_option().items() if (flag := trait.metadata.get("flag"))
+    }

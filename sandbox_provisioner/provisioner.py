@@ -32,19 +32,9 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.multikernelmanager import MultiKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from tornado.web import HTTPError
-from traitlets import (
-    Bool,
-    Dict,
-    Enum,
-    Float,
-    Integer,
-    List,
-    TraitError,
-    Unicode,
-    Union,
-)
+from traitlets import TraitError, TraitType
 
-from sandbox_provisioner.caps import CAPS, CapOptions
+from sandbox_provisioner.caps import CAPS
 from sandbox_provisioner.cgroup import open_existing
 from sandbox_provisioner.ends import MIME, End
 from sandbox_provisioner.ends_file import EndsFile
@@ -65,7 +55,8 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.off_loop import Gate, off_loop, one_after_another
-from sandbox_provisioner.options import bad_value, unknown_option
+from sandbox_provisioner.option_errors import bad_value, unknown_option
+from sandbox_provisioner.options import AUTO, SandboxOptions, every_option
 from sandbox_provisioner.places import find_below, open_again
 from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, LaunchRequest
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts, open_init
@@ -92,7 +83,6 @@ from sandbox_provisioner.warm.ahead import count_start, fill, prepare
 from sandbox_provisioner.warm.found import Warmth, this_process
 from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
 
-AUTO = "auto"
 _POLL_SECONDS = 1.0
 _MOST_UNSEEN = 4
 # How long a nursery that nobody asked for may cost more memory than it saves: as long as a person
@@ -147,111 +137,13 @@ _told_cold: set[tuple[str, str]] = set()
 
 
 # jupyter_client computes its metaclass, which mypy cannot know to be one of traitlets'.
-class SandboxProvisioner(CapOptions, LocalProvisioner):  # type: ignore[metaclass]
+class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[metaclass]
     """Starts a kernel in Linux namespaces of its own, under memory, CPU and process caps.
 
     jupyter_client makes one for each kernel and keeps it over restarts. Options come from the
     kernel.json's ``metadata.kernel_provisioner.config``, which wins, or from
-    ``c.SandboxProvisioner`` in a configuration file.
+    ``c.SandboxProvisioner`` in a configuration file; options.py has them all.
     """
-
-    shm_limit = Union(
-        [Integer(), Unicode()], default_value="64M", help="The size of /dev/shm."
-    ).tag(config=True)
-    tmp_limit = Union(
-        [Integer(), Unicode()],
-        default_value="1G",
-        help="The size of /tmp, /run and the private home directory together; it is memory, and "
-        "counts towards mem_limit.",
-    ).tag(config=True)
-    confinement = Enum(
-        [choice.value for choice in Confinement],
-        default_value=Confinement.NAMESPACES.value,
-        help='"namespaces", or, where there are none to be had, "landlock", which is weaker: see '
-        'SECURITY.md. The kernel\'s display name has to say "landlock" then.',
-    ).tag(config=True)
-    network = Enum(
-        [mode.value for mode in Network],
-        default_value=Network.NONE.value,
-        help='"none": a loopback interface of its own, and nothing else.',
-    ).tag(config=True)
-    user_ids = Enum(
-        [choice.value for choice in UserIds],
-        default_value=UserIds.SINGLE.value,
-        help="What an ordinary user's kernels have for user ids: \"single\" is the user's own, "
-        '"range" maps all others to those that /etc/subuid gives the user, with newuidmap. '
-        "Kernels of a root server always have a range.",
-    ).tag(config=True)
-    workdir = Unicode(
-        "notebook",
-        help='What the kernel may write to: "notebook" is the directory it starts in (that of the '
-        'notebook), "root" the server\'s root directory, anything else an absolute path.',
-    ).tag(config=True)
-    volumes = List(
-        Unicode(), help='More host paths, "SOURCE:TARGET[:ro|rw]"; read-only without rw.'
-    ).tag(config=True)
-    env_keep = List(
-        Unicode(), help="Names or patterns of the server's environment variables to hand on."
-    ).tag(config=True)
-    covered_directories = List(
-        Unicode(),
-        default_value=list(Covers().home_directories),
-        help="Directories of a home directory that a kernel working there gets empty ones for, "
-        "also where they do not exist yet.",
-    ).tag(config=True)
-    covered_files = List(
-        Unicode(),
-        default_value=list(Covers().home_files),
-        help="Files of a home directory that a kernel working there gets empty ones for, also "
-        "where they do not exist yet.",
-    ).tag(config=True)
-    home_visible = List(
-        Unicode(),
-        default_value=list(Covers().home_visible),
-        help="What of a home directory a kernel working there may have although it begins with a "
-        "dot; everything else that does is covered.",
-    ).tag(config=True)
-    on_missing = Dict(
-        value_trait=Enum([choice.value for choice in OnMissing]),
-        help="What to do where a cap cannot be enforced here, by facility (memory, cpu, cpuset, "
-        'pids, io): "refuse", which is the default, or "warn".',
-    ).tag(config=True)
-    warm = Union(
-        [Bool(), Enum([AUTO])],
-        default_value=AUTO,
-        help="Start kernels from a nursery: a process, in a box of its own, that has imported what "
-        'they import, and forks. IPython kernels only, others start as ever. "auto": it is made '
-        "after the first start in a server, or the second one in another process, serves that "
-        "process alone and ends with it. True: it is made after the first start in any process, "
-        "and found by all servers of the user. False: none.",
-    ).tag(config=True)
-    preload = List(
-        Unicode(),
-        help='Modules that a nursery imports besides, such as "numpy": kernels have them at once.',
-    ).tag(config=True)
-    spares = Integer(
-        0,
-        min=0,
-        help="With warm: how many kernels wait for a start, initialised and stopped. They are made "
-        "in the background, and given up where the machine is short of memory.",
-    ).tag(config=True)
-    warm_idle_timeout = Float(
-        900.0, help="After how many seconds without a start a nursery and its spares end."
-    ).tag(config=True)
-    start_timeout = Float(
-        60.0, help="How many seconds a kernel may take until its sockets are there."
-    ).tag(config=True)
-    runtime_dir = Unicode(
-        "", help="Where sockets and records are kept; short, and the user's own. Default: /run."
-    ).tag(config=True)
-    ends_file = Unicode(
-        "",
-        help="A file to which a line of JSON is added for each kernel that ends without being "
-        "asked to (docs/ends.md); in a directory that kernels may not write to.",
-    ).tag(config=True)
-    survive_server = Bool(
-        False, help="Let kernels live on when the server ends (as with independent=True)."
-    ).tag(config=True)
 
     spec: SandboxSpec
     handle: LocalHandle | None = None
@@ -273,6 +165,16 @@ class SandboxProvisioner(CapOptions, LocalProvisioner):  # type: ignore[metaclas
         self._ends_file: EndsFile | None = None
 
     # -- what is asked for
+
+    @classmethod
+    def class_own_traits(cls, **metadata: Any) -> dict[str, TraitType[Any, Any]]:
+        """Called by applications, which neither take nor tell options of a class that has none of
+        its own: here these are all of the table."""
+        own = super().class_own_traits(**metadata)
+        if cls is SandboxProvisioner:
+            names = cls.class_traits(**metadata).keys() & every_option().keys()
+            own |= {name: cls.class_traits()[name] for name in names}
+        return own
 
     def _refuse_unknown_keys(self) -> None:
         """kernel.json's config is passed on as keywords, of which traitlets only warns."""

@@ -21,34 +21,14 @@ from traitlets.config.loader import KVArgParseConfigLoader
 import sandbox_provisioner
 from sandbox_provisioner.errors import COLUMNS, SpecError, did_you_mean, nearest
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
+from sandbox_provisioner.options import flags
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.spec import Covers
 
 PROVISIONER = "sandbox-provisioner"
 _NOBODY = 65534
 OPTIONS = "SandboxProvisioner"
-# The options of a sandbox under the names of their traits.
-OPTION_ALIASES = {
-    "mem-limit": f"{OPTIONS}.mem_limit",
-    "cpu-limit": f"{OPTIONS}.cpu_limit",
-    "cpu-guarantee": f"{OPTIONS}.cpu_guarantee",
-    "cpuset": f"{OPTIONS}.cpuset",
-    "pids-limit": f"{OPTIONS}.pids_limit",
-    "io-limit": f"{OPTIONS}.io_limit",
-    "shm-limit": f"{OPTIONS}.shm_limit",
-    "tmp-limit": f"{OPTIONS}.tmp_limit",
-    "confinement": f"{OPTIONS}.confinement",
-    "network": f"{OPTIONS}.network",
-    "user-ids": f"{OPTIONS}.user_ids",
-    "workdir": f"{OPTIONS}.workdir",
-    "volume": f"{OPTIONS}.volumes",
-    "env-keep": f"{OPTIONS}.env_keep",
-    "on-missing": f"{OPTIONS}.on_missing",
-    "warm": f"{OPTIONS}.warm",
-    "spares": f"{OPTIONS}.spares",
-    "preload": f"{OPTIONS}.preload",
-    "warm-idle-timeout": f"{OPTIONS}.warm_idle_timeout",
-}
+OPTION_ALIASES = {flag: f"{OPTIONS}.{name}" for flag, name in flags().items()}
 COMMON_ALIASES = {
     "config": "JupyterApp.config_file",
     "log-level": "Application.log_level",

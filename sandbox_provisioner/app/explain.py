@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Unicode
 from traitlets.config import Config
 
@@ -30,8 +29,9 @@ from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.facilities.landlock.tell import losses
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
+from sandbox_provisioner.options import AUTO, every_option
 from sandbox_provisioner.plan import LaunchRequest
-from sandbox_provisioner.provisioner import AUTO, SandboxProvisioner, places
+from sandbox_provisioner.provisioner import SandboxProvisioner, places
 from sandbox_provisioner.spec import Confinement, Limits, relative
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.units import format_bytes
@@ -112,7 +112,7 @@ class ExplainApp(SandboxCommand):
         on_command_line = self.cli_config.get(OPTIONS, Config())
         configured = self.config.get(OPTIONS, Config())
         files = ", ".join(self.loaded_config_files) or "configuration"
-        for name in sorted(own_options()):
+        for name in sorted(every_option()):
             origin = "default"
             if name in stanza:
                 origin = "kernel.json"
@@ -152,12 +152,6 @@ def _interrupt(limits: Limits) -> str:
             "then fails."
         )
     return f"At {limits.interrupt_share:g} of it the cell is interrupted."
-
-
-def own_options() -> set[str]:
-    """The options that are ours, and not jupyter_client's for every provisioner."""
-    shared = set(LocalProvisioner.class_trait_names(config=True))
-    return set(SandboxProvisioner.class_trait_names(config=True)) - shared
 
 
 def _shown(value: Any) -> str:

@@ -22,7 +22,13 @@ class IoOptions(Options):
         default_value=None,
         help="The most bytes a second that a kernel may read from the disk of its work directory, "
         'and as much that it may write: "50M".',
-    ).tag(config=True, flag="io-limit")
+    ).tag(
+        config=True,
+        flag="io-limit",
+        readme="The most bytes a second read from, and as many written to, the disk of the work "
+        'directory: `"50M"`; with cgroup v1 only what does not go through the page cache is '
+        "counted.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

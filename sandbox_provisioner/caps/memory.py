@@ -27,7 +27,15 @@ class MemoryOptions(Options):
         help='The most memory a kernel may use, as in JupyterHub: "512M", "1G", or bytes; or a '
         'share of the machine\'s, or of what a group above allows: "50%". Where no cap can be had '
         "the default is given up. None: no cap.",
-    ).tag(config=True, flag="mem-limit")
+    ).tag(
+        config=True,
+        flag="mem-limit",
+        readme='The most memory: `"512M"`, `"1G"` (JupyterHub\'s notation), bytes, or a share of '
+        "the machine's (or of what a group above allows); `/tmp` and `/dev/shm` count, and no swap "
+        "comes on top. "
+        "Where no cap can be had only the default is given up, one that was asked for is a "
+        "refusal. None: no cap.",
+    )
     mem_interrupt = Float(
         0.92,
         allow_none=True,
@@ -35,7 +43,13 @@ class MemoryOptions(Options):
         "the variables stay; 0.5 to 0.99, 0 or None: never. The default holds for IPython's "
         "kernel, of which it is known that the cell then fails; what is set, for every kernel that "
         "takes interrupts as signals.",
-    ).tag(config=True)
+    ).tag(
+        config=True,
+        readme="The share of `mem_limit` at which the cell is interrupted, so that the variables "
+        "stay; 0.5 to 0.99, 0 is never. The default holds for IPython's kernel, whose cell then "
+        "fails with an error; of others that is not known, and a cell cut short might pass for a "
+        "whole one: set it for a kernel that you know.",
+    )
 
     @default("mem_limit")
     def _usual_limit(self) -> str:

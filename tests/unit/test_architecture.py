@@ -271,7 +271,7 @@ def test_only_the_orders_and_whoever_stands_above_know_several_facilities():
 def test_options_are_the_provisioners_and_the_apps_alone():
     users = {module_of(path) for path in FILES if "traitlets" in _top_names(path)}
     # The contents manager is a configurable of the server's own, without options of a sandbox.
-    rooms = {"provisioner", "options", "caps", "app", "contents"}
+    rooms = {"provisioner", "options", "option_errors", "caps", "app", "contents"}
     assert {user for user in users if user.split(".")[1] not in rooms} == set()
 
 

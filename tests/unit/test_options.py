@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Int, TraitType
 from traitlets.config import Config
 
 from sandbox_provisioner.app.command import OPTION_ALIASES
-from sandbox_provisioner.app.explain import own_options
+from sandbox_provisioner.options import every_option
 from sandbox_provisioner.provisioner import SandboxProvisioner
+from tests.readme import README, written
 
 LISTS = {"covered_directories", "covered_files", "home_visible"}
 OPTIONS = """\
@@ -64,17 +66,27 @@ def shown(name: str) -> str:
 
 
 def test_names_types_defaults_and_flags_are_what_configurations_rely_on() -> None:
-    assert "".join(f"{shown(name)}\n" for name in sorted(own_options())) == OPTIONS
+    assert "".join(f"{shown(name)}\n" for name in sorted(every_option())) == OPTIONS
 
 
 def test_every_option_is_set_in_configuration_files_and_tells_what_it_means() -> None:
-    for name in own_options():
+    for name in every_option():
         trait = SandboxProvisioner.class_traits()[name]
         assert trait.metadata["config"] is True
         assert str(trait.help).endswith((".", ")"))
 
 
-@pytest.mark.parametrize("name", sorted(own_options()))
+def test_every_option_of_the_provisioner_stands_in_the_table() -> None:
+    upstream = set(LocalProvisioner.class_trait_names(config=True))
+    assert set(SandboxProvisioner.class_trait_names(config=True)) - upstream == {*every_option()}
+
+
+def test_the_readme_tells_every_option_as_the_table_of_options_does() -> None:
+    text = README.read_text()
+    assert written(text) == text, "write it anew: python -m tests.readme"
+
+
+@pytest.mark.parametrize("name", sorted(every_option()))
 def test_a_configuration_file_sets_each_by_the_provisioners_name(name: str) -> None:
     value = getattr(SandboxProvisioner(), name)
     config = Config({"SandboxProvisioner": {name: value}})
