@@ -209,7 +209,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             shm_bytes=parse_bytes("shm_limit", self.shm_limit),
             tmp_bytes=parse_bytes("tmp_limit", self.tmp_limit),
         )
-        if not self._may_interrupt():
+        if not self._may_interrupt(limits):
             limits = replace(limits, interrupt_share=None)
         by_default = {cap.facility for cap in limits.asked if self.untouched & {*cap.options}}
         limits = replace(limits, by_default=frozenset(by_default))
@@ -232,14 +232,15 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         """Called for an option that is a share of the machine's memory."""
         return memory_bytes()
 
-    def _may_interrupt(self) -> bool:
+    def _may_interrupt(self, limits: Limits) -> bool:
         """A kernel that wants interrupts as messages may end of a signal: none for that one. And
         one that swallows it, or answers "aborted", would show wrong results as if all were well."""
-        kernel = self.kernel_spec
+        kernel, by_default = self.kernel_spec, "mem_interrupt" in self.untouched
+        if by_default and any(cap.eases_memory(limits) for cap in limits.asked):
+            return False
         if kernel is None:
             return True
-        known = "mem_interrupt" not in self.untouched or is_ipython(kernel.argv)
-        return kernel.interrupt_mode != "message" and known
+        return kernel.interrupt_mode != "message" and (not by_default or is_ipython(kernel.argv))
 
     def _workdir(self, cwd: str) -> str:
         if self.workdir == "notebook":

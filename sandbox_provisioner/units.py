@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from sandbox_provisioner.errors import SpecError
@@ -9,6 +10,7 @@ from sandbox_provisioner.errors import SpecError
 # JupyterHub's ByteSpecification: a number with one of these suffixes, powers of 1024.
 _BYTE_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _BYTES = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMGT]?)", re.ASCII)
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _SHARE = re.compile(r"(?P<number>\d+(\.\d+)?)%", re.ASCII)
 
 
@@ -41,6 +43,11 @@ def format_bytes(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.4g} {suffix}"
     return f"{count} bytes"
+
+
+def whole_pages(size_bytes: int) -> int:
+    """A cap on memory as Linux will tell it: it counts pages and rounds down."""
+    return size_bytes - size_bytes % PAGE_BYTES
 
 
 def at_least(name: str, value: float | None, smallest: float, remedy: str) -> None:

@@ -120,6 +120,11 @@ class Cap(ABC):
         *above*."""
         return None
 
+    def eases_memory(self, limits: Any) -> bool:
+        """Whether a kernel goes on beyond its cap on memory: then nobody interrupts it before,
+        unless that was asked for."""
+        return False
+
     def is_asked(self, limits: Any) -> bool:
         """Whether *limits* have this cap."""
         return any(getattr(limits, name) is not None for name in self.fields)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,11 +9,16 @@ from traitlets import Float, Integer, Unicode, Union, default
 
 from sandbox_provisioner.caps.cap import Cap, Options, Property, Write
 from sandbox_provisioner.errors import SpecError
-from sandbox_provisioner.units import at_least, format_bytes, parse_bytes, parse_share
+from sandbox_provisioner.units import (
+    at_least,
+    format_bytes,
+    parse_bytes,
+    parse_share,
+    whole_pages,
+)
 
 # The launcher and PID 1 are charged to the cap as well; below this no kernel could start.
 SMALLEST_MEMORY_BYTES = 32 << 20
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class MemoryOptions(Options):
@@ -103,7 +107,7 @@ class Memory(Cap):
     def v1(self, limits: MemoryWish, disk: str) -> Iterator[Write]:
         if limits.memory_bytes is None:
             return
-        value = whole_pages(limits.memory_bytes)
+        value = str(whole_pages(limits.memory_bytes))
         yield Write("memory.limit_in_bytes", value)
         # Memory plus swap may not be less than memory, so it comes second; equal means no swap.
         memsw = "memory.memsw.limit_in_bytes"
@@ -116,7 +120,7 @@ class Memory(Cap):
     def v2(self, limits: MemoryWish, disk: str) -> Iterator[Write]:
         if limits.memory_bytes is None:
             return
-        yield Write("memory.max", whole_pages(limits.memory_bytes))
+        yield Write("memory.max", str(whole_pages(limits.memory_bytes)))
         # Absent without CONFIG_SWAP.
         yield Write("memory.swap.max", "0", optional=True)
         # All or none: a kernel whose helper alone was ended would go on half dead. Linux 4.19.
@@ -124,13 +128,8 @@ class Memory(Cap):
 
     def properties(self, limits: MemoryWish, disk: str) -> Iterator[Property]:
         if limits.memory_bytes is not None:
-            yield "MemoryMax", ("t", int(whole_pages(limits.memory_bytes)))
+            yield "MemoryMax", ("t", whole_pages(limits.memory_bytes))
             yield "MemorySwapMax", ("t", 0)
-
-
-def whole_pages(size_bytes: int) -> str:
-    """A cap on memory as the kernel will tell it: it counts pages and rounds down."""
-    return str(size_bytes - size_bytes % PAGE_BYTES)
 
 
 def _memory_bytes(options: MemoryOptions) -> int | None:

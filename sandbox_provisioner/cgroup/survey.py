@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
-from sandbox_provisioner.caps import CAPS, CONTROLLERS, FACILITIES
+from sandbox_provisioner.caps import CAPS, CONTROLLERS, FACILITIES, Cap
 from sandbox_provisioner.cgroup.remedies import (
     DELEGATE,
     DROP_IN,
@@ -280,7 +280,7 @@ def _facts(
         if cap.controller in reasons:
             missing[cap.facility] = reasons[cap.controller]
             helps[cap.facility] = remedies.get(cap.controller, remedy)
-        elif reason := _lacks(version, bases.get(cap.controller, ""), cap.needs.get(version, "")):
+        elif reason := _lacks(version, bases.get(cap.controller, ""), cap):
             missing[cap.facility], helps[cap.facility] = reason, cap.remedy
     return CgroupFacts(
         version=version,
@@ -291,19 +291,32 @@ def _facts(
     )
 
 
-def _lacks(version: int, base: str, file: str) -> str:
-    """Why groups below *base* would not have the *file* that a cap needs; "" if they would. The
-    root of v2 has no files of controllers: then any group below it tells."""
-    if not file or not base or os.path.exists(f"{base}/{file}"):
+def _lacks(version: int, base: str, cap: Cap) -> str:
+    """Why groups below *base* would not have the file that *cap* needs; "" if they would, and also
+    where no group tells: the root of v2 has no files of controllers."""
+    file = cap.needs.get(version, "")
+    if not file or not base:
         return ""
-    if version == 2 and not os.path.exists(f"{base}/memory.max"):
-        with os.scandir(base) as entries:
-            groups = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        if any(os.path.exists(f"{group}/{file}") for group in groups):
-            return ""
-        if not any(os.path.exists(f"{group}/memory.max") for group in groups):
-            return ""  # not known: creation will tell
+    groups = [base, *_groups_in(base)] if version == 2 else [base]
+    telling = [group for group in groups if version == 1 or _has(group, cap.controller)]
+    if not telling or any(os.path.exists(f"{group}/{file}") for group in telling):
+        return ""
     return f"this Linux has no {file}"
+
+
+def _groups_in(directory: str) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _has(group: str, controller: str) -> bool:
+    """Whether a *group* of v2 has the files of a *controller*."""
+    if not os.path.exists(f"{group}/cgroup.type"):
+        return False
+    return controller in _words(f"{group}/cgroup.controllers")
 
 
 # --- v2

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 from sandbox_provisioner.caps import Cap, Write
 from sandbox_provisioner.caps.cpu import V1_SHARES
-from sandbox_provisioner.caps.memory import PAGE_BYTES
 from sandbox_provisioner.cgroup import files
 from sandbox_provisioner.cgroup.above import UNLIMITED_BYTES, Above, times_full
 from sandbox_provisioner.cgroup.files import Setting
@@ -23,6 +22,7 @@ from sandbox_provisioner.cgroup.survey import V1_CONTROLLERS
 from sandbox_provisioner.cgroup.tree import FREEZE_SECONDS, Tree, Usage, hits_of, kill_listed
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.units import PAGE_BYTES
 
 # "cpu" also without a cap: by its weight, all that spins in sandboxes counts as one process of the
 # group above, not as many.
