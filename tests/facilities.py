@@ -142,6 +142,7 @@ _FACILITIES: dict[str, Callable[[], str]] = {
     "root": _root,
     "cgroup": _cgroup,
     "cgroup-memory": _controller("memory"),
+    "cgroup-swap": _controller("swap"),
     "cgroup-cpu": _controller("cpu"),
     "cgroup-cpuset": _controller("cpuset"),
     "cgroup-pids": _controller("pids"),

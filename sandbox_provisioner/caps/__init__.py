@@ -13,6 +13,7 @@ from sandbox_provisioner.caps.cpuset import Cpuset, CpusetOptions, CpusetWish
 from sandbox_provisioner.caps.io import Io, IoOptions, IoWish
 from sandbox_provisioner.caps.memory import Memory, MemoryOptions, MemoryWish
 from sandbox_provisioner.caps.pids import Pids, PidsOptions, PidsWish
+from sandbox_provisioner.caps.swap import Swap, SwapOptions, SwapWish
 
 __all__ = [
     "BY_FACILITY",
@@ -27,15 +28,15 @@ __all__ = [
 
 # In the order in which they are told and written. Where two write the same file, the later one
 # counts.
-CAPS: tuple[Cap, ...] = (Memory(), Cpu(), Cpuset(), Pids(), Io())
+CAPS: tuple[Cap, ...] = (Memory(), Swap(), Cpu(), Cpuset(), Pids(), Io())
 
 
-class CapOptions(MemoryOptions, CpuOptions, CpusetOptions, PidsOptions, IoOptions):
+class CapOptions(MemoryOptions, SwapOptions, CpuOptions, CpusetOptions, PidsOptions, IoOptions):
     """What users write of all caps."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes(MemoryWish, CpuWish, CpusetWish, PidsWish, IoWish):
+class Wishes(MemoryWish, SwapWish, CpuWish, CpusetWish, PidsWish, IoWish):
     """What that comes to. None means no cap."""
 
 

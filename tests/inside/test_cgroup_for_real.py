@@ -143,6 +143,20 @@ def test_a_process_over_the_memory_cap_dies_and_is_counted(new_tree: Open, membe
     assert usage.memory_peak_bytes is None or 32 * MIB < usage.memory_peak_bytes <= 64 * MIB
 
 
+@pytest.mark.requires("cgroup-swap")
+@pytest.mark.parametrize(("swap_bytes", "v1_bytes"), [(None, 64 * MIB), (16 * MIB, 80 * MIB)])
+def test_linux_gets_as_much_swap_as_was_asked_for(
+    new_tree: Open, swap_bytes: int | None, v1_bytes: int
+) -> None:
+    """v1 caps the sum of memory and swap, v2 the swap."""
+    tree = new_tree(Limits(memory_bytes=64 * MIB, swap_bytes=swap_bytes))
+    names = {"memory.memsw.limit_in_bytes": v1_bytes, "memory.swap.max": swap_bytes or 0}
+    files = [(g / name, size) for g in groups_of(tree) for name, size in names.items()]
+    found = [(int(file.read_text()), size) for file, size in files if file.exists()]
+    assert len(found) == 1
+    assert all(told == size for told, size in found)
+
+
 @pytest.mark.requires("cgroup-pids")
 def test_the_fork_over_the_pids_cap_gets_eagain(new_tree: Open, member: Member) -> None:
     most = 8

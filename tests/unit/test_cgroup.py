@@ -201,6 +201,8 @@ def v1_mounts(proc: Proc, tmp_path: Path, group: str, *, root: str = "/") -> dic
         point = points[names] = tmp_path / "v1" / names
         shown = group.removeprefix(root) if root != "/" else group
         (point / shown.lstrip("/")).mkdir(parents=True)
+        if names == "memory":
+            (point / shown.lstrip("/") / "memory.memsw.limit_in_bytes").touch()
         proc.mount("cgroup", point, f",{names}", root)
         proc.groups.append(f"{number + 2}:{names}:{group}")
     return points
@@ -298,6 +300,7 @@ def test_v1_tells_what_is_not_mounted_and_what_is_not_ours(
     facts = proc.survey()
     assert dict(facts.missing) == {
         "memory": f"{points['memory']} is not writable for uid {os.getuid()}",
+        "swap": f"{points['memory']} is not writable for uid {os.getuid()}",
         "cpuset": "controller 'cpuset' is not mounted",
         "io": "controller 'blkio' is not mounted",
     }
@@ -566,6 +569,39 @@ def test_v2_leaves_out_a_waived_cap(kernel: FakeKernel) -> None:
     tree.create(limits)
     assert len(warnings) == 1
     assert not any("cpu" in path or "cpu" in value for path, value in kernel.written)
+
+
+def test_v2_gives_as_much_swap_as_was_asked_for(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    create(facts, Limits(memory_bytes=64 * MIB, swap_bytes=16 * MIB + 5))
+    swap = [value for path, value in kernel.written if path.endswith("memory.swap.max")]
+    assert swap == [str(16 * MIB)]
+
+
+@pytest.mark.parametrize("base", ["/", "/hub.service"])
+def test_where_linux_counts_no_swap_a_wish_for_it_is_refused_or_waived(
+    proc: Proc, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    """The root of v2 has no file of memory's, so that a group below it tells."""
+    contents = {n: t for n, t in BY_CONTROLLER["memory"].items() if n != "memory.swap.max"}
+    monkeypatch.setitem(BY_CONTROLLER, "memory", contents)
+    for path in kernel.top.iterdir():
+        path.unlink()
+    kernel.group("/", controllers=ALL, hands_down=ALL)
+    kernel.group("/hub.service", controllers=ALL, hands_down=ALL)
+    if base == "/":
+        (kernel.top / "cgroup.type").unlink()
+    proc.mount("cgroup2", kernel.top)
+    proc.groups = [f"0::{base}"]
+    facts = proc.survey()
+    assert dict(facts.missing) == {"swap": "this Linux has no memory.swap.max"}
+    limits = Limits(memory_bytes=64 * MIB, swap_bytes=MIB)
+    with pytest.raises(HostError, match=r"cap swap at 1 MiB.*swapaccount=1"):
+        open_tree(facts, "k1", limits, refuse, pytest.fail)
+    warnings: list[str] = []
+    tree = open_tree(facts, "k1", limits, lambda facility: True, warnings.append)
+    tree.create(limits)
+    assert ["cap swap at 1 MiB" in text for text in warnings] == [True]
+    assert not any(path.endswith("memory.swap.max") for path, _ in kernel.written)
 
 
 def test_v2_knows_its_join_file_before_it_is_made(kernel: FakeKernel, facts: CgroupFacts) -> None:

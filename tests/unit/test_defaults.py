@@ -64,6 +64,21 @@ def test_without_a_cap_there_is_none(wish: Wish) -> None:
     assert (limits.memory_bytes, limits.pids, limits.by_default) == (None, None, frozenset())
 
 
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({}, 0.92),
+        ({"swap_limit": "1G"}, None),
+        ({"swap_limit": 0}, 0.92),
+        ({"swap_limit": "1G", "mem_interrupt": 0.9}, 0.9),
+    ],
+)
+def test_who_may_swap_is_not_interrupted_before_unless_that_was_asked_for(
+    wish: Wish, options: dict[str, Any], share: float | None
+) -> None:
+    assert wish(**options).interrupt_share == share
+
+
 @pytest.mark.parametrize("value", ["0%", "101%", "-5%", "5 %", "%"])
 def test_a_share_that_cannot_be_meant_is_refused(wish: Wish, value: str) -> None:
     with pytest.raises(SpecError, match="read mem_limit"):

@@ -35,6 +35,7 @@ shm_limit: Union[Int, Unicode] = '64M' --shm-limit
 spares: Int (min 0) = 0 --spares
 start_timeout: Float = 60.0
 survive_server: Bool = False
+swap_limit: Union[Int, Unicode] or None = None --swap-limit
 tmp_limit: Union[Int, Unicode] = '1G' --tmp-limit
 user_ids: Enum['single', 'range'] = 'single' --user-ids
 volumes: List[Unicode] = [] --volume

@@ -96,6 +96,7 @@ def test_no_text_at_all_crashes_a_reader(text):
         ({"cpu_cores": float("nan")}, "cpu_limit"),
         ({"cpu_guarantee_cores": 0.0}, "cpu_guarantee"),
         ({"pids": 7}, "pids_limit"),
+        ({"swap_bytes": MIB}, "swap_limit.*Set mem_limit too"),
         ({"io_bytes_per_second": 65535}, "io_limit"),
         ({"shm_bytes": 0}, "shm_limit"),
         ({"tmp_bytes": 4095}, "tmp_limit"),

@@ -142,6 +142,14 @@ def make(facts: CgroupFacts, fake: FakeManager) -> Iterator[Make]:
 # --- the tree
 
 
+def test_a_scope_has_as_much_swap_as_was_asked_for(fake: FakeManager, make: Make) -> None:
+    make(Limits(memory_bytes=64 * MIB, swap_bytes=16 * MIB))
+    (_, properties), *_ = fake.started
+    assert properties["MemorySwapMax"] == 16 * MIB
+    group = fake.slice / "sandbox-k1.scope/k1"
+    assert (group / "memory.swap.max").read_text() == str(16 * MIB)
+
+
 def test_every_cap_is_a_property_of_the_scope_with_room_for_the_keeper(
     make: Make, fake: FakeManager
 ) -> None:
