@@ -41,7 +41,7 @@ _STAMPED: dict[str, Stamped] = {
         (spawn.LauncherProcess, "ask", "launcher asked for"),
         (launch.LocalLauncher, "look", "survey of the host"),
         (launch.Start, "make_record", "record folder"),
-        (launch, "compile_plan", "plan"),
+        (launch, "compile_for", "plan"),
         (launch.Start, "create_cgroup", "control groups"),
         (spawn.LauncherProcess, "perform", "kernel executed (server has heard)"),
         (launch.LocalLauncher, "start", "record written"),

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sandbox_provisioner.records import Record
+from sandbox_provisioner.contract import Labels
 from sandbox_provisioner.story import ExitStory
 
 MIME = "application/vnd.sandbox-provisioner.end+json"
@@ -41,19 +41,19 @@ class End:
     stderr_tail: str
 
     @classmethod
-    def of(cls, story: ExitStory, record: Record, *, cell: str, seconds: float) -> End:
+    def of(cls, story: ExitStory, labels: Labels, *, cell: str, seconds: float) -> End:
         """*seconds* is the time of the end, or of learning of it, since the epoch."""
         ended_itself = story.code is not None and story.code >= 0
         return cls(
             kind=str(story.kind),
             sentence=story.reason,
             time=datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds"),
-            kernel_id=record.kernel_id,
-            kernel_name=record.name,
+            kernel_id=labels.kernel_id,
+            kernel_name=labels.name,
             cell=cell,
             exit_code=story.code if ended_itself else None,
             signal=story.signal or None,
-            memory_limit_bytes=story.limit_bytes or record.memory_limit_bytes,
+            memory_limit_bytes=story.limit_bytes,
             memory_peak_bytes=story.peak_bytes,
             cpu_seconds=story.cpu_seconds,
             pids_limit_hits=story.pids_limit_hits,

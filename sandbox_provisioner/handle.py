@@ -14,20 +14,23 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import IO, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import IO, Any
 
 from sandbox_provisioner.cgroup import CgroupTree, Usage
+from sandbox_provisioner.confinement import Confiner, confiner
+from sandbox_provisioner.contract import Labels
 from sandbox_provisioner.covers import repositories
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError, in_lines, told_as_host_error
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line, printable
+from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
-from sandbox_provisioner.places import TooManyFolders, open_again
+from sandbox_provisioner.places import TooManyFolders, find_below, open_again
 from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
-from sandbox_provisioner.spec import Confinement
+from sandbox_provisioner.spec import relative
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
 from sandbox_provisioner.units import format_bytes
 
@@ -35,34 +38,6 @@ _OUTLIVED_SECONDS = 1.0
 _MOST_WORDS = 64  # of init's, at a time
 _MESSAGE_BYTES = 8192
 _REAPER = "sandbox-reaper"
-
-
-class SandboxHandle(Protocol):
-    """A running sandbox, wherever it runs. Only the local form knows pids and cgroups."""
-
-    def poll(self) -> ExitStory | None:
-        """How it ended, or None while it runs; does not block."""
-        ...
-
-    async def wait(self) -> ExitStory:
-        """Wait until it has ended."""
-        ...
-
-    def signal(self, number: int) -> None:
-        """Send *number* to the kernel and its process group; nothing if it has ended."""
-        ...
-
-    def kill(self) -> None:
-        """End everything inside at once; nothing if it has ended."""
-        ...
-
-    def usage(self) -> Usage:
-        """What it uses now."""
-        ...
-
-    async def close(self) -> None:
-        """Kill what is left, reap, and remove every trace. More than once is fine."""
-        ...
 
 
 class LocalHandle:
@@ -107,9 +82,8 @@ class LocalHandle:
         # kernel has outlived; and how many there were when they changed last.
         self._outlived = _Counts()
         self._seen = _Counts(), time.monotonic()
-        self._watched = bool(record.memory_limit_bytes and tree and tree.memory_group) and (
-            record.confinement != Confinement.LANDLOCK
-        )
+        capped = record.memory_limit_bytes and tree and tree.memory_group
+        self._watched = bool(capped) and self.confiner.has_own_processes
         keep_from_children(self)
 
     def forget(self) -> None:
@@ -122,6 +96,22 @@ class LocalHandle:
     def pid(self) -> int:
         """The host's pid of PID 1; for people, not for signals."""
         return self.record.init_pid
+
+    @property
+    def confiner(self) -> Confiner:
+        """What holds it."""
+        return confiner(self.record.confinement)
+
+    @property
+    def labels(self) -> Labels:
+        """What it was started with."""
+        return Labels(**{known.name: getattr(self.record, known.name) for known in fields(Labels)})
+
+    @property
+    def meeting(self) -> SocketFolder:
+        """Where its clients meet it."""
+        places = self.confiner.places(str(self.folder.path))
+        return SocketFolder(self.folder.sockets, *places, self.folder.links)
 
     def _has_ended(self) -> bool:
         return self._story is not None or self._closed or is_readable(self._pidfd)
@@ -220,6 +210,14 @@ class LocalHandle:
             self._last_usage = self._tree.usage()
         return self._last_usage
 
+    async def ready(self) -> str | None:
+        """Wait until the kernel listens on all sockets: "" then. Another text is what is wrong with
+        its folder; None: it has ended before."""
+        answer = await self.sealed()
+        if not answer:
+            return None
+        return self.meeting.mistake() if answer == wire.SEALED else answer
+
     async def sealed(self) -> str:
         """Wait for PID 1's word that all sockets listen: `wire.SEALED`; another text is an error.
 
@@ -241,6 +239,34 @@ class LocalHandle:
         self._listen()
         told, self._heard = self._heard, []
         return told
+
+    def note_activity(self, *, busy: bool) -> None:
+        """Let `list` show what the kernel's messages say."""
+        self.folder.note_activity(busy=busy)
+
+    def visible(self, path: str) -> str | None:
+        """Where we find the kernel's *path*: only the work directory is shared."""
+        record = self.record
+        below = relative(os.path.normpath(os.path.join(record.shown_at, path)), record.shown_at)
+        if below is None:
+            return None
+        try:
+            workdir = open_again(record.workdir, record.device, record.inode)
+        except OSError:
+            return None
+        try:
+            return find_below(workdir, below)
+        finally:
+            os.close(workdir)
+
+    def card(self) -> dict[str, Any]:
+        """What `LocalLauncher.find` of another process needs to find it; JSON can hold it."""
+        return {
+            "id": self.record.sandbox_id,
+            "runtime_dir": str(self.folder.path.parent),
+            "init_pid": self.record.init_pid,
+            "init_start": self.record.init_start,
+        }
 
     def _listen(self) -> None:
         for _ in range(_MOST_WORDS):  # the rest is for the next time
@@ -297,7 +323,7 @@ class LocalHandle:
             )
             stack.push_async_callback(self._look_for_repositories)
             stack.push_async_callback(self._tree.remove)
-            if self.record.confinement == Confinement.LANDLOCK:
+            if not self.confiner.has_own_processes:
                 # An init that somebody killed from outside has ended nobody else.
                 stack.push_async_callback(off_loop, self._tree.kill)
 

@@ -20,12 +20,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from sandbox_provisioner import cgroup
-from sandbox_provisioner.cgroup import CgroupTree
+from sandbox_provisioner.cgroup import CgroupTree, open_existing
+from sandbox_provisioner.confinement import confiner
+from sandbox_provisioner.contract import Labels, Stdio
 from sandbox_provisioner.descriptors import afford_a_start, for_clean_up
 from sandbox_provisioner.errors import (
     HostError,
@@ -37,13 +39,13 @@ from sandbox_provisioner.errors import (
     told_as_internal_error,
 )
 from sandbox_provisioner.facilities.caps.plan import enforced
-from sandbox_provisioner.facilities.landlock.tell import obstacle as landlock_obstacle
-from sandbox_provisioner.handle import LocalHandle, SandboxHandle
+from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.kernel_files import Given, KernelFiles, find_kernel_files
+from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.places import disk_of
@@ -51,12 +53,14 @@ from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step
 from sandbox_provisioner.records import (
     Record,
     RecordFolder,
+    cgroup_facts,
+    open_init,
     remove_stand_ins,
     runtime_directory,
     sweep,
 )
 from sandbox_provisioner.run_by_host import look_there_last, notice
-from sandbox_provisioner.spawn import Failure, LauncherProcess, Report, Stdio, stem
+from sandbox_provisioner.spawn import Failure, LauncherProcess, Report, stem
 from sandbox_provisioner.spec import (
     WRITTEN_THROUGH,
     Confinement,
@@ -101,26 +105,6 @@ _MOST_TOLD = 1000
 Warn = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
-    """What `list` shows of a sandbox besides its use: whose it is and what runs in it."""
-
-    kernel_id: str = ""
-    name: str = ""
-    notebook: str = ""
-    user: str = ""
-    kind: str = "kernel"
-    nursery: str = ""
-
-
-class Launcher(Protocol):
-    """Whoever can start a sandbox: on this machine, through a broker, or from a warm process."""
-
-    async def start(self, request: LaunchRequest, labels: Labels) -> SandboxHandle:
-        """Start *request*; raises a SandboxError, and then nothing is left of it."""
-        ...
-
-
 class LocalLauncher:
     """Starts sandboxes on this machine, as this user. One can start any number, one after another
     or at once."""
@@ -153,6 +137,11 @@ class LocalLauncher:
         """Where the records of our sandboxes are."""
         return runtime_directory(self._runtime_dir)
 
+    def meeting_place(self, sandbox_id: str, confinement: Confinement) -> SocketFolder:
+        """Where the kernel of *sandbox_id*, which is not there yet, will be met."""
+        folder = RecordFolder(self.runtime() / sandbox_id)
+        return SocketFolder(folder.sockets, *confiner(confinement).places(str(folder.path)))
+
     def sweep(self) -> list[str]:
         """Remove what killed servers left; the ids of what is gone."""
         try:
@@ -173,9 +162,8 @@ class LocalLauncher:
         """`survey`, where *opened* closes what it has opened."""
         facts, runtime = HostFacts.probe(request.server_places), self.runtime()
         spec = request.spec
-        shared = spec.confinement is Confinement.LANDLOCK
-        obstacle = landlock_obstacle(facts) if shared else facts.obstacle
-        if obstacle:
+        holder = confiner(spec.confinement)
+        if obstacle := holder.obstacle(facts):
             raise obstacle
         workdir = WorkdirFacts.probe(spec.workdir, facts, spec.covers, opened)
         tree = self.tree(request, facts, workdir, request.sandbox_id)
@@ -189,6 +177,7 @@ class LocalLauncher:
         if less := cgroup.allows_less(spec.limits.memory_bytes, above):
             self.tell_once(less)
         look_there_last(workdir.source, sys.path)
+        counts_alone = holder.has_own_processes and not _counts_everywhere(facts)
         site = Site(
             facts=facts,
             workdir=workdir,
@@ -196,7 +185,7 @@ class LocalLauncher:
             volumes=volumes,
             join_files=tree.join_files,
             id_range=_id_range(spec, facts),
-            user_tasks=count_tasks(facts.uid) if shared or _counts_everywhere(facts) else 0,
+            user_tasks=0 if counts_alone else count_tasks(facts.uid),
             memory_group=tree.memory_group,
             memory_above=above,
             server_environment=dict(os.environ),
@@ -254,6 +243,26 @@ class LocalLauncher:
         with site.opened:
             sockets = str(RecordFolder(self.runtime() / request.sandbox_id).sockets)
             return compile_for(request, replace(site, first_id=FIRST_ID, sockets=sockets))
+
+    def find(self, card: Mapping[str, Any]) -> LocalHandle:
+        """The sandbox that a handle's card tells of; LaunchError if it has ended."""
+        folder = RecordFolder(Path(card.get("runtime_dir") or self.runtime()) / card["id"])
+        try:
+            record: Record | None = folder.read()
+        except (OSError, ValueError):
+            record = None
+        named = card.get("init_pid"), card.get("init_start")
+        same = record and (record.init_pid, record.init_start) == named
+        pidfd = open_init(record) if record and same else None
+        if record is None or pidfd is None:
+            raise LaunchError(
+                attempt=f"find the sandbox {card['id']}",
+                answer=f"it has ended; process {named[0]} is gone or somebody else's",
+                remedy="Start a new kernel.",
+                step="load-provisioner-info",
+            )
+        tree = open_existing(cgroup_facts(record), record.tree)
+        return LocalHandle(pidfd=pidfd, tree=tree, folder=folder, record=record, control=-1)
 
     async def start(
         self, request: LaunchRequest, labels: Labels | None = None, stdio: Stdio | None = None

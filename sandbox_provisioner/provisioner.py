@@ -1,7 +1,7 @@
 """provisioner.py - in the server: jupyter_client's contract on one side, our types on the other.
 
-It translates options into a `SandboxSpec`, hands a
-`LaunchRequest` to a launcher, and answers jupyter_client about the `LocalHandle` that comes back.
+It translates options into a `SandboxSpec`, hands a `LaunchRequest` to a launcher, and answers
+jupyter_client about the handle that comes back (`contract.py`).
 
 The contract has traps, each of which a test in tests/kernels holds: `cleanup` comes twice, or alone
 with the kernel still there; `kill` never sees restart=True; nobody cleans up after a failed launch;
@@ -17,7 +17,6 @@ import os
 import pwd
 import re
 import signal
-import stat
 import subprocess
 import time
 import uuid
@@ -32,10 +31,19 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.multikernelmanager import MultiKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from tornado.web import HTTPError
-from traitlets import TraitError, TraitType
+from traitlets import TraitError, TraitType, observe
 
 from sandbox_provisioner.caps import CAPS
-from sandbox_provisioner.cgroup import open_existing
+from sandbox_provisioner.confinement import confiner
+from sandbox_provisioner.contract import (
+    Handle,
+    Labels,
+    Launcher,
+    MeetingPlace,
+    Stdio,
+    Warmth,
+    WarmUnavailable,
+)
 from sandbox_provisioner.ends import MIME, End
 from sandbox_provisioner.ends_file import EndsFile
 from sandbox_provisioner.errors import (
@@ -47,21 +55,15 @@ from sandbox_provisioner.errors import (
     in_lines,
     told_as_internal_error,
 )
-from sandbox_provisioner.facilities.landlock.plan import private
-from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import memory_bytes
-from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.last_words import LastWords
-from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.meeting import PORTS
 from sandbox_provisioner.off_loop import Gate, off_loop, one_after_another
 from sandbox_provisioner.option_errors import bad_value, unknown_option
 from sandbox_provisioner.options import AUTO, SandboxOptions, every_option
-from sandbox_provisioner.places import find_below, open_again
-from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, LaunchRequest
-from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts, open_init
+from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.run_by_host import IN_START_DIRECTORY
-from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import (
     Confinement,
     Covers,
@@ -79,9 +81,9 @@ from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.units import parse_bytes
 from sandbox_provisioner.variables import set_and_left_out
-from sandbox_provisioner.warm.ahead import count_start, fill, prepare
-from sandbox_provisioner.warm.found import Warmth, this_process
-from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
+from sandbox_provisioner.warm.ahead import count_start
+from sandbox_provisioner.warm.found import this_process
+from sandbox_provisioner.warm.launcher import WarmLauncher
 
 _POLL_SECONDS = 1.0
 _MOST_UNSEEN = 4
@@ -94,7 +96,6 @@ _LONGEST_NAME = 4096  # of a notebook, with its path
 _COLD_STARTS = len(os.sched_getaffinity(0)) + 1
 _COLD_START_SECONDS = 1.0
 _cold_starts = Gate(_COLD_STARTS, _COLD_START_SECONDS)
-_PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
 class StartRefused(HTTPError):
@@ -146,12 +147,13 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
     """
 
     spec: SandboxSpec
-    handle: LocalHandle | None = None
+    handle: Handle | None = None
     story: ExitStory | None = None
     #: How the kernel ended the last time, for programs: docs/ends.md. None if it never has.
     end: End | None = None
 
     def __init__(self, **kwargs: Any) -> None:
+        self._launcher: Launcher | None = None
         try:
             super().__init__(**kwargs)
         except TraitError as error:
@@ -190,14 +192,15 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
     def _refuse_silent_weakness(self) -> None:
         """Whoever chooses a kernel reads its display name, and nothing else, before it runs."""
         name = self.kernel_spec.display_name
-        if self.confinement == Confinement.LANDLOCK and "landlock" not in name.lower():
+        holder = confiner(self.confinement)
+        if holder.must_be_shown and holder.shown_as not in name.lower():
             raise SpecError(
-                attempt=f'start {name!r} with confinement = "landlock"',
+                attempt=f'start {name!r} with confinement = "{self.confinement}"',
                 answer="its display name does not tell that it is weaker than a sandbox made of "
                 "namespaces",
                 remedy=(
                     "Make a twin that does:",
-                    f"{COMMAND}jupyter sandbox install --confinement landlock",
+                    f"{COMMAND}jupyter sandbox install --confinement {self.confinement}",
                 ),
             )
 
@@ -268,9 +271,21 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         return os.path.abspath(os.path.expanduser(root)) if root else ""
 
     @property
-    def launcher(self) -> LocalLauncher:
-        """Who starts our sandboxes."""
-        return LocalLauncher(runtime_dir=self.runtime_dir, warn=self.log.warning, told=_told)
+    def launcher(self) -> Launcher:
+        """Who starts our sandboxes, made once."""
+        if self._launcher is None:
+            warn = lambda text: self.log.warning("%s", text)  # noqa: E731
+            self._launcher = WarmLauncher(runtime_dir=self.runtime_dir, warn=warn, told=_told)
+        return self._launcher
+
+    @observe("runtime_dir")
+    def _starts_elsewhere(self, _: Any) -> None:
+        self._launcher = None
+
+    @property
+    def meeting(self) -> MeetingPlace:
+        """Where clients meet our kernel, which need not be there yet."""
+        return self.launcher.meeting_place(self.sandbox_id, Confinement(self.confinement))
 
     # -- start
 
@@ -314,7 +329,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         attempt = f"start the kernel {self.kernel_spec.display_name!r}"
         return told_as_internal_error(attempt, but=(HTTPError, TraitError))
 
-    async def _launched(self, cmd: list[str], kwargs: dict[str, Any]) -> LocalHandle:
+    async def _launched(self, cmd: list[str], kwargs: dict[str, Any]) -> Handle:
         await self._close()  # of a manager that starts again without a shutdown
         if self.ends_file:
             await off_loop(self._open_ends_file)
@@ -324,7 +339,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         async with contextlib.AsyncExitStack() as self._place:
             self.handle = await self._start(cmd, kwargs)
             await self._await_sockets(self.handle)
-        self._link_sockets()
+        self._link(self.handle.meeting)
         return self.handle
 
     async def post_launch(self, **kwargs: Any) -> None:
@@ -359,14 +374,11 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             _refuse_explicit_tcp(manager)
         elif manager.trait_has_value("ip"):
             return
-        manager.transport = "ipc"
         manager.cache_ports = False
-        manager.ip = f"{self.launcher.runtime()}/{self.sandbox_id}/sockets/s"
-        for number, name in enumerate(_PORTS, 1):
-            setattr(manager, name, number)
+        for name, value in self.meeting.for_clients.items():
+            setattr(manager, name, value)
 
-    async def _start(self, cmd: list[str], kwargs: dict[str, Any]) -> LocalHandle:
-        launcher = self.launcher
+    async def _start(self, cmd: list[str], kwargs: dict[str, Any]) -> Handle:
         request = self._request(cmd, kwargs)
         self._tell_left_out(request.environment)
         labels = self._labels(request.environment)
@@ -375,8 +387,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         stdin = subprocess.DEVNULL if stdin is None else stdin
         stdio = Stdio(stdin, kwargs.get("stdout"), kwargs.get("stderr"))
         if self.warm:
-            return await self._start_warm(launcher, request, labels, stdio)
-        return await self._start_cold(launcher, request, labels, stdio)
+            return await self._start_warm(request, labels, stdio)
+        return await self._start_cold(request, labels, stdio)
 
     def _tell_left_out(self, environment: Mapping[str, str]) -> None:
         """Once for each: a program that sets os.environ for its kernels expects them there."""
@@ -390,19 +402,17 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             _told_variables.update(new)
             self.log.warning("%s", _left_out(new, self.env_keep))
 
-    async def _start_cold(
-        self, launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
-    ) -> LocalHandle:
+    async def _start_cold(self, request: LaunchRequest, labels: Labels, stdio: Stdio) -> Handle:
         await self._place.enter_async_context(_cold_starts.passed())
-        await off_loop(launcher.sweep)
-        return await launcher.start(request, labels, stdio)
+        await off_loop(self.launcher.sweep)
+        return await self.launcher.start(request, labels, stdio)
 
     async def fill(self, cmd: list[str], **kwargs: Any) -> int:
         """Called by `jupyter sandbox warm` in place of `launch_kernel`: make now what a start finds
         ready, and return how many nurseries and spares that were; raises SandboxError."""
-        request, launcher = self._request(cmd, kwargs), self.launcher
-        launcher.sweep()
-        return await fill(launcher, request, self._labels({}), self._wishes())
+        request = self._request(cmd, kwargs)
+        await off_loop(self.launcher.sweep)
+        return await self.launcher.fill(request, self._labels({}), self._wishes())
 
     def _wishes(self) -> Warmth:
         return Warmth(tuple(self.preload), self.spares, self.warm_idle_timeout)
@@ -430,21 +440,18 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             user=os.environ.get("JUPYTERHUB_USER") or user_name(),
         )
 
-    async def _start_warm(
-        self, launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
-    ) -> LocalHandle:
+    async def _start_warm(self, request: LaunchRequest, labels: Labels, stdio: Stdio) -> Handle:
         """From what was prepared, or cold; and then the next start is prepared, if one may come."""
         warmth, lives_on = self._warmth(), self._lives_on(count_start(labels.name))
         try:
-            handle = await start_warm(
-                launcher, request, labels, stdio, warmth.preload, warmth.owner
-            )
+            handle = await self.launcher.start_prepared(request, labels, stdio, warmth)
         except WarmUnavailable as error:
             if lives_on or error.failed:
                 self._tell_cold(error)
-            handle = await self._start_cold(launcher, request, labels, stdio)
+            handle = await self._start_cold(request, labels, stdio)
         if lives_on:  # when the kernel's sockets are waited for: a thread takes time to begin
-            asyncio.get_running_loop().call_soon(prepare, launcher, request, labels, warmth)
+            later = asyncio.get_running_loop().call_soon
+            later(self.launcher.prepare, request, labels, warmth)
         return handle
 
     def _tell_cold(self, error: WarmUnavailable) -> None:
@@ -467,7 +474,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         name = os.path.basename(outside)
         if outside:
             # format_kernel_cmd writes its real path; it may be a relative one or lie behind a link.
-            inside = f"{self._places()[1]}/{name}"
+            inside = self.meeting.connection_file(name)
             paths = (os.path.realpath(outside), os.path.abspath(outside), outside)
             cmd = [_replaced(word, paths, inside) for word in cmd]
         return LaunchRequest(
@@ -489,25 +496,20 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         folder = self.kernel_spec.resource_dir
         return (folder,) if folder and any(folder in word for word in cmd) else ()
 
-    def _places(self) -> tuple[str, str]:
-        """Where the kernel sees its sockets, and where its connection file."""
-        return places(Confinement(self.confinement), f"{self.launcher.runtime()}/{self.sandbox_id}")
-
     def _inside_connection(self) -> str:
         """The connection file as the kernel shall read it: same keys, the sockets' inside path."""
         assert self.parent
         info = json.loads(Path(self.parent.connection_file).read_text())
-        info |= {"transport": "ipc", "ip": f"{self._places()[0]}/s"}
-        info |= {name: number for number, name in enumerate(_PORTS, 1)}
+        info |= self.meeting.for_kernel
         return json.dumps(info, indent=2)
 
-    async def _await_sockets(self, handle: LocalHandle) -> None:
+    async def _await_sockets(self, handle: Handle) -> None:
         if not self.parent:
             return
         attempt = f"start the kernel {self.kernel_spec.display_name!r}"
         try:
             async with asyncio.timeout(self.start_timeout):
-                answer = await handle.sealed()
+                mistake = await handle.ready()
         except TimeoutError:
             handle.kill()
             tail = (await handle.wait()).stderr_tail
@@ -519,33 +521,24 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
                 step="wait-for-kernel",
                 stderr_tail=tail,
             ) from None
-        if answer == wire.SEALED and _sockets_are_right(handle.folder.sockets):
+        if mistake == "":
             return
-        if answer == wire.SEALED:
-            answer = f"there is something else than its sockets in {handle.folder.sockets}"
-        if answer:
+        if mistake:
             handle.kill()
         story = await handle.wait()
         if story.mistake:
             raise InternalError(attempt=attempt, answer=story.mistake)
         raise LaunchError(
             attempt=attempt,
-            answer=answer or _ending(story),
+            answer=mistake or _ending(story),
             remedy=_remedy(story, handle.unseen),
             step="wait-for-kernel",
             stderr_tail=story.stderr_tail,
         )
 
-    def _link_sockets(self) -> None:
-        """Where the caller chose the ip: a symbolic link a socket, which connect(2) follows."""
-        assert self.handle
-        if not self.parent or self.parent.ip == f"{self.handle.folder.sockets}/s":
-            return
-        for name, socket_name in zip(_PORTS, SOCKET_NAMES, strict=True):
-            link = Path(f"{self.parent.ip}-{getattr(self.parent, name)}")
-            link.unlink(missing_ok=True)
-            link.symlink_to(self.handle.folder.sockets / socket_name)
-            self.handle.folder.links.append(link)
+    def _link(self, meeting: MeetingPlace) -> None:
+        if self.parent:
+            meeting.link(self.parent.ip, {name: getattr(self.parent, name) for name in PORTS})
 
     async def _refuse(self, error: SandboxError) -> StartRefused:
         """Undo the start: nobody calls `cleanup` after a failed one."""
@@ -585,11 +578,11 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         await self._tell(story, handle)
         return _status(story)
 
-    async def _keep_up(self, handle: LocalHandle, tap: LastWords) -> None:
+    async def _keep_up(self, handle: Handle, tap: LastWords) -> None:
         await tap.keep_up()
         if self._busy is not tap.busy:
             self._busy = tap.busy
-            await off_loop(partial(handle.folder.note_activity, busy=tap.busy))
+            await off_loop(partial(handle.note_activity, busy=tap.busy))
 
     async def wait(self) -> int | None:
         """Called after a shutdown or kill: the end of the kernel, and of everything it started."""
@@ -638,14 +631,14 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             story = await handle.look()
             if story and self.story is not story:
                 self.story = story
-                self.end = End.of(story, handle.record, cell="", seconds=time.time())
+                self.end = End.of(story, handle.labels, cell="", seconds=time.time())
         self._close_ends_file()
 
-    def _hear(self, handle: LocalHandle) -> None:
+    def _hear(self, handle: Handle) -> None:
         for sentence in handle.notices():
             self.log.warning("%s", sentence)
 
-    async def _tell(self, story: ExitStory, handle: LocalHandle) -> None:
+    async def _tell(self, story: ExitStory, handle: Handle) -> None:
         """Once for each end: to the log, and, if nobody asked for it, under the cell that ran."""
         if self.story is story:
             return
@@ -669,30 +662,17 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
                 # A sentence that cannot be shown must not hide the death; the log has it.
                 self.log.warning("Could not say so at the notebook: %s", error)
 
-    async def _end_of(self, story: ExitStory, handle: LocalHandle) -> End:
+    async def _end_of(self, story: ExitStory, handle: Handle) -> End:
         cell = ""
         if self._tap and (story.reason or not self._ending):
             with contextlib.suppress(OSError, zmq.ZMQError):  # it was closed meanwhile
                 heard = await asyncio.to_thread(self._tap.finish)
                 cell = "" if self._ending else heard
-        return End.of(story, handle.record, cell=cell, seconds=time.time())
+        return End.of(story, handle.labels, cell=cell, seconds=time.time())
 
     def resolve_path(self, path: str) -> str | None:
-        """Where the server finds the kernel's *path*: only the work directory is shared."""
-        if self.handle is None:
-            return None
-        record = self.handle.record
-        below = relative(os.path.normpath(os.path.join(record.shown_at, path)), record.shown_at)
-        if below is None:
-            return None
-        try:
-            workdir = open_again(record.workdir, record.device, record.inode)
-        except OSError:
-            return None
-        try:
-            return find_below(workdir, below)
-        finally:
-            os.close(workdir)
+        """Where the server finds the kernel's *path*."""
+        return self.handle.visible(path) if self.handle else None
 
     # -- for another process
 
@@ -703,12 +683,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         if isinstance(connection.get("key"), bytes):
             connection["key"] = connection["key"].decode()
         info["connection_info"] = connection
-        info["sandbox"] = {
-            "id": self.sandbox_id,
-            "runtime_dir": str(self.launcher.runtime()),
-            "init_pid": self.handle.record.init_pid if self.handle else 0,
-            "init_start": self.handle.record.init_start if self.handle else 0,
-        }
+        info["sandbox"] = self.handle.card() if self.handle else {"id": self.sandbox_id}
         return info
 
     async def load_provisioner_info(self, provisioner_info: dict[str, Any]) -> None:
@@ -719,7 +694,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             connection["key"] = connection["key"].encode()
         await super().load_provisioner_info(info | {"connection_info": connection})
         self.sandbox_id = info["sandbox"]["id"]
-        self.handle = _find(info["sandbox"])
+        self.handle = await off_loop(self.launcher.find, info["sandbox"])
 
 
 _told_variables: set[str] = set()  # in the life of this process
@@ -751,55 +726,13 @@ def _logged(stdout: Any, stderr: Any) -> Iterator[str]:
         yield "stderr"
 
 
-def _sockets_are_right(folder: Path) -> bool:
-    """Init has looked at this from inside; here it is the server's own word."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [entry.name for entry, _ in zip(entries, range(10), strict=False)]
-        return sorted(found) == sorted(SOCKET_NAMES) and all(
-            stat.S_ISSOCK(os.lstat(folder / name).st_mode) for name in found
-        )
-    except OSError:  # somebody removes them meanwhile
-        return False
-
-
-def places(confinement: Confinement, folder: str) -> tuple[str, str]:
-    """The directories of sockets and of the connection file as the kernel sees them, whose record
-    lies in *folder*."""
-    if confinement is Confinement.LANDLOCK:
-        return f"{folder}/sockets", private(folder, "jupyter")
-    return SOCKETS, CONNECTIONS
-
-
-def _find(sandbox: Mapping[str, Any]) -> LocalHandle:
-    folder = RecordFolder(Path(sandbox["runtime_dir"]) / sandbox["id"])
-    try:
-        record: Record | None = folder.read()
-    except (OSError, ValueError):
-        record = None
-    same = record and (record.init_pid, record.init_start) == (
-        sandbox["init_pid"],
-        sandbox["init_start"],
-    )
-    pidfd = open_init(record) if record and same else None
-    if record is None or pidfd is None:
-        raise LaunchError(
-            attempt=f"find the sandbox {sandbox['id']}",
-            answer=f"it has ended; process {sandbox['init_pid']} is gone or somebody else's",
-            remedy="Start a new kernel.",
-            step="load-provisioner-info",
-        )
-    tree = open_existing(cgroup_facts(record), record.tree)
-    return LocalHandle(pidfd=pidfd, tree=tree, folder=folder, record=record, control=-1)
-
-
 def _refuse_explicit_tcp(manager: Any) -> None:
     """tcp is only jupyter_client's default, unless somebody asked for it."""
     sections = [cls.__name__ for cls in type(manager).__mro__]
     asked = any(
         manager.config[name].get("transport") for name in sections if name in manager.config
     )
-    if asked or any(getattr(manager, name) for name in _PORTS):
+    if asked or any(getattr(manager, name) for name in PORTS):
         raise SpecError(
             attempt="connect the kernel over tcp, as transport or a port asks for",
             answer="a sandbox has a network of its own, and listens on unix sockets only",

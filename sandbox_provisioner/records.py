@@ -36,12 +36,12 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_provisioner import cgroup, removal
+from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
-from sandbox_provisioner.inside import wire
 from sandbox_provisioner.places import open_again
-from sandbox_provisioner.spec import WRITTEN_THROUGH, Confinement, Covers, relative
+from sandbox_provisioner.spec import WRITTEN_THROUGH, Covers, relative
 
 # sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
 LONGEST_SOCKET_PATH = 107
@@ -114,10 +114,8 @@ class Record:
 
     @property
     def end_signal(self) -> int:
-        """What ends all of it, sent to its init: where that is PID 1 of a namespace its death does,
-        otherwise it has to end the others first."""
-        shared = self.confinement == Confinement.LANDLOCK
-        return wire.relayed(signal.SIGKILL) if shared else signal.SIGKILL
+        """What ends all of it, sent to its init."""
+        return confiner(self.confinement).end_signal
 
 
 def runtime_directory(configured: str = "") -> Path:

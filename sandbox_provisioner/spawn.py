@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import sandbox_provisioner
+from sandbox_provisioner.contract import Stdio
 from sandbox_provisioner.descriptors import (
     is_readable,
     keep_from_children,
@@ -68,15 +69,6 @@ _IDLE_SECONDS = 60.0
 _MARGIN_SECONDS = 5.0
 # Some hundred paths of stand-ins, each of at most 4096 bytes.
 _MOST_REPORTED_BYTES = 1 << 22
-
-
-@dataclass(frozen=True, slots=True)
-class Stdio:
-    """The caller's stdin, stdout and stderr for the kernel, as `subprocess.Popen` takes them."""
-
-    stdin: int | IO[Any] | None = subprocess.DEVNULL
-    stdout: int | IO[Any] | None = None
-    stderr: int | IO[Any] | None = None
 
 
 class Streams:

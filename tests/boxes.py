@@ -26,14 +26,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sandbox_provisioner.contract import Labels, Stdio, Warmth, WarmUnavailable
 from sandbox_provisioner.handle import LocalHandle
-from sandbox_provisioner.launch import Labels, LaunchRequest, LocalLauncher
+from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
 from sandbox_provisioner.plan import Plan
-from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import SandboxSpec, UserIds
 from sandbox_provisioner.story import ExitStory
-from sandbox_provisioner.warm.found import Command, Warmth
-from sandbox_provisioner.warm.launch import WarmUnavailable, start_warm
+from sandbox_provisioner.warm.found import Command
+from sandbox_provisioner.warm.launch import start_warm
 from sandbox_provisioner.warm.start import make_nursery
 
 ANSWER_SECONDS = 60

@@ -26,10 +26,10 @@ from facilities import MUST_WORK, missing, ordinary_python
 from leaks import Watch, note_what_is_made
 
 import sandbox_provisioner
+from sandbox_provisioner.contract import Labels, Warmth
 from sandbox_provisioner.descriptors import afford_a_start
-from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.spawn import stem
-from sandbox_provisioner.warm.found import Warmth
 from sandbox_provisioner.warm.start import make_nursery
 
 

@@ -23,6 +23,7 @@ from sandbox_provisioner.errors import COLUMNS, SpecError, did_you_mean, nearest
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.options import flags
 from sandbox_provisioner.provisioner import SandboxProvisioner
+from sandbox_provisioner.records import runtime_directory
 from sandbox_provisioner.spec import Covers
 
 PROVISIONER = "sandbox-provisioner"
@@ -155,7 +156,7 @@ class SandboxCommand(JupyterApp):
 
     def runtime(self) -> Path:
         """The records' directory; HostError where it cannot be used."""
-        return self.provisioner().launcher.runtime()
+        return runtime_directory(self.provisioner().runtime_dir)
 
 
 def spoken(text: str) -> str:

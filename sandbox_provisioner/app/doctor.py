@@ -33,14 +33,14 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.elsewhere import Place, look_from
 from sandbox_provisioner.app.leftovers import left_groups, left_sandboxes
+from sandbox_provisioner.contract import Labels, Launcher, Stdio
 from sandbox_provisioner.errors import LaunchError, SandboxError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.id_range import find_id_range
 from sandbox_provisioner.inside.printable import printable
-from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner
-from sandbox_provisioner.spawn import Stdio
+from sandbox_provisioner.records import runtime_directory
 from sandbox_provisioner.spec import Covers, SandboxSpec
 from sandbox_provisioner.surroundings import Surroundings
 from sandbox_provisioner.unboxed import inner_command
@@ -103,7 +103,7 @@ class DoctorApp(SandboxCommand):
     def _find(self) -> doctor.Findings:
         host, here = HostFacts.probe(), working_directory()
         provisioner = self.provisioner()
-        runtime = _answer(provisioner.launcher.runtime)
+        runtime = _answer(lambda: runtime_directory(provisioner.runtime_dir))
         usable = not isinstance(runtime, SandboxError)
         return doctor.Findings(
             host=host,
@@ -188,7 +188,7 @@ def try_sandbox(provisioner: SandboxProvisioner, host: HostFacts) -> float:
         return 1e3 * (time.monotonic() - started)
 
 
-async def _try(launcher: LocalLauncher, spec: SandboxSpec, folder: str) -> None:
+async def _try(launcher: Launcher, spec: SandboxSpec, folder: str) -> None:
     request = LaunchRequest(
         sandbox_id=uuid.uuid4().hex[:12],
         spec=spec,

@@ -24,18 +24,17 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.cgroup import allows_less, narrowest_bound
+from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.errors import COMMAND, SpecError
 from sandbox_provisioner.facilities.caps.plan import enforced
-from sandbox_provisioner.facilities.landlock.tell import losses
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.options import AUTO, every_option
 from sandbox_provisioner.plan import LaunchRequest
-from sandbox_provisioner.provisioner import SandboxProvisioner, places
-from sandbox_provisioner.spec import Confinement, Limits, relative
+from sandbox_provisioner.provisioner import SandboxProvisioner
+from sandbox_provisioner.spec import Limits, relative
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.units import format_bytes
-from sandbox_provisioner.warm.launch import why_cold
 
 _CONNECTION_FILE = "kernel-example.json"
 _SHOWN_WIDTH = 60
@@ -99,9 +98,10 @@ class ExplainApp(SandboxCommand):
         print(f"{one_line(title)}\n")
         print(table([("option", "value", "from"), *options], widest=(20, _SHOWN_WIDTH, 60)))
         print(f"\n{_memory(provisioner.spec_for(cwd).limits, HostFacts.probe())}")
-        if provisioner.confinement == Confinement.LANDLOCK:
-            lost = "\n".join(f"  - {text}" for text in losses(HostFacts.probe()))
-            print(f'\nconfinement = "landlock" is weaker than namespaces:\n{lost}')
+        if lost := confiner(provisioner.confinement).losses(HostFacts.probe()):
+            clauses = "\n".join(f"  - {text}" for text in lost)
+            name = provisioner.confinement
+            print(f'\nconfinement = "{name}" is weaker than namespaces:\n{clauses}')
         if provisioner.warm:
             print(f"\n{_warmth(provisioner, request)}")
         print(f"\n{plan.describe()}")
@@ -126,10 +126,7 @@ class ExplainApp(SandboxCommand):
 def _warmth(provisioner: SandboxProvisioner, request: LaunchRequest) -> str:
     """What the option warm comes to for this kernel."""
     name = "warm = auto" if provisioner.warm == AUTO else "warm = true"
-    site, _ = provisioner.launcher.survey(request)
-    with site.opened:
-        why = why_cold(request, site)
-    if why:
+    if why := provisioner.launcher.why_cold(request):
         return f"{name}, but every start of this kernel is cold: {why}."
     return f"{name}: {_WARM}" + (f"\n{_AUTO}" if provisioner.warm == AUTO else "")
 
@@ -167,9 +164,9 @@ def _shown(value: Any) -> str:
 def request_for(provisioner: SandboxProvisioner, kernel: KernelSpec, cwd: str) -> LaunchRequest:
     """What a server would ask a launcher for, with an example's connection file."""
     spec = provisioner.spec_for(cwd)
-    where = places(spec.confinement, f"{provisioner.launcher.runtime()}/example")[0]
+    meeting = provisioner.launcher.meeting_place("example", spec.confinement)
     words = {
-        "connection_file": f"{where}/{_CONNECTION_FILE}",
+        "connection_file": meeting.connection_file(_CONNECTION_FILE),
         "resource_dir": kernel.resource_dir,
         "prefix": sys.prefix,
     }

@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sandbox_provisioner.app.running import Sandbox
+from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.handle import short_id
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.records import age_seconds
-from sandbox_provisioner.spec import Confinement
 from sandbox_provisioner.units import format_bytes
 
 NOTHING = "No sandbox runs."
@@ -92,7 +92,7 @@ def _shares(found: Sequence[Sandbox], _: int) -> bool:
 
 
 def _is_weaker(found: Sequence[Sandbox], _: int) -> bool:
-    return any(sandbox.record.confinement != Confinement.NAMESPACES for sandbox in found)
+    return any(confiner(sandbox.record.confinement).must_be_shown for sandbox in found)
 
 
 def _bytes(tell: Callable[[Sandbox], int | None]) -> Cell:

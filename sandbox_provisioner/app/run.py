@@ -20,13 +20,11 @@ from sandbox_provisioner.app.command import (
     working_directory,
 )
 from sandbox_provisioner.app.terminal import relayed
+from sandbox_provisioner.contract import Handle, Labels, Launcher, Stdio
 from sandbox_provisioner.errors import LaunchError, in_lines
-from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.launch import Labels, LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner, user_name
-from sandbox_provisioner.spawn import Stdio
 from sandbox_provisioner.spec import relative
 from sandbox_provisioner.story import EndKind, ExitStory
 
@@ -93,7 +91,7 @@ def _request(provisioner: SandboxProvisioner, command: list[str]) -> LaunchReque
     )
 
 
-async def run_in_box(launcher: LocalLauncher, request: LaunchRequest) -> ExitStory:
+async def run_in_box(launcher: Launcher, request: LaunchRequest) -> ExitStory:
     """Run *request* with our stdio, and with a terminal of its own where ours is one.
 
     Raises a SandboxError where it cannot be started; the box is gone when this returns.
@@ -119,12 +117,12 @@ class _Signals:
     """Relays the signals that we get; those that come during the start are delivered after it."""
 
     def __init__(self) -> None:
-        self._handle: LocalHandle | None = None
+        self._handle: Handle | None = None
         self._early: list[int] = []
         for number in _RELAYED:
             asyncio.get_running_loop().add_signal_handler(number, self._take, number)
 
-    def relay_to(self, handle: LocalHandle) -> None:
+    def relay_to(self, handle: Handle) -> None:
         self._handle = handle
         for number in self._early:
             handle.signal(number)

@@ -23,7 +23,7 @@ import tty
 from collections.abc import Iterator
 from typing import Any
 
-from sandbox_provisioner.spawn import Stdio
+from sandbox_provisioner.contract import Stdio
 
 _CHUNK = 1 << 16
 _END_OF_INPUT = b"\x04"  # Ctrl-D

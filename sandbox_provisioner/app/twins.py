@@ -12,6 +12,7 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec
 
 from sandbox_provisioner.app.command import PROVISIONER, stanza_of
+from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.spec import Confinement
 from sandbox_provisioner.unboxed import guarded_command, inner_command
@@ -35,8 +36,7 @@ def twin_of(
 
 def _box_of(options: Mapping[str, Any]) -> str:
     """What front ends shall say of the twin: the weaker box by its name."""
-    weaker = options.get("confinement") == Confinement.LANDLOCK
-    return Confinement.LANDLOCK.value if weaker else "sandboxed"
+    return confiner(options.get("confinement") or Confinement.NAMESPACES).shown_as
 
 
 def _refuse_started_elsewhere(kernel: KernelSpec) -> None:

@@ -17,16 +17,15 @@ from functools import partial
 from pathlib import Path
 
 from sandbox_provisioner.cgroup import free_bytes, reap_keepers, survey
+from sandbox_provisioner.contract import Labels, Warmth, WarmUnavailable
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.process.plan import least_available_bytes
 from sandbox_provisioner.handle import LocalHandle, reap
 from sandbox_provisioner.inside.memory import available_bytes
-from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.records import sweep
 from sandbox_provisioner.spawn import stem
-from sandbox_provisioner.warm.found import Warmth
-from sandbox_provisioner.warm.launch import WarmUnavailable
 from sandbox_provisioner.warm.spare import make_spare
 from sandbox_provisioner.warm.start import make_nursery
 

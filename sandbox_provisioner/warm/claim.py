@@ -17,13 +17,14 @@ from pathlib import Path
 
 from sandbox_provisioner import orders
 from sandbox_provisioner.cgroup import CgroupTree
+from sandbox_provisioner.contract import Labels, Stdio
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle, readable_within
-from sandbox_provisioner.launch import Labels, Start
+from sandbox_provisioner.launch import Start
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record, RecordFolder, open_init
-from sandbox_provisioner.spawn import WORD_SECONDS, Stdio
+from sandbox_provisioner.spawn import WORD_SECONDS
 from sandbox_provisioner.warm.opener import Opener
 from sandbox_provisioner.warm.process import DistantProcess
 

@@ -50,20 +50,6 @@ _OF_ONE_NOTEBOOK = ("JPY_SESSION_NAME", "PWD", "OLDPWD")
 
 
 @dataclass(frozen=True, slots=True)
-class Warmth:
-    """What a kernelspec wishes to have ready: modules that a nursery imports besides, kernels that
-    wait for a start, and after how many seconds without a start all of it ends; *lonely_seconds* is
-    the same for a nursery with so few kernels that it costs more than it saves. *owner* is the one
-    process that may use it, and that it ends with; "" for all of this user's."""
-
-    preload: tuple[str, ...] = ()
-    spares: int = 0
-    idle_seconds: float = 900.0
-    lonely_seconds: float | None = None
-    owner: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Command:
     """A command that a nursery can stand in for: ``PROGRAM [FLAGS] -m ipykernel_launcher
     ARGUMENTS``, or the same with ``-c CODE`` (which tests run)."""

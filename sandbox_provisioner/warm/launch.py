@@ -26,18 +26,18 @@ from pathlib import Path
 
 from sandbox_provisioner import orders
 from sandbox_provisioner.cgroup import CgroupTree, open_to_join
+from sandbox_provisioner.contract import Labels, Stdio, WarmUnavailable
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.errors import SandboxError, told_as_host_error, told_as_internal_error
 from sandbox_provisioner.handle import LastWord, LocalHandle
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.launch import Labels, LocalLauncher, Start, without_a_word
+from sandbox_provisioner.launch import LocalLauncher, Start, without_a_word
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import Family, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, RecordFolder, start_time
 from sandbox_provisioner.spawn import (
     WORD_SECONDS,
     LauncherProcess,
-    Stdio,
     control_pair,
     hear,
     stem,
@@ -60,18 +60,6 @@ from sandbox_provisioner.warm.process import DistantProcess
 _HERE_SECONDS = WORD_SECONDS
 _NO_NURSERY = "there is no nursery for it (yet)"
 _OTHER_COMMAND = "its command is not that of a usual IPython kernel"
-
-
-class WarmUnavailable(Exception):
-    """No start from a nursery: the text says why, for a log. A cold start may do.
-
-    *failed*: there was one, and it could not. *never*: there will be none for such a kernel.
-    """
-
-    def __init__(self, why: str, *, failed: bool = False, never: bool = False) -> None:
-        super().__init__(why)
-        self.failed = failed
-        self.never = never
 
 
 def why_cold(request: LaunchRequest, site: Site) -> str:

@@ -13,11 +13,12 @@ import signal
 import socket
 from collections.abc import Sequence
 
+from sandbox_provisioner.contract import Stdio
 from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import readable
 from sandbox_provisioner.plan import Plan
-from sandbox_provisioner.spawn import Report, Stdio, Streams, say_go
+from sandbox_provisioner.spawn import Report, Streams, say_go
 
 
 class DistantProcess:

@@ -17,18 +17,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sandbox_provisioner import orders
+from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.launch import Labels, LocalLauncher
+from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import RecordFolder
-from sandbox_provisioner.spawn import LAUNCH_SECONDS, Stdio, stem
+from sandbox_provisioner.spawn import LAUNCH_SECONDS, stem
 from sandbox_provisioner.warm.found import (
     CLAIMS,
     Command,
-    Warmth,
     find,
     key_of,
     made_of,

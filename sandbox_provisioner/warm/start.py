@@ -21,22 +21,22 @@ from pathlib import Path
 
 import sandbox_provisioner
 from sandbox_provisioner import orders
+from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.facilities.process.plan import least_available_bytes
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.launch import ColdStart, Labels, LocalLauncher
+from sandbox_provisioner.launch import ColdStart, LocalLauncher
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import BUILDING, RecordFolder
-from sandbox_provisioner.spawn import WORD_SECONDS, Stdio, stem
+from sandbox_provisioner.spawn import WORD_SECONDS, stem
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.story import ExitStory
 from sandbox_provisioner.warm.found import (
     SOCKET,
     Command,
-    Warmth,
     bearable,
     call,
     find,

@@ -15,6 +15,7 @@ import boxes
 import pytest
 from facilities import missing
 
+from sandbox_provisioner.contract import Stdio
 from sandbox_provisioner.errors import (
     HostError,
     InternalError,
@@ -26,7 +27,7 @@ from sandbox_provisioner.inside import steps
 from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import SERVER_STEPS, LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
-from sandbox_provisioner.spawn import Stdio, stem
+from sandbox_provisioner.spawn import stem
 from sandbox_provisioner.spec import Limits, Volume
 
 pytestmark = pytest.mark.requires("userns")

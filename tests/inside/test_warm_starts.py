@@ -22,16 +22,16 @@ from boxes import is_reaped, request_for, run
 from facilities import missing
 
 from sandbox_provisioner import orders, spawn
+from sandbox_provisioner.contract import Labels, Stdio, Warmth, WarmUnavailable
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.inside.wire import FAIL_AT
-from sandbox_provisioner.launch import Labels, LaunchRequest, LocalLauncher
+from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
 from sandbox_provisioner.plan import Family
 from sandbox_provisioner.records import Record
-from sandbox_provisioner.spawn import LauncherProcess, Stdio, stem
+from sandbox_provisioner.spawn import LauncherProcess, stem
 from sandbox_provisioner.spec import Limits, Volume
 from sandbox_provisioner.warm import ahead, launch
-from sandbox_provisioner.warm.found import Warmth
-from sandbox_provisioner.warm.launch import ForkedProcess, WarmUnavailable, start_warm
+from sandbox_provisioner.warm.launch import ForkedProcess, start_warm
 from sandbox_provisioner.warm.spare import make_spare
 from sandbox_provisioner.warm.start import make_nursery
 

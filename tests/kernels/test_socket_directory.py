@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from jupyter_client.manager import KernelManager
 
-from sandbox_provisioner.provisioner import StartRefused, _sockets_are_right
+from sandbox_provisioner.meeting import SocketFolder
+from sandbox_provisioner.provisioner import StartRefused
 from sandbox_provisioner.records import all_records, sweep
 from sandbox_provisioner.story import EndKind
 
@@ -78,26 +79,30 @@ def test_a_kernel_may_list_the_directory_and_bind_a_socket_again(kernelspec: Any
     manager = KernelManager(kernel_name=kernelspec(argv=argv))
     manager.start_kernel()
     try:
-        assert _sockets_are_right(manager.provisioner.handle.folder.sockets)
+        assert manager.provisioner.handle.meeting.mistake() == ""
     finally:
         manager.shutdown_kernel(now=True)
+
+
+def is_right(folder: Path) -> bool:
+    return not SocketFolder(folder, "/run/kernel", "/run/jupyter").mistake()
 
 
 def test_the_server_looks_by_itself(new_folder: Any) -> None:
     folder = new_folder()
     found = []
     for number in range(1, 6):
-        assert not _sockets_are_right(folder)
+        assert not is_right(folder)
         found.append(socket.socket(socket.AF_UNIX))
         found[-1].bind(f"{folder}/s-{number}")
-    assert _sockets_are_right(folder)
+    assert is_right(folder)
     (folder / "x").touch()
-    assert not _sockets_are_right(folder)
+    assert not is_right(folder)
     (folder / "x").unlink()
     (folder / "s-1").unlink()
     (folder / "s-1").symlink_to("s-2")
-    assert not _sockets_are_right(folder)
-    assert not _sockets_are_right(folder / "gone")
+    assert not is_right(folder)
+    assert not is_right(folder / "gone")
     for one in found:
         one.close()
 

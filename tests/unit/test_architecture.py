@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import sandbox_provisioner
+from sandbox_provisioner import contract
 from sandbox_provisioner.caps import BY_FACILITY, CAPS
 from sandbox_provisioner.spawn import BOOT
 
@@ -273,6 +274,33 @@ def test_options_are_the_provisioners_and_the_apps_alone():
     # The contents manager is a configurable of the server's own, without options of a sandbox.
     rooms = {"provisioner", "options", "option_errors", "caps", "app", "contents"}
     assert {user for user in users if user.split(".")[1] not in rooms} == set()
+
+
+# What stands behind the contracts: `contract.py`.
+BEHIND = {
+    "cgroup", "handle", "inside", "landlock", "launch", "places", "records", "spawn", "warm.claim",
+    "warm.launch", "warm.spare", "warm.start",
+}  # fmt: skip
+
+
+def test_the_provisioner_knows_contracts_and_not_what_stands_behind_them():
+    path = PACKAGE / "provisioner.py"
+    ours = {module.removeprefix(f"{NAME}.") for module in ours_of(path)}
+    of_words = {"inside.printable"}
+    assert {n for n in ours - of_words if n in BEHIND or n.split(".")[0] in BEHIND} == set()
+    known = {"handle": contract.Handle, "launcher": contract.Launcher}
+    known |= {"meeting": contract.MeetingPlace}
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Attribute):
+            protocol = known.get(ast.unparse(node.value).removeprefix("self."))
+            members = dir(protocol) + list(protocol.__annotations__) if protocol else [node.attr]
+            assert node.attr in members, ast.unparse(node)
+
+
+def test_what_holds_a_kernel_is_asked_and_not_compared():
+    """One value a confinement, in place of a question at each place that differs."""
+    users = {module_of(path) for path in FILES if "Confinement.LANDLOCK" in path.read_text()}
+    assert users == {f"{NAME}.confinement", f"{NAME}.orders"}
 
 
 def test_only_a_servers_configuration_loads_the_contents_manager():

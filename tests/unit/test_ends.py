@@ -8,18 +8,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from sandbox_provisioner.contract import Labels
 from sandbox_provisioner.ends import MIME, End, ends_in
 from sandbox_provisioner.provisioner import _is_news
-from sandbox_provisioner.records import Record
 from sandbox_provisioner.story import EndKind, ExitStory, with_reason
 
 PAGE = Path(__file__).parents[2] / "docs/ends.md"
-RECORD = Record(sandbox_id="abc", kernel_id="k" * 36, name="R", memory_limit_bytes=1 << 28)
+LABELS = Labels(kernel_id="k" * 36, name="R")
 
 
 def end_of(kind: EndKind, code: int | None = None, cell: str = "", **story: Any) -> End:
     told = with_reason(ExitStory(kind=kind, code=code, **story), "k")
-    return End.of(told, RECORD, cell=cell, seconds=0.4)
+    return End.of(told, LABELS, cell=cell, seconds=0.4)
 
 
 def test_an_end_is_news_unless_somebody_asked_for_it() -> None:
