@@ -82,7 +82,8 @@ def stamp(name):
     stamps.append(b"%s %d" % (name.encode(), time.monotonic_ns()))
 import sys
 sys.path.append(sys.argv[1])
-from sandbox_provisioner.inside import enter, steps, wire
+from sandbox_provisioner.inside import wire
+from sandbox_provisioner.launcher import enter
 decode = wire.decode
 def decoded(text):
     stamp("word")
@@ -97,9 +98,9 @@ def wrap(name, verb):
         verb(box, *words)
         stamps.append(b"%s %d %d" % (name.encode(), time.monotonic_ns(), begin))
     return timed
-for name in list(steps.VERBS):
-    steps.VERBS[name] = wrap(name, steps.VERBS[name])
-steps.system_call_filter = wrap("system-call-filter", steps.system_call_filter)
+for name in list(enter.VERBS):
+    enter.VERBS[name] = wrap(name, enter.VERBS[name])
+enter.system_call_filter = wrap("system-call-filter", enter.system_call_filter)
 fork_kernel = enter.fork_kernel
 enter.fork_kernel = lambda box: wrap("fork-kernel", fork_kernel)(box)
 enter.main(sys.argv[2:])

@@ -34,7 +34,7 @@ READ_ONLY = ("readonly", "nosuid", "nodev")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: a verb of `inside/steps.py`, its words, and the reason for it. *shown* is what
+    """One step: a verb (`launcher/verbs.py`), its words, and the reason for it. *shown* is what
     people see in place of words that are secret, or mean nothing to them."""
 
     verb: str

@@ -1,7 +1,8 @@
 """spawn.py - in the launching process: launchers as processes, from their fork to their end.
 
 The interpreter that they run in takes some 20 ms to start. So it is started once, as the *stem*
-(inside/enter.py), before anything else is known of the first start, and forks a launcher for each.
+(launcher/enter.py), before anything else is known of the first start, and forks a launcher for
+each.
 A launcher is a child of ours; it performs its plan, forks PID 1, and ends. The words that we and
 they say are drawn in inside/wire.py.
 
@@ -55,7 +56,7 @@ from sandbox_provisioner.records import start_time
 
 BOOT = (
     "import sys; sys.path.append(sys.argv[1]); "
-    "from sandbox_provisioner.inside.enter import main; main(sys.argv[2:])"
+    "from sandbox_provisioner.launcher.enter import main; main(sys.argv[2:])"
 )
 LAUNCH_SECONDS = 60.0
 _OPEN_SECONDS = 10.0
@@ -375,8 +376,9 @@ def control_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def say_go(control: socket.socket, plan: Plan, report: int, fds: Sequence[int]) -> None:
-    """Send *plan* with *fds*, the first of which are standard streams, as `inside.enter.obey` takes
-    them; OSError if nobody is there. By our pidfd PID 1 sees our end."""
+    """Send *plan* with *fds*, the first of which are standard streams, as
+    `launcher.enter.obey` takes them; OSError if nobody is there. By our pidfd PID 1 sees that we
+    have ended."""
     with contextlib.ExitStack() as stack:
         memfd = os.memfd_create("plan")
         stack.callback(os.close, memfd)

@@ -45,7 +45,7 @@ _SETTINGS = {
     ),
 }
 _FILTER, _PROFILE, _PROC = 0, 1, 2
-# What `inside.steps` calls the init of a sandbox.
+# What `namespaces.inside.new_session` calls the init of a sandbox.
 _INIT = "sandbox-init"
 _NAMES = {
     "docker": "a Docker container",

@@ -1,4 +1,4 @@
-"""warm/claim.py - in the launching process: a start that is bound to a spare (`inside/claim.py`).
+"""warm/claim.py - in the launching process: a start that is bound to a spare (`launcher/claim.py`).
 
 ::
 

@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sandbox_provisioner.facilities.process.inside import Spare
 from sandbox_provisioner.inside import orders, wire
-from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.warm.pages import ListedModules, bring_names_together
 
 _FILE_OPTION = "-f"
@@ -105,7 +106,7 @@ class Kernel:
             self._run_code(words[words.index("-c") + 1 :])
             return
         app = self._initialized(words[words.index("-m") + 2 :])
-        if box.unclaimed:
+        if box.part(Spare).unclaimed:
             given = {os.fsdecode(name) for name in box.environment}
             _bind(app, box, {name: v for name, v in os.environ.items() if name not in given})
         app.start()
@@ -285,13 +286,13 @@ def _end_in_order(app: Any) -> None:
 
 
 def _bind(app: Any, box: Box, made: Mapping[str, str]) -> None:
-    """Wait, as a spare, for the start that this is for (`inside/claim.py`), and become what a
+    """Wait, as a spare, for the start that this is for (`launcher/claim.py`), and become what a
     kernel that had known of it from the beginning would be. *made* are variables that the kernel
     has set itself."""
     let_go = _hold_listeners(app)
-    os.write(box.ready[1], wire.message(wire.READY))
-    os.close(box.ready[1])
-    found = orders.read_all(box.binding[0])
+    os.write(box.part(Spare).ready[1], wire.message(wire.READY))
+    os.close(box.part(Spare).ready[1])
+    found = orders.read_all(box.part(Spare).binding[0])
     if not found:
         os._exit(0)
     (cwd,), argv, pairs = wire.decode(found)

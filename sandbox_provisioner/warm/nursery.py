@@ -24,9 +24,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from sandbox_provisioner.inside import enter, kernel_calls, steps, wire
+from sandbox_provisioner.inside import kernel_calls, wire
+from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.memory import available_bytes
-from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.inside.say import say_who
+from sandbox_provisioner.launcher import enter
 from sandbox_provisioner.warm.immortal import immortalize
 from sandbox_provisioner.warm.kernel import Kernel, initialized, is_unusual
 from sandbox_provisioner.warm.pages import forget_lookups, plug
@@ -360,7 +362,7 @@ def _child(control: int, alive: int) -> Box:
     """Be PID 1 of a box, then the kernel: what a launcher, PID 1 and the kernel are in a cold
     start."""
     try:
-        steps.say_who(control, wire.HERE)
+        say_who(control, wire.HERE)
         return enter.obey(control, alive)
     except OSError:  # the server has gone
         os._exit(wire.FAILED_STATUS)

@@ -21,8 +21,8 @@ from probes import answer_of, attempt_to_open, number_of, system_call
 from sandbox_provisioner import launch, records
 from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import HostError, LaunchError, SpecError
+from sandbox_provisioner.facilities.landlock.inside import VERBS
 from sandbox_provisioner.host import HostFacts
-from sandbox_provisioner.inside import steps
 from sandbox_provisioner.spec import Confinement, Limits, OnMissing, Volume
 
 pytestmark = [
@@ -524,7 +524,9 @@ def test_everything_ends_with_a_server_that_is_killed(runtime_dir, workdir, watc
     assert not processes_in(workdir)
 
 
-@pytest.mark.parametrize("step", sorted({*steps.LANDLOCK_VERBS, "fork-kernel", "execute"}))
+@pytest.mark.parametrize(
+    "step", sorted({*(v.__name__.replace("_", "-") for v in VERBS), "fork-kernel", "execute"})
+)
 def test_a_step_that_fails_leaves_nothing(sandbox, monkeypatch, step, runtime_dir, workdir):
     monkeypatch.setenv("SANDBOX_FAIL_AT", step)
     with (

@@ -28,10 +28,11 @@ exec unshare -Ur "$@"
 # The same with 65536 ids of the host's, as engines without root make it.
 WITH_IDS = f"""
 import os, sys
-from sandbox_provisioner.inside import steps
-box = steps.Box(-1, -1)
-steps.make_user_namespace(box, "container", *["0 {SUBORDINATE} 65536"] * 2)
-steps.enter_user_namespace(box, "container")
+from sandbox_provisioner.facilities.ids import inside as ids
+from sandbox_provisioner.inside.box import Box
+box = Box(-1, -1)
+ids.make_user_namespace(box, "container", *["0 {SUBORDINATE} 65536"] * 2)
+ids.enter_user_namespace(box, "container")
 os.execv(sys.argv[1], ["unshare", "-mpf", "--mount-proc", *sys.argv[2:]])
 """
 LOOK = """

@@ -14,6 +14,7 @@ import sys
 import boxes
 import pytest
 from facilities import missing
+from golden import verbs_of
 
 from sandbox_provisioner.contract import Stdio
 from sandbox_provisioner.errors import (
@@ -23,7 +24,6 @@ from sandbox_provisioner.errors import (
     SandboxError,
     SpecError,
 )
-from sandbox_provisioner.inside import steps
 from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import SERVER_STEPS, LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
@@ -33,8 +33,7 @@ from sandbox_provisioner.spec import Limits, Volume
 pytestmark = pytest.mark.requires("userns")
 
 MIB = 1 << 20
-OF_OTHER_PLANS = {"terminal"} | steps.LANDLOCK_VERBS | steps.WARM_VERBS
-VERBS = sorted({*steps.VERBS, "fork-kernel"} - OF_OTHER_PLANS)
+VERBS = sorted({verb for who in ("root", "user", "range") for verb in verbs_of(f"cold-{who}")})
 
 
 def add(one, other):

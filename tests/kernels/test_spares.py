@@ -29,8 +29,8 @@ from warmth import (
 import sandbox_provisioner
 from benchmarks.common import wait_until
 from sandbox_provisioner.facilities.process import plan as process_plan
-from sandbox_provisioner.inside import steps
 from sandbox_provisioner.inside.wire import FAIL_AT
+from sandbox_provisioner.launcher import verbs
 from sandbox_provisioner.plan import HOME
 from sandbox_provisioner.records import Record, all_records, sweep
 from sandbox_provisioner.warm import ahead, found
@@ -361,7 +361,7 @@ VERBS = (
 def test_a_spare_that_cannot_be_bound_is_no_reason_not_to_start(
     warm: Any, workdir: Path, runtime_dir: Path, monkeypatch: Any, step: str, caplog: Any
 ) -> None:
-    assert step in steps.VERBS
+    assert step in verbs.VERBS
     (workdir / ".git").mkdir()
     (workdir / ".git/config").touch()
     with warm(spares=1):

@@ -32,7 +32,7 @@ KINDS = ("cold", "nursery", "spare")
 ANSWER_SECONDS = 100
 _LATEST_SECONDS = 0.6
 _GONE_SECONDS = 10
-_STEM = b"inside.enter"
+_STEM = b"launcher.enter"
 
 STRANGER = """
 import ctypes, errno, os, select, signal, sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import socket
 import statistics
@@ -21,10 +22,15 @@ from sandbox_provisioner.spawn import BOOT
 PACKAGE = Path(sandbox_provisioner.__file__).parent
 NAME = PACKAGE.name
 FILES = sorted(PACKAGE.rglob("*.py"))
-LAUNCHER = (
-    "claim", "covers", "enter", "family", "folders", "init", "kernel_calls", "lookup", "memory",
-    "orders", "output", "printable", "steps", "wire",
-)  # fmt: skip
+# What the launcher's boot loads: its ground, each facility's part of it, and what stands on both.
+GROUND = sorted(path.stem for path in PACKAGE.glob("inside/*.py") if path.stem != "__init__")
+GROUND = [name for name in GROUND if name not in {"seccomp", "syscall_numbers"}]
+PARTS = sorted(path.parent.name for path in PACKAGE.glob("facilities/*/inside.py"))
+LAUNCHER = {
+    *(f"{NAME}.inside.{name}" for name in GROUND),
+    *(f"{NAME}.facilities.{name}.inside" for name in PARTS),
+    *(f"{NAME}.launcher.{path.stem}" for path in PACKAGE.glob("launcher/*.py")),
+} - {f"{NAME}.launcher.__init__"}
 OF_LAUNCHER = {
     "__future__", "_signal", "collections", "ctypes", "errno", "gc", "os", "resource", "select",
     "stat", "struct", "sys", "time",
@@ -86,13 +92,29 @@ def functions() -> Iterator[tuple[str, int]]:
 # -- the launcher's room
 
 
-@pytest.mark.parametrize("name", LAUNCHER)
-def test_the_launcher_imports_built_in_modules_and_its_own_room(name):
-    found = imports_of(PACKAGE / "inside" / f"{name}.py")
+@pytest.mark.parametrize("name", sorted(LAUNCHER))
+def test_the_launcher_imports_built_in_modules_and_its_own_rooms(name):
+    found = imports_of(PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py"))
     ours = {module for module in found if module.split(".")[0] == NAME}
     assert {module.split(".")[0] for module in found - ours} <= OF_LAUNCHER
-    own_room = {f"{NAME}.inside"} | {f"{NAME}.inside.{other}" for other in LAUNCHER}
-    assert ours <= own_room
+    # Below each: the ground knows no facility, a facility no other one and not who stands above.
+    own = name.rpartition(".")[0]
+    below = {f"{NAME}.inside"} | {f"{NAME}.inside.{other}" for other in GROUND}
+    if own == f"{NAME}.launcher":
+        below |= LAUNCHER | {own}
+    assert ours <= below
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_function_of_a_facility_that_is_a_step_is_a_verb(name):
+    module = importlib.import_module(f"{NAME}.facilities.{name}.inside")
+    steps = [
+        found
+        for word, found in vars(module).items()
+        if callable(found) and getattr(found, "__module__", "") == module.__name__
+        and not isinstance(found, type) and not word.startswith("_")
+    ]  # fmt: skip
+    assert set(module.VERBS) == set(steps)
 
 
 def test_what_is_pure_in_the_launchers_room_stays_so():
@@ -123,7 +145,8 @@ def test_a_real_launcher_loads_nothing_that_a_start_does_not_need():
         env={}, check=True, capture_output=True, text=True,
     )  # fmt: skip
     added = loaded - set(ast.literal_eval(bare.stdout))
-    ours = {NAME, f"{NAME}.inside"} | {f"{NAME}.inside.{name}" for name in LAUNCHER}
+    folders = {f"{NAME}.facilities.{name}" for name in PARTS}
+    ours = {NAME, *LAUNCHER, *folders, f"{NAME}.inside", f"{NAME}.launcher", f"{NAME}.facilities"}
     built_in_or_small = {
         "_collections_abc", "_ctypes", "_signal", "_stat", "_struct", "abc", "_abc", "ctypes",
         "ctypes._endian", "errno", "gc", "genericpath", "os", "os.path", "posixpath", "resource",
@@ -133,8 +156,8 @@ def test_a_real_launcher_loads_nothing_that_a_start_does_not_need():
 
 
 def test_the_collector_leaves_alone_what_launchers_share_with_the_stem():
-    told = f"{NAME}.inside.enter.os._exit = lambda code: print(gc.get_freeze_count())"
-    boot = BOOT.replace("; main(", f"; import gc, {NAME}.inside.enter; {told}; main(")
+    told = f"{NAME}.launcher.enter.os._exit = lambda code: print(gc.get_freeze_count())"
+    boot = BOOT.replace("; main(", f"; import gc, {NAME}.launcher.enter; {told}; main(")
     ours, theirs = socket.socketpair()
     theirs.close()  # the server's end: it is gone at once
     with ours:
@@ -263,7 +286,7 @@ def test_what_a_facility_plans_and_tells_is_pure(facility):
 
 def test_only_the_orders_and_whoever_stands_above_know_several_facilities():
     for path in FILES:
-        if module_of(path).split(".")[1:2] in (["facilities"], ["orders"]):
+        if module_of(path).split(".")[1:2] in (["facilities"], ["orders"], ["launcher"]):
             continue
         known = {n.split(".")[2] for n in ours_of(path) if n.startswith(f"{NAME}.facilities.")}
         assert len(known) <= 2, (path, known)

@@ -18,9 +18,10 @@ from sandbox_provisioner.errors import (
     LaunchError,
     told_as_internal_error,
 )
-from sandbox_provisioner.inside import covers, enter, init, kernel_calls
+from sandbox_provisioner.inside import covers, kernel_calls
+from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.printable import with_place
-from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.launcher import enter, init
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
 
 # -- what failed
@@ -134,7 +135,7 @@ def exit_file_of(tmp_path: Path, error: BaseException) -> ExitFile:
         with contextlib.suppress(BaseException):
             box = Box(-1, -1)
             box.namespaces = False
-            box.exit_fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            box.named["exit-file"] = [os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)]
 
             def raise_it(*_):
                 raise error
@@ -149,7 +150,7 @@ def exit_file_of(tmp_path: Path, error: BaseException) -> ExitFile:
 def test_who_has_nobody_to_report_to_leaves_it_in_the_exit_file(tmp_path):
     """PID 1 of a spare, which nobody has claimed."""
     box = Box(-1, -1)
-    box.exit_fd = os.open(tmp_path / "exit", os.O_WRONLY | os.O_CREAT, 0o600)
+    box.named["exit-file"] = [os.open(tmp_path / "exit", os.O_WRONLY | os.O_CREAT, 0o600)]
     enter._tell_failure(box, "3", "stay-unclaimed", KeyError("x"))
     os.close(box.exit_fd)
     told = ExitFile.of((tmp_path / "exit").read_bytes())
@@ -159,10 +160,10 @@ def test_who_has_nobody_to_report_to_leaves_it_in_the_exit_file(tmp_path):
 def test_a_mistake_in_pid_1_is_told_under_the_cell(tmp_path):
     told = exit_file_of(tmp_path, KeyError("x"))
     assert told.kind is EndKind.INTERNAL_ERROR
-    assert told.text.startswith("KeyError: 'x' (at inside/init.py:")
+    assert told.text.startswith("KeyError: 'x' (at launcher/init.py:")
     story = ExitStory(kind=told.kind, code=told.code, mistake=told.text)
     reason = with_reason(story, "0123abcd").reason
-    assert "a mistake in sandbox-provisioner: KeyError: 'x' (at inside/init.py:" in reason
+    assert "a mistake in sandbox-provisioner: KeyError: 'x' (at launcher/init.py:" in reason
 
 
 def test_what_the_machine_refuses_pid_1_is_no_mistake_of_ours(tmp_path):

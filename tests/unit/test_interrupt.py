@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sandbox_provisioner.cgroup import CgroupFacts, NullTree
 from sandbox_provisioner.handle import LocalHandle
-from sandbox_provisioner.inside import init, memory
+from sandbox_provisioner.inside import memory
 from sandbox_provisioner.inside.memory import (
     Level,
     Memory,
@@ -24,6 +24,7 @@ from sandbox_provisioner.inside.memory import (
     used_v1,
     used_v2,
 )
+from sandbox_provisioner.launcher import init
 from sandbox_provisioner.records import Record, RecordFolder
 
 MIB = 1 << 20

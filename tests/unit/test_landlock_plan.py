@@ -12,7 +12,6 @@ from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.facilities.landlock.tell import losses
 from sandbox_provisioner.host import VolumeFacts
-from sandbox_provisioner.inside import steps
 from sandbox_provisioner.inside.seccomp import (
     AUDIT_ARCH,
     SHARED,
@@ -22,6 +21,7 @@ from sandbox_provisioner.inside.seccomp import (
     describe,
     verdicts,
 )
+from sandbox_provisioner.launcher.verbs import VERBS
 from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record
@@ -61,7 +61,7 @@ def rules_of(plan, kind):
 
 def test_every_verb_is_one_of_the_launchers():
     verbs = set(verbs_of(plan_of(connection_file=("k.json", "k3y"), survive_server=True)))
-    assert verbs <= {*steps.VERBS, "fork-kernel"}
+    assert verbs <= {*VERBS, "fork-kernel"}
 
 
 def test_nothing_of_it_needs_a_namespace_or_a_mount():

@@ -13,9 +13,9 @@ from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.id_range import IdRange
-from sandbox_provisioner.inside import steps
 from sandbox_provisioner.inside.wire import decode
 from sandbox_provisioner.kernel_files import KernelFiles
+from sandbox_provisioner.launcher.verbs import VERBS
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.places import Place
@@ -193,7 +193,7 @@ def test_every_step_is_one_that_the_launcher_knows():
     )
     for facts in (FACTS, ORDINARY):
         plan = plan_of(site_of(facts, homes, join_files=("/cg/procs",)), **everything)
-        assert {step.verb for step in plan.steps} <= {*steps.VERBS, "fork-kernel"}
+        assert {step.verb for step in plan.steps} <= {*VERBS, "fork-kernel"}
 
 
 # -- identity

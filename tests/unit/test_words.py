@@ -16,7 +16,7 @@ from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.spawn import Failure, Report, control_pair, hear
 from sandbox_provisioner.warm.start import Told, _left_out
@@ -47,9 +47,9 @@ def test_a_report_is_read_as_it_is_written():
 
 
 def test_a_mistake_of_ours_is_told_from_what_the_machine_refuses():
-    report = reported(("mistake", "7", "take", "KeyError: 'x' (at inside/enter.py:1)"))
+    report = reported(("mistake", "7", "take", "KeyError: 'x' (at launcher/enter.py:1)"))
     assert report.failure == Failure(
-        7, "take", 0, "KeyError: 'x' (at inside/enter.py:1)", is_ours=True
+        7, "take", 0, "KeyError: 'x' (at launcher/enter.py:1)", is_ours=True
     )
 
 

@@ -1,6 +1,6 @@
 """facilities/sockets/plan.py - pure: the folder in which the kernel and its clients meet.
 
-It is bound writable, the kernel binds its five sockets, and PID 1 seals it (`inside/init.py`).
+It is bound writable, the kernel binds its five sockets, and PID 1 seals it (`launcher/init.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""inside/enter.py - runs in the stem and in launchers: performs the plan, reports, becomes the
+"""launcher/enter.py - runs in the stem and in launchers: performs the plan, reports, becomes the
 kernel.
 
 Called as ``python -SI -c BOOT FOLDER REQUESTS IDLE``: a folder to import us from, the socket that
@@ -17,10 +17,17 @@ import os
 import select
 import sys
 
-from sandbox_provisioner.inside import claim, init, orders, steps, wire
+from sandbox_provisioner.facilities.process.inside import Output, Spare
+from sandbox_provisioner.facilities.rights.inside import system_call_filter
+from sandbox_provisioner.facilities.sockets.inside import Sockets
+from sandbox_provisioner.facilities.workdir.inside import Workdir
 from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside import orders, wire
+from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.printable import with_place
-from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.inside.say import say_who
+from sandbox_provisioner.launcher import claim, init
+from sandbox_provisioner.launcher.verbs import VERBS
 
 
 def main(argv: list[str]) -> None:
@@ -47,7 +54,7 @@ def main(argv: list[str]) -> None:
             break  # the server has ended
         if kernel.fork_as_sibling() == 0:
             os.close(requests_fd)
-            steps.say_who(fds[0], wire.HERE)
+            say_who(fds[0], wire.HERE)
             obey(fds[0])
         os.close(fds[0])
     os._exit(0)
@@ -61,7 +68,7 @@ def obey(control_fd: int, nursery_fd: int = -1) -> Box:
         os._exit(0)
     box = Box(found.report_fd, control_fd)
     box.received, box.server_fd = found.fds, found.server_fd
-    box.nursery_fd = nursery_fd
+    box.part(Spare).nursery_fd = nursery_fd
     perform(box, found.plan, found.fail_at)
     return box
 
@@ -79,9 +86,9 @@ def perform(box: Box, plan: bytes, fail_at: str) -> None:
             if verb == "fork-kernel":
                 fork_kernel(box)
             elif verb == "system-call-filter":
-                steps.system_call_filter(box, words[0])
+                system_call_filter(box, words[0])
             else:
-                steps.VERBS[verb](box, *(os.fsdecode(word) for word in words))
+                VERBS[verb](box, *(os.fsdecode(word) for word in words))
     except BaseException as error:
         _tell_failure(box, str(number), verb, error)
         os._exit(wire.FAILED_STATUS)
@@ -104,22 +111,24 @@ def fork_kernel(box: Box) -> None:
     init.block_signals()
     if not box.namespaces:
         kernel.adopt_orphans()
-    if box.seal_names:  # before anything of the kernel's runs
-        box.seal_events = kernel.watch_directory(box.seal_fd)
-    box.begun, kept = os.pipe()  # ends when another program runs, or what is loaded is one
-    if not box.unclaimed:
+    sockets, unclaimed = box.part(Sockets), box.part(Spare).unclaimed
+    if sockets.names:  # before anything of the kernel's runs
+        sockets.events = kernel.watch_directory(sockets.fd)
+    # It ends when another program runs, or what is loaded is one.
+    box.part(Workdir).begun, kept = os.pipe()
+    if not unclaimed:
         init.watch_covers(box)
     pid = os.fork()
     if pid:
         os.close(kept)
         os.close(box.report_fd)
         box.report_fd = -1
-        if box.unclaimed:  # stopped by then, until `init.run` lets it go on
+        if unclaimed:  # stopped by then, until `init.run` lets it go on
             claim.await_claim(box, pid, perform)
             init.watch_covers(box)
         init.run(box, pid)
     os.setsid()
-    for number, (_, write_end) in enumerate(box.pumps, 1):
+    for number, (_, write_end) in enumerate(box.part(Output).pumps, 1):
         os.dup2(write_end, number)
     # The interpreter ignores these two; the kernel starts as any program does.
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""inside/init.py - PID 1 of the sandbox: reaps, relays signals, passes output on, tells the end.
+"""launcher/init.py - PID 1 of the sandbox: reaps, relays signals, passes output on, tells the end.
 
 PID 1 gets only the signals that it asks for (pid_namespaces(7)): a kernel in its place would ignore
 SIGTERM, and would keep its orphans as zombies. Signals for the kernel come from outside as
@@ -20,12 +20,18 @@ import select
 import stat
 import time
 
-from sandbox_provisioner.inside import family, memory, output, wire
+from sandbox_provisioner.facilities.caps.inside import Caps
+from sandbox_provisioner.facilities.landlock.inside import Landlock
+from sandbox_provisioner.facilities.process.inside import Output, Spare
+from sandbox_provisioner.facilities.sockets.inside import Sockets
+from sandbox_provisioner.facilities.workdir.inside import Workdir
 from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside import memory, output, wire
+from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.covers import CoverLost, Watch
 from sandbox_provisioner.inside.folders import Folders, own_folders
 from sandbox_provisioner.inside.printable import with_place
-from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.launcher import family
 
 CAP_DAC_READ_SEARCH = 2
 CAP_KILL = 5
@@ -60,7 +66,8 @@ def watch_covers(box: Box) -> None:
     """Before anything of the kernel's runs. Where the mounts are the host's nothing is covered, and
     what changes is not ours."""
     if box.namespaces:
-        box.watch = Watch(box.covers, box.begun)
+        workdir = box.part(Workdir)
+        workdir.watch = Watch(workdir.covers, workdir.begun)
 
 
 class _Init:
@@ -69,40 +76,42 @@ class _Init:
         self.kernel_pid = kernel_pid  # 0 when it has ended, and we have not
         self.last_code = 0
         self.pumps = []
-        for number, (read_end, write_end) in enumerate(box.pumps, 1):
+        self.output, self.caps = box.part(Output), box.part(Caps)
+        for number, (read_end, write_end) in enumerate(self.output.pumps, 1):
             os.close(write_end)
-            budget = output.Budget() if number in box.logged else None
+            budget = output.Budget() if number in self.output.logged else None
             self.pumps.append(output.Pump(read_end, number, budget))
         # Kept apart: a pump leaves the list at its end of file, which may come before the death.
         self.stderr = self.pumps[-1] if self.pumps else None
-        for name in box.kept_of_kernel:
+        for name in box.part(Landlock).kept_of_kernel:
             self.keep(f"/proc/{kernel_pid}/{name}")
         self.signals = kernel.signal_fd(_LISTENED)
         self.poll = select.poll()
-        self.covers = box.watch
+        self.covers = box.part(Workdir).watch
         # Where the mounts are the host's, they are full of others' files, too.
         self.folders = own_folders() if box.namespaces else None
         self.interrupted_until = 0.0
-        self.seal = Seal(box) if box.seal_names else None
+        self.seal = Seal(box) if box.part(Sockets).names else None
         # Not until the kernel listens; one that was claimed does so already.
-        self.memory: memory.Memory | None = None if self.seal else box.memory
-        if self.memory and not box.bound:
+        self.memory: memory.Memory | None = None if self.seal else self.caps.memory
+        if self.memory and not box.part(Spare).bound:
             self.memory.arm()
 
     def wake(self) -> None:
         """Let the kernel of a spare go on, with what it was bound to (`claim.py`)."""
         os.kill(self.kernel_pid, _SIGCONT)
-        binding = self.box.binding[1]
-        rest = memoryview(self.box.bound)
+        spare = self.box.part(Spare)
+        binding = spare.binding[1]
+        rest = memoryview(spare.bound)
         while rest:
             rest = rest[os.write(binding, rest) :]
         os.close(binding)
         os.set_blocking(self.box.control_fd, False)
 
     def keep(self, path: str) -> None:
-        """See `steps.keep_paths`; nothing if the kernel has ended already."""
+        """See `landlock.inside.keep_paths`; nothing if the kernel has ended already."""
         try:
-            self.box.kept.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+            self.box.part(Landlock).kept.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
         except OSError:
             return
 
@@ -250,12 +259,12 @@ class _Init:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                if self.box.outlives_kernel and not self.kernel_pid:
+                if self.output.outlives_kernel and not self.kernel_pid:
                     self.end(self.last_code)
                 return
             if pid == 0:
                 return
-            if pid == self.kernel_pid and self.box.outlives_kernel:
+            if pid == self.kernel_pid and self.output.outlives_kernel:
                 self.kernel_pid, self.last_code = 0, os.waitstatus_to_exitcode(status)
             elif pid == self.kernel_pid:
                 code = os.waitstatus_to_exitcode(status)
@@ -271,7 +280,8 @@ class _Init:
 
     def why_killed(self) -> str:
         try:
-            return wire.MEMORY_CAP if self.box.memory and self.box.memory.has_ended_it() else ""
+            watched = self.caps.memory
+            return wire.MEMORY_CAP if watched and watched.has_ended_it() else ""
         except OSError as error:
             if error.errno != _ENODEV:
                 raise
@@ -326,9 +336,9 @@ class _Init:
             # The end of an inotify instance waits for a grace period of SRCU, some 15 ms.
             os.close(seal.events)
             self.seal = None
-        if self.box.memory:
-            self.box.memory.arm()
-            self.memory = self.box.memory
+        if self.caps.memory:
+            self.caps.memory.arm()
+            self.memory = self.caps.memory
 
 
 class Seal:
@@ -341,13 +351,14 @@ class Seal:
     """
 
     def __init__(self, box: Box) -> None:
-        self.directory = box.seal_fd
-        self.path = box.seal_path
-        self.names = box.seal_names
-        self.uid = box.kernel_uid
+        sockets = box.part(Sockets)
+        self.directory = sockets.fd
+        self.path = sockets.path
+        self.names = sockets.names
+        self.uid = sockets.uid
         self.is_mount = box.namespaces
         self.is_closed = False
-        self.events = box.seal_events
+        self.events = sockets.events
 
     def misused(self, most: int = _EVENTS_BYTES) -> bool:
         """Whether *most* bytes of what has happened tell of anything but the making of sockets.
@@ -423,7 +434,9 @@ def tell_failure(box: Box, error: BaseException) -> None:
 
 
 def _lasting_rights(box: Box) -> tuple[int, ...]:
-    return (CAP_KILL, kernel.CAP_SYS_ADMIN, CAP_SYS_PTRACE) if box.covers else (CAP_KILL,)
+    if box.part(Workdir).covers:
+        return CAP_KILL, kernel.CAP_SYS_ADMIN, CAP_SYS_PTRACE
+    return (CAP_KILL,)
 
 
 def run(box: Box, kernel_pid: int) -> None:
@@ -440,16 +453,18 @@ def run(box: Box, kernel_pid: int) -> None:
             if box.files_as:
                 kernel.set_filesystem_ids(*box.files_as)
                 kernel.set_dumpable(dumpable=False)  # credentials(7): a change may reset it
-            until_sealed = (CAP_DAC_READ_SEARCH, kernel.CAP_SYS_ADMIN) if box.seal_names else ()
+            seals = box.part(Sockets).names
+            until_sealed = (CAP_DAC_READ_SEARCH, kernel.CAP_SYS_ADMIN) if seals else ()
             kernel.set_capabilities(*_lasting_rights(box), *until_sealed)
         else:
             kernel.set_capabilities()
         kernel.set_no_new_privileges()
         started = _Init(box, kernel_pid)
-        if box.bound:
+        if box.part(Spare).bound:
             started.wake()
-        if box.covers and started.covers:
-            box.covers.made = lambda kind, path: started.tell(wire.MADE, kind, path)
+        covers = box.part(Workdir).covers
+        if covers and started.covers:
+            covers.made = lambda kind, path: started.tell(wire.MADE, kind, path)
             if started.covers.began_late:
                 started.mend(started.covers)
         started.loop()

@@ -1,4 +1,4 @@
-"""inside/claim.py - PID 1 of a spare: keeps a kernel ready and stopped until somebody claims it.
+"""launcher/claim.py - PID 1 of a spare: keeps a kernel ready and stopped until somebody claims it.
 
 A spare is a kernel from a nursery that has done everything up to waiting for its first message, in
 a box that has everything but what only one start knows (for the words see `wire.py`)::
@@ -21,10 +21,14 @@ import os
 import select
 import time
 
-from sandbox_provisioner.inside import init, orders, wire
+from sandbox_provisioner.facilities.caps.inside import Caps
+from sandbox_provisioner.facilities.process.inside import Spare
+from sandbox_provisioner.facilities.sockets.inside import Sockets
 from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside import orders, wire
+from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.memory import available_bytes
-from sandbox_provisioner.inside.steps import Box
+from sandbox_provisioner.launcher import init
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
@@ -39,8 +43,9 @@ _LOOK_SECONDS = 5.0  # at the machine's memory, which no event tells of
 
 def await_claim(box: Box, kernel_pid: int, perform: Perform) -> None:
     """Return when the spare has been bound to a start; end it if it never is."""
-    os.close(box.binding[0])
-    os.close(box.ready[1])
+    spare = box.part(Spare)
+    os.close(spare.binding[0])
+    os.close(spare.ready[1])
     children = kernel.signal_fd((_SIGCHLD,))
     _await_ready(box, children)
     os.kill(kernel_pid, _SIGSTOP)
@@ -58,10 +63,12 @@ def await_claim(box: Box, kernel_pid: int, perform: Perform) -> None:
 
 def _await_ready(box: Box, children: int) -> None:
     """Until the kernel listens on all sockets and has nothing left to do."""
-    poll = _poll(box.ready[0], box.control_fd, box.nursery_fd, children)
-    if [fd for fd, _ in poll.poll()] != [box.ready[0]] or not os.read(box.ready[0], 1):
+    spare = box.part(Spare)
+    ready = spare.ready[0]
+    poll = _poll(ready, box.control_fd, spare.nursery_fd, children)
+    if [fd for fd, _ in poll.poll()] != [ready] or not os.read(ready, 1):
         os._exit(wire.FAILED_STATUS)  # the kernel has died, or who wanted it has gone
-    os.close(box.ready[0])
+    os.close(ready)
     seal = init.Seal(box)
     if not (seal.bound() and seal.listening()):
         os._exit(wire.FAILED_STATUS)
@@ -69,33 +76,35 @@ def _await_ready(box: Box, children: int) -> None:
     if seal.misused():
         os._exit(wire.FAILED_STATUS)
     os.close(seal.events)
-    box.seal_names = ()
-    if box.memory:
-        box.memory.arm()
+    box.part(Sockets).names = ()
+    memory = box.part(Caps).memory
+    if memory:
+        memory.arm()
 
 
 def _await_server(box: Box, kernel_pid: int, children: int) -> None:
     """Until one connects; from then on it is the one whom we serve, and end with."""
-    assert box.unclaimed
-    idle_seconds, least_bytes = box.unclaimed
+    spare = box.part(Spare)
+    assert spare.unclaimed
+    idle_seconds, least_bytes = spare.unclaimed
     until = time.monotonic() + idle_seconds
-    poll = _poll(box.claims_fd, box.nursery_fd, children)
+    poll = _poll(spare.claims_fd, spare.nursery_fd, children)
     while True:
         left = min(_LOOK_SECONDS, max(until - time.monotonic(), 0.0))
         ready = [fd for fd, _ in poll.poll(int(left * 1000))]
-        if box.nursery_fd in ready or (children in ready and _has_ended(children, kernel_pid)):
+        if spare.nursery_fd in ready or (children in ready and _has_ended(children, kernel_pid)):
             os._exit(0)
-        if box.claims_fd in ready:
+        if spare.claims_fd in ready:
             break
         if not ready and (time.monotonic() >= until or available_bytes() < least_bytes):
             os._exit(0)
-    server = kernel.accept(box.claims_fd)
-    for fd in (box.claims_fd, box.nursery_fd, box.control_fd, box.server_fd):
+    server = kernel.accept(spare.claims_fd)
+    for fd in (spare.claims_fd, spare.nursery_fd, box.control_fd, box.server_fd):
         os.close(fd)
     box.control_fd = server
-    if box.string_fd >= 0:
-        kernel.send_descriptors(server, wire.message(wire.STRING), [box.string_fd])
-        os.close(box.string_fd)
+    if spare.string_fd >= 0:
+        kernel.send_descriptors(server, wire.message(wire.STRING), [spare.string_fd])
+        os.close(spare.string_fd)
 
 
 def _poll(*fds: int) -> select.poll:

@@ -1,4 +1,4 @@
-"""inside/family.py - runs in init, where there is no PID namespace: finds and ends all descendants.
+"""launcher/family.py - runs in init without a PID namespace: finds and ends all descendants.
 
 init is a child subreaper (prctl(2)): whoever inside loses its parent becomes its child, however it
 daemonised, so that a walk from parent to children finds everybody.

@@ -1,0 +1,199 @@
+"""inside/mounts.py - runs in the launcher and in PID 1: the steps about mounts that several
+facilities have, and the new root as far as it stands.
+
+May import: errno, os, stat, kernel_calls, lookup.  May raise: OSError (with every operand in its
+text).  Targets are found below the new root, by descriptor, never by a path of the host's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside.lookup import look, rebind
+
+TYPE_CHECKING = False  # as typing has it, without its import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandbox_provisioner.inside.box import Box
+
+ATTRIBUTES = {
+    "readonly": kernel.MOUNT_RDONLY,
+    "nosuid": kernel.MOUNT_NOSUID,
+    "nodev": kernel.MOUNT_NODEV,
+    "noexec": kernel.MOUNT_NOEXEC,
+}
+_NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
+
+
+class Mounts:
+    """*root_fd* is the new root. *places* came with the plan, by their targets; *taken* are
+    detached mounts that `attach` puts to theirs. *user_namespaces* map ids, by the plan's names."""
+
+    def __init__(self) -> None:
+        self.root_fd = -1
+        self.places: dict[str, int] = {}
+        self.taken: dict[str, int] = {}
+        self.user_namespaces: dict[str, int] = {}
+        # Whoever looks after what stands in the root, also when it is closed.
+        self.when_attached: Callable[[str, os.stat_result], None] | None = None
+
+    def walk(self, path: str, *, is_directory: bool = True) -> int:
+        """An O_PATH descriptor of *path* in the new root; what is missing of it is made."""
+        fd = os.dup(self.root_fd)
+        names = [name for name in path.split("/") if name]
+        for position, name in enumerate(names, 1):
+            found = look(fd, name)
+            if found < 0:
+                if position < len(names) or is_directory:
+                    os.mkdir(name, 0o755, dir_fd=fd)
+                else:
+                    os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=fd))
+                found = look(fd, name)
+            os.close(fd)
+            fd = found
+        return fd
+
+    def put(self, mount_fd: int, target: str) -> None:
+        """Attach *mount_fd* at *target*, which is made where it does not exist."""
+        is_directory = stat.S_ISDIR(os.fstat(mount_fd).st_mode)
+        fd = self.walk(target, is_directory=is_directory)
+        kernel.move_mount(mount_fd, fd, target=target)
+        os.close(fd)
+        if self.when_attached:
+            self.when_attached(target, os.fstat(mount_fd))
+
+
+def receive(box: Box, *names: str) -> None:
+    """Name the descriptors that came last: places of the host, mounts by their targets, and
+    whatever a step asks for by its name (`Box.named`)."""
+    for name, fd in zip(names, box.received, strict=True):
+        if name.startswith("place:"):
+            box.mounts.places[name.removeprefix("place:")] = fd
+        elif name.startswith("/"):
+            box.mounts.taken[name] = fd
+        else:
+            box.named.setdefault(name, []).append(fd)
+
+
+def find_again(box: Box, target: str, path: str) -> None:
+    """Let the place for *target* be what stands at *path*, which has to be the same file.
+
+    open_tree(2) clones only mounts of our own mount namespace; a descriptor from before unshare(2)
+    belongs to those of the old one.
+    """
+    before = box.mounts.places.pop(target)
+    box.mounts.places[target] = kernel.openat2(kernel.AT_FDCWD, path, os.O_PATH, _NO_LINKS)
+    same = os.path.samestat(os.fstat(before), os.fstat(box.mounts.places[target]))
+    os.close(before)
+    if not same:
+        raise OSError(errno.ESTALE, f"{path!r} has been replaced during the start")
+
+
+def take_place(box: Box, target: str, *attributes: str) -> None:
+    """The same as `take`, for the place that came with the plan."""
+    fd = box.mounts.places.pop(target)
+    _keep_clone(box, target, kernel.open_tree("", dir_fd=fd), attributes)
+    os.close(fd)
+
+
+def take(box: Box, target: str, path: str, *attributes: str) -> None:
+    """Clone the mounts at *path*, detached, with *attributes*, for `attach` at *target* later.
+
+    With "no-links" among them *path* is a real one: a symbolic link that somebody has put on the
+    way meanwhile is an error.
+    """
+    if "no-links" not in attributes:
+        _keep_clone(box, target, kernel.open_tree(path), attributes)
+        return
+    fd = kernel.openat2(kernel.AT_FDCWD, path, os.O_PATH, _NO_LINKS)
+    plain = tuple(word for word in attributes if word != "no-links")
+    _keep_clone(box, target, kernel.open_tree("", dir_fd=fd), plain)
+    os.close(fd)
+
+
+def _keep_clone(box: Box, target: str, source: int, attributes: tuple[str, ...]) -> None:
+    box.mounts.taken[target] = source
+    added = 0
+    for word in attributes:
+        how, equals, name = word.partition("=")
+        if equals:  # "idmap" is of the whole tree, "idmap-top" without the mounts below
+            namespace, whole = box.mounts.user_namespaces[name], how == "idmap"
+            kernel.mount_setattr(
+                source, add=kernel.MOUNT_IDMAP, userns_fd=namespace, recursive=whole
+            )
+        else:
+            added |= ATTRIBUTES[word]
+    kernel.mount_setattr(source, add=added, propagation=kernel.MS_PRIVATE)
+
+
+def symlink(box: Box, path: str, text: str) -> None:
+    """A symbolic link of the new root."""
+    os.close(box.mounts.walk(os.path.dirname(path)))
+    os.symlink(text, path.lstrip("/"))
+
+
+def file(box: Box, path: str, text: str) -> None:
+    """A file of the new root, readable by all."""
+    os.close(box.mounts.walk(os.path.dirname(path)))
+    fd = os.open(path.lstrip("/"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    os.write(fd, os.fsencode(text))
+    os.close(fd)
+
+
+def private_file(box: Box, path: str, uid: str, gid: str, text: str) -> None:
+    """A file for the kernel's eyes only, in a directory of its own, which it may write to."""
+    folder = os.path.dirname(path)
+    os.close(box.mounts.walk(folder))
+    file(box, path, text)
+    os.chmod(path.lstrip("/"), 0o600)
+    for name in (path, folder):
+        os.chown(name.lstrip("/"), int(uid), int(gid))
+
+
+def attach(box: Box, target: str) -> None:
+    """Put what was taken for *target* there; the target is made where it does not exist."""
+    mount_fd = box.mounts.taken.pop(target)
+    box.mounts.put(mount_fd, target)
+    os.close(mount_fd)
+
+
+def mount(box: Box, filesystem: str, target: str, options: str, *attributes: str) -> None:
+    """A fresh file system at *target*; *options* are "key=value,flag"."""
+    parsed: dict[str, str | None] = {}
+    for option in filter(None, options.split(",")):
+        key, equals, value = option.partition("=")
+        parsed[key] = value if equals else None
+    added = 0
+    for word in attributes:
+        added |= ATTRIBUTES[word]
+    mount_fd = kernel.new_mount(filesystem, parsed, added)
+    box.mounts.put(mount_fd, target)
+    os.close(mount_fd)
+
+
+def freeze_paths(box: Box, *paths: str) -> None:
+    """Make what is at *paths* read-only by binding each onto itself."""
+    for path in paths:
+        fd = look(box.mounts.root_fd, path.lstrip("/"))
+        if fd < 0:
+            continue
+        rebind(fd, kernel.MOUNT_RDONLY, path)
+        os.close(fd)
+
+
+VERBS = (
+    receive,
+    find_again,
+    take_place,
+    take,
+    symlink,
+    file,
+    private_file,
+    attach,
+    mount,
+    freeze_paths,
+)
