@@ -27,13 +27,15 @@ _OF_LINUX = {
 @dataclass(frozen=True, slots=True)
 class Mount:
     """One mount: *parent* is the number of that which it is mounted on, at *path*; *filesystem* is
-    its type, and *idmapped* whether somebody has mapped its ids already."""
+    its type, and *idmapped* whether somebody has mapped its ids already. *private* is a FUSE mount
+    without allow_other, where Linux lets nobody in but its owner, not even root (fuse.rst)."""
 
     number: int
     parent: int
     path: str
     filesystem: str
     idmapped: bool = False
+    private: bool = False
 
     @property
     def shows_host(self) -> bool:
@@ -99,12 +101,14 @@ def _listed(table: bytes) -> tuple[Mount, ...]:
 def _mount(line: bytes) -> Mount:
     left, _, right = line.partition(b" - ")
     number, parent, _, _, path, options = left.split(b" ")[:6]
+    kind, _, more = right.split(b" ", 2)
     return Mount(
         int(number),
         int(parent),
         _unescaped(path),
-        os.fsdecode(right.partition(b" ")[0]),
+        os.fsdecode(kind),
         b"idmapped" in options.split(b","),
+        kind.startswith(b"fuse") and b"allow_other" not in more.split(b","),
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from sandbox_provisioner import places
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.inside import kernel_calls
-from sandbox_provisioner.mounts import mount_of
+from sandbox_provisioner.mounts import _listed, mount_of
 from sandbox_provisioner.places import Asker, Place, real_path
 
 NOBODY = 65534
@@ -267,3 +267,16 @@ def test_the_file_system_of_a_descriptor_is_that_of_its_mount() -> None:
         fd = os.open(path, os.O_PATH)
         assert mount_of(fd).filesystem == kind
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "private"),
+    [
+        ("fuse.sshfs", "rw,user_id=0", True),
+        ("fuse", "rw,allow_other", False),
+        ("ext4", "rw", False),
+    ],
+)
+def test_a_fuse_mount_is_its_mounters_alone_unless_it_allows_others(kind, options, private):
+    (mount,) = _listed(f"31 27 0:1 / /mnt/x rw - {kind} /from\\040where {options}\n".encode())
+    assert (mount.filesystem, mount.private) == (kind, private)

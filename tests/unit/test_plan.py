@@ -229,6 +229,14 @@ def test_root_is_never_mapped_in_even_where_ids_of_mounts_cannot_be():
         plan_of(site_of(workdir=owned))
 
 
+def test_a_mount_that_lets_in_nobody_but_who_mounted_it_is_refused_with_the_option_that_does():
+    own = Mount(1, 0, "/", "fuse.sshfs", private=True)
+    facts = changed(WORKDIR_FACTS, place=changed(WORKDIR_PLACE, mount=own))
+    with pytest.raises(HostError, match=r"fuse\.sshfs which lets in nobody.*allow_other"):
+        plan_of(site_of(workdir=facts))
+    assert plan_of(site_of(ORDINARY, workdir=facts))  # there it is the user's own
+
+
 def test_an_ordinary_user_maps_only_themselves():
     plan = plan_of(site_of(ORDINARY))
     assert words_of(plan, "unshare-user-namespace") == [("1000 1000 1", "1001 1001 1")]

@@ -18,8 +18,17 @@ from sandbox_provisioner.spec import UserIds
 
 
 def check(site: Site) -> None:
-    """HostError for a work directory whose owner no kernel can be."""
+    """HostError for what no kernel could look into, and for a directory whose owner none can be."""
     workdir = site.workdir
+    for _, place in site.places:
+        if site.facts.privileged and place.mount.private:
+            raise HostError(
+                attempt=f"show {place.path} to a kernel that is not root",
+                answer=f"it lies on a mount of {place.filesystem} which lets in nobody but the "
+                "user who mounted it",
+                remedy="Mount it with -o allow_other (mount.fuse3(8); for users other than root "
+                "/etc/fuse.conf has to say user_allow_other), or work on another file system.",
+            )
     if site.facts.privileged and not workdir.idmappable and workdir.place.owner_uid == 0:
         raise HostError(
             attempt=f"show {workdir.path} to a kernel that is not root",
