@@ -35,10 +35,10 @@ LINTERS = (
     ("ruff", "format", "--check", "."),
     ("mypy",),
 )
-# What runs aside gives way; and it sees no mount of the other lane's, nor is seen by its fixtures.
-_GIVES_WAY = ("nice", "-n", "5")
+# What runs aside sees no mount of the other lane's, and none of its own is seen there.
 _OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
-_VM_PATIENCE = ("timeout", "--kill-after=60", "2400")
+# The one that keeps a CPU busy all the time gives way.
+_VM = ("nice", "-n", "5", "timeout", "--kill-after=60", "2400", sys.executable, "-m", "tests.vm")
 SLOW_SECONDS = 5
 _TELL_SECONDS = 20
 
@@ -62,8 +62,8 @@ def main() -> int:
 def run_lanes(folder: Path, *, with_vm: bool) -> int:
     """Both lanes; all that fails is told."""
     reports = [folder / "junit.xml", folder / "junit-aside.xml"]
-    commands = [pytest_command(reports[1], rooms(ASIDE))]
-    commands += [[*_VM_PATIENCE, sys.executable, "-m", "tests.vm"]] * with_vm
+    commands: list[Sequence[str]] = [pytest_command(reports[1], rooms(ASIDE))]
+    commands += [_VM] * with_vm
     with aside(commands, folder / "aside.log") as lane:
         status = run_pytest(reports[0], rooms(MAIN))
         print("\nWhat runs aside:", flush=True)
@@ -95,7 +95,7 @@ def aside(commands: Sequence[Sequence[str]], log: Path) -> Iterator[subprocess.P
     own_mounts = _OWN_MOUNTS if HostFacts.probe().privileged else ()
     with log.open("wb") as output:
         lane = subprocess.Popen(
-            [*_GIVES_WAY, *own_mounts, "sh", "-c", script],
+            [*own_mounts, "sh", "-c", script],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
