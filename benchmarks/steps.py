@@ -1,7 +1,8 @@
 """steps.py - where the milliseconds of a cold start go, in the server and in the launcher.
 
-The core is measured as it is, from outside: its functions are wrapped for the time of a run, and
-the line of Python that the launcher is started with is replaced by one that first wraps the verbs.
+The core is measured as it is, from outside: the stages of a start tell of themselves, some
+functions around them are wrapped for the time of a run, and the line of Python that the launcher
+is started with is replaced by one that first wraps the verbs.
 The launcher, PID 1 and the kernel's process walk through one plan, each a fork of the one before,
 so their time stamps collect in one list, and come back as one record of the report pipe just before
 the kernel is executed. CLOCK_MONOTONIC is the same in all of them.
@@ -22,53 +23,20 @@ from typing import Any
 from unittest import mock
 
 from benchmarks import common, start
-from sandbox_provisioner import launch, provisioner, spawn
+from sandbox_provisioner import launch, provisioner, spawn, stages
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.warm import ahead
-from sandbox_provisioner.warm import launch as warm
 
 # (where, which function, what is done when it returns), in the order of a start.
 Stamped = tuple[tuple[Any, str, str], ...]
-_FIRST: Stamped = ((provisioner.SandboxProvisioner, "pre_launch", "options and command"),)
-_LAST: Stamped = (
+# Besides the stages of a start (`stages.py`), which tell of themselves.
+_STAMPED: Stamped = (
+    (provisioner.SandboxProvisioner, "pre_launch", "options and command"),
+    (launch.LocalLauncher, "sweep", "sweep of what is left over"),
     (LocalHandle, "sealed", "sockets bound and sealed"),
     (provisioner.SandboxProvisioner, "post_launch", "start_kernel about to return"),
 )
-_STAMPED: dict[str, Stamped] = {
-    "cold": (
-        (launch.LocalLauncher, "sweep", "sweep of what is left over"),
-        (spawn.LauncherProcess, "ask", "launcher asked for"),
-        (launch.LocalLauncher, "look", "survey of the host"),
-        (launch.Start, "make_record", "record folder"),
-        (launch, "compile_for", "plan"),
-        (launch.Start, "create_cgroup", "control groups"),
-        (spawn.LauncherProcess, "perform", "kernel executed (server has heard)"),
-        (launch.LocalLauncher, "start", "record written"),
-    ),
-    "nursery": (
-        (spawn.LauncherProcess, "ask", "launcher asked for"),
-        (launch.LocalLauncher, "look", "survey of the host"),
-        (warm, "find", "nursery found"),
-        (warm.ForkedProcess, "__init__", "fork asked for"),
-        (launch.Start, "make_record", "record folder"),
-        (launch.Start, "create_cgroup", "control groups"),
-        (warm.WarmStart, "compile", "plan"),
-        (warm.ForkedProcess, "here", "child is there"),
-        (warm.Opener, "opened", "work directory opened"),
-        (warm.ForkedProcess, "performed", "kernel forked in its box (server has heard)"),
-        (launch.Start, "hand_over", "record written"),
-    ),
-    "spare": (
-        (spawn.LauncherProcess, "ask", "launcher asked for"),
-        (launch.LocalLauncher, "look", "survey of the host"),
-        (warm, "claim", "spare claimed"),
-        (warm.Opener, "begin", "work directory asked for"),
-        (warm.ClaimStart, "take_over", "folder taken over"),
-        (warm.Opener, "opened", "work directory opened"),
-        (warm.ClaimedProcess, "performed", "spare bound"),
-    ),
-}
 _CONFIG: dict[str, dict[str, Any]] = {
     "cold": {"warm": False},
     "nursery": {"warm": True},
@@ -150,10 +118,11 @@ def stamping(function: Callable[..., Any], name: str, found: Start) -> Callable[
 
 
 @contextlib.contextmanager
-def watched(found: Start, kind: str) -> Iterator[None]:
+def watched(found: Start) -> Iterator[None]:
     """The core's functions wrapped, and the stem's first line replaced."""
     with contextlib.ExitStack() as stack:
-        for where, name, label in (*_FIRST, *_STAMPED[kind], *_LAST):
+        stack.enter_context(stages.heard_by(found.stamp))
+        for where, name, label in _STAMPED:
             wrapped = stamping(getattr(where, name), label, found)
             stack.enter_context(mock.patch.object(where, name, wrapped))
         stack.enter_context(mock.patch.object(spawn, "BOOT", _BOOT))
@@ -185,7 +154,7 @@ def measure(found: start.Place, specs: Any, variant: start.Variant) -> Start:
     ahead.wait()
     manager = start.new_manager(variant, found, specs)
     # The shutdown comes when nothing is watched any more: the next start is prepared meanwhile.
-    with contextlib.ExitStack() as ending, watched(taken, variant.name):
+    with contextlib.ExitStack() as ending, watched(taken):
         taken.stamp("call")
         start.start_quietly(manager, found)
         ending.callback(manager.shutdown_kernel, now=False)
@@ -215,7 +184,7 @@ def inside_intervals(taken: Start) -> dict[str, float]:
     The stem is there already: of a server's first start this is all but its interpreter.
     """
     marks = {name: end for name, _, end in taken.inside}
-    asked = dict(taken.stamps)["launcher asked for"]
+    asked = dict(taken.stamps)["spawn-launcher"]
     rows = {"is forked, waits for the plan": (marks["word"] - asked) / 1e6}
     apart = {"word", "(end)"}
     steps = [entry for entry in taken.inside if entry[0] not in apart]

@@ -29,7 +29,7 @@ from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import TooManyFolders, find_below, open_again
-from sandbox_provisioner.records import Record, RecordFolder, remove_stand_ins
+from sandbox_provisioner.records import Record, RecordFolder, remove_traces
 from sandbox_provisioner.spec import relative
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
 from sandbox_provisioner.units import format_bytes
@@ -317,15 +317,11 @@ class LocalHandle:
         """Each whatever becomes of the others."""
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._close_ours)
-            stack.push_async_callback(off_loop, self.folder.remove)
-            stack.push_async_callback(
-                off_loop, remove_stand_ins, self.folder.path.parent, self.record
-            )
             stack.push_async_callback(self._look_for_repositories)
-            stack.push_async_callback(self._tree.remove)
-            if not self.confiner.has_own_processes:
-                # An init that somebody killed from outside has ended nobody else.
-                stack.push_async_callback(off_loop, self._tree.kill)
+            # An init that somebody killed from outside has ended nobody else.
+            kill = not self.confiner.has_own_processes
+            runtime = self.folder.path.parent
+            await remove_traces(runtime, self.record, self.folder, self._tree, kill=kill)
 
     async def _look_for_repositories(self) -> None:
         self.left_behind = await off_loop(_new_repositories, self.record)

@@ -13,38 +13,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from sandbox_provisioner import cgroup
 from sandbox_provisioner.cgroup import CgroupTree, open_existing
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.contract import Labels, Stdio
-from sandbox_provisioner.descriptors import afford_a_start, for_clean_up
+from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.errors import (
     HostError,
     InternalError,
     LaunchError,
     SandboxError,
     SpecError,
-    told_as_host_error,
-    told_as_internal_error,
 )
-from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
-from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.kernel_files import Given, KernelFiles, find_kernel_files
+from sandbox_provisioner.ledger import ATTEMPT, Ledger, undone_if_it_fails
 from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.orders import compile_for
@@ -55,20 +50,19 @@ from sandbox_provisioner.records import (
     RecordFolder,
     cgroup_facts,
     open_init,
-    remove_stand_ins,
     runtime_directory,
     sweep,
 )
 from sandbox_provisioner.run_by_host import look_there_last, notice
 from sandbox_provisioner.spawn import Failure, LauncherProcess, Report, stem
 from sandbox_provisioner.spec import (
-    WRITTEN_THROUGH,
     Confinement,
     SandboxSpec,
     UserIds,
     relative,
     volumes_for,
 )
+from sandbox_provisioner.stages import stage
 from sandbox_provisioner.surroundings import (
     Cause,
     Surroundings,
@@ -78,29 +72,6 @@ from sandbox_provisioner.surroundings import (
 )
 from sandbox_provisioner.variables import handed_on
 
-
-def planned_stand_ins(workdir: WorkdirFacts) -> tuple[tuple[str, str], ...]:
-    """(kind, path) of what the covers of *workdir* will have to make, outermost first.
-
-    It stands in the record before it is done: if the server is killed meanwhile, `sweep` finds it.
-    """
-    covered = workdir.covered
-    wanted = dict.fromkeys((*covered.files, *(path for path, _ in covered.placed)), "file")
-    wanted |= dict.fromkeys(covered.links, "link") | dict.fromkeys(covered.sockets, "socket")
-    wanted |= dict.fromkeys(covered.directories, "directory")
-    homes = {os.path.dirname(link) for link in covered.links}
-    wanted |= {os.path.join(home, WRITTEN_THROUGH): "directory" for home in homes}
-    for path in tuple(wanted):
-        while path := os.path.dirname(path):
-            wanted[path] = "directory"
-    full = ((kind, os.path.join(workdir.source, path)) for path, kind in sorted(wanted.items()))
-    return tuple((kind, path) for kind, path in full if not os.path.lexists(path))
-
-
-# Steps of a start that happen here and not in the launcher; a fault injection may name them too.
-SERVER_STEPS = ("spawn-launcher", "make-record", "create-cgroup", "write-record")
-
-_ATTEMPT = "start the sandbox"
 _MOST_TOLD = 1000
 Warn = Callable[[str], None]
 
@@ -157,6 +128,12 @@ class LocalLauncher:
         with ExitStack() as opened:
             site, tree = self.look(request, opened)
             return replace(site, opened=opened.pop_all()), tree
+
+    def survey_closed(self, request: LaunchRequest) -> tuple[Site, CgroupTree]:
+        """The same for a box that is given nothing of what was opened."""
+        site, tree = self.survey(request)
+        site.opened.close()
+        return site, tree
 
     def look(self, request: LaunchRequest, opened: ExitStack) -> tuple[Site, CgroupTree]:
         """`survey`, where *opened* closes what it has opened."""
@@ -271,28 +248,64 @@ class LocalLauncher:
 
         Raises SpecError, HostError or LaunchError; then everything made so far is undone.
         """
-        runtime = self.runtime()
-        with _told():
-            _fail_here("spawn-launcher")
-        process = LauncherProcess(stem)
-        start = ColdStart(request, process, runtime, labels or Labels())
-        start.stdio = stdio or Stdio()
-        try:
-            with _told(), ExitStack() as opened:
+        return await start_cold(self, request, labels or Labels(), stdio or Stdio())
+
+
+async def start_cold(
+    launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
+) -> LocalHandle:
+    """Start *request* by a process of its own; see `LocalLauncher.start`."""
+    made = Ledger(launcher.runtime(), request, labels)
+    process = LauncherProcess(stem)
+    async with undone_if_it_fails() as undo:
+        undo.push_async_callback(made.remove)
+        undo.push_async_callback(process.end)
+        with ExitStack() as opened:
+            with stage("spawn-launcher"):
                 afford_a_start()
                 await off_loop(process.ask)
-                site, tree = await off_loop(self.look, request, opened)
-                return await start.run(site, tree)
-        except BaseException:
-            await start.undo()
-            raise
+            with stage("survey"):
+                site, tree = await off_loop(launcher.look, request, opened)
+            site, plan = await off_loop(_prepare, made, site)
+            handle = await perform_whole(made, process, site, plan, tree, stdio)
+            handle.unseen = site.files.unseen
+            return handle
 
 
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """What goes wrong meanwhile is told as an error of ours."""
-    with told_as_host_error(_ATTEMPT), told_as_internal_error(_ATTEMPT):
-        yield
+def _prepare(made: Ledger, site: Site) -> tuple[Site, Plan]:
+    site = made.make_record(site)
+    with stage("compile-plan"):
+        return site, compile_for(made.request, site)
+
+
+async def perform_whole(
+    made: Ledger, process: LauncherProcess, site: Site, plan: Plan, tree: CgroupTree, stdio: Stdio
+) -> LocalHandle:
+    """Let *process* perform *plan*, which is a whole one, in the groups of *tree*."""
+    made.report = process.report
+    with stage("await-launcher"):
+        await process.here()
+    await off_loop(made.make_groups, tree, process.pid)
+    with stage("perform"):
+        process.end_signal = made.record.end_signal
+        await process.perform(plan, stdio, site.descriptors)
+        check(process.report, process, plan, site)
+    return await off_loop(made.handle, process)
+
+
+def check(report: Report, process: Ended, plan: Plan, site: Site) -> None:
+    """Raise what *report* tells of *plan*, or that *process* has ended without a word."""
+    if report.failure:
+        raise _failure_told_by(report.failure, plan, site)
+    if process.pidfd < 0:
+        raise without_a_word(process.status)
+
+
+class Ended(Protocol):
+    """A process of which one may have to know how it ended."""
+
+    pidfd: int
+    status: int | None
 
 
 def _keep_apart(runtime: Path, site: Site) -> None:
@@ -321,188 +334,12 @@ def _id_range(spec: SandboxSpec, facts: HostFacts) -> IdRange | None:
     return find_id_range(facts.uid) if wished else None
 
 
-def _fail_here(step: str) -> None:
-    try:
-        wire.fail_as_wished(os.environ.get(wire.FAIL_AT, ""), step)
-    except OSError as error:
-        raise LaunchError(
-            attempt=_ATTEMPT,
-            answer=str(error.strerror),
-            remedy=f"Unset {wire.FAIL_AT}.",
-            step=step,
-        ) from None
-
-
-class StartedProcess(Protocol):
-    """Who performs a plan, and becomes PID 1: a launcher, or a nursery's child."""
-
-    report: Report
-    pidfd: int
-    end_signal: int
-
-    @property
-    def pid(self) -> int:
-        """Its own, from the start to the fork of PID 1."""
-        ...
-
-    @property
-    def init_pid(self) -> int:
-        """PID 1, as we see it."""
-        ...
-
-    @property
-    def init_start(self) -> int:
-        """The start time of PID 1, in clock ticks."""
-        ...
-
-    @property
-    def status(self) -> int | None:
-        """How it ended itself, where that can be known."""
-        ...
-
-    @property
-    def pipes(self) -> tuple[IO[bytes], ...]:
-        """Our ends of the pipes that the caller asked for."""
-        ...
-
-    def hand_over(self) -> tuple[int, int]:
-        """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
-        ...
-
-    async def end(self) -> None:
-        """Kill it, and PID 1, and wait for both: a start has failed."""
-        ...
-
-
-class Start:
-    """One start, step by step, with what has to be undone if a later step fails."""
-
-    sealed = False  # before it was started
-
-    def __init__(
-        self, request: LaunchRequest, process: StartedProcess, runtime: Path, labels: Labels
-    ) -> None:
-        self.request = request
-        self.process = process
-        self.runtime = runtime
-        self.labels = labels
-        self.tree: CgroupTree | None = None
-        self.folder: RecordFolder | None = None
-        self.record = Record(sandbox_id=request.sandbox_id)
-
-    def hand_over(self, tree: CgroupTree, folder: RecordFolder) -> LocalHandle:
-        """Write down what runs now; from here on the handle owns it."""
-        self.write_record(folder)
-        pidfd, control = self.process.hand_over()
-        return LocalHandle(
-            pidfd=pidfd,
-            tree=tree,
-            folder=folder,
-            record=self.record,
-            control=control,
-            pipes=self.process.pipes,
-            sealed=self.sealed,
-        )
-
-    def make_record(self, site: Site) -> tuple[Site, RecordFolder]:
-        """Make the folder with the record, and tell the site what stands in them."""
-        _fail_here("make-record")
-        record = self.new_record(site)
-        self.folder, self.record = RecordFolder.create(
-            self.runtime, record, ids=site.facts.privileged
-        )
-        site = self.site_with(site, self.folder)
-        if site.facts.privileged:
-            # The directory belongs to the kernel's user; only they (and we) look into it.
-            os.chown(self.folder.sockets, site.outside_uid, site.outside_gid)
-        return site, self.folder
-
-    def new_record(self, site: Site) -> Record:
-        """What is known before anything runs."""
-        facts = site.facts
-        limits = enforced(self.request.spec.limits, facts)
-        return Record(
-            sandbox_id=self.request.sandbox_id,
-            kernel_id=self.labels.kernel_id,
-            name=self.labels.name,
-            notebook=self.labels.notebook,
-            user=self.labels.user,
-            started=time.time(),
-            survives_server=self.request.survive_server,
-            cgroup_version=facts.cgroups.version,
-            cgroup_manager=facts.cgroups.manager,
-            cgroup_bases=dict(facts.cgroups.bases),
-            memory_limit_bytes=limits.memory_bytes,
-            cpu_cores=limits.cpu_cores,
-            workdir=site.workdir.source,
-            shown_at=site.workdir.path,
-            device=site.workdir.place.device,
-            inode=site.workdir.place.inode,
-            repositories=site.workdir.covered.repositories,
-            confinement=self.request.spec.confinement.value,
-            kind=self.labels.kind,
-            nursery=self.labels.nursery,
-            planned=planned_stand_ins(site.workdir),
-        )
-
-    def site_with(self, site: Site, folder: RecordFolder) -> Site:
-        """*site* with what the record tells."""
-        return replace(
-            site,
-            first_id=self.record.first_id,
-            sockets=str(folder.sockets),
-            exit_file=str(folder.exit_file),
-        )
-
-    def create_cgroup(self, tree: CgroupTree) -> None:
-        _fail_here("create-cgroup")
-        tree.create(self.request.spec.limits, self.process.pid)
-        self.tree = tree
-
-    def check(self, report: Report, plan: Plan, site: Site) -> None:
-        """Raise what *report* tells of, if the kernel does not run."""
-        if report.failure:
-            raise _failure_told_by(report.failure, plan, site)
-        if self.process.pidfd < 0:
-            raise without_a_word(self.process.status)
-
-    def write_record(self, folder: RecordFolder) -> None:
-        _fail_here("write-record")
-        report = self.process.report
-        running = replace(
-            self.record,
-            init_pid=self.process.init_pid,
-            init_start=self.process.init_start,
-            made=tuple(report.made),
-        )
-        if running != self.record:
-            self.record = folder.finish(running)
-
-    async def undo(self) -> None:
-        """Leave nothing behind, in the reverse order of making; each whatever became of the others,
-        since the next start may use the same names."""
-        async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(told_as_host_error("undo a start that has failed"))
-            stack.enter_context(for_clean_up())
-            if self.folder:
-                stack.push_async_callback(off_loop, self.folder.remove)
-            stack.push_async_callback(off_loop, self._remove_stand_ins)
-            if self.tree:
-                stack.push_async_callback(self.tree.remove)
-                stack.push_async_callback(off_loop, self.tree.kill)
-            stack.push_async_callback(self.process.end)
-
-    def _remove_stand_ins(self) -> None:
-        made = tuple(self.process.report.made)
-        remove_stand_ins(self.runtime, replace(self.record, made=made))
-
-
 def without_a_word(status: int | None) -> LaunchError:
     """The error for a process that has ended, with *status* if that is known, before its plan was
     performed, and has not said why."""
     if status is not None and status < 0:
         return LaunchError(
-            attempt=_ATTEMPT,
+            attempt=ATTEMPT,
             answer=f"its launcher was killed by signal {-status}",
             remedy="Look for who did that: the machine's log tells of memory that was short.",
             step="spawn-launcher",
@@ -530,7 +367,7 @@ def _failure_told_by(failure: Failure, plan: Plan, site: Site) -> SandboxError:
     places = places_of(step, site)
     if failure.is_ours:
         where = f"{step.verb} {places}" if places else step.verb
-        return InternalError(attempt=_ATTEMPT, answer=f"[{where}] {failure.text}")
+        return InternalError(attempt=ATTEMPT, answer=f"[{where}] {failure.text}")
     return failure_of(step, failure.errno, failure.text, site, places)
 
 
@@ -548,38 +385,6 @@ def places_of(step: Step, site: Site) -> str:
     return " ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
-class ColdStart(Start):
-    """A start by a launcher of its own."""
-
-    stdio = Stdio()
-
-    def __init__(
-        self, request: LaunchRequest, process: LauncherProcess, runtime: Path, labels: Labels
-    ) -> None:
-        super().__init__(request, process, runtime, labels)
-        self.launcher = process
-
-    async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
-        site, folder, plan = await off_loop(self.prepare, site)
-        await self.launcher.here()
-        await off_loop(self.create_cgroup, tree)
-        self.process.end_signal = self.record.end_signal
-        await self.launcher.perform(plan, self.stdio, site.descriptors)
-        self.check(self.process.report, plan, site)
-        handle = await off_loop(self.hand_over, tree, folder)
-        handle.unseen = site.files.unseen
-        return handle
-
-    def prepare(self, site: Site) -> tuple[Site, RecordFolder, Plan]:
-        """The record, and the plan, for which it has to be there."""
-        site, folder = self.make_record(site)
-        return site, folder, self.compile(site)
-
-    def compile(self, site: Site) -> Plan:
-        """What the launcher shall do."""
-        return compile_for(self.request, site)
-
-
 # Which of their words are places, where these are relative to the work directory.
 _IN_WORKDIR = {
     "cover": slice(1, None),
@@ -588,6 +393,7 @@ _IN_WORKDIR = {
     "protect": slice(None),
 }
 _MOST_PLACES = 3
+
 _REMEDIES: Mapping[str, str] = {
     "execute": "Correct argv in its kernel.json, or install what is missing.",
     "chdir": "Start the notebook in a directory that its user may enter.",
@@ -632,7 +438,7 @@ def failure_of(step: Step, number: int, text: str, site: Site, places: str = "")
             step=step.verb,
         )
     return LaunchError(
-        attempt=_ATTEMPT,
+        attempt=ATTEMPT,
         answer=text,
         remedy=_REMEDIES.get(step.verb, "See: jupyter sandbox doctor"),
         step=step.verb,

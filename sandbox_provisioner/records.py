@@ -40,6 +40,7 @@ from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import open_again
 from sandbox_provisioner.spec import WRITTEN_THROUGH, Covers, relative
 
@@ -449,6 +450,30 @@ def remove_stand_ins(runtime: Path, record: Record) -> None:
                     _remove_empty(kind, _below(record, path), workdir)
         finally:
             os.close(workdir)
+
+
+async def remove_traces(
+    runtime: Path,
+    record: Record,
+    folder: RecordFolder | None,
+    tree: cgroup.CgroupTree | None,
+    *,
+    kill: bool,
+) -> None:
+    """Remove what *record*'s sandbox, which is ours and has ended, has of this host: its groups,
+    with *kill* what may be left in them; its stand-ins; its *folder*, with sockets, links and ids.
+    Each whatever becomes of the others.
+
+    `_sweep_one` does the same for one that is somebody else's.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        if folder:
+            stack.push_async_callback(off_loop, folder.remove)
+        stack.push_async_callback(off_loop, remove_stand_ins, runtime, record)
+        if tree:
+            stack.push_async_callback(tree.remove)
+        if tree and kill:
+            stack.push_async_callback(off_loop, tree.kill)
 
 
 def _below(record: Record, path: str) -> str:

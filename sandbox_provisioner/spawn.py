@@ -53,6 +53,7 @@ from sandbox_provisioner.inside.kernel_calls import MOST_DESCRIPTORS
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import Plan
 from sandbox_provisioner.records import start_time
+from sandbox_provisioner.stages import fail_at
 
 BOOT = (
     "import sys; sys.path.append(sys.argv[1]); "
@@ -183,7 +184,7 @@ class Report:
 
 
 class LauncherProcess:
-    """One launcher; `launch.ColdStart` owns it, and calls `end` when a start fails."""
+    """One launcher; whoever starts owns it, and calls `end` when the start fails."""
 
     def __init__(self, stem: Stem) -> None:
         """*stem* forks it when it is asked to."""
@@ -300,14 +301,14 @@ class LauncherProcess:
             os.close(self._own)
             self._own = -1
 
-    def hand_over(self) -> tuple[int, int]:
-        """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
+    def detach(self) -> tuple[int, int]:
+        """The pidfd of PID 1 and our end of its control socket, for a handle to own."""
         os.close(self._report)
         return self.pidfd, self.control.detach()
 
     async def end(self) -> None:
-        """Kill the launcher and PID 1, and wait for both: a start has failed."""
-        if self._control is None:
+        """Kill the launcher and PID 1, and wait for both; more than once is fine."""
+        if self._control is None or self._control.fileno() < 0:
             return
         if not self.pid:
             await self._hear_launcher()
@@ -325,11 +326,13 @@ class LauncherProcess:
             await readable(self.pidfd)
             reap(self.pidfd)
             os.close(self.pidfd)
+            self.pidfd = -1
         for pipe in self.pipes:
             pipe.close()
         self._control.close()
         if self._report >= 0:
             os.close(self._report)
+            self._report = -1
 
 
 def _not_done(seconds: float) -> LaunchError:
@@ -385,7 +388,7 @@ def say_go(control: socket.socket, plan: Plan, report: int, fds: Sequence[int]) 
         ourselves = os.pidfd_open(os.getpid())
         stack.callback(os.close, ourselves)
         os.pwrite(memfd, plan.encode(), 0)
-        word = wire.message(wire.GO, os.environ.get(wire.FAIL_AT, ""))
+        word = wire.message(wire.GO, fail_at())
         socket.send_fds(control, [word], [memfd, report, ourselves, *fds])
 
 

@@ -22,19 +22,21 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sandbox_provisioner import orders
 from sandbox_provisioner.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.contract import Labels, Stdio, WarmUnavailable
 from sandbox_provisioner.descriptors import afford_a_start
-from sandbox_provisioner.errors import SandboxError, told_as_host_error, told_as_internal_error
+from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.handle import LastWord, LocalHandle
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.launch import LocalLauncher, Start, without_a_word
+from sandbox_provisioner.launch import LocalLauncher, check, without_a_word
+from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import Family, LaunchRequest, Plan, Site
-from sandbox_provisioner.records import Record, RecordFolder, start_time
+from sandbox_provisioner.records import Record, start_time
 from sandbox_provisioner.spawn import (
     WORD_SECONDS,
     LauncherProcess,
@@ -42,7 +44,8 @@ from sandbox_provisioner.spawn import (
     hear,
     stem,
 )
-from sandbox_provisioner.warm.claim import ClaimedProcess, ClaimStart
+from sandbox_provisioner.stages import stage
+from sandbox_provisioner.warm.claim import ClaimedProcess
 from sandbox_provisioner.warm.found import (
     Command,
     claim,
@@ -54,7 +57,6 @@ from sandbox_provisioner.warm.found import (
     spare_key_of,
 )
 from sandbox_provisioner.warm.obstacles import obstacle, obstacle_anywhere, spare_obstacle
-from sandbox_provisioner.warm.opener import Opener
 from sandbox_provisioner.warm.process import DistantProcess
 
 _HERE_SECONDS = WORD_SECONDS
@@ -83,22 +85,23 @@ async def start_warm(
     """
     if why := _OTHER_COMMAND if Command.of(request.argv) is None else obstacle_anywhere(request):
         raise WarmUnavailable(why, never=True)
-    process = LauncherProcess(stem)
-    opener, source = Opener(process), Source(launcher, request, labels, stdio, preload, owner)
+    made, opener = Ledger(launcher.runtime(), request, labels), LauncherProcess(stem)
+    source = Source(launcher, made, stdio, preload, owner)
     try:
-        expected = told_as_internal_error("start the sandbox", but=(WarmUnavailable,))
-        with told_as_host_error("start the sandbox"), expected, ExitStack() as opened:
-            afford_a_start()
-            site, tree = await off_loop(source.begin, process, opened)
-            assert source.start
-            source.start.opener = opener
-            handle = await source.start.run(site, tree)
-    except BaseException as error:
-        await opener.end()  # it makes a file in the folder that goes then
-        if source.start is None:
-            raise
-        await source.start.undo()
-        if not isinstance(error, SandboxError):
+        async with undone_if_it_fails() as undo:
+            undo.push_async_callback(made.remove)
+            undo.push_async_callback(opener.end)  # it makes a file in the folder
+            undo.push_async_callback(source.end)
+            with ExitStack() as opened:
+                afford_a_start()
+                site, tree = await off_loop(source.begin, opener, opened)
+                if source.spare:
+                    handle = await start_from_spare(made, source.spare, opener, site)
+                else:
+                    assert source.fork
+                    handle = await start_from_nursery(made, source.fork, opener, site, tree)
+    except SandboxError as error:
+        if not (source.spare or source.fork):
             raise
         why = f"a start from the nursery failed: {error}"
         raise WarmUnavailable(why, failed=True) from error
@@ -108,15 +111,15 @@ async def start_warm(
 
 @dataclass(slots=True)
 class Source:
-    """Where a start may come from; *start* is what was found."""
+    """Where the start *made* may come from; *spare* or *fork* is what was found."""
 
     launcher: LocalLauncher
-    request: LaunchRequest
-    labels: Labels
+    made: Ledger
     stdio: Stdio
     preload: tuple[str, ...]
     owner: str
-    start: ClaimStart | WarmStart | None = None
+    spare: ClaimedProcess | None = None
+    fork: ForkedProcess | None = None
     _keys: tuple[str, ...] = ()
 
     def begin(self, process: LauncherProcess, opened: ExitStack) -> tuple[Site, CgroupTree]:
@@ -125,35 +128,44 @@ class Source:
         there is no nursery at all: the cold start that comes then looks."""
         if not is_any(self.launcher.runtime(), self._owners()):
             raise WarmUnavailable(_NO_NURSERY)
-        process.ask()
-        site, tree = self.launcher.look(self.request, opened)
-        if why := why_cold(self.request, site):
+        request = self.made.request
+        with stage("spawn-launcher"):
+            process.ask()
+        with stage("survey"):
+            site, tree = self.launcher.look(request, opened)
+        if why := why_cold(request, site):
             raise WarmUnavailable(why, never=True)
-        self.find(site)
+        with stage("find-source"):
+            self.find(site)
         return site, tree
 
     def find(self, site: Site) -> None:
         """A spare, or else a nursery; WarmUnavailable without one."""
-        made = made_of(self.request, site, self.preload)
+        made = made_of(self.made.request, site, self.preload)
         self._keys = tuple(key_of(made, owner) for owner in self._owners())
-        if self.stdio.stdin == subprocess.DEVNULL and not spare_obstacle(self.request, site):
+        silent = self.stdio.stdin == subprocess.DEVNULL
+        if silent and not spare_obstacle(self.made.request, site):
             self._claim(site)
-        if self.start is None:
+        if self.spare is None:
             self._fork(site)
+
+    async def end(self) -> None:
+        """End what was found."""
+        for process in (self.spare, self.fork):
+            if process:
+                await process.end()
 
     def _owners(self) -> tuple[str, ...]:
         return (self.owner, "") if self.owner else ("",)
 
     def _claim(self, site: Site) -> None:
-        runtime = self.launcher.runtime()
-        keys = (spare_key_of(self.request, site, key) for key in self._keys)
+        runtime, request = self.launcher.runtime(), self.made.request
+        keys = (spare_key_of(request, site, key) for key in self._keys)
         found = next(filter(None, (claim(runtime, key) for key in keys)), None)
         if found:
-            process = ClaimedProcess(*found, self.stdio)
-            self.start = ClaimStart(self.request, process, runtime, self.labels)
-            group = process.record.tree
-            tree = self.launcher.tree(self.request, site.facts, site.workdir, group)
-            self.start.tree = tree
+            self.spare = ClaimedProcess(*found, self.stdio)
+            group = self.spare.record.tree
+            self.made.tree = self.launcher.tree(request, site.facts, site.workdir, group)
 
     def _fork(self, site: Site) -> None:
         runtime = self.launcher.runtime()
@@ -163,58 +175,76 @@ class Source:
         else:
             raise WarmUnavailable(_NO_NURSERY)
         channel, record = found
-        labels = replace(self.labels, nursery=record.sandbox_id)
-        nursery = Nursery(runtime, key, record)
-        self.start = WarmStart(
-            self.request, ForkedProcess(channel, self.stdio, nursery), runtime, labels
-        )
+        self.made.labels = replace(self.made.labels, nursery=record.sandbox_id)
+        self.fork = ForkedProcess(channel, self.stdio, Nursery(runtime, key, record))
 
 
-class WarmStart(Start):
-    """A `Start` whose plan has two parts."""
+async def start_from_nursery(
+    made: Ledger, child: ForkedProcess, opener: LauncherProcess, site: Site, tree: CgroupTree
+) -> LocalHandle:
+    """Let *child* become the kernel, with what *opener* opens for it."""
+    site, plan = await off_loop(_prepare, made, child, site, tree)
+    return await perform_in_two(made, child, opener, site, plan)
 
-    opener: Opener
 
-    def __init__(
-        self, request: LaunchRequest, child: ForkedProcess, runtime: Path, labels: Labels
-    ) -> None:
-        super().__init__(request, child, runtime, labels)
-        self.child = child
+def _prepare(made: Ledger, child: ForkedProcess, site: Site, tree: CgroupTree) -> tuple[Site, Plan]:
+    """The record, the groups, and the plan: the child finds it when it is there, and waits in the
+    middle of it for what is opened."""
+    site = made.make_record(site)
+    made.make_groups(tree, child.pid)
+    with stage("compile-plan"):
+        plan = orders.compile_fork(made.request, site)
+    child.begin(plan, open_to_join(tree))
+    return site, plan
 
-    async def run(self, site: Site, tree: CgroupTree) -> LocalHandle:
-        site, folder, inside = await off_loop(self.prepare, site, tree)
-        await self.child.here()
-        family = Family(self.child.nursery.record.init_pid, self.child.pid)
-        outside = orders.compile_opening(self.request, site, family)
-        await self.opener.begin(outside, site.descriptors)
-        fds = await self.opener.opened()
+
+async def perform_in_two(
+    made: Ledger, child: ForkedProcess, opener: LauncherProcess, site: Site, inside: Plan
+) -> LocalHandle:
+    """Let *child*, which has its plan already, perform it with what *opener* opens meanwhile."""
+    made.report = child.report
+    with stage("await-child"):
+        await child.here()
+    with stage("open"):
+        family = Family(child.nursery.record.init_pid, child.pid)
+        outside = orders.compile_opening(made.request, site, family)
+        await opener.begin(outside, site.descriptors)
+        fds = await opener.opened()
         if not fds:
             # Nothing can be opened for one that has ended.
-            self.check(self.child.told(), inside, site)
-            if self.child.has_ended():
-                raise without_a_word(self.child.status)
-            self.check(self.opener.report, outside, site)
-        self.child.give(fds)
-        await self.child.performed()
-        self.check(self.child.report, inside, site)
-        return await off_loop(self.hand_over, tree, folder)
+            check(child.told(), child, inside, site)
+            if child.has_ended():
+                raise without_a_word(child.status)
+            check(opener.report, child, outside, site)
+    child.give(fds)
+    with stage("perform"):
+        await child.performed()
+        check(child.report, child, inside, site)
+    return await off_loop(made.handle, child)
 
-    def prepare(self, site: Site, tree: CgroupTree) -> tuple[Site, RecordFolder, Plan]:
-        """The record, the groups, and the plan: the child finds it when it is there, and waits in
-        the middle of it for what is opened."""
-        site, folder = self.make_record(site)
-        self.create_cgroup(tree)
-        inside = self.compile(site)
-        self.child.begin(inside, open_to_join(tree), self.held())
-        return site, folder, inside
 
-    def held(self) -> tuple[int, ...]:
-        """Descriptors of ours that the child shall have as well."""
-        return ()
-
-    def compile(self, site: Site) -> Plan:
-        """What the nursery's child shall do."""
-        return orders.compile_fork(self.request, site)
+async def start_from_spare(
+    made: Ledger, spare: ClaimedProcess, opener: LauncherProcess, site: Site
+) -> LocalHandle:
+    """Bind *spare*, which runs already in groups of its own, to the start *made*."""
+    made.report = spare.report
+    site = replace(site, first_id=spare.record.first_id)
+    with stage("compile-plan"):
+        outside, inside = orders.compile_claim(made.request, site)
+    await opener.begin(outside, site.descriptors)
+    with stage("take-record"):
+        await off_loop(made.take_record, spare.folder, spare.record, site)
+    if made.tree and made.record.cgroup_manager:
+        made.tree.take_over(await spare.string())
+    with stage("open"):
+        fds = await opener.opened()
+        if not fds:
+            check(opener.report, spare, outside, site)
+    spare.begin(inside, fds)
+    with stage("perform"):
+        await spare.performed()
+        check(spare.report, spare, inside, site)
+    return await off_loop(partial(made.handle, spare, sealed=True))
 
 
 # By the nursery's id.

@@ -22,7 +22,7 @@ from sandbox_provisioner.spawn import Report, Streams, say_go
 
 
 class DistantProcess:
-    """What a fork of a nursery and a spare have in common: `launch.StartedProcess`."""
+    """What a fork of a nursery and a spare have in common: `ledger.StartedProcess`."""
 
     pid = 0
     init_start = 0
@@ -90,8 +90,8 @@ class DistantProcess:
             self._report_write = -1
         self._streams.sent()
 
-    def hand_over(self) -> tuple[int, int]:
-        """The pidfd of PID 1 and our end of its control socket, for the handle to own."""
+    def detach(self) -> tuple[int, int]:
+        """The pidfd of PID 1 and our end of its control socket, for a handle to own."""
         os.close(self._report)
         return self.pidfd, self._control.detach()
 

@@ -17,15 +17,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sandbox_provisioner import orders
+from sandbox_provisioner.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LocalLauncher
+from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
-from sandbox_provisioner.records import RecordFolder
-from sandbox_provisioner.spawn import LAUNCH_SECONDS, stem
+from sandbox_provisioner.spawn import LAUNCH_SECONDS, LauncherProcess, stem
 from sandbox_provisioner.warm.found import (
     CLAIMS,
     Command,
@@ -37,38 +39,12 @@ from sandbox_provisioner.warm.found import (
     spare_link,
     spares,
 )
-from sandbox_provisioner.warm.launch import ForkedProcess, Nursery, WarmStart
+from sandbox_provisioner.warm.launch import ForkedProcess, Nursery, perform_in_two
 from sandbox_provisioner.warm.obstacles import obstacle, spare_obstacle
-from sandbox_provisioner.warm.opener import Opener
 
 KIND = "spare"
 _FILE = "spare.json"
 _SILENT = Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
-
-
-class SpareStart(WarmStart):
-    """The start of a kernel that has no work directory yet, and is claimed at *listener*."""
-
-    listener: socket.socket
-    idle_seconds: float
-
-    def make_record(self, site: Site) -> tuple[Site, RecordFolder]:
-        """The socket's name goes with the record, also where somebody else removes it."""
-        site, folder = super().make_record(site)
-        self.listener.bind(os.fspath(folder.path / CLAIMS))
-        self.listener.listen(1)
-        return site, folder
-
-    def compile(self, site: Site) -> Plan:
-        assert self.tree
-        held = ("claims", "string") if self.tree.string >= 0 else ("claims",)
-        site = replace(site, idle_seconds=self.idle_seconds, held=held)
-        return orders.compile_spare(self.request, site)
-
-    def held(self) -> tuple[int, ...]:
-        assert self.tree
-        string = self.tree.string
-        return (self.listener.fileno(), string) if string >= 0 else (self.listener.fileno(),)
 
 
 async def make_spare(
@@ -86,51 +62,89 @@ async def make_spare(
     """
     if Command.of(request.argv) is None:
         return False
-    site, _ = launcher.survey(request)
-    site.opened.close()  # a spare gets a work directory when it is claimed
-    if obstacle(request, site) or spare_obstacle(request, site):
+    found = await off_loop(_nursery_for, launcher, request, warmth)
+    if found is None:
         return False
+    key, channel, nursery = found
+    own = _own_request(request)
+    parent = nursery.record.sandbox_id
+    labels = Labels(name=labels.name, user=labels.user, kind=KIND, nursery=parent)
+    child = ForkedProcess(channel, _SILENT, nursery)
+    start = Ledger(launcher.runtime(), own, labels)
+    handle = await _start(launcher, start, child, warmth.idle_seconds)
+    await _sealed(handle)
+    handle.when_ended(when_ended)
+    handle.let_go()
+    link = spare_link(launcher.runtime(), key, own.sandbox_id)
+    link.symlink_to(f"{own.sandbox_id}/{CLAIMS}")
+    return True
+
+
+def _nursery_for(
+    launcher: LocalLauncher, request: LaunchRequest, warmth: Warmth
+) -> tuple[str, socket.socket, Nursery] | None:
+    """The key of the spares for *request*, of which there are fewer than are wanted, and the
+    nursery that one can be made from."""
+    # A spare gets a work directory when it is claimed.
+    site, _ = launcher.survey_closed(request)
+    if obstacle(request, site) or spare_obstacle(request, site):
+        return None
     runtime, made = launcher.runtime(), made_of(request, site, warmth.preload)
     for of in dict.fromkeys((warmth.owner, "")):
         nursery_key = key_of(made, of)
         key = spare_key_of(request, site, nursery_key)
         if len(spares(runtime, key)) >= warmth.spares:
-            return False
+            return None
         if found := find(runtime, nursery_key):
-            break
-    else:
-        return False
-    channel, record = found
-    own = _own_request(request)
-    labels = Labels(name=labels.name, user=labels.user, kind=KIND, nursery=record.sandbox_id)
-    child = ForkedProcess(channel, _SILENT, Nursery(runtime, nursery_key, record))
-    start = SpareStart(own, child, runtime, labels)
-    start.idle_seconds = warmth.idle_seconds
-    handle = await _start(launcher, start)
-    handle.when_ended(when_ended)
-    handle.let_go()
-    spare_link(runtime, key, own.sandbox_id).symlink_to(f"{own.sandbox_id}/{CLAIMS}")
-    return True
+            channel, record = found
+            return key, channel, Nursery(runtime, nursery_key, record)
+    return None
 
 
-async def _start(launcher: LocalLauncher, start: SpareStart) -> LocalHandle:
-    """Start it, and wait until it can be claimed."""
-    start.opener = Opener(stem.launcher())
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as start.listener:
-        try:
-            site, tree = launcher.survey(start.request)
-            site.opened.close()
-            site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
-            handle = await start.run(site, tree)
-        except BaseException:
-            await start.opener.end()  # it makes a file in the folder that goes then
-            await start.undo()
-            raise
-        await start.opener.end()
+async def _start(
+    launcher: LocalLauncher, made: Ledger, child: ForkedProcess, idle_seconds: float
+) -> LocalHandle:
+    """Let *child* become the kernel of a spare, which has no work directory yet."""
+    opener = LauncherProcess(stem)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        async with undone_if_it_fails() as undo:
+            undo.push_async_callback(made.remove)
+            undo.push_async_callback(opener.end)  # it makes a file in the folder
+            undo.push_async_callback(child.end)
+            await off_loop(opener.ask)
+            site, tree = await off_loop(launcher.survey_closed, made.request)
+            nowhere = WorkdirFacts.nowhere()
+            site = replace(site, workdir=nowhere, volumes=(), idle_seconds=idle_seconds)
+            site, plan = await off_loop(_prepare, made, child, site, tree, listener)
+            handle = await perform_in_two(made, child, opener, site, plan)
+        await opener.end()
+    return handle
+
+
+def _prepare(
+    made: Ledger, child: ForkedProcess, site: Site, tree: CgroupTree, listener: socket.socket
+) -> tuple[Site, Plan]:
+    """As for any kernel from a nursery, and the socket by which the spare is claimed: its name goes
+    with the record, also where somebody else removes it."""
+    site = made.make_record(site)
+    assert made.folder
+    listener.bind(os.fspath(made.folder.path / CLAIMS))
+    listener.listen(1)
+    made.make_groups(tree, child.pid)
+    kept = {"claims": listener.fileno()}
+    if tree.string >= 0:
+        kept["string"] = tree.string
+    plan = orders.compile_spare(made.request, replace(site, held=tuple(kept)))
+    child.begin(plan, open_to_join(tree), tuple(kept.values()))
+    return site, plan
+
+
+async def _sealed(handle: LocalHandle) -> None:
+    """Wait until it can be claimed; LaunchError, and it is gone, if it never can."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LAUNCH_SECONDS):
             if await handle.sealed() == wire.SEALED:
-                return handle
+                return
     handle.kill()
     story = await handle.wait()
     await handle.close()

@@ -27,11 +27,13 @@ from sandbox_provisioner.facilities.process.plan import least_available_bytes
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.launch import ColdStart, LocalLauncher
+from sandbox_provisioner.launch import LocalLauncher, perform_whole
+from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
-from sandbox_provisioner.records import BUILDING, RecordFolder
-from sandbox_provisioner.spawn import WORD_SECONDS, stem
+from sandbox_provisioner.records import BUILDING
+from sandbox_provisioner.spawn import WORD_SECONDS, LauncherProcess, stem
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.story import ExitStory
 from sandbox_provisioner.warm.found import (
@@ -69,21 +71,6 @@ _BOOT = (
 )
 
 
-class NurseryStart(ColdStart):
-    """The start of a nursery, which listens at *path*."""
-
-    path: Path
-
-    def make_record(self, site: Site) -> tuple[Site, RecordFolder]:
-        """The socket's name goes with the record, also where somebody else removes it."""
-        site, folder = super().make_record(site)
-        self.path.rename(folder.path / SOCKET)
-        return site, folder
-
-    def compile(self, site: Site) -> Plan:
-        return orders.compile_nursery(self.request, site)
-
-
 async def make_nursery(
     launcher: LocalLauncher,
     request: LaunchRequest,
@@ -95,8 +82,7 @@ async def make_nursery(
     Returns when it is ready. Raises SandboxError if it cannot be had, LaunchError with what it
     wrote if its imports fail; then nothing is left of it.
     """
-    site, _ = launcher.survey(request)
-    site.opened.close()  # a nursery is given none of it
+    site, _ = await off_loop(launcher.survey_closed, request)  # a nursery is given none of it
     command, runtime = Command.of(request.argv), launcher.runtime()
     if command is None or obstacle(request, site):
         return None
@@ -192,23 +178,26 @@ def _own_request(
 
 
 async def _start(launcher: LocalLauncher, request: LaunchRequest, labels: Labels) -> LocalHandle:
-    site, tree = launcher.survey(request)
-    site.opened.close()
-    site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
-    runtime = launcher.runtime()
-    path = runtime / f"{request.sandbox_id}.{SOCKET}"
+    made, process = Ledger(launcher.runtime(), request, labels), LauncherProcess(stem)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(os.fspath(path))
-        listener.listen(64)
-        start = NurseryStart(request, stem.launcher(), runtime, labels)
-        start.stdio = Stdio(listener.fileno(), subprocess.DEVNULL, subprocess.DEVNULL)
-        start.path = path
-        try:
-            return await start.run(site, tree)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            await start.undo()
-            raise
+        stdio = Stdio(listener.fileno(), subprocess.DEVNULL, subprocess.DEVNULL)
+        async with undone_if_it_fails() as undo:
+            undo.push_async_callback(made.remove)
+            undo.push_async_callback(process.end)
+            await off_loop(process.ask)
+            site, tree = await off_loop(launcher.survey_closed, request)
+            site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
+            site, plan = await off_loop(_prepare, made, site, listener)
+            return await perform_whole(made, process, site, plan, tree, stdio)
+
+
+def _prepare(made: Ledger, site: Site, listener: socket.socket) -> tuple[Site, Plan]:
+    """The record, and in its folder, which others remove with it, the socket for requests."""
+    site = made.make_record(site)
+    assert made.folder
+    listener.bind(os.fspath(made.folder.path / SOCKET))
+    listener.listen(64)
+    return site, orders.compile_nursery(made.request, site)
 
 
 async def _ready(handle: LocalHandle) -> Told:

@@ -18,7 +18,7 @@ import pytest
 from boxes import run
 from probes import answer_of, attempt_to_open, number_of, system_call
 
-from sandbox_provisioner import launch, records
+from sandbox_provisioner import ledger, records
 from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import HostError, LaunchError, SpecError
 from sandbox_provisioner.facilities.landlock.inside import VERBS
@@ -95,14 +95,14 @@ def test_what_is_swapped_after_it_was_judged_is_still_what_may_be_used(
     victim, sub = new_folder(), workdir / "sub"
     (sub / "below").mkdir(parents=True)
     (victim / "below").mkdir()
-    make_record = launch.Start.make_record
+    make_record = ledger.Ledger.make_record
 
     def swapped(start, site):
         sub.rename(workdir / "moved")
         sub.symlink_to(victim)
         return make_record(start, site)
 
-    monkeypatch.setattr(launch.Start, "make_record", swapped)
+    monkeypatch.setattr(ledger.Ledger, "make_record", swapped)
     with sandbox(workdir=sub, cwd=str(sub / "below"), **LANDLOCK) as box:
         own, other, here = box.call(look, str(victim), using=(answer_of,))
     assert (own, other) == ("None", "EACCES")

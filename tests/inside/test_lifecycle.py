@@ -13,14 +13,14 @@ import pytest
 from boxes import run
 
 from sandbox_provisioner import records
-from sandbox_provisioner.launch import SERVER_STEPS
+from sandbox_provisioner.stages import SERVER_STEPS
 
 pytestmark = pytest.mark.requires("userns")
 
 SERVER = """
 import os, signal, sys
 import boxes
-from sandbox_provisioner import launch, records
+from sandbox_provisioner import launch, records, stages
 runtime, workdir, survive, die_at = sys.argv[1:]
 
 def die(step):
@@ -30,7 +30,7 @@ def die(step):
 def die_while_writing(folder, record):
     os.kill(os.getpid(), signal.SIGKILL)
 
-launch._fail_here = die
+stages.fail_here = die
 if die_at == "first-record":
     records.RecordFolder.write = die_while_writing
 box = boxes.start(

@@ -16,6 +16,7 @@ import pytest
 from facilities import missing
 from golden import verbs_of
 
+from sandbox_provisioner import stages
 from sandbox_provisioner.contract import Stdio
 from sandbox_provisioner.errors import (
     HostError,
@@ -25,10 +26,11 @@ from sandbox_provisioner.errors import (
     SpecError,
 )
 from sandbox_provisioner.inside.wire import FAIL_AT
-from sandbox_provisioner.launch import SERVER_STEPS, LocalLauncher
+from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.spawn import stem
 from sandbox_provisioner.spec import Limits, Volume
+from sandbox_provisioner.stages import SERVER_STEPS
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -109,6 +111,31 @@ def test_of_many_places_the_one_that_failed_is_named(sandbox, new_folder, monkey
     assert "/data/1" in told
     assert f"(from {volumes[1].source})" in told
     assert "/data/0" not in told
+
+
+COLD_STAGES = [
+    "spawn-launcher", "survey", "make-record", "compile-plan", "await-launcher", "create-cgroup",
+    "perform", "write-record",
+]  # fmt: skip
+
+
+def test_a_start_names_its_stages_in_their_order(sandbox):
+    heard = []
+    with stages.heard_by(heard.append), sandbox():
+        pass
+    assert heard == COLD_STAGES
+
+
+@pytest.mark.parametrize("stage", sorted({*COLD_STAGES} - {*SERVER_STEPS}))
+def test_a_start_can_be_made_to_fail_at_a_stage_that_makes_nothing(
+    sandbox, workdir, runtime_dir, monkeypatch, stage
+):
+    monkeypatch.setenv(FAIL_AT, stage)
+    with pytest.raises(LaunchError, match="made to fail") as caught, sandbox():
+        pass
+    assert caught.value.step == stage
+    assert set(os.listdir(runtime_dir)) <= {"lock"}
+    assert os.listdir(workdir) == []
 
 
 def test_a_start_that_is_cancelled_leaves_nothing(launcher, workdir, runtime_dir):

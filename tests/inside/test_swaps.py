@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner import launch
+from sandbox_provisioner import ledger
 from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.spec import Volume
@@ -136,13 +136,13 @@ def test_what_is_swapped_after_it_was_judged_is_still_what_was_judged(
 ):
     """Where Linux lets one mount it by its descriptor; else it is found by name, and compared."""
     sub, link = link_to(workdir, victim)
-    right, make_record = identity(sub), launch.Start.make_record
+    right, make_record = identity(sub), ledger.Ledger.make_record
 
     def swapped(start, site):
         exchange(sub, link)
         return make_record(start, site)
 
-    monkeypatch.setattr(launch.Start, "make_record", swapped)
+    monkeypatch.setattr(ledger.Ledger, "make_record", swapped)
     if what == "workdir":
         options, inside = {"workdir": sub}, str(sub)
     else:
@@ -163,13 +163,13 @@ def test_another_directory_in_the_place_of_one_that_was_judged_is_not_given(
     sub, other = workdir / "sub", workdir / "other"
     sub.mkdir()
     other.mkdir()
-    right, make_record = identity(sub), launch.Start.make_record
+    right, make_record = identity(sub), ledger.Ledger.make_record
 
     def swapped(start, site):
         exchange(sub, other)
         return make_record(start, site)
 
-    monkeypatch.setattr(launch.Start, "make_record", swapped)
+    monkeypatch.setattr(ledger.Ledger, "make_record", swapped)
     with contextlib.suppress(LaunchError), sandbox(workdir=sub) as box:
         assert box.call(identity, ".") == right
 
@@ -178,14 +178,14 @@ def test_another_directory_in_the_place_of_one_that_was_judged_is_not_given(
 def test_what_vanishes_during_a_start_is_told_or_an_empty_directory(
     sandbox, workdir, monkeypatch, what
 ):
-    sub, make_record = workdir / "sub", launch.Start.make_record
+    sub, make_record = workdir / "sub", ledger.Ledger.make_record
     sub.mkdir()
 
     def vanished(start, site):
         sub.rmdir()
         return make_record(start, site)
 
-    monkeypatch.setattr(launch.Start, "make_record", vanished)
+    monkeypatch.setattr(ledger.Ledger, "make_record", vanished)
     volumes = (Volume(source=str(sub), target="/data"),)
     options = {"workdir": sub} if what == "workdir" else {"volumes": volumes}
     with contextlib.suppress(SandboxError), sandbox(**options) as box:

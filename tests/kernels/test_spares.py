@@ -33,9 +33,9 @@ from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launcher import verbs
 from sandbox_provisioner.plan import HOME
 from sandbox_provisioner.records import Record, all_records, sweep
+from sandbox_provisioner.spawn import LauncherProcess
 from sandbox_provisioner.warm import ahead, found
 from sandbox_provisioner.warm.claim import ClaimedProcess
-from sandbox_provisioner.warm.opener import Opener
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -322,17 +322,17 @@ def test_a_spare_gives_way_when_memory_is_short(
 def test_a_spare_is_given_the_directory_that_was_judged_whatever_its_path_is_then(
     warm: Any, workdir: Path, spare: Record, new_folder: Any, monkeypatch: Any
 ) -> None:
-    sub, begin = workdir / "sub", Opener.begin
+    sub, begin = workdir / "sub", LauncherProcess.begin
     sub.mkdir()
     right = os.stat(sub).st_ino
 
-    async def swapped(opener: Opener, *words: Any) -> None:
-        monkeypatch.setattr(Opener, "begin", begin)
+    async def swapped(opener: LauncherProcess, *words: Any) -> None:
+        monkeypatch.setattr(LauncherProcess, "begin", begin)
         sub.rename(workdir / "moved")
         sub.symlink_to(new_folder())
         await begin(opener, *words)
 
-    monkeypatch.setattr(Opener, "begin", swapped)
+    monkeypatch.setattr(LauncherProcess, "begin", swapped)
     monkeypatch.chdir(sub)
     with warm(spares=1) as k:
         assert came_from_spare(k) == spare.sandbox_id

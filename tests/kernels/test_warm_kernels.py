@@ -179,10 +179,10 @@ def test_starts_at_once_that_fail_in_a_nursery_go_on_cold(
 ) -> None:
     """Each under the names that it had: nothing of the first try is in the way of the second."""
 
-    def fail(self: Any, report: Any, plan: Any, site: Any) -> None:
+    def fail(*_: Any) -> None:
         raise LaunchError(attempt="start", answer="it failed", remedy="None.", step="test")
 
-    monkeypatch.setattr(launch.WarmStart, "check", fail)
+    monkeypatch.setattr(launch, "check", fail)
     name = kernelspec(warm=True)
 
     async def live() -> list[str]:

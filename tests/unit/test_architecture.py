@@ -354,6 +354,7 @@ def _top_names(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     "name",
     [
+        "confinement", "contract", "ledger", "meeting", "spawn", "stages",
         "plan", "spec", "places", "host", "id_range", "surroundings", "handle", "records", "launch",
         "cgroup", "kernel_files", "python_files", "run_by_host", "story", "ends",
     ],

@@ -103,7 +103,7 @@ def test_stamps_become_the_time_since_the_one_before() -> None:
 
 
 def test_the_launchers_stamps_are_summed_by_verb_and_add_up() -> None:
-    taken = steps.Start(stamps=[("launcher asked for", 0)])
+    taken = steps.Start(stamps=[("spawn-launcher", 0)])
     ms = 1_000_000
     taken.read(
         f"word {12 * ms};take {14 * ms} {13 * ms};"

@@ -1,0 +1,185 @@
+"""ledger.py - in the launching process: what a start has made on this host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Protocol
+
+from sandbox_provisioner.cgroup import CgroupTree
+from sandbox_provisioner.contract import Labels, WarmUnavailable
+from sandbox_provisioner.descriptors import for_clean_up
+from sandbox_provisioner.errors import told_as_host_error, told_as_internal_error
+from sandbox_provisioner.facilities.caps.plan import enforced
+from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.host import WorkdirFacts
+from sandbox_provisioner.plan import LaunchRequest, Site
+from sandbox_provisioner.records import Record, RecordFolder, remove_traces
+from sandbox_provisioner.spawn import Report
+from sandbox_provisioner.spec import WRITTEN_THROUGH
+from sandbox_provisioner.stages import stage
+
+ATTEMPT = "start the sandbox"
+
+
+@contextlib.asynccontextmanager
+async def undone_if_it_fails() -> AsyncIterator[AsyncExitStack]:
+    """A start: what it pushes on the stack undoes it, the last first, each whatever becomes of the
+    others, since the next start may use the same names."""
+    undo = AsyncExitStack()
+    try:
+        ours = told_as_internal_error(ATTEMPT, but=(WarmUnavailable,))
+        with told_as_host_error(ATTEMPT), ours:
+            yield undo
+    except BaseException:
+        with told_as_host_error("undo a start that has failed"), for_clean_up():
+            await undo.aclose()
+        raise
+
+
+class StartedProcess(Protocol):
+    """Who performs a plan, and becomes PID 1: a launcher, a nursery's child, or a spare."""
+
+    report: Report
+
+    @property
+    def init_pid(self) -> int:
+        """PID 1, as we see it."""
+        ...
+
+    @property
+    def init_start(self) -> int:
+        """The start time of PID 1, in clock ticks."""
+        ...
+
+    @property
+    def pipes(self) -> tuple[IO[bytes], ...]:
+        """Our ends of the pipes that the caller asked for."""
+        ...
+
+    def detach(self) -> tuple[int, int]:
+        """The pidfd of PID 1 and our end of its control socket, for a handle to own."""
+        ...
+
+
+class Ledger:
+    """The folder with the record, the groups, and the stand-ins that *report* tells of: each stands
+    here as soon as it is made."""
+
+    def __init__(self, runtime: Path, request: LaunchRequest, labels: Labels) -> None:
+        self._runtime = runtime
+        self.request = request
+        self.labels = labels
+        self.record = Record(sandbox_id=request.sandbox_id)
+        self.report = Report()
+        self.folder: RecordFolder | None = None
+        self.tree: CgroupTree | None = None
+
+    def make_record(self, site: Site) -> Site:
+        """Make the folder with the record; *site* with what the plan has to know of them."""
+        with stage("make-record"):
+            ids = site.facts.privileged
+            record = self._new_record(site)
+            self.folder, self.record = RecordFolder.create(self._runtime, record, ids=ids)
+            site = replace(
+                site,
+                first_id=self.record.first_id,
+                sockets=str(self.folder.sockets),
+                exit_file=str(self.folder.exit_file),
+            )
+            if site.facts.privileged:
+                # The directory belongs to the kernel's user; only they (and we) look into it.
+                os.chown(self.folder.sockets, site.outside_uid, site.outside_gid)
+            return site
+
+    def take_record(self, folder: RecordFolder, spare: Record, site: Site) -> None:
+        """Make *folder*, which is that of the *spare*, our own."""
+        kept = {name: getattr(spare, name) for name in ("first_id", "init_pid", "init_start")}
+        new = self._new_record(site)
+        self.record = replace(new, **kept, nursery=spare.nursery, group=spare.tree)
+        self.folder = folder.take_over(self.record)
+
+    def make_groups(self, tree: CgroupTree, pid: int) -> None:
+        """Make the groups, and where somebody else moves processes into them, put *pid* there."""
+        with stage("create-cgroup"):
+            tree.create(self.request.spec.limits, pid)
+            self.tree = tree
+
+    def handle(self, process: StartedProcess, *, sealed: bool = False) -> LocalHandle:
+        """Write down what runs now; from here on the handle owns it."""
+        assert self.folder and self.tree
+        with stage("write-record"):
+            running = replace(
+                self.record,
+                init_pid=process.init_pid,
+                init_start=process.init_start,
+                made=tuple(self.report.made),
+            )
+            if running != self.record:
+                self.record = self.folder.finish(running)
+        pidfd, control = process.detach()
+        return LocalHandle(
+            pidfd=pidfd,
+            tree=self.tree,
+            folder=self.folder,
+            record=self.record,
+            control=control,
+            pipes=process.pipes,
+            sealed=sealed,
+        )
+
+    async def remove(self) -> None:
+        """Remove what was made so far: the start has failed, and no process of it is left."""
+        record = replace(self.record, made=tuple(self.report.made))
+        await remove_traces(self._runtime, record, self.folder, self.tree, kill=True)
+
+    def _new_record(self, site: Site) -> Record:
+        """What is known before anything runs."""
+        facts, labels, request = site.facts, self.labels, self.request
+        limits = enforced(request.spec.limits, facts)
+        return Record(
+            sandbox_id=request.sandbox_id,
+            kernel_id=labels.kernel_id,
+            name=labels.name,
+            notebook=labels.notebook,
+            user=labels.user,
+            started=time.time(),
+            survives_server=request.survive_server,
+            cgroup_version=facts.cgroups.version,
+            cgroup_manager=facts.cgroups.manager,
+            cgroup_bases=dict(facts.cgroups.bases),
+            memory_limit_bytes=limits.memory_bytes,
+            cpu_cores=limits.cpu_cores,
+            workdir=site.workdir.source,
+            shown_at=site.workdir.path,
+            device=site.workdir.place.device,
+            inode=site.workdir.place.inode,
+            repositories=site.workdir.covered.repositories,
+            confinement=request.spec.confinement.value,
+            kind=labels.kind,
+            nursery=labels.nursery,
+            planned=planned_stand_ins(site.workdir),
+        )
+
+
+def planned_stand_ins(workdir: WorkdirFacts) -> tuple[tuple[str, str], ...]:
+    """(kind, path) of what the covers of *workdir* will have to make, outermost first.
+
+    It stands in the record before it is done: if the server is killed meanwhile, `sweep` finds it.
+    """
+    covered = workdir.covered
+    wanted = dict.fromkeys((*covered.files, *(path for path, _ in covered.placed)), "file")
+    wanted |= dict.fromkeys(covered.links, "link") | dict.fromkeys(covered.sockets, "socket")
+    wanted |= dict.fromkeys(covered.directories, "directory")
+    homes = {os.path.dirname(link) for link in covered.links}
+    wanted |= {os.path.join(home, WRITTEN_THROUGH): "directory" for home in homes}
+    for path in tuple(wanted):
+        while path := os.path.dirname(path):
+            wanted[path] = "directory"
+    full = ((kind, os.path.join(workdir.source, path)) for path, kind in sorted(wanted.items()))
+    return tuple((kind, path) for kind, path in full if not os.path.lexists(path))
