@@ -178,9 +178,7 @@ class WarmOptions(HasTraits):
 class ServerOptions(HasTraits):
     """How the server deals with its kernels."""
 
-    start_timeout = Float(
-        60.0, help="How many seconds a kernel may take until its sockets are there."
-    ).tag(
+    start_timeout = Float(60.0, help="How many seconds a kernel may take to start.").tag(
         config=True,
     )
     runtime_dir = Unicode(

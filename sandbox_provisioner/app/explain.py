@@ -25,7 +25,7 @@ from sandbox_provisioner.app.command import (
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.cgroup import allows_less, narrowest_bound
 from sandbox_provisioner.confinement import confiner
-from sandbox_provisioner.errors import COMMAND, SpecError
+from sandbox_provisioner.errors import COMMAND, SpecError, joined
 from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
@@ -143,6 +143,9 @@ def _memory(limits: Limits, facts: HostFacts) -> str:
 
 
 def _interrupt(limits: Limits) -> str:
+    beyond = [cap.noun for cap in limits.asked if cap.eases_memory(limits)]
+    if limits.interrupt_share is None and beyond:
+        return f"The kernel is not interrupted before it, since it has {joined(beyond)} beyond it."
     if limits.interrupt_share is None:
         return (
             "The kernel is not interrupted before it: by default only IPython's is, whose cell "

@@ -502,6 +502,8 @@ def test_explain_shows_steps_reasons_and_where_options_come_from(
     assert "warm = auto: " in told
     assert "warm = true: " in jupyter_sandbox("explain", "k", "--warm", "True").stdout
     assert "warm = " not in jupyter_sandbox("explain", "k", "--warm", "False").stdout
+    swaps = jupyter_sandbox("explain", "k", "--mem-limit=1G", "--swap-limit=1G").stdout
+    assert "not interrupted before it, since it has swap beyond it." in swaps
     assert "the new root becomes /" in told
     assert "ipykernel_launcher -f /run/kernel/kernel-example.json" in told
     assert jupyter_sandbox("list").stdout == "No sandbox runs.\n"
