@@ -100,9 +100,9 @@ class ExitStory:
     """How a kernel ended, as data.
 
     *code* is its exit status, or the negative number of the signal that ended it, or None if
-    nobody could learn it. *limit_bytes* is its cap on memory, *peak_bytes* the most that it used;
-    *full_above* names the group, or the machine, whose memory was full in place of its own; of a
-    SIGNAL, or from OUTSIDE, it was full at that time, and may be why.
+    nobody could learn it. *memory_limit_bytes* is its cap, *memory_peak_bytes* the most that it
+    used; *full_above* names the group, or the machine, whose memory was full in place of its own;
+    of a SIGNAL, or from OUTSIDE, it was full at that time, and may be why.
     *full_bytes* is the size of a folder in memory that was full. *lost_path* is the file in its
     work directory that was replaced. *mistake* is what PID 1 came upon that is our fault.
     *reason* is a sentence for the person at the notebook, "" where it ended by itself or somebody
@@ -113,8 +113,8 @@ class ExitStory:
     kind: EndKind
     code: int | None
     signal: int = 0
-    limit_bytes: int | None = None
-    peak_bytes: int | None = None
+    memory_limit_bytes: int | None = None
+    memory_peak_bytes: int | None = None
     cpu_seconds: float | None = None
     pids_limit_hits: int = 0
     full_bytes: int = 0
@@ -145,16 +145,16 @@ def signal_name(number: int) -> str:
 
 def _reason(story: ExitStory, name: str) -> str:
     sentence = _SENTENCES.get(story.kind, "")
-    if story.kind is EndKind.MEMORY_CAP and story.limit_bytes is None:
+    if story.kind is EndKind.MEMORY_CAP and story.memory_limit_bytes is None:
         return ""
     if story.kind is EndKind.SIGNAL and story.signal == signal.SIGKILL:
         sentence = _KILLED
     if story.kind in {EndKind.SIGNAL, EndKind.OUTSIDE} and story.full_above:
         sentence += _MAY_BE_MEMORY
-    peak = format_bytes(story.peak_bytes) if story.peak_bytes else ""
+    peak = format_bytes(story.memory_peak_bytes) if story.memory_peak_bytes else ""
     return sentence.format(
         name=name,
-        limit=format_bytes(story.limit_bytes or 0),
+        limit=format_bytes(story.memory_limit_bytes or 0),
         peak=f" (peak {peak})" if peak else "",
         used=f", when it used {peak}" if peak else "",
         size=format_bytes(story.full_bytes),

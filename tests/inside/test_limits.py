@@ -42,9 +42,9 @@ def test_more_memory_than_allowed_ends_this_sandbox_and_says_so(sandbox, new_fol
         story = box.wait()
         assert story.oom_killed
         assert story.signal == 9
-        assert story.limit_bytes == 96 * MIB
-        assert story.peak_bytes is not None
-        assert 64 * MIB < story.peak_bytes <= 96 * MIB
+        assert story.memory_limit_bytes == 96 * MIB
+        assert story.memory_peak_bytes is not None
+        assert 64 * MIB < story.memory_peak_bytes <= 96 * MIB
         assert "reached its memory limit of 96 MiB" in story.reason
         assert "mem_limit" in story.reason
         assert other.call(add, 1, 1) == 2

@@ -451,8 +451,8 @@ def test_a_kernel_that_reaches_its_memory_limit_says_why_under_the_cell(
         assert "Raise mem_limit" in said["text"]
         story = k.provisioner.story
         assert story.oom_killed
-        assert story.limit_bytes == 200 << 20
-        assert format_bytes(story.limit_bytes) in caplog.text
+        assert story.memory_limit_bytes == 200 << 20
+        assert format_bytes(story.memory_limit_bytes) in caplog.text
         assert neighbour.run("1 + 1") == "2"
 
 

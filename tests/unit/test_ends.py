@@ -39,7 +39,7 @@ def test_an_exit_status_is_no_signal_and_a_signal_is_no_exit_status() -> None:
 
 
 def test_an_end_is_json_with_the_time_in_utc() -> None:
-    end = end_of(EndKind.MEMORY_CAP, -9, "m1", signal=9, limit_bytes=1 << 28)
+    end = end_of(EndKind.MEMORY_CAP, -9, "m1", signal=9, memory_limit_bytes=1 << 28)
     told = json.loads(json.dumps(end.as_json()))
     assert told["time"] == "1970-01-01T00:00:00.400+00:00"
     assert (told["kind"], told["memory_limit_bytes"], told["cell"]) == ("memory-cap", 1 << 28, "m1")

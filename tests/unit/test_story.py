@@ -53,7 +53,7 @@ def test_what_nobody_in_the_kernel_did_has_a_sentence_and_nothing_else_has(kind)
     story = ExitStory(
         kind=kind,
         code=None,
-        limit_bytes=1 << 30,
+        memory_limit_bytes=1 << 30,
         full_above="the group /a",
         lost_path="f",
         mistake="m",
