@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sandbox_provisioner.caps import CAPS, Cap
 from sandbox_provisioner.errors import COLUMNS, COMMAND, HostError, SandboxError, in_lines
+from sandbox_provisioner.facilities.caps.wish import CAPS, Cap
+from sandbox_provisioner.facilities.ids.facts import IDS, IdRange
 from sandbox_provisioner.facilities.landlock.tell import obstacle
-from sandbox_provisioner.host import MACHINES, OLDEST_KERNEL, HostFacts, WorkdirFacts
-from sandbox_provisioner.id_range import IDS, IdRange
-from sandbox_provisioner.surroundings import (
+from sandbox_provisioner.facilities.namespaces.facts import (
     APPARMOR,
     NESTED,
     Surroundings,
@@ -25,6 +24,7 @@ from sandbox_provisioner.surroundings import (
     forbidding_setting,
     setting,
 )
+from sandbox_provisioner.host import MACHINES, OLDEST_KERNEL, HostFacts, WorkdirFacts
 
 
 class State(StrEnum):

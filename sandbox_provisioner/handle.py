@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import IO, Any
 
-from sandbox_provisioner.cgroup import CgroupTree, Usage
 from sandbox_provisioner.confinement import Confiner, confiner
 from sandbox_provisioner.contract import Labels
-from sandbox_provisioner.covers import repositories
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError, in_lines, told_as_host_error
+from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, Usage
+from sandbox_provisioner.facilities.workdir.facts.covers import repositories
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line, printable
 from sandbox_provisioner.meeting import SocketFolder

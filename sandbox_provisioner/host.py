@@ -14,15 +14,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sandbox_provisioner.cgroup import CgroupFacts, memory_bounds, survey
-from sandbox_provisioner.covers import Covered, bad_workdir, find_covered
 from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts, memory_bounds, survey
+from sandbox_provisioner.facilities.namespaces.facts import current_obstacle
+from sandbox_provisioner.facilities.workdir.facts.covers import Covered, bad_workdir, find_covered
+from sandbox_provisioner.facilities.workdir.facts.run_by_host import (
+    Server,
+    find_run_by_host,
+    this_server,
+)
 from sandbox_provisioner.inside.kernel_calls import landlock_version
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Asker, Place, TooManyFolders, is_of_system
-from sandbox_provisioner.run_by_host import Server, find_run_by_host, this_server
 from sandbox_provisioner.spec import Covers, Volume
-from sandbox_provisioner.surroundings import current_obstacle
 from sandbox_provisioner.system_files import system_files, system_tree
 
 # The new mount API with mount_setattr(2) came with this release.

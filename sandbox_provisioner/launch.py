@@ -22,8 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from sandbox_provisioner import cgroup
-from sandbox_provisioner.cgroup import CgroupTree, open_existing
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.contract import Labels, Stdio
 from sandbox_provisioner.descriptors import afford_a_start
@@ -34,11 +32,26 @@ from sandbox_provisioner.errors import (
     SandboxError,
     SpecError,
 )
+from sandbox_provisioner.facilities.caps import cgroup
+from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_existing
+from sandbox_provisioner.facilities.environment.facts.kernel_files import (
+    Given,
+    KernelFiles,
+    find_kernel_files,
+)
+from sandbox_provisioner.facilities.environment.plan.variables import handed_on
+from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IdRange, find_id_range
+from sandbox_provisioner.facilities.namespaces.facts import (
+    Cause,
+    Surroundings,
+    cause_of,
+    masked_proc_cause,
+    mount_cause,
+)
+from sandbox_provisioner.facilities.workdir.facts.run_by_host import look_there_last, notice
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
-from sandbox_provisioner.id_range import FIRST_ID, IdRange, find_id_range
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.kernel_files import Given, KernelFiles, find_kernel_files
 from sandbox_provisioner.ledger import ATTEMPT, Ledger, undone_if_it_fails
 from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.off_loop import off_loop
@@ -53,24 +66,9 @@ from sandbox_provisioner.records import (
     runtime_directory,
     sweep,
 )
-from sandbox_provisioner.run_by_host import look_there_last, notice
 from sandbox_provisioner.spawn import Failure, LauncherProcess, Report, stem
-from sandbox_provisioner.spec import (
-    Confinement,
-    SandboxSpec,
-    UserIds,
-    relative,
-    volumes_for,
-)
+from sandbox_provisioner.spec import Confinement, SandboxSpec, UserIds, relative, volumes_for
 from sandbox_provisioner.stages import stage
-from sandbox_provisioner.surroundings import (
-    Cause,
-    Surroundings,
-    cause_of,
-    masked_proc_cause,
-    mount_cause,
-)
-from sandbox_provisioner.variables import handed_on
 
 _MOST_TOLD = 1000
 Warn = Callable[[str], None]

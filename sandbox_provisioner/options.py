@@ -17,7 +17,7 @@ from typing import Any
 
 from traitlets import Bool, Dict, Enum, Float, HasTraits, Integer, List, TraitType, Unicode, Union
 
-from sandbox_provisioner.caps import FACILITIES, CapOptions
+from sandbox_provisioner.facilities.caps.wish import FACILITIES, CapOptions
 from sandbox_provisioner.spec import Confinement, Covers, Network, OnMissing, UserIds
 
 AUTO = "auto"

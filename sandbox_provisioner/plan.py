@@ -14,12 +14,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from sandbox_provisioner.cgroup import Bound
+from sandbox_provisioner.facilities.caps.cgroup import Bound
+from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
+from sandbox_provisioner.facilities.ids.facts import IdRange
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
-from sandbox_provisioner.id_range import IdRange
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.spec import SandboxSpec, relative
 

@@ -33,7 +33,6 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from tornado.web import HTTPError
 from traitlets import TraitError, TraitType, observe
 
-from sandbox_provisioner.caps import CAPS
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.contract import (
     Handle,
@@ -55,6 +54,9 @@ from sandbox_provisioner.errors import (
     in_lines,
     told_as_internal_error,
 )
+from sandbox_provisioner.facilities.caps.wish import CAPS
+from sandbox_provisioner.facilities.environment.plan.variables import set_and_left_out
+from sandbox_provisioner.facilities.workdir.facts.run_by_host import IN_START_DIRECTORY
 from sandbox_provisioner.host import memory_bytes
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.last_words import LastWords
@@ -63,7 +65,6 @@ from sandbox_provisioner.off_loop import Gate, off_loop, one_after_another
 from sandbox_provisioner.option_errors import bad_value, unknown_option
 from sandbox_provisioner.options import AUTO, SandboxOptions, every_option
 from sandbox_provisioner.plan import LaunchRequest
-from sandbox_provisioner.run_by_host import IN_START_DIRECTORY
 from sandbox_provisioner.spec import (
     Confinement,
     Covers,
@@ -80,7 +81,6 @@ from sandbox_provisioner.story import EndKind, ExitStory, signal_name
 from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.units import parse_bytes
-from sandbox_provisioner.variables import set_and_left_out
 from sandbox_provisioner.warm.ahead import count_start
 from sandbox_provisioner.warm.found import this_process
 from sandbox_provisioner.warm.launcher import WarmLauncher

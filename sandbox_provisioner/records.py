@@ -35,11 +35,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sandbox_provisioner import cgroup, removal
+from sandbox_provisioner import removal
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
+from sandbox_provisioner.facilities.caps import cgroup
+from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import open_again
 from sandbox_provisioner.spec import WRITTEN_THROUGH, Covers, relative

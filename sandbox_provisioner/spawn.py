@@ -35,19 +35,9 @@ from typing import IO, Any
 
 import sandbox_provisioner
 from sandbox_provisioner.contract import Stdio
-from sandbox_provisioner.descriptors import (
-    is_readable,
-    keep_from_children,
-    occupy_standard_streams,
-)
+from sandbox_provisioner.descriptors import is_readable, keep_from_children, occupy_standard_streams
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.handle import (
-    LastWord,
-    readable,
-    readable_within,
-    reap,
-    when_ended,
-)
+from sandbox_provisioner.handle import LastWord, readable, readable_within, reap, when_ended
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.kernel_calls import MOST_DESCRIPTORS
 from sandbox_provisioner.off_loop import off_loop

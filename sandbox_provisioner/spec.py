@@ -15,8 +15,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from sandbox_provisioner.caps import BY_FACILITY, CAPS, FACILITIES, Cap, Wishes
 from sandbox_provisioner.errors import SpecError, did_you_mean
+from sandbox_provisioner.facilities.caps.wish import BY_FACILITY, CAPS, FACILITIES, Cap, Wishes
 from sandbox_provisioner.units import at_least
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from sandbox_provisioner.cgroup import survey
+from sandbox_provisioner.facilities.caps.cgroup import survey
 from sandbox_provisioner.host import HostFacts
 
 MUST_WORK = "SANDBOX_MUST_WORK"

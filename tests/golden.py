@@ -17,12 +17,12 @@ from pathlib import Path
 from unittest import mock
 
 from sandbox_provisioner import orders
-from sandbox_provisioner.cgroup import Bound, CgroupFacts
-from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.facilities.caps.cgroup import Bound, CgroupFacts
+from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
+from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, IdRange
+from sandbox_provisioner.facilities.workdir.facts.covers import Covered
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
-from sandbox_provisioner.id_range import FIRST_ID, IDS, IdRange
-from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.plan import HOME, Family, LaunchRequest, Plan, Site, Step

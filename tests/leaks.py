@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sandbox_provisioner.cgroup import open_existing
-from sandbox_provisioner.cgroup.tree import Tree
+from sandbox_provisioner.facilities.caps.cgroup import open_existing
+from sandbox_provisioner.facilities.caps.cgroup.tree import Tree
 from sandbox_provisioner.mounts import mount_of
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts
 from sandbox_provisioner.spec import WRITTEN_THROUGH

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.facilities.namespaces.facts import PROFILE
 from sandbox_provisioner.spawn import interpreter
-from sandbox_provisioner.surroundings import PROFILE
 
 _NAME = "jupyter-sandbox"
 _TEXT = """\

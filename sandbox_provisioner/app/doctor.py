@@ -35,14 +35,14 @@ from sandbox_provisioner.app.elsewhere import Place, look_from
 from sandbox_provisioner.app.leftovers import left_groups, left_sandboxes
 from sandbox_provisioner.contract import Labels, Launcher, Stdio
 from sandbox_provisioner.errors import LaunchError, SandboxError
+from sandbox_provisioner.facilities.ids.facts import find_id_range
+from sandbox_provisioner.facilities.namespaces.facts import Surroundings
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
-from sandbox_provisioner.id_range import find_id_range
 from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.records import runtime_directory
 from sandbox_provisioner.spec import Covers, SandboxSpec
-from sandbox_provisioner.surroundings import Surroundings
 from sandbox_provisioner.unboxed import inner_command
 
 _SYSCTLS = (

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from sandbox_provisioner.cgroup import own_directories
 from sandbox_provisioner.errors import COMMAND, HostError, SandboxError, SpecError
+from sandbox_provisioner.facilities.caps.cgroup import own_directories
 from sandbox_provisioner.inside.printable import printable
 
 _NAMESPACES = ("mnt", "user", "pid")

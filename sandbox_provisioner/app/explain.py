@@ -23,9 +23,9 @@ from sandbox_provisioner.app.command import (
     working_directory,
 )
 from sandbox_provisioner.app.tables import table
-from sandbox_provisioner.cgroup import allows_less, narrowest_bound
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.errors import COMMAND, SpecError, joined
+from sandbox_provisioner.facilities.caps.cgroup import allows_less, narrowest_bound
 from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line

@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from sandbox_provisioner import cgroup
+from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.records import all_records, open_init
 
 _SETTLE_SECONDS = 5.0

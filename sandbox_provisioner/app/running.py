@@ -19,8 +19,8 @@ from traitlets import Bool, Enum, Float
 
 from sandbox_provisioner.app.command import COMMON_ALIASES, COMMON_FLAGS, SandboxCommand
 from sandbox_provisioner.app.leftovers import remove_left_groups
-from sandbox_provisioner.cgroup import Usage, open_existing
 from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.facilities.caps.cgroup import Usage, open_existing
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.records import (
     Record,

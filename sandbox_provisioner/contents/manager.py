@@ -30,14 +30,7 @@ from jupyter_server.services.contents.largefilemanager import AsyncLargeFileMana
 from tornado.web import HTTPError
 from traitlets import default
 
-from sandbox_provisioner.contents.beneath import (
-    Beneath,
-    Entry,
-    Refused,
-    copy_over,
-    copy_tree,
-    move,
-)
+from sandbox_provisioner.contents.beneath import Beneath, Entry, Refused, copy_over, copy_tree, move
 from sandbox_provisioner.contents.trash import move_to_trash
 
 # False while a file is read in order to be written elsewhere.

@@ -22,12 +22,12 @@ import select
 import time
 
 from sandbox_provisioner.facilities.caps.inside import Caps
+from sandbox_provisioner.facilities.caps.inside.memory import available_bytes
 from sandbox_provisioner.facilities.process.inside import Spare
 from sandbox_provisioner.facilities.sockets.inside import Sockets
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside import orders, wire
 from sandbox_provisioner.inside.box import Box
-from sandbox_provisioner.inside.memory import available_bytes
 from sandbox_provisioner.launcher import init
 
 TYPE_CHECKING = False  # as typing has it, without its import

@@ -20,16 +20,16 @@ import select
 import stat
 import time
 
-from sandbox_provisioner.facilities.caps.inside import Caps
+from sandbox_provisioner.facilities.caps.inside import Caps, memory
 from sandbox_provisioner.facilities.landlock.inside import Landlock
-from sandbox_provisioner.facilities.process.inside import Output, Spare
+from sandbox_provisioner.facilities.process.inside import Output, Spare, output
+from sandbox_provisioner.facilities.root.inside.folders import Folders, own_folders
 from sandbox_provisioner.facilities.sockets.inside import Sockets
 from sandbox_provisioner.facilities.workdir.inside import Workdir
+from sandbox_provisioner.facilities.workdir.inside.covers import CoverLost, Watch
 from sandbox_provisioner.inside import kernel_calls as kernel
-from sandbox_provisioner.inside import memory, output, wire
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.box import Box
-from sandbox_provisioner.inside.covers import CoverLost, Watch
-from sandbox_provisioner.inside.folders import Folders, own_folders
 from sandbox_provisioner.inside.printable import with_place
 from sandbox_provisioner.launcher import family
 

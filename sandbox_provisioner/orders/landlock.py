@@ -10,7 +10,7 @@ from sandbox_provisioner.facilities.landlock import plan as landlock
 from sandbox_provisioner.facilities.namespaces import plan as namespaces
 from sandbox_provisioner.facilities.process import plan as process
 from sandbox_provisioner.facilities.rights import plan as rights
-from sandbox_provisioner.inside.seccomp import SHARED
+from sandbox_provisioner.facilities.rights.plan.seccomp import SHARED
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import Plan, Start, Step
 
@@ -20,7 +20,7 @@ def set_variables(start: Start) -> Iterator[Step]:
     home, tmp = landlock.homes(start)
     limits = start.request.spec.limits
     found = variables_for(start.request, start.site, home=home, limits=limits)
-    yield environment.variables(start, found | {"TMPDIR": tmp})
+    yield environment.variables_step(start, found | {"TMPDIR": tmp})
 
 
 def filter_kernel(start: Start) -> Iterator[Step]:

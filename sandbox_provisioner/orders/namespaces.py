@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from sandbox_provisioner.facilities.caps import plan as caps
 from sandbox_provisioner.facilities.environment import plan as environment
+from sandbox_provisioner.facilities.environment.plan.variables import files_from_caps
 from sandbox_provisioner.facilities.ids import plan as ids
 from sandbox_provisioner.facilities.namespaces import plan as namespaces
 from sandbox_provisioner.facilities.network import plan as network
@@ -32,7 +33,6 @@ from sandbox_provisioner.facilities.volumes import plan as volumes
 from sandbox_provisioner.facilities.workdir import plan as workdir
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import Kind, Plan, Start, Step
-from sandbox_provisioner.variables import files_from_caps
 
 LAUNCHER, INIT, KERNEL, NOBODY = "L", "1", "K", "-"
 # How many descriptors ``open-memory`` opens, by the version of cgroups (inside/memory.py).
@@ -79,7 +79,7 @@ def _opened_by(steps: Iterable[Step]) -> Iterator[str]:
 
 def set_variables(start: Start) -> Iterator[Step]:
     """Facilities tell programs of themselves by variables: so it is put together here."""
-    yield environment.variables(start, variables_for(start.request, start.site))
+    yield environment.variables_step(start, variables_for(start.request, start.site))
 
 
 def tell_caps(start: Start) -> Iterator[Step]:

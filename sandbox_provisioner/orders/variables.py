@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sandbox_provisioner.facilities.caps.plan import enforced
+from sandbox_provisioner.facilities.environment.plan.variables import kernel_environment
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.spec import Limits
-from sandbox_provisioner.variables import kernel_environment
 
 
 def variables_for(

@@ -16,12 +16,12 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from sandbox_provisioner.cgroup import free_bytes, reap_keepers, survey
 from sandbox_provisioner.contract import Labels, Warmth, WarmUnavailable
 from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.facilities.caps.cgroup import free_bytes, reap_keepers, survey
+from sandbox_provisioner.facilities.caps.inside.memory import available_bytes
 from sandbox_provisioner.facilities.process.plan import least_available_bytes
 from sandbox_provisioner.handle import LocalHandle, reap
-from sandbox_provisioner.inside.memory import available_bytes
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.records import sweep

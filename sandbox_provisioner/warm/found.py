@@ -26,8 +26,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import sandbox_provisioner
+from sandbox_provisioner.facilities.environment.facts.kernel_files import freshness
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.kernel_files import freshness
 from sandbox_provisioner.links import real_path
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site

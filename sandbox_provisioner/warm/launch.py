@@ -26,10 +26,10 @@ from functools import partial
 from pathlib import Path
 
 from sandbox_provisioner import orders
-from sandbox_provisioner.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.contract import Labels, Stdio, WarmUnavailable
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.handle import LastWord, LocalHandle
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LocalLauncher, check, without_a_word
@@ -37,13 +37,7 @@ from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import Family, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, start_time
-from sandbox_provisioner.spawn import (
-    WORD_SECONDS,
-    LauncherProcess,
-    control_pair,
-    hear,
-    stem,
-)
+from sandbox_provisioner.spawn import WORD_SECONDS, LauncherProcess, control_pair, hear, stem
 from sandbox_provisioner.stages import stage
 from sandbox_provisioner.warm.claim import ClaimedProcess
 from sandbox_provisioner.warm.found import (

@@ -24,9 +24,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from sandbox_provisioner.facilities.caps.inside.memory import available_bytes
 from sandbox_provisioner.inside import kernel_calls, wire
 from sandbox_provisioner.inside.box import Box
-from sandbox_provisioner.inside.memory import available_bytes
 from sandbox_provisioner.inside.say import say_who
 from sandbox_provisioner.launcher import enter
 from sandbox_provisioner.warm.immortal import immortalize

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sandbox_provisioner import orders
-from sandbox_provisioner.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.inside import wire

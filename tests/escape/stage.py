@@ -21,7 +21,7 @@ from frame import Attempt, Variant, source_of
 from jupyter_client.manager import KernelManager
 from tools import SECRET
 
-from sandbox_provisioner.inside.syscall_numbers import NUMBERS
+from sandbox_provisioner.facilities.rights.plan.syscall_numbers import NUMBERS
 from sandbox_provisioner.provisioner import StartRefused
 from sandbox_provisioner.unboxed import guarded_command
 from sandbox_provisioner.warm import ahead

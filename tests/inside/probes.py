@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sandbox_provisioner.inside.syscall_numbers import NUMBERS
+from sandbox_provisioner.facilities.rights.plan.syscall_numbers import NUMBERS
 
 MACHINE = 0 if os.uname().machine == "x86_64" else 1
 

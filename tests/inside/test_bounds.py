@@ -9,11 +9,13 @@ from contextlib import ExitStack
 import pytest
 from boxes import WARM, Boxes
 
-from sandbox_provisioner import bounds, host
-from sandbox_provisioner.caps import FACILITIES
-from sandbox_provisioner.cgroup import CgroupFacts
+from sandbox_provisioner import host
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID
+from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
+from sandbox_provisioner.facilities.caps.plan import bounds
+from sandbox_provisioner.facilities.caps.wish import FACILITIES
+from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, LAST_ID
+from sandbox_provisioner.facilities.root.plan import MOST_TERMINALS
 from sandbox_provisioner.inside import kernel_calls
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.spec import Limits
@@ -113,7 +115,7 @@ def test_a_box_has_a_share_of_the_terminals_and_no_more(sandbox):
 
     with sandbox() as box:
         count, answer = box.call(open_terminals)
-        assert (count, answer) == (bounds.MOST_TERMINALS, "No space left on device")
+        assert (count, answer) == (MOST_TERMINALS, "No space left on device")
         for fd in os.openpty():
             os.close(fd)
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner.cgroup import (
+from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.facilities.caps.cgroup import (
     CgroupFacts,
     CgroupTree,
     leftover_names,
@@ -24,7 +25,6 @@ from sandbox_provisioner.cgroup import (
     remove_leftovers,
     survey,
 )
-from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.spec import Limits
 
 pytestmark = pytest.mark.requires("cgroup")

@@ -19,8 +19,8 @@ from boxes import run
 from probes import answer_of, attempt_to_open, number_of, system_call
 
 from sandbox_provisioner import ledger, records
-from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import HostError, LaunchError, SpecError
+from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
 from sandbox_provisioner.facilities.landlock.inside import VERBS
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.spec import Confinement, Limits, OnMissing, Volume

@@ -78,7 +78,7 @@ def test_a_range_that_cannot_be_had_is_refused_with_the_command(user_home, subui
 
 
 ADVICE = """
-from sandbox_provisioner.cgroup import survey
+from sandbox_provisioner.facilities.caps.cgroup import survey
 facts = survey()
 assert facts.missing.keys() >= {"memory", "pids"}, facts.missing
 print("\\n".join(facts.remedy("memory")))

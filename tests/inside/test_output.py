@@ -10,7 +10,11 @@ import threading
 
 import pytest
 
-from sandbox_provisioner.inside.output import BURST_BYTES, BYTES_PER_SECOND, TAIL_BYTES
+from sandbox_provisioner.facilities.process.inside.output import (
+    BURST_BYTES,
+    BYTES_PER_SECOND,
+    TAIL_BYTES,
+)
 
 pytestmark = pytest.mark.requires("userns")
 

@@ -7,7 +7,7 @@ import os
 import pytest
 from probes import answer_of, number_of, system_call
 
-from sandbox_provisioner.inside.syscall_numbers import NUMBERS
+from sandbox_provisioner.facilities.rights.plan.syscall_numbers import NUMBERS
 
 pytestmark = pytest.mark.requires("userns")
 

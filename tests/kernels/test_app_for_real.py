@@ -22,7 +22,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from leaks import Watch
 
-from sandbox_provisioner.cgroup import open_existing
+from sandbox_provisioner.facilities.caps.cgroup import open_existing
 from sandbox_provisioner.inside.kernel_calls import watch_changes
 from sandbox_provisioner.records import Record, all_records, cgroup_facts, open_init
 from sandbox_provisioner.warm.found import SOCKET, call

@@ -20,7 +20,8 @@ from jupyter_programs import REPOSITORY, Home, Server
 from leaks import Watch
 from warmth import came_from, made, nurseries, state_of, wait_for_end
 
-from sandbox_provisioner import cgroup, launch, provisioner
+from sandbox_provisioner import launch, provisioner
+from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.provisioner import AUTO, SandboxProvisioner
 from sandbox_provisioner.records import sweep

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sandbox_provisioner.bounds import MOST_TERMINALS
+from sandbox_provisioner.facilities.root.plan import MOST_TERMINALS
 from sandbox_provisioner.spec import Limits
 
 pytestmark = [

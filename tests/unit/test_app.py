@@ -24,13 +24,13 @@ from sandbox_provisioner.app.command import SandboxCommand, UsageError
 from sandbox_provisioner.app.listing import format_age
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.app.twins import twin_of, write_twin
-from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import COLUMNS, HostError, LaunchError, SpecError
+from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
+from sandbox_provisioner.facilities.ids.facts import IdRange
+from sandbox_provisioner.facilities.namespaces.facts import APPARMOR, Surroundings
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
-from sandbox_provisioner.id_range import IdRange
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
-from sandbox_provisioner.surroundings import APPARMOR, Surroundings
 
 Command = Callable[..., str]
 

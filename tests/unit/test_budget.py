@@ -7,8 +7,13 @@ import re
 
 import pytest
 
-from sandbox_provisioner.inside import output
-from sandbox_provisioner.inside.output import BURST_BYTES, BYTES_PER_SECOND, Budget, Pump
+from sandbox_provisioner.facilities.process.inside import output
+from sandbox_provisioner.facilities.process.inside.output import (
+    BURST_BYTES,
+    BYTES_PER_SECOND,
+    Budget,
+    Pump,
+)
 from sandbox_provisioner.inside.printable import whole_letters
 
 CHUNK = b"q" * 4095 + b"\n"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner.caps import FACILITIES
-from sandbox_provisioner.cgroup import (
+from sandbox_provisioner.errors import HostError, SpecError, in_lines
+from sandbox_provisioner.facilities.caps.cgroup import (
     Bound,
     CgroupFacts,
     NullTree,
@@ -32,10 +32,10 @@ from sandbox_provisioner.cgroup import (
     remove_leftovers,
     survey,
 )
-from sandbox_provisioner.cgroup.above import Above
-from sandbox_provisioner.cgroup.remedies import own_v1
-from sandbox_provisioner.cgroup.tree import hits_of
-from sandbox_provisioner.errors import HostError, SpecError, in_lines
+from sandbox_provisioner.facilities.caps.cgroup.above import Above
+from sandbox_provisioner.facilities.caps.cgroup.remedies import own_v1
+from sandbox_provisioner.facilities.caps.cgroup.tree import hits_of
+from sandbox_provisioner.facilities.caps.wish import FACILITIES
 from sandbox_provisioner.spec import Limits
 
 CONTROLLERS = ["cpu", "cpuset", "io", "memory", "pids"]
@@ -418,7 +418,7 @@ def test_what_is_mounted_read_only_is_no_question_of_owners(
 ) -> None:
     manager, own = user_groups(proc, kernel, unwritable, ALL)
     unwritable += [manager, own]
-    room = sys.modules["sandbox_provisioner.cgroup.survey"]
+    room = sys.modules["sandbox_provisioner.facilities.caps.cgroup.survey"]
     monkeypatch.setattr(room, "_is_read_only", lambda directory: True)
     facts = proc.survey()
     assert facts.missing["memory"] == f"{own} is mounted read-only"
@@ -811,7 +811,7 @@ def test_a_group_that_never_freezes_is_thawed_and_told(
     kernel: FakeKernel, facts: CgroupFacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create(facts, Limits())
-    monkeypatch.setattr("sandbox_provisioner.cgroup.v2.FREEZE_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox_provisioner.facilities.caps.cgroup.v2.FREEZE_SECONDS", 0.0)
     with pytest.raises(HostError, match="freeze sandbox k1: its processes were still running"):
         open_tree(facts, "k1", Limits(), refuse, pytest.fail).freeze()
     assert kernel.written[-1] == ("sandbox-provisioner/k1/cgroup.freeze", "0")

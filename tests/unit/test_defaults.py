@@ -9,8 +9,8 @@ import pytest
 from traitlets.config import Config
 
 from sandbox_provisioner import host
-from sandbox_provisioner.cgroup import CgroupFacts
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.units import parse_share

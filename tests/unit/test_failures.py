@@ -12,13 +12,9 @@ from pathlib import Path
 import pytest
 
 from sandbox_provisioner import app
-from sandbox_provisioner.errors import (
-    HostError,
-    InternalError,
-    LaunchError,
-    told_as_internal_error,
-)
-from sandbox_provisioner.inside import covers, kernel_calls
+from sandbox_provisioner.errors import HostError, InternalError, LaunchError, told_as_internal_error
+from sandbox_provisioner.facilities.workdir.inside import covers
+from sandbox_provisioner.inside import kernel_calls
 from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.printable import with_place
 from sandbox_provisioner.launcher import enter, init

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox_provisioner.inside import folders
-from sandbox_provisioner.inside.folders import Folders
+from sandbox_provisioner.facilities.root.inside import folders
+from sandbox_provisioner.facilities.root.inside.folders import Folders
 from sandbox_provisioner.inside.wire import SHM_FULL, TMP_FULL
 
 BLOCKS = 1 << 14  # 64 MiB

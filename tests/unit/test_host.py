@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from sandbox_provisioner import covers, places
-from sandbox_provisioner.covers import Covered
+from sandbox_provisioner import places
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.facilities.workdir.facts import covers
+from sandbox_provisioner.facilities.workdir.facts.covers import Covered
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.places import Folders
 from sandbox_provisioner.spec import Covers, Volume, relative

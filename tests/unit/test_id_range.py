@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_provisioner import id_range
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.id_range import IDS, find_id_range, first_of, id_map
+from sandbox_provisioner.facilities.ids import facts as id_range
+from sandbox_provisioner.facilities.ids.facts import IDS, find_id_range, first_of, id_map
 
 UID = 4321
 

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_provisioner.cgroup import CgroupFacts, NullTree
-from sandbox_provisioner.handle import LocalHandle
-from sandbox_provisioner.inside import memory
-from sandbox_provisioner.inside.memory import (
+from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts, NullTree
+from sandbox_provisioner.facilities.caps.inside import memory
+from sandbox_provisioner.facilities.caps.inside.memory import (
     Level,
     Memory,
     open_files,
@@ -24,6 +23,7 @@ from sandbox_provisioner.inside.memory import (
     used_v1,
     used_v2,
 )
+from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launcher import init
 from sandbox_provisioner.records import Record, RecordFolder
 

@@ -9,10 +9,15 @@ import venv
 
 import pytest
 
-from sandbox_provisioner import kernel_files, python_files
+from sandbox_provisioner import python_files
 from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.facilities.environment.facts import kernel_files
+from sandbox_provisioner.facilities.environment.facts.kernel_files import (
+    Given,
+    find_kernel_files,
+    may_read,
+)
 from sandbox_provisioner.host import HostFacts
-from sandbox_provisioner.kernel_files import Given, find_kernel_files, may_read
 from sandbox_provisioner.spec import relative
 
 

@@ -7,12 +7,10 @@ import dataclasses
 import pytest
 from test_plan import FACTS, FILES, WORKDIR, WORKDIR_FACTS, place_of
 
-from sandbox_provisioner.cgroup import CgroupFacts
-from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
 from sandbox_provisioner.facilities.landlock.tell import losses
-from sandbox_provisioner.host import VolumeFacts
-from sandbox_provisioner.inside.seccomp import (
+from sandbox_provisioner.facilities.rights.plan.seccomp import (
     AUDIT_ARCH,
     SHARED,
     SHARED_CHECKED,
@@ -21,6 +19,8 @@ from sandbox_provisioner.inside.seccomp import (
     describe,
     verdicts,
 )
+from sandbox_provisioner.facilities.workdir.facts.covers import Covered
+from sandbox_provisioner.host import VolumeFacts
 from sandbox_provisioner.launcher.verbs import VERBS
 from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.plan import LaunchRequest, Site

@@ -14,7 +14,7 @@ import leaks
 import pytest
 from leaks import Watch
 
-from sandbox_provisioner.cgroup import open_tree, survey
+from sandbox_provisioner.facilities.caps.cgroup import open_tree, survey
 from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.spec import Limits
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from sandbox_provisioner.app import listing, running
 from sandbox_provisioner.app.running import Pages, Sandbox, look_at_others
-from sandbox_provisioner.cgroup import Usage
+from sandbox_provisioner.facilities.caps.cgroup import Usage
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.records import BUSY, Record, RecordFolder
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_provisioner.cgroup import CgroupFacts
-from sandbox_provisioner.covers import Covered
 from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
+from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
+from sandbox_provisioner.facilities.ids.facts import IdRange
+from sandbox_provisioner.facilities.workdir.facts.covers import Covered
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
-from sandbox_provisioner.id_range import IdRange
 from sandbox_provisioner.inside.wire import decode
-from sandbox_provisioner.kernel_files import KernelFiles
 from sandbox_provisioner.launcher.verbs import VERBS
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.orders import compile_for

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner.r_files import find_r_files, is_r
+from sandbox_provisioner.facilities.environment.facts.r_files import find_r_files, is_r
 
 
 def library(home: Path, name: str) -> str:

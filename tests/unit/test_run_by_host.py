@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from sandbox_provisioner.errors import SpecError
-from sandbox_provisioner.host import HostFacts, WorkdirFacts
-from sandbox_provisioner.run_by_host import (
+from sandbox_provisioner.facilities.workdir.facts.run_by_host import (
     Server,
     find_run_by_host,
     look_there_last,
     notice,
     this_server,
 )
+from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.spec import Covers
 
 

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_provisioner.inside import seccomp
-from sandbox_provisioner.inside.seccomp import (
+from sandbox_provisioner.facilities.rights.plan import seccomp
+from sandbox_provisioner.facilities.rights.plan.seccomp import (
     ABSENT,
     ALLOW,
     ALLOWED,
@@ -40,7 +40,7 @@ from sandbox_provisioner.inside.seccomp import (
     describe,
     fail,
 )
-from sandbox_provisioner.inside.syscall_numbers import NUMBERS
+from sandbox_provisioner.facilities.rights.plan.syscall_numbers import NUMBERS
 
 X86_64, AARCH64 = "x86_64", "aarch64"
 MACHINES = (X86_64, AARCH64)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox_provisioner.caps.cpuset import format_cpuset, parse_cpuset
-from sandbox_provisioner.caps.memory import SMALLEST_MEMORY_BYTES
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.facilities.caps.wish.cpuset import format_cpuset, parse_cpuset
+from sandbox_provisioner.facilities.caps.wish.memory import SMALLEST_MEMORY_BYTES
 from sandbox_provisioner.spec import Covers, Limits, OnMissing, SandboxSpec, Volume
 from sandbox_provisioner.units import format_bytes, parse_bytes
 

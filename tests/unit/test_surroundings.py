@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
-from sandbox_provisioner.host import HostFacts
-from sandbox_provisioner.launch import failure_of
-from sandbox_provisioner.plan import Step
-from sandbox_provisioner.surroundings import (
+from sandbox_provisioner.facilities.namespaces.facts import (
     APPARMOR,
     Cause,
     Surroundings,
@@ -21,6 +18,9 @@ from sandbox_provisioner.surroundings import (
     masked_proc_cause,
     mount_cause,
 )
+from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.launch import failure_of
+from sandbox_provisioner.plan import Step
 
 UNSHARE = "unshare(flags=CLONE_NEWUSER) failed: EPERM (Operation not permitted)"
 CLONE = "clone(flags=CLONE_NEWUSER) failed: EPERM (Operation not permitted)"

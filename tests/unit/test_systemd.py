@@ -16,8 +16,8 @@ import pytest
 from jeepney import DBusErrorResponse, HeaderFields, MessageType
 from jeepney.low_level import Header, Message
 
-from sandbox_provisioner.caps.cap import Property
-from sandbox_provisioner.cgroup import (
+from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.facilities.caps.cgroup import (
     CgroupFacts,
     files,
     leftover_names,
@@ -27,8 +27,8 @@ from sandbox_provisioner.cgroup import (
     survey,
     systemd,
 )
-from sandbox_provisioner.cgroup.systemd import SystemdTree
-from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.facilities.caps.cgroup.systemd import SystemdTree
+from sandbox_provisioner.facilities.caps.wish.cap import Property
 from sandbox_provisioner.spec import Limits
 
 MIB = 1 << 20

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox_provisioner.spec import Limits, Network
-from sandbox_provisioner.variables import (
+from sandbox_provisioner.facilities.environment.plan.variables import (
     files_from_caps,
     kernel_environment,
     set_and_left_out,
 )
+from sandbox_provisioner.spec import Limits, Network
 
 OWN = {"HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "JPY_PARENT_PID", "PATH"}
 

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner.inside import covers as room
-from sandbox_provisioner.inside.covers import DIRECTORY, FILE, CoverLost, Covers, Watch
+from sandbox_provisioner.facilities.workdir.inside import covers as room
+from sandbox_provisioner.facilities.workdir.inside.covers import (
+    DIRECTORY,
+    FILE,
+    CoverLost,
+    Covers,
+    Watch,
+)
 from sandbox_provisioner.inside.kernel_calls import CallFailed
 
 

@@ -12,8 +12,8 @@ from typing import cast
 import pytest
 
 from sandbox_provisioner import spawn
-from sandbox_provisioner.cgroup import CgroupTree
 from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.box import Box

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner import wrappers
+from sandbox_provisioner.facilities.environment.facts import wrappers
+from sandbox_provisioner.facilities.environment.facts.wrappers import Behind, find_behind
 from sandbox_provisioner.python_files import Found, Reader
-from sandbox_provisioner.wrappers import Behind, find_behind
 
 READER = Reader(())
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.facilities.ids.facts import ATTEMPT as RANGE_ATTEMPT
+from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, LAST_ID, id_map
 from sandbox_provisioner.host import VolumeFacts, WorkdirFacts
-from sandbox_provisioner.id_range import ATTEMPT as RANGE_ATTEMPT
-from sandbox_provisioner.id_range import FIRST_ID, IDS, LAST_ID, id_map
 from sandbox_provisioner.plan import KERNEL_ID, Site, Start, Step
 from sandbox_provisioner.spec import UserIds
 

@@ -1,0 +1,127 @@
+"""plan - pure: the steps that put a sandbox under its caps.
+
+A process joins its groups before it does anything else, so that all of it is charged. What tells
+PID 1 of the group's memory is opened while the host's groups can be reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from sandbox_provisioner.errors import COLUMNS, in_lines
+from sandbox_provisioner.facilities.caps.cgroup import Bound
+from sandbox_provisioner.facilities.caps.plan.bounds import SYSCTLS, kernels_limits, makers_limits
+from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.plan import Start, Step
+from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.units import format_bytes
+
+_JOINED = "memory, CPU and processes are charged from here on"
+
+
+def join(start: Start) -> Iterator[Step]:
+    """Whoever has the server's rights finds the groups by their names."""
+    if start.site.join_files:
+        yield Step("join-cgroup", start.site.join_files, _JOINED)
+
+
+def join_opened(_start: Start) -> Iterator[Step]:
+    """The same for who has no right to them: the server has opened their files."""
+    yield Step("join-cgroup", (), _JOINED)
+
+
+def open_memory(start: Start) -> Iterator[Step]:
+    """For `watch_memory`."""
+    if start.request.spec.limits.memory_bytes is None or start.site.memory_group is None:
+        return
+    version, group = start.site.memory_group
+    yield Step("open-memory", (str(version), group), "while the host's groups can be reached")
+
+
+def watch_memory(start: Start) -> Iterator[Step]:
+    """Whose kill was whose, and the interrupt before it. A command that is no Jupyter kernel has no
+    cell to interrupt: it would end."""
+    site, limits, is_kernel = start.site, start.request.spec.limits, start.request.connection_file
+    cap = limits.memory_bytes
+    if cap is None or site.memory_group is None:
+        return
+    share = (limits.interrupt_share or 0) if is_kernel else 0
+    killed = _child_killed(cap) if is_kernel else ""
+    sentence = in_lines(_interrupted(cap, site.memory_above), COLUMNS - len("1023 MiB"))
+    if site.memory_above:
+        cap = min(cap, site.memory_above.limit_bytes)
+    version = str(site.memory_group[0])
+    words = (version, str(round(cap * share)), str(cap), str(site.uid), str(site.gid))
+    why = "init learns which process Linux ends at the cap"
+    if share:
+        why = f"at {share:g} of the cap init interrupts the kernel, before Linux would end it"
+    yield Step("watch-memory", (*words, sentence, in_lines(killed)), why)
+
+
+def _interrupted(cap: int, above: Bound | None) -> str:
+    """What the person at the notebook reads then, with "{}" for what the kernel uses. It is said
+    before it is known whether the interrupt comes in time."""
+    limit, remedy = f"its memory limit of {format_bytes(cap)}", "raise mem_limit"
+    if above and above.limit_bytes < cap:
+        limit = f"the {format_bytes(above.limit_bytes)} that it shares with other programs"
+        remedy = "ask who runs this machine for more"
+    return (
+        f"The kernel is interrupted: it uses {{}} of {limit}. If this comes in time, your "
+        f"variables stay; delete what you do not need, or {remedy}. If not, the kernel is killed, "
+        "and says so."
+    )
+
+
+def _child_killed(cap: int) -> str:
+    """The same when a process that the kernel had started is no more."""
+    return (
+        "A child process of this kernel was killed: together they reached the memory limit of "
+        f"{format_bytes(cap)}. What waits for it may wait for ever: if so, interrupt the cell. "
+        "Start fewer processes, give them less, or raise mem_limit."
+    )
+
+
+def oom_score(_start: Start) -> Iterator[Step]:
+    """proc(5), oom_score_adj."""
+    yield Step("oom-score", ("300",), "if the machine runs out, kernels go before their server")
+
+
+def limit_maker(_start: Start) -> Iterator[Step]:
+    """What is counted for the owner of a namespace is limited by what its maker had."""
+    yield Step("resource-limits", makers_limits(), "only root can raise what the server has")
+
+
+def limit_settings(_start: Start) -> Iterator[Step]:
+    """Settings of namespaces that are the box's own."""
+    yield Step("own-limits", SYSCTLS, "what the machine has for everybody: a small share of it")
+
+
+def limit_all(_start: Start) -> Iterator[Step]:
+    """Every limit that Linux has for a process."""
+    yield _limits(None)
+
+
+def limit_kernel(start: Start) -> Iterator[Step]:
+    """The same, with how many processes a kernel may have where no cgroup caps them."""
+    yield _limits(_processes(start))
+
+
+def _limits(processes: int | None) -> Step:
+    why = "all that there are, so that none is the server's by chance"
+    return Step("resource-limits", kernels_limits(processes), why)
+
+
+def _processes(start: Start) -> int | None:
+    """How many the kernel may have where no cgroup caps them; getrlimit(2) counts those of its user
+    in its user namespace, before Linux 5.14 those of the whole machine. None where one does."""
+    most = start.request.spec.limits.pids
+    if most is None or "pids" not in start.site.facts.cgroups.missing:
+        return None
+    return most + start.site.user_tasks
+
+
+def enforced(limits: Limits, facts: HostFacts) -> Limits:
+    """*limits* without a cap on memory that is only a default, where it cannot be had."""
+    given_up = "memory" in limits.by_default and "memory" in facts.cgroups.missing
+    return replace(limits, memory_bytes=None) if given_up else limits

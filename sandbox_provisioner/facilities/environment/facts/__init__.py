@@ -1,0 +1,1 @@
+"""facts - who launches, reads only: what a kernel's program needs of the host."""

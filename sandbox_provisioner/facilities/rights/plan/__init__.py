@@ -1,0 +1,36 @@
+"""plan - pure: the kernel gives up every right that it does not need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sandbox_provisioner.facilities.rights.plan.seccomp import (
+    KERNEL,
+    NURSERY,
+    compile_filter,
+    describe,
+)
+from sandbox_provisioner.plan import Start, Step
+
+
+def become(start: Start) -> Iterator[Step]:
+    """capabilities(7), no_new_privs."""
+    why = "no capability, no way to gain one, an ordinary user"
+    yield Step("become", (str(start.site.uid), str(start.site.gid)), why)
+
+
+def filter_kernel(start: Start) -> Iterator[Step]:
+    """seccomp(2), as the last step but one."""
+    yield filter_step(start, KERNEL, "an allow-list of what the kernel may ask Linux")
+
+
+def filter_nursery(start: Start) -> Iterator[Step]:
+    """The same with the calls that make namespaces: its kernels have their own filter."""
+    yield filter_step(start, NURSERY, "an allow-list of what the kernel may ask Linux")
+
+
+def filter_step(start: Start, profile: str, why: str) -> Step:
+    """The filter of *profile* as a step."""
+    program = compile_filter(start.site.facts.machine, profile)
+    shown = f"({len(program) // 8} statements: {describe(profile)})"
+    return Step("system-call-filter", (program, profile), why, shown=(shown,))
