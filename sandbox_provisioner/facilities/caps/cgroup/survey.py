@@ -293,23 +293,26 @@ def _facts(
 
 def _lacks(version: int, base: str, cap: Cap) -> str:
     """Why groups below *base* would not have the file that *cap* needs; "" if they would, and also
-    where no group tells: the root of v2 has no files of controllers."""
+    where no group tells."""
     file = cap.needs.get(version, "")
     if not file or not base:
         return ""
-    groups = [base, *_groups_in(base)] if version == 2 else [base]
-    telling = [group for group in groups if version == 1 or _has(group, cap.controller)]
-    if not telling or any(os.path.exists(f"{group}/{file}") for group in telling):
-        return ""
-    return f"this Linux has no {file}"
+    group = base if version == 1 else _telling(base, cap.controller)
+    known = not group or os.path.exists(f"{group}/{file}")
+    return "" if known else f"this Linux has no {file}"
 
 
-def _groups_in(directory: str) -> list[str]:
+def _telling(base: str, controller: str) -> str:
+    """*base*, or the first group in it, if it has the files of *controller*: the root of v2 has
+    none of any."""
+    if _has(base, controller):
+        return base
     try:
-        with os.scandir(directory) as entries:
-            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        with os.scandir(base) as entries:
+            groups = (entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+            return next((group for group in groups if _has(group, controller)), "")
     except OSError:
-        return []
+        return ""
 
 
 def _has(group: str, controller: str) -> bool:
