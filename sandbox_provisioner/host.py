@@ -1,4 +1,4 @@
-"""host.py - reads only: what this Linux and this user may do, and what the host's tree looks like.
+"""host.py - reads only: what this Linux and who asks may do, and what the host's tree looks like.
 
 `HostFacts.probe()` is called once a start by the launcher, and by `doctor`. Whatever decides on
 what is found here stands in `plan.py`.
@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts, memory_bounds, survey
 from sandbox_provisioner.facilities.namespaces.facts import current_obstacle
@@ -76,18 +77,18 @@ class HostFacts:
         return Asker.of(self.uid, self.homes - {self.home})
 
     @classmethod
-    def probe(cls, server_places: Iterable[str] = ()) -> HostFacts:
-        """Look at this machine as the user that we are; *server_places* are more that the server
-        runs. Costs a few ms, starts nothing."""
-        uid = os.geteuid()
+    def probe(cls, server_places: Iterable[str] = (), caller: Caller | None = None) -> HostFacts:
+        """Look at this machine for *caller*, who is this process unless somebody else is named;
+        *server_places* are more that the server runs. Costs a few ms, starts nothing."""
+        caller = caller or Caller.this_process()
         kernel = _kernel_release()
         links, directories = system_tree()
         status = Path("/proc/self/status").read_text()
-        privileged = uid == 0 and _has_capability(21, status) and _maps_all_ids()
+        privileged = caller.uid == 0 and _has_capability(21, status) and _maps_all_ids()
         return cls(
-            uid=uid,
-            gid=os.getegid(),
-            home=_home(uid),
+            uid=caller.uid,
+            gid=caller.gid,
+            home=caller.home,
             privileged=privileged,
             kernel=kernel,
             machine=os.uname().machine,
@@ -96,12 +97,12 @@ class HostFacts:
             root_links=links,
             system_directories=directories,
             system_files=system_files(),
-            homes=_homes(),
-            own_folders=_own_folders(),
-            cwd=_cwd(),
+            homes=_homes(caller.home),
+            own_folders=_own_folders(caller.environment),
+            cwd=caller.cwd,
             landlock=landlock_version(),
-            umask=_umask(status),
-            server=this_server(_cwd(), server_places),
+            umask=caller.umask,
+            server=this_server(caller.cwd, server_places),
         )
 
 
@@ -110,46 +111,26 @@ def _kernel_release() -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _home(uid: int) -> str:
-    try:
-        return os.environ.get("HOME") or pwd.getpwuid(uid).pw_dir
-    except KeyError:
-        return "/"
-
-
-def _homes() -> frozenset[str]:
-    """The home directories of everybody whom the password database names, and of this server."""
-    homes = {entry.pw_dir for entry in pwd.getpwall()} | {_home(os.geteuid())}
+def _homes(own: str) -> frozenset[str]:
+    """The home directories of everybody whom the password database names, and *own*."""
+    homes = {entry.pw_dir for entry in pwd.getpwall()} | {own}
     too_short = {"/", "/bin", "/usr", "/dev", "/nonexistent", "/run", "/var", "/proc", "/tmp"}
     return frozenset(home.rstrip("/") for home in homes if home.startswith("/")) - too_short - {""}
 
 
-def _own_folders() -> frozenset[str]:
+def _own_folders(environment: Mapping[str, str]) -> frozenset[str]:
     names = (
         "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "JUPYTER_DATA_DIR", "JUPYTER_PATH",
         "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME",
         "XDG_RUNTIME_DIR",
     )  # fmt: skip
-    paths = (path for name in names for path in os.environ.get(name, "").split(":"))
+    paths = (path for name in names for path in environment.get(name, "").split(":"))
     return frozenset(path.rstrip("/") for path in paths if path.startswith("/"))
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return "/"
 
 
 def _has_capability(number: int, status: str) -> bool:
     match = re.search(r"CapEff:\s*([0-9a-f]+)", status)
     return bool(match and int(match[1], 16) >> number & 1)
-
-
-def _umask(status: str) -> int:
-    """umask(2) cannot be asked without being set, for all threads."""
-    match = re.search(r"Umask:\s*([0-7]+)", status)
-    return int(match[1], 8) if match else 0o022
 
 
 def _maps_all_ids() -> bool:

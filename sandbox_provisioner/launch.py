@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.contract import Labels, Stdio
 from sandbox_provisioner.descriptors import afford_a_start
@@ -84,8 +85,11 @@ class LocalLauncher:
         runtime_dir: str = "",
         warn: Warn = lambda _: None,
         told: set[str] | None = None,
+        caller: Callable[[], Caller] = Caller.this_process,
     ) -> None:
-        """*told* is what `tell_once` has said already, for launchers that share it."""
+        """*told* is what `tell_once` has said already, for launchers that share it. *caller* tells,
+        at each start, who asks for it."""
+        self._caller = caller
         self._runtime_dir = runtime_dir
         self._warn = warn
         self._told: set[str] = set() if told is None else told
@@ -135,7 +139,8 @@ class LocalLauncher:
 
     def look(self, request: LaunchRequest, opened: ExitStack) -> tuple[Site, CgroupTree]:
         """`survey`, where *opened* closes what it has opened."""
-        facts, runtime = HostFacts.probe(request.server_places), self.runtime()
+        caller, runtime = self._caller(), self.runtime()
+        facts = HostFacts.probe(request.server_places, caller)
         spec = request.spec
         holder = confiner(spec.confinement)
         if obstacle := holder.obstacle(facts):
@@ -156,14 +161,14 @@ class LocalLauncher:
         site = Site(
             facts=facts,
             workdir=workdir,
-            files=self._files(request, facts, workdir, volumes),
+            files=self._files(request, facts, caller, workdir, volumes),
             volumes=volumes,
             join_files=tree.join_files,
             id_range=_id_range(spec, facts),
             user_tasks=0 if counts_alone else count_tasks(facts.uid),
             memory_group=tree.memory_group,
             memory_above=above,
-            server_environment=dict(os.environ),
+            server_environment=caller.environment,
         )
         _keep_apart(runtime, site)
         return site, tree
@@ -172,13 +177,14 @@ class LocalLauncher:
         self,
         request: LaunchRequest,
         facts: HostFacts,
+        caller: Caller,
         workdir: WorkdirFacts,
         volumes: tuple[VolumeFacts, ...],
     ) -> KernelFiles:
         """What the kernel's program needs, with a warning for what it does not get."""
         writable = (v.source for v in volumes if not v.volume.readonly)
         given = Given(writable=(workdir.source, *writable), owner_uid=workdir.place.owner_uid)
-        environment = handed_on(request.environment, os.environ, request.env_keep)
+        environment = handed_on(request.environment, caller.environment, request.env_keep)
         if base := request.environment.get("PYTHONUSERBASE"):
             environment["PYTHONUSERBASE"] = base
         files = find_kernel_files(request.argv, environment, facts, request.extra_files, given)
@@ -192,7 +198,7 @@ class LocalLauncher:
                 f"{path} is on the kernel's path only since a file says so that a kernel may "
                 f"write: left out. If it shall be there: {volumes_for([path])}."
             )
-        ours = os.environ.get("PATH", "").split(os.pathsep)
+        ours = caller.environment.get("PATH", "").split(os.pathsep)
         if added := [path for path in files.off_path if path not in ours]:
             self.tell_once(
                 f"{', '.join(added)} is on the PATH that this kernel was given, and not in its "

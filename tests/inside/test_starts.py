@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import re
 import resource
@@ -17,6 +18,7 @@ from facilities import missing
 from golden import verbs_of
 
 from sandbox_provisioner import stages
+from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.contract import Stdio
 from sandbox_provisioner.errors import (
     HostError,
@@ -111,6 +113,26 @@ def test_of_many_places_the_one_that_failed_is_named(sandbox, new_folder, monkey
     assert "/data/1" in told
     assert f"(from {volumes[1].source})" in told
     assert "/data/0" not in told
+
+
+def test_what_is_the_servers_own_is_told_by_who_asks_and_not_by_who_launches(
+    runtime_dir, workdir, monkeypatch
+):
+    """What the server has, too, is no wish for this kernel; a server without it has wished it."""
+
+    def variable():
+        import os
+
+        return os.environ.get("FOR_THIS_KERNEL")
+
+    monkeypatch.setenv("FOR_THIS_KERNEL", "yes")
+    nobody = dataclasses.replace(Caller.this_process(), environment={})
+    found = []
+    for caller in (Caller.this_process, lambda: nobody):
+        launcher = LocalLauncher(runtime_dir=str(runtime_dir), caller=caller)
+        with boxes.Boxes(launcher, workdir)() as box:
+            found.append(box.call(variable))
+    assert found == [None, "yes"]
 
 
 COLD_STAGES = [

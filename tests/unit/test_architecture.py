@@ -341,6 +341,26 @@ def test_the_provisioner_knows_contracts_and_not_what_stands_behind_them():
             assert node.attr in members, ast.unparse(node)
 
 
+ASKS_NOBODY = (
+    "facilities/environment/facts/kernel_files.py", "python_files.py",
+    "confinement.py", "handle.py", "host.py", "launch.py", "ledger.py",
+    "meeting.py", "places.py", "plan.py", "spawn.py", "warm/ahead.py",
+    "warm/claim.py", "warm/found.py", "warm/launch.py", "warm/launcher.py", "warm/obstacles.py",
+    "warm/process.py", "warm/spare.py", "warm/start.py",
+)  # fmt: skip
+
+
+def test_the_way_of_a_start_asks_its_own_process_nothing_about_who_asks():
+    """One that starts kernels for others has other ids, a home and variables of its own."""
+    own = {"os.environ", "os.geteuid", "os.getegid", "os.getuid", "os.getcwd", "os.getlogin"}
+    paths = [PACKAGE / name for name in ASKS_NOBODY]
+    for pattern in ("facilities/*/plan.py", "facilities/*/plan/*.py", "orders/*.py"):
+        paths += PACKAGE.glob(pattern)
+    for path in paths:
+        nodes = (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute))
+        assert not {ast.unparse(node) for node in nodes} & own, path
+
+
 def test_what_holds_a_kernel_is_asked_and_not_compared():
     """One value a confinement, in place of a question at each place that differs."""
     users = {module_of(path) for path in FILES if "Confinement.LANDLOCK" in path.read_text()}

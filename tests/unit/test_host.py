@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sandbox_provisioner import places
+from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.workdir.facts import covers
 from sandbox_provisioner.facilities.workdir.facts.covers import Covered
@@ -399,3 +400,19 @@ def test_no_kernel_writes_to_a_directory_in_which_links_are_followed(path: str) 
     assert volume_of(path).source == os.path.realpath(path)
     with pytest.raises(SpecError, match=r"volume.*read-only"):
         volume_of(path, readonly=False)
+
+
+def test_the_machine_is_looked_at_on_behalf_of_whoever_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "IPYTHONDIR"):
+        monkeypatch.setenv(name, "/of/the/launching/process")
+    home = str(tmp_path)
+    asks = Caller(
+        uid=4711, gid=4712, home=home, cwd=home, umask=0o077, environment={"IPYTHONDIR": "/of/it"}
+    )  # fmt: skip
+    facts = HostFacts.probe(caller=asks)
+    found = facts.uid, facts.gid, facts.home, facts.cwd, facts.umask, facts.privileged
+    assert found == (4711, 4712, home, home, 0o077, False)
+    assert facts.own_folders == {"/of/it"}
+    assert "/of/the/launching/process" not in facts.homes

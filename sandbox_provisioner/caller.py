@@ -1,0 +1,60 @@
+"""caller.py - at the edge of whoever launches: on whose behalf a kernel is started.
+
+What this machine is, is the same for everybody who asks; whose home it is, whose variables a kernel
+may get, and from where relative paths are meant, is told by who asks. Here that is the server's own
+process. Nothing else on the way of a start asks a process about itself, so that one which starts
+kernels for others can hand in what it knows of them.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks for a kernel. *environment* is that of the server, of which a kernel gets some."""
+
+    uid: int
+    gid: int
+    home: str
+    cwd: str
+    umask: int
+    environment: Mapping[str, str]
+
+    @classmethod
+    def this_process(cls) -> Caller:
+        """The process that we are."""
+        return cls(
+            uid=os.geteuid(),
+            gid=os.getegid(),
+            home=_home(),
+            cwd=_cwd(),
+            umask=_umask(),
+            environment=dict(os.environ),
+        )
+
+
+def _home() -> str:
+    try:
+        return os.environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return "/"
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
+def _umask() -> int:
+    """umask(2) cannot be asked without being set, for all threads."""
+    match = re.search(r"Umask:\s*([0-7]+)", Path("/proc/self/status").read_text())
+    return int(match[1], 8) if match else 0o022
