@@ -13,14 +13,16 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
 from benchmarks import common, start
+from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.warm import ahead
 
 _BEAT_SECONDS = 0.001
@@ -111,7 +113,31 @@ async def measure(
             await asyncio.gather(*(m.is_alive() for m in managers))
     async with sample.phase("shutdown"):
         await asyncio.gather(*(m.shutdown_kernel(now=True) for m in managers))
+    with failing(variant):
+        async with sample.phase("failure"):
+            await asyncio.gather(
+                *(fail(new_manager(variant, found, specs), found, variant) for _ in range(kernels))
+            )
     return sample
+
+
+@contextlib.contextmanager
+def failing(variant: start.Variant) -> Iterator[None]:
+    """Sandboxed starts fail at their last stage meanwhile, when there is most to undo."""
+    with contextlib.ExitStack() as stack:
+        if variant.config:
+            stack.enter_context(mock.patch.dict(os.environ, {FAIL_AT: "write-record"}))
+        yield
+
+
+async def fail(manager: Any, found: start.Place, variant: start.Variant) -> None:
+    """A start that fails; a plain one in a directory that is not there."""
+    work = found.work if variant.config else found.work / "gone"
+    try:
+        await manager.start_kernel(cwd=os.fspath(work), stderr=subprocess.DEVNULL)
+    except Exception:
+        return
+    raise AssertionError("it has not failed")
 
 
 async def run(rounds: int, at_once: int, crowds: int, found: start.Place) -> list[Sample]:
