@@ -98,6 +98,16 @@ _COLD_START_SECONDS = 1.0
 _cold_starts = Gate(_COLD_STARTS, _COLD_START_SECONDS)
 
 
+class _Lines(str):
+    """Text whose form for programmers is itself: where a notebook is given another kernel,
+    jupyter_server puts that into the dialog (services/sessions/handlers.py)."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"\n{self}"
+
+
 class StartRefused(HTTPError):
     """How a SandboxError reaches a person: JupyterLab's dialog shows *log_message* only of an
     HTTPError, and only the reason and message of this form. The text is in lines, since nobody
@@ -118,7 +128,7 @@ class StartRefused(HTTPError):
     def __str__(self) -> str:
         """Of this jupyter_server makes an HTTPError of its own, whose message tornado takes for a
         format: the dialog would say "50%%"."""
-        return re.sub(r"(?<=\d)%", " percent", self.error.for_people())
+        return _Lines(re.sub(r"(?<=\d)%", " percent", self.error.for_people()))
 
 
 class OptionRefused(StartRefused, TraitError):

@@ -346,6 +346,20 @@ def test_starting_a_kernel_tells_why_it_was_refused(server: Server, kernel: str)
         assert words in answer.json()["message"]
 
 
+@pytest.mark.parametrize("kernel", ERRORS)
+def test_choosing_another_kernel_tells_in_lines_why_it_was_refused(
+    server: Server, kernel: str
+) -> None:
+    session = server.post_session("boxed").json()
+    wish = {"kernel": {"name": kernel}}
+    message = server.ask("PATCH", f"sessions/{session['id']}", wish).json()["message"]
+    for words in ERRORS[kernel]:
+        assert words in message
+    assert "\\n" not in message
+    assert "\nCould not " in message
+    assert server.ask("DELETE", f"sessions/{session['id']}").status_code == 204
+
+
 def test_a_refused_kernel_leaves_nothing(server: Server) -> None:
     server.post_session("bad-unit", "refused.ipynb")
     assert server.home.records() == []

@@ -32,7 +32,9 @@ class CpuOptions(Options):
         None, allow_none=True, help="The most CPU time, in cores: 0.5 is half of one core."
     ).tag(config=True, flag="cpu-limit")
     cpu_guarantee = Float(
-        None, allow_none=True, help="The share of CPU time, in cores, while the machine is busy."
+        None,
+        allow_none=True,
+        help="The CPU time, in cores, that it gets while others want the CPU, too.",
     ).tag(config=True, flag="cpu-guarantee")
 
 

@@ -21,7 +21,7 @@ class IoOptions(Options):
         allow_none=True,
         default_value=None,
         help="The most bytes a second that a kernel may read from the disk of its work directory, "
-        'and as much that it may write: "50M".',
+        'and the most that it may write to it: "50M".',
     ).tag(
         config=True,
         flag="io-limit",

@@ -19,8 +19,8 @@ class PidsOptions(Options):
     pids_limit = Integer(
         512,
         allow_none=True,
-        help="The most processes and threads. Where no cgroup can cap them, RLIMIT_NPROC does for "
-        "the default. None: no cap.",
+        help="The most processes and threads. Where no control group can cap them, a limit on "
+        "those of a user (RLIMIT_NPROC) enforces the default. None: no cap.",
     ).tag(config=True, flag="pids-limit")
 
     @default("pids_limit")
