@@ -101,7 +101,7 @@ def questions(stage: Stage) -> list[Question]:
             "read /etc/shadow", "str(len(open('/etc/shadow').read())) + ' characters'", _is_refused
         ),
         Question(
-            f"list your home, {home}", f"str(len(os.listdir({home!r}))) + ' names'", _sees_less
+            f"list your home, {home}", f"str(len(os.listdir({home!r}))) + ' in it'", _sees_less
         ),
         Question(
             "read a file beside the notebook's folder",

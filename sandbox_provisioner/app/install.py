@@ -27,6 +27,7 @@ from sandbox_provisioner.app.twins import twin_of, write_twin
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.provisioner import SandboxProvisioner
+from sandbox_provisioner.spec import Confinement
 
 _ALIASES = {
     "kernel": "InstallApp.kernel",
@@ -82,7 +83,9 @@ class InstallApp(SandboxCommand):
     To remove one: jupyter kernelspec remove python3-sandbox
     """
     kernel = Unicode("python3", help="The installed kernel to make a twin of.").tag(config=True)
-    kernel_name = Unicode("", help="The twin's name. Default: KERNEL-sandbox.").tag(config=True)
+    kernel_name = Unicode(
+        "", help="The twin's name. Default: KERNEL-sandbox, or KERNEL-landlock."
+    ).tag(config=True)
     display_name = Unicode(
         "",
         help='What front ends show. Default: the kernel\'s and " (sandboxed)" or " (landlock)".',
@@ -114,8 +117,11 @@ class InstallApp(SandboxCommand):
             return
         manager = self.kernels()
         kernel = find_kernel(manager, self.kernel)
-        twin = twin_of(kernel, self._checked_options(), display_name=self.display_name)
-        name = (self.kernel_name or f"{self.kernel}-sandbox").lower()
+        options = self._checked_options()
+        twin = twin_of(kernel, options, display_name=self.display_name)
+        is_weaker = options.get("confinement") == Confinement.LANDLOCK
+        kind = "landlock" if is_weaker else "sandbox"  # one can stand beside the other
+        name = (self.kernel_name or f"{self.kernel}-{kind}").lower()
         folder = self._install(manager, kernel, twin, name)
         print(printable(_report(manager, name, twin, folder)))
 

@@ -37,8 +37,8 @@ class WarmApp(SandboxCommand):
         "themselves when no start has come for warm_idle_timeout seconds."
     )
     examples = """
-    jupyter sandbox install --kernel python3 --spares 2 --preload numpy
-    jupyter sandbox warm python3-sandboxed
+    jupyter sandbox install --kernel python3 --spares 2 --preload numpy --replace
+    jupyter sandbox warm python3-sandbox
     jupyter sandbox list
     """
     cwd = Unicode("", help="A directory that notebooks are in. Default: this one.").tag(config=True)

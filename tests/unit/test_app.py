@@ -100,8 +100,10 @@ def test_a_twin_runs_the_same_kernel_behind_the_refusal(command: Command, prefix
 
 
 def test_a_twin_in_the_weaker_box_says_so(command: Command, prefix: Path) -> None:
+    command("install", "--prefix", prefix)
     command("install", "--prefix", prefix, "--confinement", "landlock")
-    twin = kernel_json(prefix)
+    assert kernel_json(prefix)["display_name"].endswith("(sandboxed)")
+    twin = kernel_json(prefix, "python3-landlock")
     assert twin["display_name"].endswith("(landlock)")
     assert twin["metadata"]["kernel_provisioner"]["config"] == {"confinement": "landlock"}
 
