@@ -182,7 +182,9 @@ class ServerOptions(HasTraits):
         config=True,
     )
     runtime_dir = Unicode(
-        "", help="Where sockets and records are kept; short, and the user's own. Default: /run."
+        "",
+        help="Where sockets and records are kept; short, and the user's own. Empty: a directory "
+        "below /run, or what stands for it where the user may not write there.",
     ).tag(
         config=True,
         default="`/run/…`",

@@ -38,6 +38,7 @@ from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import printable
 
 _CAP = "256M"
+_CAPPED = {"memory": "memory", "pids": "processes"}
 _BEYOND_CAP_MIB = 400
 _TOKEN = "DEMO_API_TOKEN"
 _CELL_SECONDS = 20
@@ -170,7 +171,7 @@ class DemoApp(SandboxCommand):
         """Called once by `main`."""
         self.refuse_words()
         host = HostFacts.probe()
-        missing = {name: host.cgroups.missing.get(name) for name in ("memory", "pids")}
+        missing = {name: host.cgroups.missing.get(name) for name in _CAPPED}
         options = {
             "mem_limit": _CAP,
             "mem_interrupt": 0,  # what it shows is the kill
@@ -194,7 +195,7 @@ class DemoApp(SandboxCommand):
             print(textwrap.indent(printable(boxed.last_words), "  "))
         for facility, reason in missing.items():
             if reason:
-                print(f"\nThere is no cap on {facility} here: {reason}.")
+                print(f"\nNo control group can cap {_CAPPED[facility]} here: {reason}.")
         print(f"\n{self._next_step(held=all(verdicts))}")
         if not all(verdicts):
             raise SystemExit(1)

@@ -24,6 +24,7 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.server import reset_server, set_up_server
 from sandbox_provisioner.app.twins import twin_of, write_twin
+from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.provisioner import SandboxProvisioner
@@ -119,8 +120,9 @@ class InstallApp(SandboxCommand):
         kernel = find_kernel(manager, self.kernel)
         options = self._checked_options()
         twin = twin_of(kernel, options, display_name=self.display_name)
-        is_weaker = options.get("confinement") == Confinement.LANDLOCK
-        kind = "landlock" if is_weaker else "sandbox"  # one can stand beside the other
+        held_by = confiner(options.get("confinement") or Confinement.NAMESPACES)
+        # A weaker one can stand beside the usual one.
+        kind = held_by.shown_as if held_by.must_be_shown else "sandbox"
         name = (self.kernel_name or f"{self.kernel}-{kind}").lower()
         folder = self._install(manager, kernel, twin, name)
         print(printable(_report(manager, name, twin, folder)))
