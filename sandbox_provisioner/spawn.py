@@ -51,7 +51,7 @@ BOOT = (
 )
 LAUNCH_SECONDS = 60.0
 _OPEN_SECONDS = 10.0
-# For a word between two processes that takes a millisecond, or some tens where all are busy.
+# How long to wait for another process's word. It takes a millisecond, some tens on a busy machine.
 WORD_SECONDS = 2.0
 _INTERPRETER_SECONDS = 10.0
 _ORDERLY_SECONDS = 1.0
@@ -149,14 +149,14 @@ class Report:
                 self.failure = Failure(int(step), verb, 0, text, is_ours=True)
 
     def drain(self, fd: int) -> None:
-        """Take in what is there already."""
+        """Take in what is there already; does not wait."""
         os.set_blocking(fd, False)
         with contextlib.suppress(BlockingIOError):
             for words in wire.records(os.read(fd, 1 << 16))[0]:
                 self.add(words)
 
     async def read(self, fd: int) -> None:
-        """Take in everything until the pipe's end; what is too long ends with a failure."""
+        """Take in everything until the pipe's end. A report that is too long is a failure."""
         rest, left = b"", _MOST_REPORTED_BYTES
         while True:
             await readable(fd)
@@ -407,7 +407,7 @@ class Stem:
         self._begin()
 
     def stay(self, seconds: float) -> None:
-        """Another start may come within so long: the next one that is made waits for it."""
+        """Let the next stem wait for another start for *seconds*, unless it does so for longer."""
         self._wanted_seconds = max(self._wanted_seconds, seconds)
 
     def launcher(self) -> LauncherProcess:
@@ -433,7 +433,7 @@ class Stem:
             self._end(_ORDERLY_SECONDS)
         requests = self._requests or self._spawn()
         socket.send_fds(requests, [wire.message(wire.FORK)], [theirs.fileno()], socket.MSG_DONTWAIT)
-        # It counts from when it has forked: this is earlier, and leaves no doubt.
+        # The stem counts from its fork, which is later: it is still there when we think that it is.
         self._good_until = time.monotonic() + self._idle_seconds - _MARGIN_SECONDS
 
     def replace(self, silent: object) -> None:
@@ -481,7 +481,7 @@ class Stem:
             self._end(_ORDERLY_SECONDS)
 
     def _end(self, patience_seconds: float) -> None:
-        """It does what it was asked for and ends; one that does not is killed."""
+        """Let it do what it was asked for and end; kill it after *patience_seconds*."""
         if self._requests:
             self._requests.close()
         if self._pidfd >= 0:

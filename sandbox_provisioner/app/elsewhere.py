@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from sandbox_provisioner.errors import COMMAND, HostError, SandboxError, SpecError
+from sandbox_provisioner.errors import COMMAND, HostError, InternalError, SandboxError, SpecError
 from sandbox_provisioner.facilities.caps.cgroup import own_directories
-from sandbox_provisioner.inside.printable import printable
+from sandbox_provisioner.inside.printable import printable, with_place
 
 _NAMESPACES = ("mnt", "user", "pid")
 _HERE = "/proc/self"
@@ -163,8 +163,10 @@ def _be_the_child(place: Place, look: Callable[[], None], output: int, errors: i
         status = int(error.code or 0)
     except SandboxError as error:
         print(error.for_people(), file=sys.stderr)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        traceback.print_exception(error)
+        mistake = InternalError(attempt="look from there", answer=with_place(error))
+        print(mistake.for_people(), file=sys.stderr)
     finally:
         sys.stdout.flush()
         os._exit(status)

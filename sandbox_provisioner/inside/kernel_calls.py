@@ -133,7 +133,7 @@ def _named(prefix: str, values: dict[str, object]) -> tuple[tuple[str, int], ...
     found = [
         (name.lstrip("_"), bits)
         for name, bits in values.items()
-        if name.lstrip("_").startswith(prefix) and isinstance(bits, int) and bits > 0
+        if name.startswith((prefix, f"_{prefix}")) and isinstance(bits, int) and bits > 0
     ]
     return tuple(sorted(found, key=lambda pair: -pair[1].bit_count()))
 

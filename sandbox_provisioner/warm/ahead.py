@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from sandbox_provisioner.contract import Labels, Warmth, WarmUnavailable
-from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.errors import SandboxError, told_as_internal_error
 from sandbox_provisioner.facilities.caps.cgroup import free_bytes, reap_keepers, survey
 from sandbox_provisioner.facilities.caps.inside.memory import available_bytes
 from sandbox_provisioner.facilities.process.plan import least_available_bytes
@@ -89,7 +89,8 @@ def _work() -> None:
         while wish := _next():
             bury()
             try:
-                asyncio.run(_prepare(*wish))
+                with _told():
+                    asyncio.run(_prepare(*wish))
                 _failed.pop(_name_of(wish), None)
             except (SandboxError, WarmUnavailable, OSError) as error:
                 times = _back_off(_name_of(wish))
@@ -102,6 +103,11 @@ def _work() -> None:
         is_end = isinstance(error, RuntimeError) and "cannot schedule new futures" in str(error)
         if not (_over or is_end):
             raise
+
+
+def _told() -> contextlib.AbstractContextManager[None]:
+    """A mistake of ours as one; a RuntimeError may be this process' end."""
+    return told_as_internal_error("prepare a start", but=(WarmUnavailable, RuntimeError))
 
 
 def _name_of(wish: Wish) -> tuple[str, str]:

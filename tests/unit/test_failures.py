@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,8 +18,10 @@ from sandbox_provisioner.facilities.workdir.inside import covers
 from sandbox_provisioner.inside import kernel_calls
 from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.printable import with_place
+from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.launcher import enter, init
 from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
+from sandbox_provisioner.warm import ahead
 
 # -- what failed
 
@@ -166,6 +169,24 @@ def test_what_the_machine_refuses_pid_1_is_no_mistake_of_ours(tmp_path):
     told = exit_file_of(tmp_path, OSError(errno.ENOSPC, "no room"))
     assert told.kind is EndKind.EXIT
     assert b"no room" in told.tail
+
+
+def test_a_mistake_while_the_next_start_is_prepared_is_warned_of(monkeypatch):
+    warned = []
+    launcher = LocalLauncher(warn=warned.append)
+    named = SimpleNamespace(argv=("python",), name="Python", owner="")
+    wishes = iter([(launcher, named, named, named), None])
+
+    async def prepare(*_):
+        fail()
+
+    for name, fake in (("_next", lambda: next(wishes)), ("bury", lambda: None),
+                       ("_prepare", prepare), ("_failed", {})):  # fmt: skip
+        monkeypatch.setattr(ahead, name, fake)
+    ahead._work()
+    (told,) = warned
+    assert "Could not prepare a start: KeyError: 'no such thing' (at " in told
+    assert "a mistake in sandbox-provisioner" in told
 
 
 def test_a_command_that_comes_upon_a_mistake_of_ours_says_so(monkeypatch, capsys):
