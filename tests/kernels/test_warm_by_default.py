@@ -22,6 +22,7 @@ from warmth import came_from, made, nurseries, state_of, wait_for_end
 
 from sandbox_provisioner import launch, provisioner
 from sandbox_provisioner.facilities.caps import cgroup
+from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.provisioner import AUTO, SandboxProvisioner
 from sandbox_provisioner.records import sweep
@@ -107,7 +108,7 @@ def test_a_start_looks_at_the_host_once_also_where_somebody_else_has_a_nursery(
     with auto(), auto():
         made(runtime_dir)
     monkeypatch.setattr(LocalLauncher, "look", counted)
-    monkeypatch.setattr(provisioner, "prepare", lambda *_: None)
+    monkeypatch.setattr(ahead, "prepare", lambda *_: None)
     monkeypatch.setattr(provisioner, "this_process", lambda: "one")
     with auto() as k:
         assert came_from(k) == ""
@@ -240,13 +241,13 @@ def test_it_does_without_the_cpu_that_others_want_until_it_is_ready(
     auto: Any, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[bool] = []
-    give_way = provisioner.LocalHandle.give_way
+    give_way = LocalHandle.give_way
 
     def noted(handle: Any, *, on: bool) -> None:
         told.append(on)
         give_way(handle, on=on)
 
-    monkeypatch.setattr(provisioner.LocalHandle, "give_way", noted)
+    monkeypatch.setattr(LocalHandle, "give_way", noted)
     with auto(), auto():
         made(runtime_dir)
     assert (told[0], told[-1]) == (True, False)
