@@ -8,7 +8,8 @@ Each option is one entry: its name, its type and default, what it means (`help`)
 
 The provisioner is configured by them (``c.SandboxProvisioner`` and kernel.json), and from them come
 the flags of ``jupyter sandbox``, the rows of ``explain``, and README's table, which
-``python -m tests.readme`` writes. Those of caps stand in `caps/`, beside what they mean.
+``python -m tests.readme`` writes. Those of caps stand in
+`facilities/caps/wish/`, beside what they mean.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class BoxOptions(HasTraits):
         config=True,
         flag="env-keep",
         readme="Names or patterns of the server's environment variables to hand on; "
-        "[a list](sandbox_provisioner/variables.py) is handed on anyway.",
+        "[a list](sandbox_provisioner/facilities/environment/plan/variables.py) is handed on "
+        "anyway.",
     )
     covered_directories = List(
         Unicode(),

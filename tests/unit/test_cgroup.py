@@ -604,6 +604,21 @@ def test_where_linux_counts_no_swap_a_wish_for_it_is_refused_or_waived(
     assert not any(path.endswith("memory.swap.max") for path, _ in kernel.written)
 
 
+def test_at_the_root_of_v2_a_group_below_tells_whether_linux_counts_swap(
+    proc: Proc, kernel: FakeKernel
+) -> None:
+    for path in kernel.top.iterdir():
+        if path.name.startswith("memory.") or path.name == "cgroup.type":
+            path.unlink()
+    proc.mount("cgroup2", kernel.top)
+    proc.groups = ["0::/"]
+    assert dict(proc.survey().missing) == {}
+    kernel.group("/hub.service", controllers=ALL)
+    assert dict(proc.survey().missing) == {}
+    (kernel.top / "hub.service" / "memory.swap.max").unlink()
+    assert [*proc.survey().missing] == ["swap"]
+
+
 def test_v2_knows_its_join_file_before_it_is_made(kernel: FakeKernel, facts: CgroupFacts) -> None:
     tree = open_tree(facts, "k1", Limits(), refuse, pytest.fail)
     assert tree.join_files == (f"{kernel.top}/sandbox-provisioner/k1/cgroup.procs",)

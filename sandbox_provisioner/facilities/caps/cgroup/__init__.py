@@ -11,7 +11,7 @@
     await tree.remove()                                   when it is over
 
 v1, v2 and v2 by systemd differ only in `v1.py`, `v2.py` and `systemd.py`; everyone else sees
-`CgroupTree`. What is capped, and by which values, stands in `caps/`.
+`CgroupTree`. What is capped, and by which values, stands in `wish/`.
 """
 
 from __future__ import annotations

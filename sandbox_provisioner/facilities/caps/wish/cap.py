@@ -3,7 +3,7 @@
 A cap is one file of this folder. It has three parts: the options that users write (traits), the
 wish that these come to (fields of `spec.Limits`, with units in their names), and the `Cap` itself,
 with its words for people and what it writes where. The drivers in `cgroup/` write for every cap in
-`caps.CAPS`, and know none of them by name.
+`CAPS`, and know none of them by name.
 """
 
 from __future__ import annotations
