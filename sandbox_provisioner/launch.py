@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -27,10 +26,7 @@ from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.contract import Labels, Stdio
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.errors import (
-    HostError,
-    InternalError,
     LaunchError,
-    SandboxError,
     SpecError,
 )
 from sandbox_provisioner.facilities.caps import cgroup
@@ -42,23 +38,17 @@ from sandbox_provisioner.facilities.environment.facts.kernel_files import (
 )
 from sandbox_provisioner.facilities.environment.plan.variables import handed_on
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IdRange, find_id_range
-from sandbox_provisioner.facilities.namespaces.facts import (
-    Cause,
-    Surroundings,
-    cause_of,
-    masked_proc_cause,
-    mount_cause,
-)
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import look_there_last, notice
+from sandbox_provisioner.failures import failure_told_by, without_a_word
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.ledger import ATTEMPT, Ledger, undone_if_it_fails
+from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
 from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.places import disk_of
-from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step
+from sandbox_provisioner.plan import LaunchRequest, Plan, Site
 from sandbox_provisioner.records import (
     Record,
     RecordFolder,
@@ -67,7 +57,7 @@ from sandbox_provisioner.records import (
     runtime_directory,
     sweep,
 )
-from sandbox_provisioner.spawn import Failure, LauncherProcess, Report, stem
+from sandbox_provisioner.spawn import LauncherProcess, Report, stem
 from sandbox_provisioner.spec import Confinement, SandboxSpec, UserIds, relative, volumes_for
 from sandbox_provisioner.stages import stage
 
@@ -300,7 +290,7 @@ async def perform_whole(
 def check(report: Report, process: Ended, plan: Plan, site: Site) -> None:
     """Raise what *report* tells of *plan*, or that *process* has ended without a word."""
     if report.failure:
-        raise _failure_told_by(report.failure, plan, site)
+        raise failure_told_by(report.failure, plan, site)
     if process.pidfd < 0:
         raise without_a_word(process.status)
 
@@ -336,138 +326,3 @@ def _counts_everywhere(facts: HostFacts) -> bool:
 def _id_range(spec: SandboxSpec, facts: HostFacts) -> IdRange | None:
     wished = spec.user_ids is UserIds.RANGE and not facts.privileged
     return find_id_range(facts.uid) if wished else None
-
-
-def without_a_word(status: int | None) -> LaunchError:
-    """The error for a process that has ended, with *status* if that is known, before its plan was
-    performed, and has not said why."""
-    if status is not None and status < 0:
-        return LaunchError(
-            attempt=ATTEMPT,
-            answer=f"its launcher was killed by signal {-status}",
-            remedy="Look for who did that: the machine's log tells of memory that was short.",
-            step="spawn-launcher",
-        )
-    how = "" if status is None else f" with status {status}"
-    return LaunchError(
-        attempt="start the sandbox",
-        answer=f"its launcher ended{how} and did not say why",
-        remedy="A cap may be too small for it; raise mem_limit or pids_limit.",
-        step="spawn-launcher",
-    )
-
-
-def _failed_step(failure: Failure, plan: Plan) -> Step:
-    """The very step that *failure* tells of. Whoever ran modules before may tell anything."""
-    if 0 < failure.step <= len(plan.steps):
-        step = plan.steps[failure.step - 1]
-        if step.verb == failure.verb:
-            return step
-    return Step(failure.verb)
-
-
-def _failure_told_by(failure: Failure, plan: Plan, site: Site) -> SandboxError:
-    step = _failed_step(failure, plan)
-    places = places_of(step, site)
-    if failure.is_ours:
-        where = f"{step.verb} {places}" if places else step.verb
-        return InternalError(attempt=ATTEMPT, answer=f"[{where}] {failure.text}")
-    return failure_of(step, failure.errno, failure.text, site, places)
-
-
-def places_of(step: Step, site: Site) -> str:
-    """What *step* was about to touch, as a person knows it; the first few of many."""
-    words = [word for word in step.words if isinstance(word, str)]
-    if step.verb in _IN_WORKDIR:
-        found = words[_IN_WORKDIR[step.verb]]
-    else:
-        found = [word for word in words if word.startswith("/")]
-    shown, more = found[:_MOST_PLACES], len(found) - _MOST_PLACES
-    for target, place in site.places:
-        if shown[:1] == [target] and place.path != target:
-            shown.append(f"(from {place.path})")
-    return " ".join(shown) + (f" and {more} more" if more > 0 else "")
-
-
-# Which of their words are places, where these are relative to the work directory.
-_IN_WORKDIR = {
-    "cover": slice(1, None),
-    "place": slice(0, None, 2),
-    "make-folders": slice(None),
-    "protect": slice(None),
-}
-_MOST_PLACES = 3
-
-_REMEDIES: Mapping[str, str] = {
-    "execute": "Correct argv in its kernel.json, or install what is missing.",
-    "chdir": "Start the notebook in a directory that its user may enter.",
-    "chdir-place": "Start the notebook in a directory that its user may enter.",
-    "join-cgroup": "See: jupyter sandbox doctor",
-    "make-folders": "Make the work directory writable for its owner, or choose another one.",
-    "covers-of": "If it tells of EMFILE, raise the sysctl fs.inotify.max_user_instances: a kernel "
-    "whose work directory has a home or a repository in it needs one.",
-    "cover": "Make the work directory writable for its owner, or choose another one with workdir.",
-    "watch-memory": "Set mem_interrupt = 0 to do without.",
-    "take": "Make the path readable, or correct the option that names it.",
-    "find-again": "Start again when nobody moves or replaces it.",
-}
-_NAMESPACE_VERBS = (
-    "make-user-namespace", "unshare-user-namespace", "map-user-namespace", "unshare", "fork-init",
-)  # fmt: skip
-_TAKE_VERBS = ("take", "take-place")
-_MOUNT_VERBS = (
-    *_TAKE_VERBS, "new-root", "attach", "mount", "scratch", "mask", "show-only", "freeze-paths",
-    "pivot",
-)  # fmt: skip
-_REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSPC, errno.ENOSYS, errno.EINVAL}
-
-
-def failure_of(step: Step, number: int, text: str, site: Site, places: str = "") -> SandboxError:
-    """The error for a failed step of the launcher: what it was about to touch, its own words, and
-    what to do about it."""
-    cause = _cause_of(step.verb, number, text, site.facts) if number in _REFUSALS else None
-    if cause:
-        return HostError(
-            attempt="make namespaces for a sandbox",
-            answer=f"[{step.verb}{places and ' '}{places}] {text}: {cause.found}",
-            remedy=cause.steps,
-        )
-    if step.verb == "execute" and number in {errno.EACCES, errno.ENOENT}:
-        installation = os.path.dirname(os.path.dirname(site.files.program))
-        return LaunchError(
-            attempt=f"run {site.files.program} in the sandbox",
-            answer=text,
-            remedy="It, its interpreter or its libraries are missing inside or are not readable "
-            f"for others: try chmod -R o+rX on {installation}.",
-            step=step.verb,
-        )
-    return LaunchError(
-        attempt=ATTEMPT,
-        answer=text,
-        remedy=_REMEDIES.get(step.verb, "See: jupyter sandbox doctor"),
-        step=step.verb,
-        places=places,
-    )
-
-
-def _cause_of(verb: str, number: int, text: str, facts: HostFacts) -> Cause | None:
-    """Who of this machine forbade a step, None if it was not of those that somebody forbids."""
-    if verb == "map-user-namespace" and text.startswith("new"):
-        return Cause(
-            "its rules are those of subuid(5)",
-            "See that /etc/subuid and /etc/subgid give this user ids that exist here (compare "
-            '/proc/self/uid_map), or set user_ids to "single".',
-        )
-    made = verb != "fork-init" and text.startswith(("unshare(", "clone("))
-    if number == errno.EINVAL and not made:
-        return None
-    if verb in _NAMESPACE_VERBS:
-        return cause_of(number, text, Surroundings.probe(), privileged=facts.privileged)
-    # What is taken is the server's to read: EACCES means a closed path there.
-    forbids = {errno.EPERM} if verb in _TAKE_VERBS else {errno.EPERM, errno.EACCES}
-    if verb not in _MOUNT_VERBS or number not in forbids:
-        return None
-    around = Surroundings.probe()
-    if text.startswith("fsmount(name='proc'"):
-        return masked_proc_cause(around)
-    return mount_cause(around, privileged=facts.privileged)

@@ -28,18 +28,21 @@ SOCKETS = "/run/kernel"
 CONNECTIONS = "/run/jupyter"
 SOCKET_NAMES = tuple(f"s-{port}" for port in range(1, 6))
 KERNEL_ID = 1000
+TAKE_REMEDY = "Make the path readable, or correct the option that names it."
 # How what is the host's and every kernel sees is mounted.
 READ_ONLY = ("readonly", "nosuid", "nodev")
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: a verb (`launcher/verbs.py`), its words, and the reason for it. *shown* is what
-    people see in place of words that are secret, or mean nothing to them."""
+    """One step: a verb (`launcher/verbs.py`), its words, the reason for it, and what a person can
+    do where it fails. *shown* is what people see in place of words that are secret, or mean nothing
+    to them."""
 
     verb: str
     words: tuple[str | bytes, ...] = ()
     why: str = ""
+    remedy: str = ""
     shown: tuple[str, ...] | None = None
 
     def describe(self) -> str:

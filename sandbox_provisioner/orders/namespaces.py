@@ -52,7 +52,8 @@ def find_places_again(start: Start) -> Iterator[Step]:
         return
     for target, place in start.site.places:
         why = "of the mounts that we now have a copy of; it must be the very same file"
-        yield Step("find-again", (target, place.source), why)
+        remedy = "Start again when nobody moves or replaces it."
+        yield Step("find-again", (target, place.source), why, remedy)
 
 
 def receive_groups(start: Start) -> Iterator[Step]:

@@ -30,9 +30,10 @@ from sandbox_provisioner.contract import Labels, Stdio, WarmUnavailable
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_to_join
+from sandbox_provisioner.failures import without_a_word
 from sandbox_provisioner.handle import LastWord, LocalHandle
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.launch import LocalLauncher, check, without_a_word
+from sandbox_provisioner.launch import LocalLauncher, check
 from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import Family, LaunchRequest, Plan, Site

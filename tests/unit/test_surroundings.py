@@ -18,9 +18,9 @@ from sandbox_provisioner.facilities.namespaces.facts import (
     masked_proc_cause,
     mount_cause,
 )
+from sandbox_provisioner.failures import failure_of
 from sandbox_provisioner.host import HostFacts
-from sandbox_provisioner.launch import failure_of
-from sandbox_provisioner.plan import Step
+from sandbox_provisioner.plan import TAKE_REMEDY, Step
 
 UNSHARE = "unshare(flags=CLONE_NEWUSER) failed: EPERM (Operation not permitted)"
 CLONE = "clone(flags=CLONE_NEWUSER) failed: EPERM (Operation not permitted)"
@@ -150,7 +150,8 @@ def failure(
         facts = dataclasses.replace(HostFacts.probe(), privileged=False)
 
     monkeypatch.setattr(Surroundings, "probe", classmethod(lambda _: where))
-    return failure_of(Step(verb), number, text, FakeSite())  # type: ignore[arg-type]
+    step = Step(verb, remedy=TAKE_REMEDY if verb == "take" else "")
+    return failure_of(step, number, text, FakeSite())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

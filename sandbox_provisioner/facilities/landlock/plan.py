@@ -153,7 +153,8 @@ def chdir(start: Start) -> Iterator[Step]:
     """Where the notebook lies."""
     workdir = start.site.workdir
     below = relative(start.request.cwd, workdir.path) or ""
-    yield Step("chdir-place", (workdir.source, below))
+    remedy = "Start the notebook in a directory that its user may enter."
+    yield Step("chdir-place", (workdir.source, below), remedy=remedy)
 
 
 def limit_without_groups(start: Start) -> Iterator[Step]:

@@ -55,12 +55,14 @@ def umask(start: Start) -> Iterator[Step]:
 
 def chdir(start: Start) -> Iterator[Step]:
     """Where the notebook lies."""
-    yield Step("chdir", (start.request.cwd,))
+    remedy = "Start the notebook in a directory that its user may enter."
+    yield Step("chdir", (start.request.cwd,), remedy=remedy)
 
 
 def execute(start: Start) -> Iterator[Step]:
     """execve(2) of the kernel's program."""
-    yield Step("execute", _command(start))
+    remedy = "Correct argv in its kernel.json, or install what is missing."
+    yield Step("execute", _command(start), remedy=remedy)
 
 
 def _command(start: Start) -> tuple[str, ...]:

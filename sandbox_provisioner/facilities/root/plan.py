@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sandbox_provisioner.plan import HOME, READ_ONLY, Start, Step
+from sandbox_provisioner.plan import HOME, READ_ONLY, TAKE_REMEDY, Start, Step
 from sandbox_provisioner.units import format_bytes
 
 # devpts.rst: the machine has kernel.pty.max of them, 4096, less those that it keeps for the host.
@@ -37,11 +37,13 @@ _MASKED = (
 def take(start: Start) -> Iterator[Step]:
     """What every sandbox on this machine sees of it."""
     for path in start.site.facts.system_directories:
-        yield Step("take", (path, path, *READ_ONLY), "the system's programs, read-only")
+        words = (path, path, *READ_ONLY)
+        yield Step("take", words, "the system's programs, read-only", TAKE_REMEDY)
     for path in start.site.facts.system_files:
-        yield Step("take", (path, path, *READ_ONLY))
+        yield Step("take", (path, path, *READ_ONLY), remedy=TAKE_REMEDY)
     for name in _DEVICES:
-        yield Step("take", (f"/dev/{name}", f"/dev/{name}", "nosuid", "noexec"))
+        device = (f"/dev/{name}", f"/dev/{name}", "nosuid", "noexec")
+        yield Step("take", device, remedy=TAKE_REMEDY)
 
 
 def new(start: Start) -> Iterator[Step]:

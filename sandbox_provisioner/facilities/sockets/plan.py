@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, Start, Step
+from sandbox_provisioner.plan import CONNECTIONS, SOCKET_NAMES, SOCKETS, TAKE_REMEDY, Start, Step
 
 
 def take(start: Start) -> Iterator[Step]:
     """The host's folder for them, if this is a Jupyter kernel."""
     if start.request.connection_file:
         words = (SOCKETS, start.site.sockets, "nosuid", "nodev", "noexec")
-        yield Step("take", words, "the kernel's own sockets")
+        yield Step("take", words, "the kernel's own sockets", TAKE_REMEDY)
 
 
 def attach(start: Start) -> Iterator[Step]:

@@ -12,6 +12,12 @@ from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.plan import Site, Start, Step, mapping_words, unmapped_steps
 from sandbox_provisioner.spec import WRITTEN_THROUGH, relative
 
+_WRITABLE = "Make the work directory writable for its owner, or choose another one with workdir."
+_WATCHERS = (
+    "If it tells of EMFILE, raise the sysctl fs.inotify.max_user_instances: a kernel whose work "
+    "directory has a home or a repository in it needs one."
+)
+
 
 def check(site: Site) -> None:
     """SpecError for a volume that would have to be made in it."""
@@ -49,21 +55,22 @@ def cover(start: Start) -> Iterator[Step]:
         return
     why = "what of it the host would run or trust, or must be kept from the kernel"
     owner = str(site.uid), str(site.gid)
-    yield Step("covers-of", (site.workdir.path, *owner, WRITTEN_THROUGH), why)
+    yield Step("covers-of", (site.workdir.path, *owner, WRITTEN_THROUGH), why, _WATCHERS)
     if covered.links:
         homes = sorted({os.path.dirname(link) for link in covered.links})
         why = "where files go that a program outside writes meanwhile"
-        yield Step("make-folders", tuple(os.path.join(h, WRITTEN_THROUGH) for h in homes), why)
+        folders = tuple(os.path.join(home, WRITTEN_THROUGH) for home in homes)
+        yield Step("make-folders", folders, why, _WRITABLE)
         why = "not there, and to programs outside not there meanwhile: links to nothing"
-        yield Step("cover", ("link", *covered.links), why)
+        yield Step("cover", ("link", *covered.links), why, _WRITABLE)
     if covered.sockets:
         why = "the same for names that would be seen: no file browser shows a socket"
-        yield Step("cover", ("socket", *covered.sockets), why)
+        yield Step("cover", ("socket", *covered.sockets), why, _WRITABLE)
     if covered.directories:
         why = "private and empty: secrets, and what the host would run or trust later"
-        yield Step("cover", ("directory", *covered.directories), why)
+        yield Step("cover", ("directory", *covered.directories), why, _WRITABLE)
     if covered.files:
-        yield Step("cover", ("file", *covered.files), "the same for files")
+        yield Step("cover", ("file", *covered.files), "the same for files", _WRITABLE)
     if covered.placed:
         words = tuple(word for pair in covered.placed for word in pair)
         yield Step("place", words, "git would believe what a kernel writes there")

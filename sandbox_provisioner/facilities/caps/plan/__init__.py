@@ -56,7 +56,8 @@ def watch_memory(start: Start) -> Iterator[Step]:
     why = "init learns which process Linux ends at the cap"
     if share:
         why = f"at {share:g} of the cap init interrupts the kernel, before Linux would end it"
-    yield Step("watch-memory", (*words, sentence, in_lines(killed)), why)
+    remedy = "Set mem_interrupt = 0 to do without."
+    yield Step("watch-memory", (*words, sentence, in_lines(killed)), why, remedy)
 
 
 def _interrupted(cap: int, above: Bound | None) -> str:

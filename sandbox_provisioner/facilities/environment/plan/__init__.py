@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-from sandbox_provisioner.plan import READ_ONLY, Site, Start, Step
+from sandbox_provisioner.plan import READ_ONLY, TAKE_REMEDY, Site, Start, Step
 from sandbox_provisioner.spec import relative, volumes_for
 
 
@@ -14,7 +14,7 @@ def take(start: Start) -> Iterator[Step]:
     files = start.site.files
     for path in apart(start.site):
         words = (path, files.real.get(path, path), *READ_ONLY, "no-links")
-        yield Step("take", words, "the kernel's environment")
+        yield Step("take", words, "the kernel's environment", TAKE_REMEDY)
 
 
 def apart(site: Site) -> tuple[str, ...]:
