@@ -102,7 +102,7 @@ class Ledger:
         kept = {name: getattr(spare, name) for name in ("first_id", "init_pid", "init_start")}
         new = self._new_record(site)
         self.record = replace(new, **kept, nursery=spare.nursery, group=spare.tree)
-        self.folder = folder.take_over(self.record)
+        self.folder = folder.turn_into(self.record)
 
     def make_groups(self, tree: CgroupTree, pid: int) -> None:
         """Make the groups, and where somebody else moves processes into them, put *pid* there."""

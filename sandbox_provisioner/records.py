@@ -265,8 +265,9 @@ class RecordFolder:
             return ""
         return found if found in {BUSY, IDLE} else ""
 
-    def is_orphan(self) -> bool:
-        """Whether no server holds it (any more); then it is ours until `remove`.
+    def own_if_orphan(self) -> bool:
+        """Make it ours, until `release` or `remove`, if no server holds it (any more); whether it
+        is now.
 
         Without an owner's file it is being made, or removed, by somebody: see `_sweep_unwritten`.
         """
@@ -281,7 +282,7 @@ class RecordFolder:
         self._owner = owner
         return True
 
-    def take_over(self, record: Record) -> RecordFolder:
+    def turn_into(self, record: Record) -> RecordFolder:
         """Make this folder, which is nobody's, ours and that of *record*; HostError if it has gone.
 
         Who finds it meanwhile sees a sandbox that outlives servers, and leaves it alone.
@@ -626,7 +627,7 @@ def sweep(
     for path in _not_held(runtime):
         folder = RecordFolder(path)
         with _told(path, warn):
-            if folder.is_orphan() and _sweep_orphan(runtime, folder):
+            if folder.own_if_orphan() and _sweep_orphan(runtime, folder):
                 gone.append(path.name)
         folder.release()
     _sweep_unwritten(runtime, warn)
@@ -707,7 +708,7 @@ def _sweep_unwritten(runtime: Path, warn: Callable[[str], None]) -> None:
             with _told(path, warn):
                 if not (path / "owner").exists():
                     folder.remove()  # who makes one has the lock; who removes one does not mind
-                elif not (path / "record.json").exists() and folder.is_orphan():
+                elif not (path / "record.json").exists() and folder.own_if_orphan():
                     folder.remove()
         with os.scandir(runtime) as entries:
             for entry in entries:

@@ -21,7 +21,7 @@ def left_sandboxes(runtime: Path) -> tuple[str, ...]:
     """The ids of the sandboxes whose server is gone, and that were not asked to outlive it."""
     found = []
     for folder, record in all_records(runtime):
-        if not folder.is_orphan():
+        if not folder.own_if_orphan():
             continue
         folder.release()
         pidfd = open_init(record)

@@ -181,7 +181,7 @@ def _stat_of(pid: int) -> list[str]:
 
 
 def _state(folder: RecordFolder, record: Record) -> str:
-    orphan = folder.is_orphan()
+    orphan = folder.own_if_orphan()
     if orphan:
         folder.release()
     pidfd = open_init(record)

@@ -36,7 +36,7 @@ class ClaimedProcess(DistantProcess):
         found = open_init(record)
         self.pidfd = -1 if found is None else found
 
-    async def string(self) -> int:
+    async def string_fd(self) -> int:
         """What holds its groups; LaunchError if it has ended."""
         fds: list[int] = []
         if await readable_within(self._control.fileno(), WORD_SECONDS):

@@ -230,7 +230,7 @@ async def start_from_spare(
     with stage("take-record"):
         await off_loop(made.take_record, spare.folder, spare.record, site)
     if made.tree and made.record.cgroup_manager:
-        made.tree.take_over(await spare.string())
+        made.tree.hold_by(await spare.string_fd())
     with stage("open"):
         fds = await opener.opened()
         if not fds:

@@ -132,8 +132,8 @@ def _prepare(
     listener.listen(1)
     made.make_groups(tree, child.pid)
     kept = {"claims": listener.fileno()}
-    if tree.string >= 0:
-        kept["string"] = tree.string
+    if tree.string_fd >= 0:
+        kept["string"] = tree.string_fd
     plan = orders.compile_spare(made.request, replace(site, held=tuple(kept)))
     child.begin(plan, open_to_join(tree), tuple(kept.values()))
     return site, plan

@@ -127,10 +127,10 @@ def test_the_lock_of_a_killed_maker_goes_and_that_of_a_living_one_stays(make, ru
 def test_a_folder_that_is_taken_over_has_the_new_name_and_the_same_ids(make, runtime_dir):
     spare, record = make("spare", ids=True)
     spare.release()
-    ours = spare.take_over(replace(record, sandbox_id="kernel", group="spare"))
+    ours = spare.turn_into(replace(record, sandbox_id="kernel", group="spare"))
     assert ours.path == runtime_dir / "kernel"
     assert (ours.read().sandbox_id, ours.read().tree) == ("kernel", "spare")
-    assert not RecordFolder(ours.path).is_orphan()
+    assert not RecordFolder(ours.path).own_if_orphan()
     assert os.readlink(runtime_dir / f"{FIRST_ID}.ids") == "kernel"
     ours.remove()
     assert os.listdir(runtime_dir) == ["lock"]
@@ -140,7 +140,7 @@ def test_a_folder_that_has_gone_cannot_be_taken_over(make, runtime_dir):
     spare, record = make("spare")
     spare.remove()
     with pytest.raises(HostError):
-        spare.take_over(replace(record, sandbox_id="kernel"))
+        spare.turn_into(replace(record, sandbox_id="kernel"))
     assert os.listdir(runtime_dir) == ["lock"]
 
 
@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_written_to_is_not_left_half_taken(make, runtime
 
     monkeypatch.setattr(RecordFolder, "write", full)
     with pytest.raises(HostError, match="No space left"):
-        spare.take_over(replace(record, sandbox_id="kernel"))
+        spare.turn_into(replace(record, sandbox_id="kernel"))
     assert os.listdir(runtime_dir) == ["lock"]
 
 
@@ -282,7 +282,7 @@ def test_a_folder_that_somebody_has_removed_and_made_anew_is_no_orphan(
         fcntl.flock(fd, operation)
 
     monkeypatch.setattr(records.fcntl, "flock", flock)
-    assert not RecordFolder(runtime_dir / "one").is_orphan()
+    assert not RecordFolder(runtime_dir / "one").own_if_orphan()
 
 
 def test_a_folder_whose_remover_was_killed_goes_with_a_sweep(make, runtime_dir):
@@ -298,9 +298,11 @@ def test_a_sweep_looks_at_none_of_what_this_process_holds(make, runtime_dir, mon
     left, _ = make("left")
     left.release()
     looked_at: list[str] = []
-    is_orphan = RecordFolder.is_orphan
+    own_if_orphan = RecordFolder.own_if_orphan
     monkeypatch.setattr(
-        RecordFolder, "is_orphan", lambda self: looked_at.append(self.path.name) or is_orphan(self)
+        RecordFolder,
+        "own_if_orphan",
+        lambda self: looked_at.append(self.path.name) or own_if_orphan(self),
     )
     assert sweep(runtime_dir) == ["left"]
     assert looked_at == ["left"]
@@ -545,7 +547,7 @@ def test_a_child_that_was_forked_while_a_lock_was_held_does_not_keep_it(tmp_path
         folder, _ = RecordFolder.create(tmp_path, record, ids=False)  # would wait for ever
         folder.release()
         seen = RecordFolder(tmp_path / "a")
-        assert seen.is_orphan()
+        assert seen.own_if_orphan()
         seen.release()
     finally:
         os.kill(child, signal.SIGKILL)

@@ -87,7 +87,7 @@ class SystemdTree(V2Tree):
         return False
 
     @property
-    def string(self) -> int:
+    def string_fd(self) -> int:
         """The write end of the pipe that the keeper waits at the other end of."""
         return self._keeper.stdin.fileno() if self._keeper and self._keeper.stdin else self._string
 
@@ -97,7 +97,7 @@ class SystemdTree(V2Tree):
             _left.append(self._keeper)
             self._keeper = None
 
-    def take_over(self, string: int) -> None:
+    def hold_by(self, string: int) -> None:
         self._string = string
         keep_from_children(self)
 

@@ -107,17 +107,17 @@ class CgroupTree(Protocol):
         ...
 
     @property
-    def string(self) -> int:
+    def string_fd(self) -> int:
         """A descriptor that has to stay open somewhere for the groups to outlive their processes;
         -1 where they do anyway."""
         ...
 
     def let_go(self) -> None:
-        """Leave the groups to whoever has a duplicate of the `string`; they stay as they are."""
+        """Leave the groups to whoever has a duplicate of `string_fd`; they stay as they are."""
         ...
 
-    def take_over(self, string: int) -> None:
-        """Own what another process has let go of, by a duplicate of its `string`."""
+    def hold_by(self, string: int) -> None:
+        """Own what another process has let go of, by a duplicate of its `string_fd`."""
         ...
 
     async def remove(self, timeout_seconds: float = 5.0) -> None:
@@ -253,13 +253,13 @@ class Tree(ABC):
         return sorted({pid for group in self.groups for pid in files.read_pids(group)})
 
     @property
-    def string(self) -> int:
+    def string_fd(self) -> int:
         return -1
 
     def let_go(self) -> None:  # noqa: B027  # directories stay by themselves
         pass
 
-    def take_over(self, string: int) -> None:  # noqa: B027
+    def hold_by(self, string: int) -> None:  # noqa: B027
         pass
 
     async def remove(self, timeout_seconds: float = 5.0) -> None:
@@ -349,7 +349,7 @@ class NullTree:
     join_files: tuple[str, ...] = ()
     memory_group: tuple[int, str] | None = None
     is_own = False
-    string = -1
+    string_fd = -1
 
     def __init__(self, facts: CgroupFacts, name: str) -> None:
         check_name(name)
@@ -399,7 +399,7 @@ class NullTree:
     def let_go(self) -> None:
         """Nothing was made."""
 
-    def take_over(self, string: int) -> None:
+    def hold_by(self, string: int) -> None:
         """Nothing was made."""
 
     async def remove(self, timeout_seconds: float = 5.0) -> None:
