@@ -505,7 +505,7 @@ def test_explain_shows_steps_reasons_and_where_options_come_from(
     swaps = jupyter_sandbox("explain", "k", "--mem-limit=1G", "--swap-limit=1G").stdout
     assert "not interrupted before it, since it has swap beyond it." in swaps
     assert "the new root becomes /" in told
-    assert "ipykernel_launcher -f /run/kernel/kernel-example.json" in told
+    assert "ipykernel_launcher -f /run/jupyter/kernel-example.json" in told
     assert jupyter_sandbox("list").stdout == "No sandbox runs.\n"
 
 
