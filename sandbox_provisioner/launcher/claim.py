@@ -24,11 +24,10 @@ import time
 from sandbox_provisioner.facilities.caps.inside import Caps
 from sandbox_provisioner.facilities.caps.inside.memory import available_bytes
 from sandbox_provisioner.facilities.process.inside import Spare
-from sandbox_provisioner.facilities.sockets.inside import Sockets
+from sandbox_provisioner.facilities.sockets.inside import Seal, Sockets
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside import orders, wire
 from sandbox_provisioner.inside.box import Box
-from sandbox_provisioner.launcher import init
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def _await_ready(box: Box, children: int) -> None:
     if [fd for fd, _ in poll.poll()] != [ready] or not os.read(ready, 1):
         os._exit(wire.FAILED_STATUS)  # the kernel has died, or who wanted it has gone
     os.close(ready)
-    seal = init.Seal(box)
+    seal = Seal(box)
     if not (seal.bound() and seal.listening()):
         os._exit(wire.FAILED_STATUS)
     seal.close()
