@@ -148,7 +148,7 @@ def test_doctor_and_a_kernel_work_in_a_container(workdir, new_folder, runtime_di
 def test_a_masked_proc_is_named_with_the_setting_that_unmasks_it(workdir, new_folder):
     words = ("unshare", "-mpf", "--mount-proc", "sh", "-c", MASK, "sh")
     told = run(*words, *script(START, workdir, new_folder()), KUBERNETES_SERVICE_HOST="10.0.0.1")
-    assert "[mount] fsmount(name='proc'" in told
+    assert "[mount /proc] fsmount(name='proc'" in told
     assert "masked here (/proc/bus, /proc/interrupts)" in told
     assert "procMount: Unmasked" in told
     assert "hostUsers: false" in told

@@ -79,7 +79,7 @@ def test_a_failing_step_is_named_and_leaves_nothing(
     assert os.listdir(runtime_dir) in [["lock"], *([[]] if step in SERVER_STEPS else [])]
 
 
-@pytest.mark.parametrize("step", ["join-cgroup", "pivot", "fork-kernel", "become", *SERVER_STEPS])
+@pytest.mark.parametrize("step", ["exit-file", "pivot", "fork-kernel", "become", *SERVER_STEPS])
 def test_a_mistake_of_ours_is_told_as_one_and_leaves_nothing(
     sandbox, monkeypatch, step, workdir, runtime_dir
 ):

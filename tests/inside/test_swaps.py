@@ -151,7 +151,7 @@ def test_what_is_swapped_after_it_was_judged_is_still_what_was_judged(
         with sandbox(**options) as box:
             assert box.call(identity, inside) == right
     else:
-        with pytest.raises(LaunchError, match=r"\[find-again\].*Start again"):
+        with pytest.raises(LaunchError, match=r"\[find-again .*Start again"):
             with sandbox(**options):
                 pass
 
