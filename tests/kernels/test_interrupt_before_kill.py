@@ -91,7 +91,8 @@ def test_one_that_reads_more_than_its_cap_is_left_alone(kernel: Any, workdir: Pa
         assert outputs(k, f"{read_all(big)}\n{read_all(big)}\nprint('done')") == [
             ("stdout", "done\n")
         ]
-        assert k.provisioner.handle.usage().memory_bytes > 0.92 * (512 << 20)
+        # On cgroup v2 memory.high, which stands at the share, keeps the cache below it.
+        assert k.provisioner.handle.usage().memory_bytes > 0.85 * (512 << 20)
         assert k.provisioner.handle.notices() == []
 
 
