@@ -284,7 +284,7 @@ async def perform_whole(
         process.end_signal = made.record.end_signal
         await process.perform(plan, stdio, site.descriptors)
         check(process.report, process, plan, site)
-    return await off_loop(made.handle, process)
+    return await made.handle(process)
 
 
 def check(report: Report, process: Ended, plan: Plan, site: Site) -> None:

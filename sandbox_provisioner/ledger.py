@@ -18,6 +18,7 @@ from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record, RecordFolder, remove_traces
 from sandbox_provisioner.spawn import Report
@@ -110,18 +111,14 @@ class Ledger:
             tree.create(self.request.spec.limits, pid)
             self.tree = tree
 
-    def handle(self, process: StartedProcess, *, sealed: bool = False) -> LocalHandle:
-        """Write down what runs now; from here on the handle owns it."""
+    async def handle(self, process: StartedProcess, *, sealed: bool = False) -> LocalHandle:
+        """Write down what runs now; from here on the handle owns it.
+
+        Who is cancelled is so before there is a handle: nobody else would close one that he never
+        got. So nothing is awaited from here to whoever asked for the start.
+        """
+        await off_loop(self._write_running, process)
         assert self.folder and self.tree
-        with stage("write-record"):
-            running = replace(
-                self.record,
-                init_pid=process.init_pid,
-                init_start=process.init_start,
-                made=tuple(self.report.made),
-            )
-            if running != self.record:
-                self.record = self.folder.finish(running)
         pidfd, control = process.detach()
         return LocalHandle(
             pidfd=pidfd,
@@ -132,6 +129,18 @@ class Ledger:
             pipes=process.pipes,
             sealed=sealed,
         )
+
+    def _write_running(self, process: StartedProcess) -> None:
+        assert self.folder
+        with stage("write-record"):
+            running = replace(
+                self.record,
+                init_pid=process.init_pid,
+                init_start=process.init_start,
+                made=tuple(self.report.made),
+            )
+            if running != self.record:
+                self.record = self.folder.finish(running)
 
     async def remove(self) -> None:
         """Remove what was made so far: the start has failed, and no process of it is left."""

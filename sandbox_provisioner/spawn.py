@@ -294,7 +294,9 @@ class LauncherProcess:
     def detach(self) -> tuple[int, int]:
         """The pidfd of PID 1 and our end of its control socket, for a handle to own."""
         os.close(self._report)
-        return self.pidfd, self.control.detach()
+        self._report = -1
+        pidfd, self.pidfd = self.pidfd, -1
+        return pidfd, self.control.detach()
 
     async def end(self) -> None:
         """Kill the launcher and PID 1, and wait for both; more than once is fine."""

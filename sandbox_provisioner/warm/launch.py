@@ -22,7 +22,6 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from sandbox_provisioner import orders
@@ -91,17 +90,14 @@ async def start_warm(
                 afford_a_start()
                 site, tree = await off_loop(source.begin, opener, opened)
                 if source.spare:
-                    handle = await start_from_spare(made, source.spare, opener, site)
-                else:
-                    assert source.fork
-                    handle = await start_from_nursery(made, source.fork, opener, site, tree)
+                    return await start_from_spare(made, source.spare, opener, site)
+                assert source.fork
+                return await start_from_nursery(made, source.fork, opener, site, tree)
     except SandboxError as error:
         if not (source.spare or source.fork):
             raise
         why = f"a start from the nursery failed: {error}"
         raise WarmUnavailable(why, failed=True) from error
-    await opener.end()
-    return handle
 
 
 @dataclass(slots=True)
@@ -215,7 +211,8 @@ async def perform_in_two(
     with stage("perform"):
         await child.performed()
         check(child.report, child, inside, site)
-    return await off_loop(made.handle, child)
+    await opener.end()
+    return await made.handle(child)
 
 
 async def start_from_spare(
@@ -239,7 +236,8 @@ async def start_from_spare(
     with stage("perform"):
         await spare.performed()
         check(spare.report, spare, inside, site)
-    return await off_loop(partial(made.handle, spare, sealed=True))
+    await opener.end()
+    return await made.handle(spare, sealed=True)
 
 
 # By the nursery's id.

@@ -93,10 +93,12 @@ class DistantProcess:
     def detach(self) -> tuple[int, int]:
         """The pidfd of PID 1 and our end of its control socket, for a handle to own."""
         os.close(self._report)
-        return self.pidfd, self._control.detach()
+        self._report = -1
+        pidfd, self.pidfd = self.pidfd, -1
+        return pidfd, self._control.detach()
 
     async def end(self) -> None:
-        """Kill it and wait for its end: the start has failed."""
+        """Kill it and wait for its end: the start has failed. More than once is fine."""
         self._control.close()
         self._sent()
         if self.pidfd >= 0:
@@ -104,6 +106,9 @@ class DistantProcess:
                 signal.pidfd_send_signal(self.pidfd, self.end_signal)
             await readable(self.pidfd)
             os.close(self.pidfd)
+            self.pidfd = -1
         for pipe in self.pipes:
             pipe.close()
-        os.close(self._report)
+        if self._report >= 0:
+            os.close(self._report)
+            self._report = -1

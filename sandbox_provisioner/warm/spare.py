@@ -116,9 +116,7 @@ async def _start(
             nowhere = WorkdirFacts.nowhere()
             site = replace(site, workdir=nowhere, volumes=(), idle_seconds=idle_seconds)
             site, plan = await off_loop(_prepare, made, child, site, tree, listener)
-            handle = await perform_in_two(made, child, opener, site, plan)
-        await opener.end()
-    return handle
+            return await perform_in_two(made, child, opener, site, plan)
 
 
 def _prepare(

@@ -30,6 +30,7 @@ from sandbox_provisioner.errors import (
 from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
+from sandbox_provisioner.records import RecordFolder
 from sandbox_provisioner.spawn import stem
 from sandbox_provisioner.spec import Limits, Volume
 from sandbox_provisioner.stages import SERVER_STEPS
@@ -170,6 +171,27 @@ def test_a_start_that_is_cancelled_leaves_nothing(launcher, workdir, runtime_dir
             await task
 
     asyncio.run(start_and_cancel())
+    assert set(os.listdir(runtime_dir)) <= {"lock"}
+
+
+def test_a_start_that_is_cancelled_when_its_record_is_written_leaves_nothing(
+    launcher, workdir, runtime_dir, monkeypatch
+):
+    """Its kernel runs by then; there is a handle for nobody."""
+    finish = RecordFolder.finish
+
+    async def start():
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def cancelled(folder, record):
+            loop.call_soon_threadsafe(task.cancel)
+            return finish(folder, record)
+
+        monkeypatch.setattr(RecordFolder, "finish", cancelled)
+        await launcher.start(boxes.request_for(workdir))
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(start())
     assert set(os.listdir(runtime_dir)) <= {"lock"}
 
 

@@ -27,17 +27,19 @@ from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
 from sandbox_provisioner.plan import Family
-from sandbox_provisioner.records import Record
+from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.spawn import LauncherProcess, stem
 from sandbox_provisioner.spec import Limits, Volume
 from sandbox_provisioner.warm import ahead, launch
 from sandbox_provisioner.warm.launch import ForkedProcess, start_warm
+from sandbox_provisioner.warm.process import DistantProcess
 from sandbox_provisioner.warm.spare import make_spare
 from sandbox_provisioner.warm.start import make_nursery
 
 pytestmark = pytest.mark.requires("userns")
 
 QUIET = Stdio(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+SILENT = Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
 SERVER_STEPS = ("make-record", "create-cgroup", "write-record")
 
 
@@ -170,6 +172,56 @@ def test_a_warm_start_that_is_cancelled_leaves_nothing(
     for turns in (1, 2, 3, 5, 8, 13, 21, 34):
         run(start_and_cancel(turns))
         assert names(nursery) == records
+
+
+@pytest.mark.requires("root", "cgroup-pids")
+@pytest.mark.parametrize("where", [RecordFolder.finish, LauncherProcess.end])
+def test_a_warm_start_that_is_cancelled_at_its_end_leaves_nothing(
+    nursery: LocalLauncher, workdir: Path, monkeypatch: Any, where: Any
+) -> None:
+    """Its kernel runs by then; there is a handle for nobody."""
+    records = names(nursery)
+
+    async def start() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task
+
+        def cancel() -> None:
+            if not task.cancelling():
+                task.cancel()
+
+        def cancelled(*words: Any) -> Any:
+            loop.call_soon_threadsafe(cancel)
+            return where(*words)
+
+        async def cancelled_end(process: LauncherProcess) -> None:
+            cancel()
+            await where(process)
+
+        if where is LauncherProcess.end:
+            monkeypatch.setattr(LauncherProcess, "end", cancelled_end)
+        else:
+            monkeypatch.setattr(RecordFolder, "finish", cancelled)
+        await start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ())
+
+    with pytest.raises(asyncio.CancelledError):
+        run(start())
+    assert names(nursery) == records
+
+
+def test_what_a_process_has_given_to_a_handle_it_does_not_close() -> None:
+    """Its numbers may be somebody else's by then."""
+    ours, theirs = socket.socketpair()
+    process = DistantProcess(ours, SILENT)
+    process.pidfd = os.pidfd_open(os.getpid())
+    report = process._report
+    pidfd, control = process.detach()
+    other = os.open(os.devnull, os.O_RDONLY)
+    assert other == report
+    run(process.end())
+    for fd in (other, pidfd, control):
+        os.close(fd)
+    theirs.close()
 
 
 @pytest.mark.requires("root", "cgroup-pids")
