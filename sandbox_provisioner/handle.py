@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -70,6 +71,7 @@ class LocalHandle:
         self._sealed = sealed
         self._story: ExitStory | None = None
         self._telling = threading.Lock()
+        self._speaking = threading.Lock()  # to PID 1, by a descriptor that may be closed meanwhile
         self._closed = False
         self._killed_by_us = False
         self._last_usage = Usage()
@@ -88,9 +90,9 @@ class LocalHandle:
 
     def forget(self) -> None:
         """In a child that was forked: the end of the control socket is a word to PID 1."""
-        if self._control >= 0:
-            os.close(self._control)
-            self._control = -1
+        control, self._control = self._control, -1
+        if control >= 0:
+            os.close(control)
 
     @property
     def pid(self) -> int:
@@ -160,14 +162,19 @@ class LocalHandle:
         before, self._origins = self._origins, found
         if before is not None and found != before and not self._has_ended():
             self._was_told_of_place = True
-            self._say(_MOVED.format(workdir=one_line(self.record.shown_at)))
+            self._say(_MOVED.format(workdir=one_line(self.record.shown_at)[:_MOST_OF_PATH]))
 
     def _say(self, sentence: str) -> None:
         """To the log, and to the person at the notebook while the kernel lives."""
         self._heard.append(f"Kernel {short_id(self.record)}: {sentence}")
-        if self._control >= 0 and self.record.kind == "kernel":
-            with contextlib.suppress(OSError):
-                os.write(self._control, wire.message(wire.SAY, in_lines(sentence)))
+        if self.record.kind != "kernel":
+            return
+        text = wire.message(wire.SAY, in_lines(sentence))
+        # A PID 1 that somebody has stopped hears nothing; nobody here waits for it.
+        with self._speaking, contextlib.suppress(OSError):
+            if self._control >= 0:
+                with socket.socket(fileno=os.dup(self._control)) as control:
+                    control.send(text, socket.MSG_DONTWAIT)
 
     async def wait(self) -> ExitStory:
         if not self._has_ended():
@@ -335,7 +342,8 @@ class LocalHandle:
 
     def _close_ours(self) -> None:
         os.close(self._pidfd)
-        self.forget()
+        with self._speaking:
+            self.forget()
         for pipe in self._pipes:
             pipe.close()
 
@@ -445,6 +453,7 @@ _REFUSED = (
     "The kernel was refused another process or thread: it has as many as pids_limit allows. What "
     "needs more fails, or waits for ever. End some of them, or raise pids_limit."
 )
+_MOST_OF_PATH = 200  # in a sentence
 _MOVED = (
     "The work directory of this kernel, {workdir}, was moved, removed or replaced since the kernel "
     "started. The kernel goes on in the old one: what it writes is not where you look for it. "

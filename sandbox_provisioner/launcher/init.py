@@ -147,13 +147,15 @@ class _Init:
         while True:
             self.watch()
             ready = dict(self.poll.poll(self.patience()))
+            # Before the covers: whoever sweeps after a server that has ended would remove what is
+            # made for them now.
+            if self.box.server_fd in ready:
+                self.end_with_server()
             if self.covers:
                 self.serve_covers(self.covers, ready)
             # Output first: what the kernel wrote before it died belongs to its tail.
             for pump in list(self.pumps):
                 self.serve_pump(pump, ready)
-            if self.box.server_fd in ready:
-                self.end_with_server()
             if self.box.control_fd in ready:
                 self.serve_control()
             if self.seal:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import sandbox_provisioner
 from sandbox_provisioner.facilities.environment.facts.kernel_files import freshness
+from sandbox_provisioner.facilities.environment.plan.variables import files_from_caps
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.links import real_path
 from sandbox_provisioner.orders.variables import variables_for
@@ -145,7 +146,9 @@ def spare_key_of(request: LaunchRequest, site: Site, key: str) -> str:
     name = request.connection_file[0] if request.connection_file else ""
     words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
     box = (repr(spec), by_default, words, request.pump, request.logged, site.home, site.facts.umask)
-    return _digest((key, *box))[:16]
+    # They are made with the box, by variables that a nursery's key leaves out.
+    told = sorted(files_from_caps(variables_for(request, site)).items())
+    return _digest((key, *box, told))[:16]
 
 
 def spares(runtime: Path, key: str) -> list[Path]:

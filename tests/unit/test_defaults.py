@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import golden
 import pytest
 from traitlets.config import Config
 
 from sandbox_provisioner import host
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
+from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.units import parse_share
@@ -87,3 +90,12 @@ def test_a_share_that_cannot_be_meant_is_refused(wish: Wish, value: str) -> None
 
 def test_a_share_is_told_from_a_size() -> None:
     assert [parse_share(text) for text in ("50%", "12.5%", "1G", 3)] == [0.5, 0.125, None, None]
+
+
+def test_a_default_that_is_given_up_takes_the_swap_with_it_that_was_to_come_on_top():
+    """Where neither can be had, and the administrator does without the swap."""
+    limits = Limits(memory_bytes=1 << 30, swap_bytes=1 << 20, by_default=frozenset({"memory"}))
+    missing = {"memory": "no controller of that name", "swap": "no controller of that name"}
+    facts = replace(golden.USER, cgroups=CgroupFacts(version=2, bases={}, missing=missing))
+    assert enforced(limits, facts).asked == []
+    assert enforced(limits, golden.USER) == limits

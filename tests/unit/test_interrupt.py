@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -391,3 +392,11 @@ def test_the_handle_makes_sentences_of_what_init_tells(tmp_path):
         assert third.startswith("A child process of kernel 7f3a0123 was killed")
         theirs.close()
         assert handle.notices() == []
+
+
+def test_a_sentence_that_was_cut_within_a_letter_ends_nobody():
+    """What the server has PID 1 say may name a path of any letters."""
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    memory.say(child.pid, "caf\udcc3")
+    _, told = child.communicate()
+    assert told == b"caf?"

@@ -327,7 +327,8 @@ def say(pid: int, text: str) -> None:
         if stat.S_ISFIFO(os.fstat(found).st_mode):
             pipe = os.open(f"/proc/self/fd/{found}", os.O_WRONLY | flags)
             try:
-                os.write(pipe, text.encode())
+                # What the server says may name a path, and be cut within one of its letters.
+                os.write(pipe, text.encode("utf-8", "replace"))
             finally:
                 os.close(pipe)
     except OSError:

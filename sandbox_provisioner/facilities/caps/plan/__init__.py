@@ -7,7 +7,6 @@ PID 1 of the group's memory is opened while the host's groups can be reached.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from sandbox_provisioner.errors import COLUMNS, in_lines
 from sandbox_provisioner.facilities.caps.cgroup import Bound
@@ -123,6 +122,7 @@ def _processes(start: Start) -> int | None:
 
 
 def enforced(limits: Limits, facts: HostFacts) -> Limits:
-    """*limits* without a cap on memory that is only a default, where it cannot be had."""
+    """*limits* without a cap on memory that is only a default, where it cannot be had; nor is there
+    one on swap then, which would come on top of it."""
     given_up = "memory" in limits.by_default and "memory" in facts.cgroups.missing
-    return replace(limits, memory_bytes=None) if given_up else limits
+    return limits.without({"memory", "swap"}) if given_up else limits
