@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,17 @@ from typing import IO, Protocol
 
 from sandbox_provisioner.contract import Labels, WarmUnavailable
 from sandbox_provisioner.descriptors import for_clean_up
-from sandbox_provisioner.errors import told_as_host_error, told_as_internal_error
+from sandbox_provisioner.errors import (
+    HostError,
+    SandboxError,
+    told_as_host_error,
+    told_as_internal_error,
+)
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
+from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record, RecordFolder, remove_traces
@@ -26,6 +33,8 @@ from sandbox_provisioner.spec import WRITTEN_THROUGH
 from sandbox_provisioner.stages import stage
 
 ATTEMPT = "start the sandbox"
+_UNDO = "undo a start that has failed"
+_log = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
@@ -37,10 +46,27 @@ async def undone_if_it_fails() -> AsyncIterator[AsyncExitStack]:
         ours = told_as_internal_error(ATTEMPT, but=(WarmUnavailable,))
         with told_as_host_error(ATTEMPT), ours:
             yield undo
-    except BaseException:
-        with told_as_host_error("undo a start that has failed"), for_clean_up():
-            await undo.aclose()
+    except BaseException as failed:
+        await _undone(undo.aclose, failed)
         raise
+
+
+class NotUndone(HostError):
+    """Something of a start that has failed is still there: no other start may use its names."""
+
+
+async def _undone(undo: Callable[[], Awaitable[None]], failed: BaseException) -> None:
+    """*undo* what *failed*; who was cancelled is so, whatever becomes of it."""
+    try:
+        with told_as_host_error(_UNDO), for_clean_up():
+            await undo()
+    except Exception as error:
+        if not isinstance(failed, Exception):
+            _log.warning("%s", one_line(str(error)))
+        elif isinstance(error, SandboxError):
+            raise NotUndone(attempt=_UNDO, answer=error.answer, remedy=error.steps) from error
+        else:
+            raise
 
 
 class StartedProcess(Protocol):

@@ -33,7 +33,7 @@ from sandbox_provisioner.failures import without_a_word
 from sandbox_provisioner.handle import LastWord, LocalHandle
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LocalLauncher, check
-from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
+from sandbox_provisioner.ledger import Ledger, NotUndone, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import Family, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, start_time
@@ -75,7 +75,7 @@ async def start_warm(
     only from its *owner*'s.
 
     Raises WarmUnavailable where there is none that is ready, or it failed; SandboxError for what no
-    start could do. In both cases nothing is left of it.
+    start could do. In both cases nothing is left of it, unless it is NotUndone.
     """
     if why := _OTHER_COMMAND if Command.of(request.argv) is None else obstacle_anywhere(request):
         raise WarmUnavailable(why, never=True)
@@ -94,7 +94,8 @@ async def start_warm(
                 assert source.fork
                 return await start_from_nursery(made, source.fork, opener, site, tree)
     except SandboxError as error:
-        if not (source.spare or source.fork):
+        # A cold start would have the same names as what is left of this one.
+        if isinstance(error, NotUndone) or not (source.spare or source.fork):
             raise
         why = f"a start from the nursery failed: {error}"
         raise WarmUnavailable(why, failed=True) from error
