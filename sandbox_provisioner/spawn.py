@@ -240,13 +240,16 @@ class LauncherProcess:
         await off_loop(self._go, plan, Stdio(stdout=subprocess.DEVNULL), fds)
 
     async def opened(self) -> list[int]:
-        """The descriptors that it opened, in the plan's order. Empty if a step failed: see
-        `report`."""
+        """The descriptors that it opened, in the plan's order. Empty if a step failed, or it has
+        ended before: see `report` and `status`."""
         if not await readable_within(self.control.fileno(), _OPEN_SECONDS):
             raise _not_done(_OPEN_SECONDS)
-        _, fds, _, _ = socket.recv_fds(self.control, 64, MOST_DESCRIPTORS)
+        fds: list[int] = []
+        with contextlib.suppress(ConnectionResetError):  # it has left unread what we had told it
+            _, fds, _, _ = socket.recv_fds(self.control, 64, MOST_DESCRIPTORS)
         if not fds:
             await self._read_report()
+            await self._wait()
         return fds
 
     def _go(self, plan: Plan, stdio: Stdio, fds: Sequence[int]) -> None:

@@ -70,6 +70,9 @@ class Mounts:
 def receive(box: Box, *names: str) -> None:
     """Name the descriptors that came last: places of the host, mounts by their targets, and
     whatever a step asks for by its name (`Box.named`)."""
+    if len(names) != len(box.received):  # who should have sent them may have ended before
+        text = f"{len(box.received)} descriptors have come for {len(names)} names"
+        raise OSError(errno.EPROTO, text)
     for name, fd in zip(names, box.received, strict=True):
         if name.startswith("place:"):
             box.mounts.places[name.removeprefix("place:")] = fd

@@ -208,6 +208,7 @@ async def perform_in_two(
             if child.has_ended():
                 raise without_a_word(child.status)
             check(opener.report, child, outside, site)
+            raise without_a_word(opener.status)
     child.give(fds)
     with stage("perform"):
         await child.performed()
@@ -233,6 +234,7 @@ async def start_from_spare(
         fds = await opener.opened()
         if not fds:
             check(opener.report, spare, outside, site)
+            raise without_a_word(opener.status)
     spare.begin(inside, fds)
     with stage("perform"):
         await spare.performed()

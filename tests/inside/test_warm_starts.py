@@ -244,6 +244,29 @@ def test_a_child_that_has_ended_when_the_server_looks_has_said_why(
     assert names(nursery) == records
 
 
+@pytest.mark.requires("root", "cgroup-pids")
+@pytest.mark.parametrize("when", ["before its plan comes", "when its plan has come"])
+def test_a_launcher_that_is_killed_before_it_hands_over_is_no_mistake_of_ours(
+    nursery: LocalLauncher, workdir: Path, monkeypatch: Any, when: str
+) -> None:
+    records, begin = names(nursery), LauncherProcess.begin
+
+    async def killed(process: LauncherProcess, *words: Any) -> None:
+        await process.here()
+        early = when == "before its plan comes"
+        signal.pidfd_send_signal(process._own, signal.SIGKILL if early else signal.SIGSTOP)
+        if early:
+            await readable(process._own)
+        await begin(process, *words)
+        signal.pidfd_send_signal(process._own, signal.SIGKILL)
+
+    monkeypatch.setattr(LauncherProcess, "begin", killed)
+    with pytest.raises(WarmUnavailable, match="its launcher was killed by signal 9") as caught:
+        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ()))
+    assert caught.value.failed
+    assert names(nursery) == records
+
+
 def test_a_nursery_that_ends_when_it_is_asked_is_no_error_of_the_start(
     nursery: LocalLauncher, workdir: Path, monkeypatch: Any
 ) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from sandbox_provisioner.contract import Labels, Stdio
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
+from sandbox_provisioner.inside.box import Box
+from sandbox_provisioner.inside.mounts import receive
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.ledger import NotUndone, undone_if_it_fails
 from sandbox_provisioner.plan import LaunchRequest
@@ -88,3 +90,12 @@ def test_what_is_left_of_a_warm_start_is_no_reason_for_a_cold_one(
     launcher = LocalLauncher(runtime_dir=str(tmp_path))
     with pytest.raises(NotUndone, match="they are busy"):
         asyncio.run(launch.start_warm(launcher, request, Labels(), SILENT, ()))
+
+
+@pytest.mark.parametrize("received", [[], [7, 8]])
+def test_too_few_descriptors_or_too_many_are_no_mistake_of_ours(received: list[int]) -> None:
+    """Who should have sent them may have ended before."""
+    box = Box(-1, -1)
+    box.received = received
+    with pytest.raises(OSError, match=rf"{len(received)} descriptors have come for 1 names"):
+        receive(box, "exit-file")
