@@ -134,9 +134,9 @@ _REPORT = (
 class LaunchError(SandboxError):
     """A start failed on its way.
 
-    *step* is the step of the plan that failed (a verb from `plan.py`, or ``wait-for-kernel``),
-    *places* what it was about to touch, and *stderr_tail* the last lines that the kernel wrote,
-    empty if it wrote none.
+    *step* is the step of the plan that failed (a verb of `launcher/verbs.py`, or
+    ``wait-for-kernel``), *places* what it was about to touch, and *stderr_tail* the last lines that
+    the kernel wrote, empty if it wrote none.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """host.py - reads only: what this Linux and who asks may do, and what the host's tree looks like.
 
 `HostFacts.probe()` is called once a start by the launcher, and by `doctor`. Whatever decides on
-what is found here stands in `plan.py`.
+what is found here stands in `orders/`, and in what facilities plan.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 ::
 
     spawn the launcher      spawn.py: its interpreter starts while we go on
-    survey                  host.py, kernel_files.py: facts, read only
-    make the record         records.py: the folder, a range of ids
-    create the cgroups      cgroup/
-    compile the plan        plan.py
-    perform                 inside/, in the launcher
-    LocalHandle             or an error, and everything made so far is undone
+    survey                  host.py, facilities/*/facts: what is so here, read only
+    make the record         ledger.py: the folder, a range of ids
+    compile the plan        orders/, from what every facility plans
+    create the cgroups      ledger.py, by facilities/caps/cgroup/
+    perform                 launcher/, in the launcher
+    LocalHandle             or an error, and everything made so far is undone: ledger.py
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class LocalLauncher:
             return []
 
     def survey(self, request: LaunchRequest) -> tuple[Site, CgroupTree]:
-        """Find out all that `compile_plan` needs; starts and changes nothing but the order of our
+        """Find out all that `compile_for` needs; starts and changes nothing but the order of our
         own sys.path, so that nothing in the work directory comes before a module of ours. The
         caller closes what has been opened: ``site.opened``."""
         with ExitStack() as opened:
@@ -319,7 +319,7 @@ def _keep_apart(runtime: Path, site: Site) -> None:
 
 
 def _counts_everywhere(facts: HostFacts) -> bool:
-    """Whether RLIMIT_NPROC is needed, and counts more than the box (plan.py)."""
+    """Whether RLIMIT_NPROC is needed, and counts more than the box (`facilities/caps/plan`)."""
     return "pids" in facts.cgroups.missing and facts.kernel < (5, 14) and not facts.privileged
 
 

@@ -46,12 +46,6 @@ class Mount:
 UNKNOWN = Mount(0, 0, "", "unknown")
 
 
-def mount_of(fd: int) -> Mount:
-    """The mount that *fd* lies on."""
-    number = _number_of(fd)
-    return next((mount for mount in _mounts() if mount.number == number), UNKNOWN)
-
-
 def mounts_around(fd: int, source: str) -> tuple[Mount, tuple[Mount, ...]]:
     """The mount that *fd* lies on, whose real path is *source*, and the mounts below it: all that a
     recursive clone of it has."""
@@ -62,7 +56,7 @@ def mounts_around(fd: int, source: str) -> tuple[Mount, tuple[Mount, ...]]:
 
 def origins(process: int, path: str) -> frozenset[str]:
     """Which directories *process* has mounted at *path*, by their paths in their file systems, as
-    these are now: one that was removed ends in "//deleted". None where that cannot be read."""
+    these are now: one that was removed ends in "//deleted". Empty where that cannot be read."""
     try:
         lines = Path(f"/proc/{process}/mountinfo").read_bytes().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 """plan.py - pure: what a plan is, and what it is made from: a request and the site where it runs.
 
 The facilities yield the steps (`facilities/*/plan.py`), `orders/` puts them in their order, and
-`inside/` performs them; who performs decides nothing. A plan can be printed (`describe`), compared
-and replayed. It never crosses the broker's socket: a client that can send steps is root.
+`launcher/` performs them; who performs decides nothing. A plan can be printed (`describe`),
+compared and replayed. It never crosses the broker's socket: a client that can send steps is root.
 """
 
 from __future__ import annotations

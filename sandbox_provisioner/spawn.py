@@ -415,12 +415,6 @@ class Stem:
         """Let the next stem wait for another start for *seconds*, unless it does so for longer."""
         self._wanted_seconds = max(self._wanted_seconds, seconds)
 
-    def launcher(self) -> LauncherProcess:
-        """A new launcher, which may not be there yet."""
-        process = LauncherProcess(self)
-        process.ask()
-        return process
-
     def ask(self) -> tuple[socket.socket, object]:
         """Our end of the control socket of a launcher that is forked now, and who forks it."""
         occupy_standard_streams()

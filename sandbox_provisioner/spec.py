@@ -1,7 +1,7 @@
 """spec.py - pure: what a sandbox shall be, parsed once from what a person wrote.
 
 Every type is frozen, validates itself and has its units in its names. `SandboxSpec` holds wishes;
-what this machine can do is `host.HostFacts`; `plan.compile_plan` brings the two together.
+what this machine can do is `host.HostFacts`; `orders.compile_for` brings the two together.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class UserIds(StrEnum):
 
 class Confinement(StrEnum):
     """What holds a kernel. LANDLOCK is for places that have no namespaces, and is weaker: see
-    `landlock.py`. It is chosen by name, never fallen back to."""
+    `facilities/landlock/plan.py`. It is chosen by name, never fallen back to."""
 
     NAMESPACES = "namespaces"
     LANDLOCK = "landlock"

@@ -3,7 +3,8 @@
 Lists of what may be shown, not of what may not: what programs need to work, is the same for every
 user, and holds no secret. Left out on purpose is what administrators keep passwords and keys in
 (pip.conf, npmrc, wgetrc, gitconfig, odbc.ini, profile.d, jupyter): who needs one of these asks for
-it with `volumes`. passwd, group, hosts and their like are the box's own (`plan.py`).
+it with `volumes`. passwd, group, hosts and their like are the box's own
+(`facilities/ids/plan.py`, `facilities/network/plan.py`).
 """
 
 from __future__ import annotations

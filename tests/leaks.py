@@ -21,7 +21,7 @@ from typing import Any
 
 from sandbox_provisioner.facilities.caps.cgroup import open_existing
 from sandbox_provisioner.facilities.caps.cgroup.tree import Tree
-from sandbox_provisioner.mounts import mount_of
+from sandbox_provisioner.mounts import mounts_around
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts
 from sandbox_provisioner.spec import WRITTEN_THROUGH
 
@@ -136,7 +136,7 @@ def _is_group(path: str) -> bool:
     except OSError:
         return False
     try:
-        return mount_of(fd).filesystem.startswith("cgroup")
+        return mounts_around(fd, path)[0].filesystem.startswith("cgroup")
     finally:
         os.close(fd)
 

@@ -1,6 +1,6 @@
 """inside/box.py - runs in launcher, PID 1 and kernel: what the steps hand on to one another.
 
-May import: os, wire.
+May import: os, mounts, wire.
 """
 
 from __future__ import annotations

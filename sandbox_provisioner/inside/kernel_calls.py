@@ -1,8 +1,8 @@
 """inside/kernel_calls.py - runs in the launcher: speaks to the C library, one function a call.
 
-May import: os, ctypes.  May raise: CallFailed, whose text names every operand that the kernel was
-told.  Constants are those of the Linux UAPI headers; the numbers of the calls that the C library
-does not wrap are the same on every architecture since Linux 5.1.
+May import: ctypes, errno, os, struct.  May raise: CallFailed, whose text names every operand that
+the kernel was told.  Constants are those of the Linux UAPI headers; the numbers of the calls that
+the C library does not wrap are the same on every architecture since Linux 5.1.
 """
 
 from __future__ import annotations

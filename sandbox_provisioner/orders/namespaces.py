@@ -35,7 +35,8 @@ from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import Kind, Plan, Start, Step
 
 LAUNCHER, INIT, KERNEL, NOBODY = "L", "1", "K", "-"
-# How many descriptors ``open-memory`` opens, by the version of cgroups (inside/memory.py).
+# How many descriptors ``open-memory`` opens, by the version of cgroups
+# (facilities/caps/inside/memory.py).
 _MEMORY_FILES = {1: 5, 2: 3}
 
 

@@ -289,6 +289,12 @@ def test_a_nursery_that_ends_when_it_is_asked_is_no_error_of_the_start(
 # -- the stem
 
 
+def new_launcher() -> LauncherProcess:
+    process = LauncherProcess(stem)
+    process.ask()
+    return process
+
+
 def test_a_stem_that_was_killed_is_replaced(launcher: LocalLauncher, workdir: Path) -> None:
     def start() -> LocalHandle:
         request = request_for(workdir, [sys.executable, "-c", "pass"])
@@ -307,14 +313,14 @@ def test_a_stem_that_is_stopped_is_replaced(
 ) -> None:
     """The loop goes on meanwhile, and none of several starts ends what another one has made."""
     monkeypatch.setattr(spawn, "WORD_SECONDS", 0.3)
-    run(stem.launcher().end())
+    run(new_launcher().end())
     monkeypatch.setattr(stem.last_word, "time", 0.0)
     assert stem._process
     stopped = stem._process
     os.kill(stopped.pid, signal.SIGSTOP)
 
     async def start() -> set[int]:
-        processes = [stem.launcher() for _ in range(4)]
+        processes = [new_launcher() for _ in range(4)]
         turns = asyncio.ensure_future(count_turns())
         await asyncio.gather(*(process.here() for process in processes))
         turns.cancel()
@@ -336,34 +342,34 @@ def test_a_stem_that_is_stopped_is_replaced(
 
 
 def test_a_stem_is_used_again_until_it_may_be_about_to_end(monkeypatch: Any) -> None:
-    run(stem.launcher().end())
+    run(new_launcher().end())
     assert stem._process
     first = stem._process.pid
-    run(stem.launcher().end())
+    run(new_launcher().end())
     assert stem._process.pid == first
     monkeypatch.setattr(stem, "_good_until", 0.0)
-    run(stem.launcher().end())
+    run(new_launcher().end())
     assert stem._process.pid != first
 
 
 def test_an_idle_stem_ends(monkeypatch: Any) -> None:
     monkeypatch.setattr(stem, "_wanted_seconds", 0.1)
-    run(stem.launcher().end())
+    run(new_launcher().end())
     assert stem._process
     assert stem._process.wait(10) == 0
-    run(stem.launcher().end())
+    run(new_launcher().end())
 
 
 def test_an_idle_stem_that_has_ended_is_no_zombie(monkeypatch: Any) -> None:
     monkeypatch.setattr(stem, "_wanted_seconds", 0.1)
-    run(stem.launcher().end())
+    run(new_launcher().end())
     assert stem._process
     assert is_reaped(stem._process.pid)
-    run(stem.launcher().end())
+    run(new_launcher().end())
 
 
 def test_a_stem_is_out_of_the_terminals_reach() -> None:
-    run(stem.launcher().end())
+    run(new_launcher().end())
     assert stem._process
     assert os.getsid(stem._process.pid) != os.getsid(0)
 
@@ -374,7 +380,7 @@ def test_launchers_are_told_apart_by_their_own_sockets() -> None:
     lock = threading.Lock()
 
     def ask() -> None:
-        process = stem.launcher()
+        process = new_launcher()
         run(process.here())
         with lock:
             made.append(process)
@@ -390,7 +396,7 @@ def test_launchers_are_told_apart_by_their_own_sockets() -> None:
 
 
 def test_a_forked_process_has_a_stem_of_its_own() -> None:
-    run(stem.launcher().end())
+    run(new_launcher().end())
     assert stem._process
     pid = os.fork()
     if pid == 0:

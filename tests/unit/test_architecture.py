@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import re
 import socket
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ from sandbox_provisioner.spawn import BOOT
 PACKAGE = Path(sandbox_provisioner.__file__).parent
 NAME = PACKAGE.name
 FILES = sorted(PACKAGE.rglob("*.py"))
+DESIGN = Path(__file__).parents[2] / "docs/design.md"
 
 
 def module_of(path: Path) -> str:
@@ -268,7 +270,7 @@ def test_what_is_pure_starts_nothing_and_opens_nothing(name):
 # -- facilities: a folder for each, and the name of a file is a law
 
 # "cgroup" is how caps are made outside; it is as large as the rest of the facility.
-LAWS = {"wish", "facts", "plan", "outside", "inside", "tell", "cgroup"}
+LAWS = {"wish", "facts", "plan", "inside", "tell", "cgroup"}
 FACILITIES = sorted(path for path in (PACKAGE / "facilities").iterdir() if path.is_dir())
 FACILITIES = [path for path in FACILITIES if (path / "__init__.py").exists()]
 
@@ -443,6 +445,28 @@ def test_every_file_says_in_its_first_line_where_it_runs(path):
     assert dash, first
     assert name in names, first
     assert ":" in room or "." in room, first
+
+
+# Files of Python's own, and of jupyter_server's.
+OF_OTHERS = {"site.py", "getpath.py", "services/sessions/handlers.py"}
+
+
+def test_every_file_that_a_text_names_is_there():
+    """By its name alone, or by a path from the package, or from a folder that the text lies in."""
+    names = {path.name for path in FILES}
+    texts = [(DESIGN, text) for text in re.findall(r"`[^`\n]*`", DESIGN.read_text())]
+    for path in FILES:
+        texts += ((path, text) for text in _docstrings(path))
+    for path, text in texts:
+        for name in set(re.findall(r"(?<![\w/.*])\w[\w/]*\.py\b", text)) - OF_OTHERS:
+            folders = (PACKAGE, *path.parents)
+            assert name in names or any((f / name).exists() for f in folders), (path, name)
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
 
 
 def test_no_function_is_longer_than_a_screen():

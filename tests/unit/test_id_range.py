@@ -1,4 +1,4 @@
-"""id_range.py: which ids a user may map, and the maps that come of them."""
+"""facilities/ids/facts.py: which ids a user may map, and the maps that come of them."""
 
 from __future__ import annotations
 

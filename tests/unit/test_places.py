@@ -15,7 +15,7 @@ import pytest
 from sandbox_provisioner import places
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.inside import kernel_calls
-from sandbox_provisioner.mounts import _listed, mount_of
+from sandbox_provisioner.mounts import _listed, mounts_around
 from sandbox_provisioner.places import Asker, Place, real_path
 
 NOBODY = 65534
@@ -265,7 +265,7 @@ def exchange(one: Path, other: Path) -> None:
 def test_the_file_system_of_a_descriptor_is_that_of_its_mount() -> None:
     for path, kind in (("/proc", "proc"), ("/sys", "sysfs"), ("/dev/shm", "tmpfs")):
         fd = os.open(path, os.O_PATH)
-        assert mount_of(fd).filesystem == kind
+        assert mounts_around(fd, path)[0].filesystem == kind
         os.close(fd)
 
 

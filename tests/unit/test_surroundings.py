@@ -1,4 +1,4 @@
-"""surroundings.py: which cause a refusal is put down to, and the setting that lifts it."""
+"""facilities/namespaces/facts.py: which cause a refusal is put down to, and what lifts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""inside/covers.py: what PID 1 expects at each place, without a mount."""
+"""facilities/workdir/inside/covers.py: what PID 1 expects at each place, without a mount."""
 
 from __future__ import annotations
 

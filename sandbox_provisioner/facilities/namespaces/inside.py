@@ -1,6 +1,6 @@
 """facilities/namespaces/inside.py - runs in the launcher and in PID 1: namespaces of our own.
 
-May import: os, inside.kernel_calls, say.
+May import: os, inside.kernel_calls, say, wire.
 May raise: OSError (with every operand in its text).
 """
 

@@ -41,7 +41,7 @@ def scratch(box: Box, uid: str, gid: str, room: str, *targets: str) -> None:
     """One tmpfs, and so one cap, for every place that the kernel may write to.
 
     *room* are the tmpfs's options. Each target is "MODE:PATH". The tmpfs stays reachable at
-    /.scratch for `cover`, until `pivot`.
+    /.scratch for `cover`, until `close_root`.
     """
     mount(box, "tmpfs", "/.scratch", f"mode=0755,{room}", "nosuid", "nodev")
     for number, word in enumerate(("0700:stand-ins", *targets)):

@@ -1,7 +1,7 @@
 """covers.py - reads only: what of a work directory the host would run or trust later.
 
 `find_covered` is called for each start, by whoever launches, and turns the names of `Covers` into
-paths below the work directory. What becomes of them is decided in `plan.py`.
+paths below the work directory. What becomes of them is decided in `facilities/workdir/plan.py`.
 """
 
 from __future__ import annotations

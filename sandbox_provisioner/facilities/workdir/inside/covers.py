@@ -1,8 +1,8 @@
 """covers.py - runs in PID 1: takes parts of the work directory away, and sees that it stays
 so.
 
-May import: os, select, stat, time, kernel_calls, lookup.  What is to be covered is decided outside
-(`covers.py`).
+May import: errno, os, select, stat, time, kernel_calls, lookup.  What is to be covered is decided
+outside (`facts/covers.py`).
 
 A cover is a mount at its place, and a mount belongs to the entry of a directory, not to a name. A
 program *outside*, which does not see our mounts, may replace or remove that entry, and Linux takes
