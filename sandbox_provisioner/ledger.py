@@ -51,6 +51,17 @@ async def undone_if_it_fails() -> AsyncIterator[AsyncExitStack]:
         raise
 
 
+@contextlib.asynccontextmanager
+async def closed_if_it_fails(handle: LocalHandle) -> AsyncIterator[None]:
+    """What is started for nobody, until somebody can find it."""
+    try:
+        yield
+    except BaseException as failed:
+        handle.kill()  # at the end of this process there is no thread any more for the rest
+        await _undone(handle.close, failed)
+        raise
+
+
 class NotUndone(HostError):
     """Something of a start that has failed is still there: no other start may use its names."""
 

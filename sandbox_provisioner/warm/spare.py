@@ -24,7 +24,7 @@ from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LocalLauncher
-from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
+from sandbox_provisioner.ledger import Ledger, closed_if_it_fails, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.spawn import LAUNCH_SECONDS, LauncherProcess, stem
@@ -72,11 +72,12 @@ async def make_spare(
     child = ForkedProcess(channel, _SILENT, nursery)
     start = Ledger(launcher.runtime(), own, labels)
     handle = await _start(launcher, start, child, warmth.idle_seconds)
-    await _sealed(handle)
-    handle.when_ended(when_ended)
-    handle.let_go()
-    link = spare_link(launcher.runtime(), key, own.sandbox_id)
-    link.symlink_to(f"{own.sandbox_id}/{CLAIMS}")
+    async with closed_if_it_fails(handle):
+        await _sealed(handle)
+        link = spare_link(launcher.runtime(), key, own.sandbox_id)
+        link.symlink_to(f"{own.sandbox_id}/{CLAIMS}")
+        handle.when_ended(when_ended)
+        handle.let_go()  # who has found it by now waits for that
     return True
 
 
@@ -138,14 +139,13 @@ def _prepare(
 
 
 async def _sealed(handle: LocalHandle) -> None:
-    """Wait until it can be claimed; LaunchError, and it is gone, if it never can."""
+    """Wait until it can be claimed; LaunchError, and it has ended, if it never can."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LAUNCH_SECONDS):
             if await handle.sealed() == wire.SEALED:
                 return
     handle.kill()
     story = await handle.wait()
-    await handle.close()
     raise LaunchError(
         attempt="keep a spare",
         answer="its kernel did not become ready",

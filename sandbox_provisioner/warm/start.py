@@ -28,7 +28,7 @@ from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LocalLauncher, perform_whole
-from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
+from sandbox_provisioner.ledger import Ledger, closed_if_it_fails, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
@@ -97,23 +97,15 @@ async def make_nursery(
             return None
         own = _own_request(request, site, command, replace(warmth, preload=preload))
         handle = await _start(launcher, own, replace(labels, kind=KIND, notebook=""))
-        told = await _ready_or_closed(handle, gives_way=bool(warmth.owner))
-        if warmth.preload != preload:
-            launcher.warn(_OTHER_HOME.format(names=", ".join(warmth.preload)))
-        for sentence in _left_out(told, preload):
-            launcher.warn(sentence)
-        _publish(handle, link_of(runtime, key))
+        async with closed_if_it_fails(handle):
+            with _giving_way(handle) if warmth.owner else contextlib.nullcontext():
+                told = await _ready(handle)
+            if warmth.preload != preload:
+                launcher.warn(_OTHER_HOME.format(names=", ".join(warmth.preload)))
+            for sentence in _left_out(told, preload):
+                launcher.warn(sentence)
+            _publish(handle, link_of(runtime, key))
         return handle
-
-
-async def _ready_or_closed(handle: LocalHandle, *, gives_way: bool) -> Told:
-    """`_ready`; nothing is left of one that fails."""
-    try:
-        with _giving_way(handle) if gives_way else contextlib.nullcontext():
-            return await _ready(handle)
-    except BaseException:
-        await handle.close()
-        raise
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import shutil
@@ -34,7 +35,7 @@ from sandbox_provisioner.warm import ahead, launch
 from sandbox_provisioner.warm.launch import ForkedProcess, start_warm
 from sandbox_provisioner.warm.process import DistantProcess
 from sandbox_provisioner.warm.spare import make_spare
-from sandbox_provisioner.warm.start import make_nursery
+from sandbox_provisioner.warm.start import Told, make_nursery
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -134,6 +135,47 @@ def test_a_failing_step_of_a_spare_is_named_and_leaves_nothing(
             )
         )
     assert names(nursery) == records
+
+
+def kill_task(*_: Any) -> Any:
+    """As the end of the server does with who prepares."""
+    task = asyncio.current_task()
+    assert task
+    task.cancel()
+    return asyncio.sleep(0)
+
+
+def no_room(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "no room")
+
+
+@pytest.mark.requires("root", "cgroup-pids")
+@pytest.mark.parametrize("place", ["LocalHandle.sealed", "spare_link"])
+def test_a_spare_that_nobody_will_find_is_not_left(
+    nursery: LocalLauncher, workdir: Path, monkeypatch: Any, place: str
+) -> None:
+    records, is_cancelled = names(nursery), place != "spare_link"
+    monkeypatch.setattr(f"{make_spare.__module__}.{place}", kill_task if is_cancelled else no_room)
+    warmth = Warmth(spares=1, idle_seconds=60)
+    with pytest.raises(asyncio.CancelledError if is_cancelled else OSError):
+        run(make_spare(nursery, kernel_request(workdir), Labels(), warmth))
+    assert names(nursery) == records
+
+
+@pytest.mark.requires("root", "cgroup-pids")
+@pytest.mark.parametrize("place", ["_ready", "_publish"])
+def test_a_nursery_that_nobody_will_find_is_not_left(
+    launcher: LocalLauncher, workdir: Path, monkeypatch: Any, place: str
+) -> None:
+    async def ready(_: LocalHandle) -> Told:
+        return Told({}, {})
+
+    is_cancelled = place == "_ready"
+    monkeypatch.setattr(f"{make_nursery.__module__}._ready", kill_task if is_cancelled else ready)
+    monkeypatch.setattr(f"{make_nursery.__module__}._publish", no_room)
+    with pytest.raises(asyncio.CancelledError if is_cancelled else OSError):
+        run(make_nursery(launcher, kernel_request(workdir), Labels(), Warmth(idle_seconds=60)))
+    assert names(launcher) == ["lock"]
 
 
 @pytest.mark.requires("root", "cgroup-pids")
