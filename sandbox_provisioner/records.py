@@ -404,12 +404,14 @@ def _read_small(path: Path) -> bytes:
 
 
 def _checked(record: Record) -> Record:
-    """*record*, whose fields have come from a file; ValueError if one is not of its kind."""
+    """*record*, whose fields have come from a file; ValueError if one is not of its kind, or says
+    that it is held by what we do not know."""
     for known in fields(Record):
         value = getattr(record, known.name)
         wanted = _KINDS.get(known.name) or type(known.default)
         if not isinstance(value, wanted):
             raise ValueError(f"{known.name} is {type(value).__name__}")
+    confiner(record.confinement)
     return record
 
 

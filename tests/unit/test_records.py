@@ -317,7 +317,13 @@ def test_a_range_of_ids_that_somebody_else_has_now_is_not_given_back(make, runti
     assert os.readlink(link) == "two"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"sandbox_id": "x", "no_such": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "null", '{"sandbox_id": "x", "no_such": 1}'),
+        '{"sandbox_id": "x", "confinement": "unheard-of"}',
+    ],
+)
 def test_a_broken_record_stops_nobody(make, runtime_dir, text):
     folder, _ = make("one")
     (folder.path / "record.json").write_text(text)
