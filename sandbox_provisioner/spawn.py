@@ -71,8 +71,11 @@ class Streams:
         self.pipes: list[IO[bytes]] = []
         self.theirs: list[int] = []
         self._made: list[int] = []
-        for number, wish in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
-            self.theirs.append(self._descriptor(number, wish))
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for number, wish in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
+                self.theirs.append(self._descriptor(number, wish))
+            undo.pop_all()
 
     def _descriptor(self, number: int, wish: int | IO[Any] | None) -> int:
         if wish is None and _is_stream(number):
@@ -95,6 +98,12 @@ class Streams:
         for fd in self._made:
             os.close(fd)
         self._made.clear()
+
+    def close(self) -> None:
+        """Close all of it: nobody gets it."""
+        self.sent()
+        for pipe in self.pipes:
+            pipe.close()
 
 
 def _is_stream(number: int) -> bool:
@@ -253,16 +262,15 @@ class LauncherProcess:
         return fds
 
     def _go(self, plan: Plan, stdio: Stdio, fds: Sequence[int]) -> None:
-        self._report, report = os.pipe()
-        streams = Streams(stdio)
-        self.pipes = tuple(streams.pipes)
-        try:
+        with contextlib.ExitStack() as given:
+            self._report, report = os.pipe()
+            given.callback(os.close, report)
+            streams = Streams(stdio)
+            given.callback(streams.sent)
+            self.pipes = tuple(streams.pipes)
             # Without a launcher the report pipe ends at once, and says as much.
             with contextlib.suppress(BrokenPipeError):
                 say_go(self.control, plan, report, (*streams.theirs, *fds))
-        finally:
-            os.close(report)
-            streams.sent()
 
     async def _read_report(self) -> None:
         try:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -29,11 +30,16 @@ class ClaimedProcess(DistantProcess):
     def __init__(
         self, channel: socket.socket, folder: RecordFolder, record: Record, stdio: Stdio
     ) -> None:
-        super().__init__(channel, stdio)
+        with contextlib.ExitStack() as undo:
+            undo.callback(channel.close)
+            found = open_init(record)
+            if found is not None:
+                undo.callback(os.close, found)
+            super().__init__(channel, stdio)
+            undo.pop_all()
         self.record = record
         self.folder = folder
         self.pid, self.init_start = record.init_pid, record.init_start
-        found = open_init(record)
         self.pidfd = -1 if found is None else found
 
     async def string_fd(self) -> int:

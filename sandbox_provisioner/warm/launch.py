@@ -271,11 +271,12 @@ class ForkedProcess(DistantProcess):
 
     def __init__(self, channel: socket.socket, stdio: Stdio, nursery: Nursery) -> None:
         """Ask for the fork."""
-        control, theirs = control_pair()
-        super().__init__(control, stdio)
         self.nursery = nursery
-        with channel, theirs, contextlib.suppress(ConnectionError):  # then `here` says so
-            socket.send_fds(channel, [wire.message(wire.FORK)], [theirs.fileno()])
+        with channel, contextlib.suppress(ConnectionError):  # then `here` says so
+            control, theirs = control_pair()
+            with theirs:
+                super().__init__(control, stdio)
+                socket.send_fds(channel, [wire.message(wire.FORK)], [theirs.fileno()])
 
     async def here(self) -> None:
         """Wait until it is there; WarmUnavailable if the nursery does not answer soon."""

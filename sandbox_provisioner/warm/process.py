@@ -31,13 +31,17 @@ class DistantProcess:
     patience_seconds = 10.0
 
     def __init__(self, control: socket.socket, stdio: Stdio) -> None:
-        """*control* is our end of its control socket."""
+        """*control* is our end of its control socket; it is closed where this fails."""
         self.report = Report()
         self.end_signal: int = signal.SIGKILL
         self.status: int | None = None
         self._control = control
-        self._report, self._report_write = os.pipe()
-        self._streams = Streams(stdio)
+        with contextlib.ExitStack() as undo:
+            undo.callback(control.close)
+            self._streams = Streams(stdio)
+            undo.callback(self._streams.close)
+            self._report, self._report_write = os.pipe()
+            undo.pop_all()
         self.pipes = tuple(self._streams.pipes)
 
     @property

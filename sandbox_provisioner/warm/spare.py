@@ -107,11 +107,11 @@ async def _start(
 ) -> LocalHandle:
     """Let *child* become the kernel of a spare, which has no work directory yet."""
     opener = LauncherProcess(stem)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        async with undone_if_it_fails() as undo:
-            undo.push_async_callback(made.remove)
-            undo.push_async_callback(opener.end)  # it makes a file in the folder
-            undo.push_async_callback(child.end)
+    async with undone_if_it_fails() as undo:
+        undo.push_async_callback(made.remove)
+        undo.push_async_callback(opener.end)  # it makes a file in the folder
+        undo.push_async_callback(child.end)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             await off_loop(opener.ask)
             site, tree = await off_loop(launcher.survey_closed, made.request)
             nowhere = WorkdirFacts.nowhere()

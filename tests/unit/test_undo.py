@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.mounts import receive
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.ledger import NotUndone, undone_if_it_fails
-from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.plan import LaunchRequest, Plan
+from sandbox_provisioner.records import Record, RecordFolder, start_time
+from sandbox_provisioner.spawn import LauncherProcess, stem
 from sandbox_provisioner.spec import SandboxSpec
-from sandbox_provisioner.warm import launch
+from sandbox_provisioner.warm import claim, launch
 
+FULL = OSError(errno.EMFILE, "no descriptor left")
 SILENT = Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
 BUSY = OSError(errno.EBUSY, "busy")
 STUCK = HostError(attempt="remove the groups", answer="they are busy", remedy="Wait.")
@@ -99,3 +104,56 @@ def test_too_few_descriptors_or_too_many_are_no_mistake_of_ours(received: list[i
     box.received = received
     with pytest.raises(OSError, match=rf"{len(received)} descriptors have come for 1 names"):
         receive(box, "exit-file")
+
+
+# -- where descriptors run out, the fixture `watch` looks for those that are left
+
+
+class Nowhere:
+    """A stream that cannot be had."""
+
+    def fileno(self) -> int:
+        raise FULL
+
+
+def no_more(*_: object) -> Any:
+    raise FULL
+
+
+HALF = Stdio(subprocess.PIPE, subprocess.DEVNULL, Nowhere())  # type: ignore[arg-type]
+
+
+def test_a_launcher_that_cannot_be_given_its_streams_keeps_none() -> None:
+    process = LauncherProcess(stem)
+    process._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs, pytest.raises(OSError, match="no descriptor left"):
+        process._go(Plan(()), HALF, ())
+    asyncio.run(process.end())
+
+
+@pytest.mark.parametrize("stdio", [HALF, SILENT])
+def test_a_fork_that_cannot_be_asked_for_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, stdio: Stdio
+) -> None:
+    """Half of its streams, or all of them and no pipe for its report."""
+    channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if stdio is SILENT:
+        monkeypatch.setattr(os, "pipe", no_more)
+    nursery = launch.Nursery(Path("/run"), "key", Record(sandbox_id="one"))
+    with theirs, pytest.raises(OSError, match="no descriptor left"):
+        launch.ForkedProcess(channel, stdio, nursery)
+    assert channel.fileno() < 0
+
+
+@pytest.mark.parametrize("place", ["open_init", "os.pipe"])
+def test_a_spare_that_cannot_be_claimed_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    monkeypatch.setattr(f"{claim.__name__}.{place}", no_more)
+    pid = os.getpid()
+    ourselves = Record(sandbox_id="one", init_pid=pid, init_start=start_time(pid))
+    folder = RecordFolder(Path("/run/one"))
+    with theirs, pytest.raises(OSError, match="no descriptor left"):
+        claim.ClaimedProcess(channel, folder, ourselves, SILENT)
+    assert channel.fileno() < 0
