@@ -92,7 +92,8 @@ def test_one_that_reads_more_than_its_cap_is_left_alone(kernel: Any, workdir: Pa
             ("stdout", "done\n")
         ]
         # On cgroup v2 memory.high, which stands at the share, keeps the cache below it.
-        assert k.provisioner.handle.usage().memory_bytes > 0.85 * (512 << 20)
+        share = 0.92 if k.provisioner.handle.record.cgroup_version == 1 else 0.85
+        assert k.provisioner.handle.usage().memory_bytes > share * (512 << 20)
         assert k.provisioner.handle.notices() == []
 
 

@@ -55,15 +55,12 @@ def xpython(kernelspec: Any, kernel: Any) -> Iterator[Any]:
         yield k
 
 
-def end_kindly(k: Any, runtime_dir: Path) -> None:
-    """Ask it to end, as a person would; nothing stays.
-
-    It ends by itself, or, where it hangs at its own end, by the SIGTERM that comes at half of the
-    time: a kernel made of ipykernel does now and then, without a sandbox too.
-    """
-    k.manager.shutdown_wait_time = 30.0  # on a busy machine a kernel is slow to end
+def end_kindly(k: Any, runtime_dir: Path, *codes: int) -> None:
+    """Ask it to end, as a person would; no signal should be needed, and nothing stays. *codes* are
+    other ends than that which it has without a sandbox, too."""
+    k.manager.shutdown_wait_time = 60.0  # on a busy machine a kernel is slow to end
     k.shutdown()
-    assert k.provisioner.story.code in {0, -signal.SIGTERM}
+    assert k.provisioner.story.code in {0, *codes}
     assert all_records(runtime_dir) == []
 
 
@@ -143,7 +140,8 @@ def test_who_asks_for_the_interrupt_of_another_language_gets_it(deaf: Any) -> No
 
 @needs_bash
 def test_bash_ends_when_it_is_asked_to(bash: Any, runtime_dir: Path) -> None:
-    end_kindly(bash, runtime_dir)
+    # ipykernel hangs at its own end now and then; SIGTERM comes at half of the time.
+    end_kindly(bash, runtime_dir, -signal.SIGTERM)
 
 
 @needs_xeus
