@@ -8,8 +8,8 @@ Each option is one entry: its name, its type and default, what it means (`help`)
 
 The provisioner is configured by them (``c.SandboxProvisioner`` and kernel.json), and from them come
 the flags of ``jupyter sandbox``, the rows of ``explain``, and README's table, which
-``python -m tests.readme`` writes. Those of caps stand in
-`facilities/caps/wish/`, beside what they mean.
+``python -m tests.readme`` writes. Those of caps and of the network stand in
+`facilities/caps/wish/` and `facilities/network/wish/`, beside what they mean.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 from traitlets import Bool, Dict, Enum, Float, HasTraits, Integer, List, TraitType, Unicode, Union
 
 from sandbox_provisioner.facilities.caps.wish import FACILITIES, CapOptions
-from sandbox_provisioner.spec import Confinement, Covers, Network, OnMissing, UserIds
+from sandbox_provisioner.facilities.network.wish.options import NetworkOptions
+from sandbox_provisioner.spec import Confinement, Covers, OnMissing, UserIds
 
 AUTO = "auto"
 
@@ -50,14 +51,6 @@ class BoxOptions(HasTraits):
     ).tag(
         config=True,
         flag="confinement",
-    )
-    network = Enum(
-        [mode.value for mode in Network],
-        default_value=Network.NONE.value,
-        help='"none": a loopback interface of its own, and nothing else.',
-    ).tag(
-        config=True,
-        flag="network",
     )
     user_ids = Enum(
         [choice.value for choice in UserIds],
@@ -205,7 +198,7 @@ class ServerOptions(HasTraits):
     )
 
 
-class SandboxOptions(CapOptions, BoxOptions, WarmOptions, ServerOptions):
+class SandboxOptions(CapOptions, BoxOptions, NetworkOptions, WarmOptions, ServerOptions):
     """All of them, in the order in which people read them."""
 
 

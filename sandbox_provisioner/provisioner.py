@@ -56,6 +56,7 @@ from sandbox_provisioner.errors import (
 )
 from sandbox_provisioner.facilities.caps.wish import CAPS
 from sandbox_provisioner.facilities.environment.plan.variables import set_and_left_out
+from sandbox_provisioner.facilities.network.wish.options import network_wish
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import IN_START_DIRECTORY
 from sandbox_provisioner.host import memory_bytes
 from sandbox_provisioner.inside.printable import one_line
@@ -69,7 +70,6 @@ from sandbox_provisioner.spec import (
     Confinement,
     Covers,
     Limits,
-    Network,
     OnMissing,
     SandboxSpec,
     UserIds,
@@ -230,7 +230,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             workdir=self._workdir(cwd),
             limits=limits,
             confinement=Confinement(self.confinement),
-            network=Network(self.network),
+            network=network_wish(self),
             user_ids=UserIds(self.user_ids),
             volumes=tuple(Volume.parse(text) for text in self.volumes),
             covers=Covers(

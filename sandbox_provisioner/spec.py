@@ -17,7 +17,24 @@ from typing import Any
 
 from sandbox_provisioner.errors import SpecError, did_you_mean
 from sandbox_provisioner.facilities.caps.wish import BY_FACILITY, CAPS, FACILITIES, Cap, Wishes
+from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
 from sandbox_provisioner.units import at_least
+
+__all__ = [
+    "WRITTEN_THROUGH",
+    "Confinement",
+    "Covers",
+    "Limits",
+    "Network",
+    "NetworkWish",
+    "OnMissing",
+    "SandboxSpec",
+    "UserIds",
+    "Volume",
+    "check_path",
+    "relative",
+    "volumes_for",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +154,6 @@ def relative(path: str, base: str) -> str | None:
     if path == (base or "/"):
         return ""
     return path[len(base) + 1 :] if path.startswith(f"{base}/") else None
-
-
-class Network(StrEnum):
-    """Which network a sandbox has: NONE is a loopback interface of its own and nothing else."""
-
-    NONE = "none"
 
 
 class UserIds(StrEnum):
@@ -291,7 +302,7 @@ class SandboxSpec:
     covers: Covers = field(default_factory=Covers)
     limits: Limits = field(default_factory=Limits)
     confinement: Confinement = Confinement.NAMESPACES
-    network: Network = Network.NONE
+    network: NetworkWish = field(default_factory=NetworkWish)
     user_ids: UserIds = UserIds.SINGLE
     volumes: tuple[Volume, ...] = ()
     hostname: str = "sandbox"

@@ -1,4 +1,4 @@
-"""units.py - pure: sizes and shares, as a person writes them and reads them."""
+"""units.py - pure: sizes, rates and shares, as a person writes them and reads them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from sandbox_provisioner.errors import SpecError
 # JupyterHub's ByteSpecification: a number with one of these suffixes, powers of 1024.
 _BYTE_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _BYTES = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMGT]?)", re.ASCII)
+# Rates of networks are told in powers of 1000 (tc(8)).
+_BIT_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_BITS = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<suffix>[KMG]?)", re.ASCII)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _SHARE = re.compile(r"(?P<number>\d+(\.\d+)?)%", re.ASCII)
 
@@ -29,6 +32,23 @@ def parse_bytes(name: str, value: int | float | str) -> int:
             remedy='Write a number of bytes, or a number with K, M, G or T, such as "512M".',
         )
     return int(float(match["number"]) * _BYTE_SUFFIXES[match["suffix"]])
+
+
+def parse_bits(name: str, value: int | str) -> int:
+    """A rate in bits a second from an int or from "10M", which is ten million.
+
+    Raises SpecError, which names the option *name* and the notation.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
+        return value
+    match = _BITS.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise SpecError(
+            attempt=f"read {name}",
+            answer=f"{value!r} is not a rate",
+            remedy='Write bits a second: a number, or one with K, M or G, such as "10M".',
+        )
+    return int(float(match["number"]) * _BIT_SUFFIXES[match["suffix"]])
 
 
 def parse_share(value: int | float | str) -> float | None:

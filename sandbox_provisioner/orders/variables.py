@@ -18,7 +18,7 @@ def variables_for(
         site.server_environment,
         kept=request.env_keep,
         limits=limits or enforced(request.spec.limits, site.facts),
-        network=request.spec.network,
+        network=request.spec.network.mode,
         home=home or site.home,
         hostname=request.spec.hostname,
         found=site.files.variables,

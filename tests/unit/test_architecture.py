@@ -202,10 +202,20 @@ def test_what_draws_tables_is_loaded_by_one_command_and_by_no_start():
     assert answer.stdout == "False\n"
 
 
-def test_the_spec_stands_on_nothing_but_caps_sizes_and_errors():
+def test_the_spec_stands_on_nothing_but_wishes_sizes_and_errors():
+    wishes = "facilities.caps.wish", "facilities.network.wish.network"
     assert ours_of(PACKAGE / "spec.py") == {
-        f"{NAME}.{name}" for name in ("facilities.caps.wish", "errors", "units")
+        f"{NAME}.{name}" for name in (*wishes, "errors", "units")
     }
+
+
+def test_a_gateway_takes_the_rules_without_the_options():
+    rules = PACKAGE / "facilities/network/wish"
+    below = {f"{NAME}.facilities.network.wish.{name}" for name in ("addresses", "names")}
+    assert ours_of(rules / "rules.py") == below | {f"{NAME}.errors"}
+    for name in ("addresses", "names"):
+        assert ours_of(rules / f"{name}.py") == set()
+    assert ours_of(rules / "__init__.py") == set()
 
 
 WISHES = sorted(PACKAGE.glob("facilities/caps/wish/*.py"))
@@ -255,10 +265,11 @@ def test_what_only_reads_starts_no_process_and_runs_no_text(name):
     assert not called & {"exec", "eval", "compile", "os.system", "importlib.import_module"}
 
 
+ALL_WISHES = [*WISHES, *sorted(PACKAGE.glob("facilities/network/wish/*.py"))]
 PURE = ["plan", "spec", "story", "errors", "ends", "units"]
 
 
-@pytest.mark.parametrize("name", [*PURE, *(str(p.relative_to(PACKAGE))[:-3] for p in WISHES)])
+@pytest.mark.parametrize("name", [*PURE, *(str(p.relative_to(PACKAGE))[:-3] for p in ALL_WISHES)])
 def test_what_is_pure_starts_nothing_and_opens_nothing(name):
     forbidden = {"subprocess", "socket", "asyncio", "shutil", "tempfile", "threading", "ctypes"}
     assert not imports_of(PACKAGE / f"{name}.py") & forbidden

@@ -25,7 +25,7 @@ from sandbox_provisioner.launcher.verbs import VERBS
 from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record
-from sandbox_provisioner.spec import Confinement, Limits, SandboxSpec, Volume
+from sandbox_provisioner.spec import Confinement, Limits, Network, NetworkWish, SandboxSpec, Volume
 
 FOLDER = "/run/user/1000/sandbox-provisioner/abc"
 ORDINARY = dataclasses.replace(
@@ -102,6 +102,15 @@ def test_what_would_have_to_be_covered_refuses_the_work_directory(field):
     workdir = dataclasses.replace(WORKDIR_FACTS, covered=Covered(**{field: (".ssh",)}))
     with pytest.raises(SpecError, match=r"\.ssh.*Use a directory below it"):
         plan_of(site_of(workdir=workdir))
+
+
+@pytest.mark.parametrize("mode", [Network.GATEWAY, Network.CARD])
+def test_a_network_is_refused_since_there_is_no_namespace_for_it(mode):
+    spec = SandboxSpec(
+        workdir=WORKDIR, confinement=Confinement.LANDLOCK, network=NetworkWish(mode=mode)
+    )
+    with pytest.raises(SpecError, match=f'"{mode}".*Use confinement = "namespaces"'):
+        plan_of(spec=spec)
 
 
 def test_an_environment_in_the_work_directory_is_refused():

@@ -30,7 +30,13 @@ home_visible: List[Unicode]
 io_limit: Union[Int, Unicode] or None = None --io-limit
 mem_interrupt: Float or None = 0.92
 mem_limit: Union[Int, Unicode] or None = '50%' --mem-limit
-network: Enum['none'] = 'none' --network
+network: Enum['none', 'gateway', 'card'] = 'none' --network
+network_allow: List[Unicode] = [] --network-allow
+network_audit: Bool = False --network-audit
+network_connections: Union[Int, Dict, Unicode] or None = None --network-connections
+network_deny: List[Unicode] = [] --network-deny
+network_quota: Union[Int, Unicode] or None = None --network-quota
+network_rate: Union[Int, Dict, Unicode] or None = None --network-rate
 on_missing: Dict[Enum['refuse', 'warn']] = {} --on-missing
 pids_limit: Int or None = 512 --pids-limit
 preload: List[Unicode] = [] --preload

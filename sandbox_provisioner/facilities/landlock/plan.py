@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.landlock.tell import losses, obstacle
 from sandbox_provisioner.plan import SOCKET_NAMES, Site, Start, Step
-from sandbox_provisioner.spec import relative
+from sandbox_provisioner.spec import Network, relative
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 # Of /proc what tells of the machine, and of the kernel's own process: no command line, no
@@ -42,8 +42,19 @@ def check(start: Start) -> None:
     problem = obstacle(start.site.facts)
     if problem:
         raise problem
+    _check_network(start.request.spec.network.mode)
     _check_workdir(start.site)
     _check_volumes(start.site)
+
+
+def _check_network(mode: Network) -> None:
+    if mode is not Network.NONE:
+        raise SpecError(
+            attempt=f'give a kernel with confinement = "landlock" the network "{mode}"',
+            answer="it shares the host's network namespace, in which nothing but a whole port can "
+            "be allowed",
+            remedy='Use confinement = "namespaces", or network = "none".',
+        )
 
 
 def _check_workdir(site: Site) -> None:
