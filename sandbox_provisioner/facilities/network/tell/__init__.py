@@ -1,0 +1,1 @@
+"""tell - pure: what people and programs are told of a sandbox's network."""
