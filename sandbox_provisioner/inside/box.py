@@ -35,6 +35,10 @@ class Box:
         self.environment: dict[bytes, bytes] = {}
         self.kernel_argv: tuple[str, ...] = ()
         self.survives_server = False
+        # Capabilities that PID 1 keeps while the kernel runs, besides the one to signal it; and
+        # those until the kernel can be met.
+        self.lasting_rights: tuple[int, ...] = ()
+        self.rights_until_sealed: tuple[int, ...] = ()
         self._parts: dict[type, object] = {}
 
     @property

@@ -7,7 +7,7 @@ a box that has everything but what only one start knows (for the words see `wire
     PID 1    stops it, seals its sockets, and says so as of any kernel; who made it may end now
     server   connects, the first one only: PID 1 closes the claims socket then
     server   "go": PID 1 attaches its work directory and its volumes, and places its files
-    PID 1    binds the kernel, which goes on (`init.wake`)
+    PID 1    binds the kernel, which goes on (`Spare.wake`)
 
 Nobody's code has run inside before the binding, so PID 1 keeps its rights over the box until then.
 The kernel is stopped by SIGSTOP, and not by the cgroup freezer, which would stop PID 1 as well: it
@@ -75,7 +75,7 @@ def _await_ready(box: Box, children: int) -> None:
     if seal.misused():
         os._exit(wire.FAILED_STATUS)
     os.close(seal.events)
-    box.part(Sockets).names = ()
+    box.part(Sockets).names = box.rights_until_sealed = ()
     memory = box.part(Caps).memory
     if memory:
         memory.arm()

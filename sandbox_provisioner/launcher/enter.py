@@ -26,7 +26,7 @@ from sandbox_provisioner.inside import orders, wire
 from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.printable import with_place
 from sandbox_provisioner.inside.say import say_who
-from sandbox_provisioner.launcher import claim, init
+from sandbox_provisioner.launcher import claim, init, watchers
 from sandbox_provisioner.launcher.verbs import VERBS
 
 
@@ -108,16 +108,17 @@ def _tell_failure(box: Box, number: str, verb: str, error: BaseException) -> Non
 
 def fork_kernel(box: Box) -> None:
     """Fork: the parent is PID 1 for good, the child goes on and becomes the kernel."""
-    init.block_signals()
+    watchers.block_signals()
     if not box.namespaces:
         kernel.adopt_orphans()
-    sockets, unclaimed = box.part(Sockets), box.part(Spare).unclaimed
-    if sockets.names:  # before anything of the kernel's runs
-        sockets.events = kernel.watch_directory(sockets.fd)
+    # Both before anything of the kernel's runs.
+    sockets, workdir = box.part(Sockets), box.part(Workdir)
+    sockets.watch()
+    unclaimed = box.part(Spare).unclaimed
     # It ends when another program runs, or what is loaded is one.
-    box.part(Workdir).begun, kept = os.pipe()
+    workdir.begun, kept = os.pipe()
     if not unclaimed:
-        init.watch_covers(box)
+        workdir.watch_covers(box)
     pid = os.fork()
     if pid:
         os.close(kept)
@@ -125,12 +126,12 @@ def fork_kernel(box: Box) -> None:
         box.report_fd = -1
         if unclaimed:  # stopped by then, until `init.run` lets it go on
             claim.await_claim(box, pid, perform)
-            init.watch_covers(box)
+            workdir.watch_covers(box)
         init.run(box, pid)
     os.setsid()
-    for number, (_, write_end) in enumerate(box.part(Output).pumps, 1):
+    for number, (_, write_end) in enumerate(box.part(Output).pipes, 1):
         os.dup2(write_end, number)
     # The interpreter ignores these two; the kernel starts as any program does.
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
-    init.unblock_signals()
+    watchers.unblock_signals()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -69,15 +70,16 @@ def test_it_looks_seldom_and_more_often_while_shared_memory_is_used(machine):
 
 def test_the_word_for_an_end_names_what_is_full_or_was_a_moment_ago(machine):
     watched = Folders()
-    assert watched.why() == ""
+    assert watched.why(-signal.SIGBUS) == ""
     machine.free["/tmp"] = 0
-    assert watched.why() == f"{TMP_FULL} 67108864"
+    assert watched.why(-signal.SIGBUS) == f"{TMP_FULL} 67108864"
     machine.free = {"/dev/shm": 0, "/tmp": BLOCKS}
     watched.look()
     machine.free["/dev/shm"] = BLOCKS  # its last user has ended
-    assert watched.why() == f"{SHM_FULL} 67108864"
+    assert watched.why(-signal.SIGBUS) == f"{SHM_FULL} 67108864"
+    assert watched.why(-signal.SIGKILL) == ""  # that comes from somebody else
     machine.now += 2
-    assert watched.why() == ""
+    assert watched.why(-signal.SIGBUS) == ""
 
 
 @pytest.mark.parametrize("is_volume", [True, False])

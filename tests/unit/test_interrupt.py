@@ -25,6 +25,8 @@ from sandbox_provisioner.facilities.caps.inside.memory import (
     used_v2,
 )
 from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.inside import wire
+from sandbox_provisioner.inside.say import say_to_person
 from sandbox_provisioner.launcher import init
 from sandbox_provisioner.records import Record, RecordFolder
 
@@ -216,12 +218,12 @@ def test_a_kill_that_a_process_outlives_was_a_childs(
     assert watched.child_killed(os.getpid()) == 0
     write_kills(tmp_path, version, 1)
     assert watched.child_killed(os.getpid()) == 0  # its signal may be on its way
-    assert watched.patience
+    assert watched.patience()
     assert watched.has_ended_it()
     now += 1
     assert watched.child_killed(os.getpid()) == 1
     assert watched.child_killed(os.getpid()) == 0  # it is said once
-    assert watched.patience is None
+    assert watched.patience() is None
     assert not watched.has_ended_it()
     write_kills(tmp_path, version, 2)
     assert watched.has_ended_it()
@@ -249,10 +251,10 @@ def test_a_kill_of_a_process_that_is_dying_is_its_own(tmp_path, watching, monkey
 
 def test_after_an_event_of_v1_it_looks_on_for_what_is_counted_later(tmp_path, level, watching):
     watched = watching(1, v1_group(tmp_path, 0), level)
-    assert watched.patience is None
+    assert watched.patience() is None
     os.eventfd_write(watched.fd, 1)
     assert watched.look(os.getpid()) == 0
-    assert watched.patience
+    assert watched.patience()
 
 
 def test_without_a_share_only_kills_are_asked_for(tmp_path, watching):
@@ -275,30 +277,31 @@ def test_what_is_said_comes_out_of_a_pipe_and_never_waits():
         signal.pause()
     try:
         assert os.read(reader, 1) == b"1"
-        memory.say(child, "hello")
+        say_to_person(child, "hello")
         assert os.read(reader, 99) == b"hello"
         os.set_blocking(writer, False)
         with pytest.raises(BlockingIOError):
             while True:
                 os.write(writer, bytes(4096))
-        memory.say(child, "nobody reads this")
+        say_to_person(child, "nobody reads this")
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(reader)
         os.close(writer)
-    memory.say(child, "nobody is there")
+    say_to_person(child, "nobody is there")
 
 
-class Events:
-    """A `Memory` whose looks are given, and the poll of an init."""
+class Given(Memory):
+    """One whose looks are given, and are due."""
 
-    fd = mask = 0
-    killed = "a child was killed"
+    fd, mask = 9, select.POLLIN
 
     def __init__(self, *looks: int, kills: int = 0) -> None:
         self.looks = list(looks)
         self.kills = kills
+        self.killed = "a child was killed"
+        self._is_armed = True
 
     def look(self, pid: int) -> int:
         return self.looks.pop(0)
@@ -310,11 +313,14 @@ class Events:
         return self.kills
 
 
+READY = {Given.fd: Given.mask}
+
+
 @pytest.fixture
 def doing(monkeypatch):
     """What an init does, in order."""
     done = []
-    monkeypatch.setattr(memory, "say", lambda pid, text: done.append(("say", pid, text)))
+    monkeypatch.setattr(init, "say_to_person", lambda pid, text: done.append(("say", pid, text)))
     monkeypatch.setattr(memory, "hears", lambda pid, number: (pid, number) == (7, signal.SIGINT))
     monkeypatch.setattr(os, "kill", lambda pid, number: done.append(("kill", pid, number)))
     return done
@@ -324,38 +330,54 @@ def init_of(control_fd: int) -> init._Init:
     one = init._Init.__new__(init._Init)
     one.box = init.Box(-1, control_fd)
     one.kernel_pid = 7
-    one.interrupted_until = 0.0
     return one
 
 
 def test_init_says_why_before_it_interrupts_and_tells_the_server(doing):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        init_of(theirs.fileno()).serve_memory(Events(480))
+        watched = Given(480)
+        watched.serve(init_of(theirs.fileno()), READY)
         assert doing == [("say", 7, "\n480 used\n"), ("kill", -7, signal.SIGINT)]
         assert ours.recv(99) == b"memory 480"
+        assert watched.why(1) == wire.INTERRUPTED  # it ended of it, most likely
 
 
 def test_init_says_that_a_child_was_killed_and_interrupts_nobody_for_it(doing):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        init_of(theirs.fileno()).serve_memory(Events(0, kills=3))
+        Given(0, kills=3).serve(init_of(theirs.fileno()), READY)
         assert doing == [("say", 7, "\na child was killed\n")]
         assert ours.recv(99) == b"killed 3"
 
 
 def test_init_does_nothing_while_none_is_due_and_needs_no_server(doing):
     one = init_of(-1)
-    one.serve_memory(Events(0))
+    Given(0).serve(one, READY)
     assert doing == []
-    one.serve_memory(Events(480))
+    Given(480).serve(one, READY)
     assert doing[-1] == ("kill", -7, signal.SIGINT)
 
 
 def test_init_leaves_a_kernel_alone_that_the_signal_would_end(doing, monkeypatch):
     monkeypatch.setattr(memory, "hears", lambda pid, number: False)
-    init_of(-1).serve_memory(Events(480))
+    Given(480).serve(init_of(-1), READY)
     assert doing == []
+
+
+def test_the_events_of_memory_are_asked_for_when_the_start_is_over(tmp_path, level, watching):
+    """Not before: that takes v1 some 10 ms each."""
+    one = init_of(-1)
+    watched = watching(1, v1_group(tmp_path, 0), level)
+    one.is_starting = True
+    watched.begin(one)
+    watched.serve(one, {})
+    assert (tmp_path / "cgroup.event_control").read_text() == ""
+    assert watched.waits() == ()
+    one.is_starting = False
+    watched.serve(one, {})
+    assert " low" in (tmp_path / "cgroup.event_control").read_text()
+    assert watched.waits() == ((watched.fd, watched.mask),)
 
 
 def test_a_process_hears_what_it_has_a_handler_for():
@@ -397,6 +419,6 @@ def test_the_handle_makes_sentences_of_what_init_tells(tmp_path):
 def test_a_sentence_that_was_cut_within_a_letter_ends_nobody():
     """What the server has PID 1 say may name a path of any letters."""
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
-    memory.say(child.pid, "caf\udcc3")
+    say_to_person(child.pid, "caf\udcc3")
     _, told = child.communicate()
     assert told == b"caf?"

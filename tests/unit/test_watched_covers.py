@@ -1,4 +1,4 @@
-"""facilities/workdir/inside/covers.py: what PID 1 expects at each place, without a mount."""
+"""What PID 1 expects at each place of a work directory (`watch.py`), without a mount."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner.facilities.workdir.inside import covers as room
-from sandbox_provisioner.facilities.workdir.inside.covers import (
-    DIRECTORY,
-    FILE,
-    CoverLost,
-    Covers,
-    Watch,
-)
+from sandbox_provisioner.facilities.workdir.inside import watch as room
+from sandbox_provisioner.facilities.workdir.inside.covers import DIRECTORY, FILE, Covers
+from sandbox_provisioner.facilities.workdir.inside.watch import CoverLost, Watch
 from sandbox_provisioner.inside.kernel_calls import CallFailed
 
 

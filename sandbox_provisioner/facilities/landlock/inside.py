@@ -42,6 +42,14 @@ class Landlock:
         self.kept: list[int] = []
         self.kept_of_kernel: list[str] = []
 
+    def keep_of_kernel(self, pid: int) -> None:
+        """See `keep_paths`; nothing if the kernel, *pid*, has ended already."""
+        for name in self.kept_of_kernel:
+            try:
+                self.kept.append(os.open(f"/proc/{pid}/{name}", os.O_PATH | os.O_CLOEXEC))
+            except OSError:
+                return
+
 
 def share_namespaces(box: Box) -> None:
     """The rest of the plan happens among the host's processes and files; init looks after what a

@@ -1,24 +1,32 @@
 """facilities/sockets/inside.py - runs in PID 1: the folder of the kernel's sockets is to be sealed.
 
-May import: os, stat, inside.kernel_calls, lookup.
+May import: os, select, stat, inside.kernel_calls, lookup, watcher, wire.
 May raise: OSError (with every operand in its text).
 """
 
 from __future__ import annotations
 
 import os
+import select
 import stat
 
 from sandbox_provisioner.inside import kernel_calls as kernel
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.lookup import STRAIGHT
+from sandbox_provisioner.inside.watcher import Watcher
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sandbox_provisioner.inside.box import Box
+    from sandbox_provisioner.inside.watcher import Init
 
 # More than what an inotify instance keeps: 16384 events (inotify(7), max_queued_events).
 _EVENTS_BYTES = 1 << 20
 _CHUNK = 4096
+_CAP_DAC_READ_SEARCH = 2
+_LISTEN_SOON_MS = 1
 
 
 class Sockets:
@@ -30,11 +38,18 @@ class Sockets:
         self.path = ""
         self.names: tuple[str, ...] = ()
 
+    def watch(self) -> None:
+        """Before the kernel can put anything there."""
+        if self.names:
+            self.events = kernel.watch_directory(self.fd)
+
 
 def seal_after(box: Box, path: str, uid: str, *names: str) -> None:
     """Once the kernel of user *uid* listens on all sockets *names*, init makes *path* read-only."""
     sockets = box.part(Sockets)
     sockets.uid, sockets.names, sockets.path = int(uid), names, path
+    # To look into the directory, and to make its mount read-only.
+    box.rights_until_sealed = _CAP_DAC_READ_SEARCH, kernel.CAP_SYS_ADMIN
     if box.namespaces:
         flags = os.O_RDONLY | os.O_DIRECTORY
         sockets.fd = kernel.openat2(box.mounts.root_fd, path.lstrip("/"), flags, STRAIGHT)
@@ -42,7 +57,7 @@ def seal_after(box: Box, path: str, uid: str, *names: str) -> None:
         sockets.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-class Seal:
+class Seal(Watcher):
     """Makes the socket directory read-only once the kernel listens on all of its sockets.
 
     Until then the kernel can write to it, on the host's disk and past tmp_limit, so whatever else
@@ -60,6 +75,42 @@ class Seal:
         self.is_mount = box.namespaces
         self.is_closed = False
         self.events = sockets.events
+
+    def begin(self, init: Init) -> None:
+        """The start is over when the server has been told of the seal."""
+        init.is_starting = True
+
+    def waits(self) -> Iterable[tuple[int, int]]:
+        """Nothing more when the kernel can make nothing there."""
+        return ((self.events, select.POLLIN),) if self.events >= 0 else ()
+
+    def patience(self) -> int | None:
+        """No event tells that a socket listens."""
+        return _LISTEN_SOON_MS if not self.is_closed and self.bound() else None
+
+    def serve(self, init: Init, ready: dict[int, int]) -> None:
+        """End what misuses the directory; close it once the kernel listens."""
+        if self.events in ready and self.misused(_CHUNK):
+            init.give_up(wire.SOCKETS_MISUSED)
+        if not self.is_closed and self.bound() and self.listening():
+            self._end_start(init)
+
+    def _end_start(self, init: Init) -> None:
+        """Everything is bound: close the directory, give up CAP_SYS_ADMIN, tell the server."""
+        try:
+            self.close()
+            if self.misused():  # just before
+                init.give_up(wire.SOCKETS_MISUSED)
+            init.narrow_rights()
+            answer = [wire.SEALED]
+        except OSError as error:
+            answer = [wire.UNSEALED, str(error)]
+        init.end_start(*answer)
+        self.is_closed = True
+        if self.is_mount:
+            # The end of an inotify instance waits for a grace period of SRCU, some 15 ms.
+            os.close(self.events)
+            self.events = -1
 
     def misused(self, most: int = _EVENTS_BYTES) -> bool:
         """Whether *most* bytes of what has happened tell of anything but the making of sockets.

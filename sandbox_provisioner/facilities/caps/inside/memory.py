@@ -16,12 +16,16 @@ from __future__ import annotations
 
 import os
 import select
-import stat
 import time
+
+from sandbox_provisioner.inside import wire
+from sandbox_provisioner.inside.watcher import Watcher
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from sandbox_provisioner.inside.watcher import Init
 
 # Kernel memory on v1 is counted as a whole, caches of file names included: so much is not cache.
 _KERNEL_PART = 32
@@ -41,6 +45,10 @@ _KILLED_MS = 20
 _FALLEN_MS = 100
 # A kill is counted a moment before its signal is sent (mm/oom_kill.c, __oom_kill_process).
 _SENT_SECONDS = 0.05
+# How long after an interrupt a kernel that ends is taken to have ended of it.
+_ENDED_OF_IT_SECONDS = 1.0
+_ENODEV = 19
+_SIGINT = 2
 _SIGKILL = 9
 _PF_EXITING = 0x4
 
@@ -175,7 +183,7 @@ class _V2:
         os.pwrite(self.high, b"%d" % level.next if level.next < level.cap else b"max", 0)
 
 
-class Memory:
+class Memory(Watcher):
     """Watches one group by its *files* (`open_files`); *version* is that of its cgroups. Without a
     *level* it tells of kills only. *sentence* has "{}" for the use, *killed* is what to say when
     Linux has ended a process other than the kernel's."""
@@ -192,6 +200,8 @@ class Memory:
         self._outlived = self._events.kills()
         self._seen = 0.0
         self._look_until = 0.0
+        self._is_armed = False
+        self._interrupted_until = 0.0
 
     @property
     def fd(self) -> int:
@@ -203,17 +213,70 @@ class Memory:
         """The event of it."""
         return self._events.mask
 
-    @property
+    def begin(self, init: Init) -> None:
+        """Not until the kernel listens."""
+        if not init.is_starting:
+            self.arm()
+
+    def waits(self) -> Iterable[tuple[int, int]]:
+        """Nothing until it has asked for events."""
+        return ((self.fd, self.mask),) if self._is_armed else ()
+
     def patience(self) -> int | None:
-        """In how many milliseconds to look again, as no event tells that the use has fallen, or who
-        was killed; None if one will tell."""
+        """No event tells that the use has fallen, or who was killed."""
         if self._seen or time.monotonic() < self._look_until:
             return _KILLED_MS
         return _FALLEN_MS if self._level is not None and self._level.raised else None
 
     def arm(self) -> None:
-        """Ask for the events. On v1 it takes some 10 ms a threshold."""
-        self._events.arm(self._level)
+        """Ask for the events, once. On v1 it takes some 10 ms a threshold."""
+        if not self._is_armed:
+            self._events.arm(self._level)
+            self._is_armed = True
+
+    def serve(self, init: Init, ready: dict[int, int]) -> None:
+        """Tell of a process that was killed, and interrupt a kernel near its cap."""
+        if not self._is_armed:
+            self.begin(init)
+        elif self.fd in ready or self.patience():
+            self._serve(init)
+
+    def _serve(self, init: Init) -> None:
+        try:
+            used = self.look(init.kernel_pid)
+            kills = self.child_killed(init.kernel_pid)
+        except OSError as error:
+            if error.errno != _ENODEV:
+                raise
+            init.give_up(wire.GROUP_LOST)  # somebody has removed it: no limit holds any more
+        if kills:
+            # The server first: who reads the sentence may ask it at once.
+            init.tell(wire.KILLED, str(kills))
+            if self.killed:
+                init.say(self.killed)
+        if used and hears(init.kernel_pid, _SIGINT):
+            self._interrupt(init, used)
+
+    def _interrupt(self, init: Init, used: int) -> None:
+        """Tell first: the cell that the interrupt ends is the one to show it."""
+        init.say(self.sentence(used))
+        init.relay(_SIGINT)
+        self._interrupted_until = time.monotonic() + _ENDED_OF_IT_SECONDS
+        init.tell(wire.MEMORY, str(used))
+
+    def why(self, code: int) -> str:
+        """Whether Linux has killed it, or it has ended just after an interrupt."""
+        if code == -_SIGKILL:
+            return self._why_killed()
+        return wire.INTERRUPTED if time.monotonic() < self._interrupted_until else ""
+
+    def _why_killed(self) -> str:
+        try:
+            return wire.MEMORY_CAP if self.has_ended_it() else ""
+        except OSError as error:
+            if error.errno != _ENODEV:
+                raise
+            return wire.GROUP_LOST
 
     def look(self, pid: int) -> int:
         """The bytes in use if an interrupt of the kernel, *pid*, is due now, else 0."""
@@ -309,32 +372,6 @@ def _stat(pid: int) -> list[bytes]:
     """proc_pid_stat(5) from the state on: the name before it may hold anything."""
     with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
         return file.readall().rpartition(b")")[2].split()
-
-
-def say(pid: int, text: str) -> None:
-    """Write *text* to what process *pid* has as its standard error now, if that is a pipe.
-
-    Language kernels put a pipe of their own there, and show what comes out of it at the cell that
-    runs. It is opened with the rights of the kernel's user, which are ours (`init.run`), and never
-    waits: a descriptor 2 that is something else is the kernel's own choice.
-    """
-    flags = os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        found = os.open(f"/proc/{pid}/fd/2", os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        if stat.S_ISFIFO(os.fstat(found).st_mode):
-            pipe = os.open(f"/proc/self/fd/{found}", os.O_WRONLY | flags)
-            try:
-                # What the server says may name a path, and be cut within one of its letters.
-                os.write(pipe, text.encode("utf-8", "replace"))
-            finally:
-                os.close(pipe)
-    except OSError:
-        pass
-    finally:
-        os.close(found)
 
 
 def available_bytes() -> int:

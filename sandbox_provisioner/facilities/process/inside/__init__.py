@@ -1,6 +1,6 @@
 """inside - runs in launcher, PID 1 and kernel: from first step to program.
 
-May import: _signal, os, inside.kernel_calls, wire.
+May import: _signal, os, output, inside.kernel_calls, wire.
 May raise: OSError (with every operand in its text).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # signal without its enums
 import os
 
+from sandbox_provisioner.facilities.process.inside.output import Budget, Pump
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside import wire
 
@@ -24,9 +25,23 @@ class Output:
     budget; *outlives_kernel*: PID 1 stays as long as any process does."""
 
     def __init__(self) -> None:
-        self.pumps: list[tuple[int, int]] = []
+        self.pipes: list[tuple[int, int]] = []
         self.logged: tuple[int, ...] = ()
         self.outlives_kernel = False
+        self._pumps: list[Pump] = []
+
+    def begin(self) -> list[Pump]:
+        """In PID 1, when the kernel has been forked: it alone writes from here on."""
+        for number, (read_end, write_end) in enumerate(self.pipes, 1):
+            os.close(write_end)
+            self._pumps.append(Pump(read_end, number, Budget() if number in self.logged else None))
+        return self._pumps
+
+    def finish(self) -> bytes:
+        """Pass on what is left; returns the last of stderr."""
+        for pump in self._pumps:
+            pump.finish()
+        return self._pumps[-1].tail if self._pumps else b""
 
 
 class Spare:
@@ -39,6 +54,15 @@ class Spare:
         self.unclaimed: tuple[float, int] | None = None
         self.binding = self.ready = (-1, -1)
         self.bound = b""
+
+    def wake(self, kernel_pid: int) -> None:
+        """Let the kernel go on, with what it was bound to (`claim.py`)."""
+        os.kill(kernel_pid, _signal.SIGCONT)
+        binding = self.binding[1]
+        rest = memoryview(self.bound)
+        while rest:
+            rest = rest[os.write(binding, rest) :]
+        os.close(binding)
 
 
 def exit_file(box: Box, path: str) -> None:
@@ -97,7 +121,7 @@ def stdio(box: Box, kind: str, *logged: str) -> None:
     Of stdout and stderr those that are *logged* have a budget (`output.py`)."""
     output = box.part(Output)
     if kind == "pump":
-        output.pumps = [os.pipe(), os.pipe()]
+        output.pipes = [os.pipe(), os.pipe()]
     output.logged = tuple(("stdout", "stderr").index(name) + 1 for name in logged)
 
 

@@ -1,6 +1,6 @@
 """output.py - runs in PID 1: passes the kernel's output on, and remembers the end of it.
 
-May import: os, select, time, printable.
+May import: os, select, time, inside.printable, watcher.
 
 What ends up in the server's own log or terminal is made printable, and has a budget: somebody has
 to store it, and to read it. What is beyond is dropped, counted, and told in one line. The kernel
@@ -15,6 +15,13 @@ import select
 import time
 
 from sandbox_provisioner.inside.printable import printable_bytes, whole_letters
+from sandbox_provisioner.inside.watcher import Watcher
+
+TYPE_CHECKING = False  # as typing has it, without its import
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sandbox_provisioner.inside.watcher import Init
 
 # A mebibyte at once, then 64 KiB a second: 5 GiB a day of each output.
 BURST_BYTES = 1 << 20
@@ -26,8 +33,9 @@ _CHUNK = 4096  # PIPE_BUF: what a pipe that polls as writable takes without bloc
 _LAST_READS = (1 << 20) // _CHUNK
 
 
-class Pump:
-    """One of the kernel's outputs, on its way from *read_fd* to *write_fd*."""
+class Pump(Watcher):
+    """One of the kernel's outputs, on its way from *read_fd* to *write_fd*; it either reads or
+    writes, and never blocks in between."""
 
     def __init__(self, read_fd: int, write_fd: int, budget: Budget | None) -> None:
         """Without a *budget* all of it is passed on, as it is."""
@@ -36,6 +44,29 @@ class Pump:
         self.budget = budget
         self.waiting = b""
         self.tail = b""
+
+    def waits(self) -> Iterable[tuple[int, int]]:
+        """For our reader while there is something for it; nothing after the kernel's last word."""
+        if self.waiting:
+            return ((self.write_fd, select.POLLOUT),)
+        return ((self.read_fd, select.POLLIN),) if self.read_fd >= 0 else ()
+
+    def serve(self, init: Init, ready: dict[int, int]) -> None:
+        """One step."""
+        if self.waiting:
+            if self.write_fd in ready:
+                self.drain()
+        elif self.read_fd in ready:
+            if not self.fill():
+                self.end()
+                self.close()
+        elif self.patience() == 0:
+            self.report()
+
+    def close(self) -> None:
+        """There comes no more; our reader has had what it took at once."""
+        os.close(self.read_fd)
+        self.read_fd, self.waiting, self.budget = -1, b"", None
 
     def fill(self) -> bool:
         """Read once; False at the end."""
@@ -62,6 +93,8 @@ class Pump:
 
     def finish(self) -> None:
         """Pass on what is still in the pipe, as far as our reader takes it at once."""
+        if self.read_fd < 0:
+            return
         writable = select.poll()
         writable.register(self.write_fd, select.POLLOUT)
         os.set_blocking(self.read_fd, False)

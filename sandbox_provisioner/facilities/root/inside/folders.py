@@ -11,6 +11,11 @@ import os
 import time
 
 from sandbox_provisioner.inside import wire
+from sandbox_provisioner.inside.watcher import Watcher
+
+TYPE_CHECKING = False  # as typing has it, without its import
+if TYPE_CHECKING:
+    from sandbox_provisioner.inside.watcher import Init
 
 # The word for it in the exit file, and what the person raises for more.
 _FOLDERS = (("/dev/shm", wire.SHM_FULL, "shm_limit"), ("/tmp", wire.TMP_FULL, "tmp_limit"))
@@ -20,9 +25,10 @@ _USED_SECONDS = 0.5
 _A_MOMENT_SECONDS = 1.0
 # So much of it is free again: who is at its limit would be told of each page.
 _CLEARED_PART = 16
+_SIGBUS = 7
 
 
-class Folders:
+class Folders(Watcher):
     """The folders in memory of this sandbox, */dev/shm* and the home that has /tmp in it."""
 
     def __init__(self, folders: tuple[tuple[str, str, str], ...] = _FOLDERS) -> None:
@@ -52,9 +58,17 @@ class Folders:
         self._next = now + (_USED_SECONDS if used else _EMPTY_SECONDS)
         return said
 
-    def why(self) -> str:
+    def serve(self, init: Init, ready: dict[int, int]) -> None:
+        """Tell of each that is full."""
+        for sentence in self.look():
+            init.tell(wire.FULL, sentence.partition(" ")[0])
+            init.say(sentence)
+
+    def why(self, code: int) -> str:
         """For the end of a kernel by SIGBUS: which one has no room, or had none a moment ago, and
         its size."""
+        if code != -_SIGBUS:
+            return ""
         now = time.monotonic()
         for path, word, _ in self._folders:
             found = os.statvfs(path)
@@ -65,9 +79,9 @@ class Folders:
 
 
 def own_folders() -> Folders:
-    """Those of a sandbox. /tmp is none of them where a volume stands there: it is the host's disk
-    then, which may not even answer. No volume can be at /dev/shm, nor in /run, which is on the same
-    file system as /tmp."""
+    """Those of a sandbox with a root of its own: the host's are full of others' files, too. /tmp is
+    none of them where a volume stands there: it is the host's disk then, which may not even answer.
+    No volume can be at /dev/shm, nor in /run, which is on the same file system as /tmp."""
     is_own = os.stat("/tmp").st_dev == os.stat("/run").st_dev
     return Folders(_FOLDERS if is_own else _FOLDERS[:1])
 

@@ -1,16 +1,21 @@
 """inside - runs in PID 1: takes parts of the work directory away.
 
-May import: inside.covers, wire.  May raise: OSError (with every operand in its text).
+May import: covers, watch, inside.kernel_calls, wire.
+May raise: OSError (with every operand in its text).
 """
 
 from __future__ import annotations
 
-from sandbox_provisioner.facilities.workdir.inside.covers import Covers, Watch
+from sandbox_provisioner.facilities.workdir.inside.covers import Covers
+from sandbox_provisioner.facilities.workdir.inside.watch import Watch
+from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside import wire
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
     from sandbox_provisioner.inside.box import Box
+
+_CAP_SYS_PTRACE = 19
 
 
 class Workdir:
@@ -20,6 +25,12 @@ class Workdir:
         self.covers: Covers | None = None
         self.watch: Watch | None = None
         self.begun = -1
+
+    def watch_covers(self, box: Box) -> None:
+        """Before anything of the kernel's runs. Where the mounts are the host's nothing is covered,
+        and what changes is not ours."""
+        if box.namespaces:
+            self.watch = Watch(self.covers, self.begun)
 
 
 def covers_of(box: Box, workdir: str, uid: str, gid: str, written_through: str) -> None:
@@ -31,6 +42,8 @@ def covers_of(box: Box, workdir: str, uid: str, gid: str, written_through: str) 
     box.part(Workdir).covers = covers
     box.mounts.when_attached = covers.attached
     box.files_as = owner
+    # To mount, and to look who has what open.
+    box.lasting_rights = kernel.CAP_SYS_ADMIN, _CAP_SYS_PTRACE
 
 
 def _covers(box: Box) -> Covers:
