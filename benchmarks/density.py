@@ -23,7 +23,7 @@ from traitlets.config import Application
 
 from benchmarks import common, start
 from sandbox_provisioner.records import all_records, runtime_directory
-from sandbox_provisioner.spawn import stem
+from sandbox_provisioner.stem import stem
 from sandbox_provisioner.warm import ahead
 from sandbox_provisioner.warm.found import SOCKET, call
 

@@ -23,7 +23,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks import common, start
-from sandbox_provisioner import launch, provisioner, spawn, stages
+from sandbox_provisioner import launch, provisioner, report, stages, stem
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.warm import ahead
@@ -125,22 +125,22 @@ def watched(found: Start) -> Iterator[None]:
         for where, name, label in _STAMPED:
             wrapped = stamping(getattr(where, name), label, found)
             stack.enter_context(mock.patch.object(where, name, wrapped))
-        stack.enter_context(mock.patch.object(spawn, "BOOT", _BOOT))
-        stack.enter_context(mock.patch.object(spawn.Report, "add", _reader(found)))
+        stack.enter_context(mock.patch.object(stem, "BOOT", _BOOT))
+        stack.enter_context(mock.patch.object(report.Report, "add", _reader(found)))
         yield
 
 
 def _reader(found: Start) -> Callable[[Any, list[str]], None]:
     """The report pipe's reader, which also takes what `_BOOT` sends."""
-    add = spawn.Report.add
+    add = report.Report.add
 
-    def read(report: Any, words: list[str]) -> None:
+    def read(found_here: Any, words: list[str]) -> None:
         if words[0] == _KIND:
             found.read(words[1])
         else:
             if words[0] == wire.PID:
                 found.stamp("PID 1 made (server has heard)")
-            add(report, words)
+            add(found_here, words)
 
     return read
 

@@ -11,7 +11,7 @@ import os
 import select
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 _STANDARD = (0, 1, 2)
@@ -60,6 +60,16 @@ def is_readable(fd: int, seconds: float = 0.0) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
+
+
+@contextlib.contextmanager
+def closing(fds: Sequence[int]) -> Iterator[Sequence[int]]:
+    """*fds*, all of which are closed in the end."""
+    try:
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 _lock = threading.Lock()

@@ -186,6 +186,8 @@ class LaunchError(SandboxError):
 _REMEDIES = {
     errno.EMFILE: "This process is out of descriptors: raise its limit (ulimit -n, or LimitNOFILE= "
     "of its service).",
+    errno.ETOOMANYREFS: "This user has more descriptors under way between processes than its limit "
+    "allows: raise it (ulimit -n, or LimitNOFILE= of the service).",
     errno.ENFILE: "The machine is out of descriptors: raise fs.file-max with sysctl.",
     errno.ENOSPC: "Free some space there, or set runtime_dir to a place that has some.",
     errno.EDQUOT: "Free some space there, or set runtime_dir to a place that has some.",

@@ -18,10 +18,24 @@ from sandbox_provisioner.facilities.namespaces.facts import (
     mount_cause,
 )
 from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import Plan, Site, Step
-from sandbox_provisioner.spawn import Failure
+from sandbox_provisioner.report import Failure
 
 _ATTEMPT = "start the sandbox"
+
+
+def check(performer: Performer, plan: Plan, site: Site) -> None:
+    """Raise what *performer* reports of *plan*, or that it has ended without a word."""
+    if performer.report.failure or performer.pidfd < 0:
+        raise told_by(performer, plan, site)
+
+
+def told_by(performer: Performer, plan: Plan, site: Site) -> SandboxError:
+    """What *performer* reports of *plan*, which has failed, or that it has ended without a word."""
+    if performer.report.failure:
+        return failure_told_by(performer.report.failure, plan, site)
+    return without_a_word(performer.status)
 
 
 def without_a_word(status: int | None) -> LaunchError:

@@ -2,12 +2,12 @@
 
 ::
 
-    spawn the launcher      spawn.py: its interpreter starts while we go on
+    ask for a launcher      stem.py: it is forked while we go on
     survey                  host.py, facilities/*/facts: what is so here, read only
     make the record         ledger.py: the folder, a range of ids
     compile the plan        orders/, from what every facility plans
     create the cgroups      ledger.py, by facilities/caps/cgroup/
-    perform                 launcher/, in the launcher
+    perform                 performer.py: launcher/, in the launcher
     LocalHandle             or an error, and everything made so far is undone: ledger.py
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.confinement import confiner
@@ -39,7 +39,7 @@ from sandbox_provisioner.facilities.environment.facts.kernel_files import (
 from sandbox_provisioner.facilities.environment.plan.variables import handed_on
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IdRange, find_id_range
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import look_there_last, notice
-from sandbox_provisioner.failures import failure_told_by, without_a_word
+from sandbox_provisioner.failures import check
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.inside.printable import one_line
@@ -47,6 +47,7 @@ from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
 from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.orders import compile_for
+from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.places import disk_of
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site
 from sandbox_provisioner.records import (
@@ -57,9 +58,9 @@ from sandbox_provisioner.records import (
     runtime_directory,
     sweep,
 )
-from sandbox_provisioner.spawn import LauncherProcess, Report, stem
 from sandbox_provisioner.spec import Confinement, SandboxSpec, UserIds, relative, volumes_for
 from sandbox_provisioner.stages import stage
+from sandbox_provisioner.stem import stem
 
 _MOST_TOLD = 1000
 Warn = Callable[[str], None]
@@ -125,7 +126,7 @@ class LocalLauncher:
         """The same for a box that is given nothing of what was opened."""
         site, tree = self.survey(request)
         site.opened.close()
-        return site, tree
+        return replace(site, held={}), tree
 
     def look(self, request: LaunchRequest, opened: ExitStack) -> tuple[Site, CgroupTree]:
         """`survey`, where *opened* closes what it has opened."""
@@ -248,20 +249,19 @@ class LocalLauncher:
 async def start_cold(
     launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
 ) -> LocalHandle:
-    """Start *request* by a process of its own; see `LocalLauncher.start`."""
-    made = Ledger(launcher.runtime(), request, labels)
-    process = LauncherProcess(stem)
+    """Start *request* by a launcher of its own; see `LocalLauncher.start`."""
+    made, performer = Ledger(launcher.runtime(), request, labels), Performer(stdio)
     async with undone_if_it_fails() as undo:
         undo.push_async_callback(made.remove)
-        undo.push_async_callback(process.end)
+        undo.push_async_callback(performer.end)
         with ExitStack() as opened:
             with stage("spawn-launcher"):
                 afford_a_start()
-                await off_loop(process.ask)
+                await off_loop(performer.ask, stem)
             with stage("survey"):
                 site, tree = await off_loop(launcher.look, request, opened)
             site, plan = await off_loop(_prepare, made, site)
-            handle = await perform_whole(made, process, site, plan, tree, stdio)
+            handle = await perform_whole(made, performer, site, plan, tree)
             handle.unseen = site.files.unseen
             return handle
 
@@ -273,33 +273,19 @@ def _prepare(made: Ledger, site: Site) -> tuple[Site, Plan]:
 
 
 async def perform_whole(
-    made: Ledger, process: LauncherProcess, site: Site, plan: Plan, tree: CgroupTree, stdio: Stdio
+    made: Ledger, performer: Performer, site: Site, plan: Plan, tree: CgroupTree
 ) -> LocalHandle:
-    """Let *process* perform *plan*, which is a whole one, in the groups of *tree*."""
-    made.report = process.report
+    """Let *performer* perform *plan*, which is a whole one, in the groups of *tree*."""
+    made.report = performer.report
     with stage("await-launcher"):
-        await process.here()
-    await off_loop(made.make_groups, tree, process.pid)
+        await performer.here()
+    await off_loop(made.make_groups, tree, performer.pid)
     with stage("perform"):
-        process.end_signal = made.record.end_signal
-        await process.perform(plan, stdio, site.descriptors)
-        check(process.report, process, plan, site)
-    return await made.handle(process)
-
-
-def check(report: Report, process: Ended, plan: Plan, site: Site) -> None:
-    """Raise what *report* tells of *plan*, or that *process* has ended without a word."""
-    if report.failure:
-        raise failure_told_by(report.failure, plan, site)
-    if process.pidfd < 0:
-        raise without_a_word(process.status)
-
-
-class Ended(Protocol):
-    """A process of which one may have to know how it ended."""
-
-    pidfd: int
-    status: int | None
+        performer.end_signal = made.record.end_signal
+        await off_loop(performer.begin, plan, (*site.descriptors, *site.held.values()))
+        await performer.performed()
+        check(performer, plan, site)
+    return await made.handle(performer)
 
 
 def _keep_apart(runtime: Path, site: Site) -> None:

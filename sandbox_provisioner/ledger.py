@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Protocol
 
 from sandbox_provisioner.contract import Labels, WarmUnavailable
 from sandbox_provisioner.descriptors import for_clean_up
@@ -26,9 +25,10 @@ from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.off_loop import off_loop
+from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import LaunchRequest, Site
-from sandbox_provisioner.records import Record, RecordFolder, remove_traces
-from sandbox_provisioner.spawn import Report
+from sandbox_provisioner.records import Record, RecordFolder, remove_traces, start_time
+from sandbox_provisioner.report import Report
 from sandbox_provisioner.spec import WRITTEN_THROUGH
 from sandbox_provisioner.stages import stage
 
@@ -80,31 +80,6 @@ async def _undone(undo: Callable[[], Awaitable[None]], failed: BaseException) ->
             raise
 
 
-class StartedProcess(Protocol):
-    """Who performs a plan, and becomes PID 1: a launcher, a nursery's child, or a spare."""
-
-    report: Report
-
-    @property
-    def init_pid(self) -> int:
-        """PID 1, as we see it."""
-        ...
-
-    @property
-    def init_start(self) -> int:
-        """The start time of PID 1, in clock ticks."""
-        ...
-
-    @property
-    def pipes(self) -> tuple[IO[bytes], ...]:
-        """Our ends of the pipes that the caller asked for."""
-        ...
-
-    def detach(self) -> tuple[int, int]:
-        """The pidfd of PID 1 and our end of its control socket, for a handle to own."""
-        ...
-
-
 class Ledger:
     """The folder with the record, the groups, and the stand-ins that *report* tells of: each stands
     here as soon as it is made."""
@@ -148,32 +123,32 @@ class Ledger:
             tree.create(self.request.spec.limits, pid)
             self.tree = tree
 
-    async def handle(self, process: StartedProcess, *, sealed: bool = False) -> LocalHandle:
+    async def handle(self, performer: Performer, *, sealed: bool = False) -> LocalHandle:
         """Write down what runs now; from here on the handle owns it.
 
         Who is cancelled is so before there is a handle: nobody else would close one that he never
         got. So nothing is awaited from here to whoever asked for the start.
         """
-        await off_loop(self._write_running, process)
+        await off_loop(self._write_running, performer)
         assert self.folder and self.tree
-        pidfd, control = process.detach()
+        pidfd, control = performer.detach()
         return LocalHandle(
             pidfd=pidfd,
             tree=self.tree,
             folder=self.folder,
             record=self.record,
             control=control,
-            pipes=process.pipes,
+            pipes=performer.pipes,
             sealed=sealed,
         )
 
-    def _write_running(self, process: StartedProcess) -> None:
+    def _write_running(self, performer: Performer) -> None:
         assert self.folder
         with stage("write-record"):
             running = replace(
                 self.record,
-                init_pid=process.init_pid,
-                init_start=process.init_start,
+                init_pid=performer.init_pid,
+                init_start=performer.init_start or start_time(performer.init_pid),
                 made=tuple(self.report.made),
             )
             if running != self.record:

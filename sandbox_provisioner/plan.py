@@ -132,7 +132,8 @@ class Site:
     *memory_above* is the smallest cap on memory of the groups that its own is to be a part of.
     *user_tasks* is how many processes and threads the user has, where a cap is to count from there.
     *family* is whose child the kernel's PID 1 is, where that is a nursery's; *idle_seconds* how
-    long a spare waits for its start, and *held* are names of what the server gives to it besides.
+    long a spare waits for its start. *held* is what whoever performs the first plan inside is given
+    by the server besides, the descriptors by the names under which `receive` takes them.
     *opened* closes the descriptors of `places`: whoever made the site does, when the start is done.
     """
 
@@ -150,7 +151,7 @@ class Site:
     user_tasks: int = 0
     family: Family | None = None
     idle_seconds: float = 0.0
-    held: tuple[str, ...] = ()
+    held: Mapping[str, int] = field(default_factory=dict)
     server_environment: Mapping[str, str] = field(default_factory=dict)
     opened: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 

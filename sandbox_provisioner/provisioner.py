@@ -82,7 +82,7 @@ from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.units import parse_bytes
 from sandbox_provisioner.warm.ahead import count_start
-from sandbox_provisioner.warm.found import this_process
+from sandbox_provisioner.warm.keys import this_process
 from sandbox_provisioner.warm.launcher import WarmLauncher
 
 _POLL_SECONDS = 1.0

@@ -32,9 +32,9 @@ from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
 from sandbox_provisioner.plan import Plan
 from sandbox_provisioner.spec import SandboxSpec, UserIds
 from sandbox_provisioner.story import ExitStory
-from sandbox_provisioner.warm.found import Command
-from sandbox_provisioner.warm.launch import start_warm
-from sandbox_provisioner.warm.start import make_nursery
+from sandbox_provisioner.warm.keys import Command
+from sandbox_provisioner.warm.make_nursery import make_nursery
+from sandbox_provisioner.warm.start_from import start_warm
 
 ANSWER_SECONDS = 60
 # With "range" all tests of the box run in sandboxes that map a range of ids.
@@ -199,7 +199,7 @@ async def _start_warm(launcher: LocalLauncher, request: LaunchRequest, stdio: St
     if made:
         nurseries.append(made)
     try:
-        return await start_warm(launcher, request, Labels(), stdio, ())
+        return await start_warm(launcher, request, Labels(), stdio, Warmth())
     except WarmUnavailable as error:
         raise error.__cause__ or error from None
 

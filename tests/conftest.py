@@ -29,8 +29,8 @@ import sandbox_provisioner
 from sandbox_provisioner.contract import Labels, Warmth
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.launch import LocalLauncher
-from sandbox_provisioner.spawn import stem
-from sandbox_provisioner.warm.start import make_nursery
+from sandbox_provisioner.stem import stem
+from sandbox_provisioner.warm.make_nursery import make_nursery
 
 
 def pytest_configure(config: pytest.Config) -> None:

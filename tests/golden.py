@@ -234,7 +234,7 @@ def spare(request: LaunchRequest, site: Site) -> Plans:
     """A kernel that waits for a work directory."""
     spec = replace(request.spec, volumes=())
     own = replace(request, spec=spec, cwd=HOME, survive_server=True)
-    site = replace(of_nobody(site), idle_seconds=600.0, held=("claims", "string"))
+    site = replace(of_nobody(site), idle_seconds=600.0, held={"claims": 9, "string": 10})
     yield "", orders.compile_spare(own, site)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.namespaces.facts import PROFILE
-from sandbox_provisioner.spawn import interpreter
+from sandbox_provisioner.stem import interpreter
 
 _NAME = "jupyter-sandbox"
 _TEXT = """\

@@ -41,9 +41,11 @@ _MEMORY_FILES = {1: 5, 2: 3}
 
 
 def receive_places(start: Start) -> Iterator[Step]:
-    """What was opened for this one start."""
-    if start.site.places:
-        names = tuple(f"place:{target}" for target, _ in start.site.places)
+    """What was opened for this one start; a cold one has all that it is given from here on."""
+    names = tuple(f"place:{target}" for target, _ in start.site.places)
+    if start.kind is Kind.COLD:
+        names += tuple(start.site.held)
+    if names:
         yield Step("receive", names, "opened and judged before; no path is looked up again")
 
 
@@ -58,14 +60,17 @@ def find_places_again(start: Start) -> Iterator[Step]:
 
 
 def receive_groups(start: Start) -> Iterator[Step]:
-    """The files of its groups, and, for a spare, what it is claimed by."""
+    """The files of its groups, and what the server gives it besides: a spare what claims it."""
     names = ("group",) * len(start.site.join_files)
     yield Step("receive", (*names, *start.site.held), "opened by the server")
 
 
 def receive_opened(start: Start) -> Iterator[Step]:
-    """What the launcher's lines of this very list have opened, in their order."""
+    """What the launcher's lines of this very list have opened, in their order; where a spare is
+    claimed, with what the server gives it besides."""
     names = tuple(_opened_by(steps_of(start, LAUNCHER)))
+    if start.kind is Kind.CLAIM:
+        names += tuple(start.site.held)
     yield Step("receive", names, "opened by a launcher that could")
 
 

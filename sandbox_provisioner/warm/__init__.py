@@ -3,13 +3,13 @@
 ::
 
     in the launching process
-      found.py     which nursery serves a request, which spare, and where they are
-      obstacles.py pure: which starts a nursery, or a spare, cannot serve
-      start.py     makes a nursery              spare.py   makes a spare
-      launch.py    a start from a nursery       claim.py   a start that is bound to a spare
-      process.py   what both of these start from: a PID 1 that is no child of ours
-      launcher.py  what the server has of all these: a launcher that also prepares starts
-      ahead.py     prepares the next start, in a thread
+      keys.py          what a nursery, or a spare, has to be made of to serve a request
+      found.py         those that are there: two sources of a `Performer`
+      obstacles.py     pure: which starts a nursery, or a spare, cannot serve
+      start_from.py    a start from a spare or a nursery
+      make_nursery.py  makes a nursery          make_spare.py   makes a spare
+      launcher.py      what the server has of all these: a launcher that also prepares starts
+      ahead.py         prepares the next start, in a thread
     inside a nursery's box
       nursery.py   imports, waits, forks
       preload.py   imports what a person wants there, and judges whether a kernel can have it

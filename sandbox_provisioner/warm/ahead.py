@@ -25,9 +25,9 @@ from sandbox_provisioner.handle import LocalHandle, reap
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.records import sweep
-from sandbox_provisioner.spawn import stem
-from sandbox_provisioner.warm.spare import make_spare
-from sandbox_provisioner.warm.start import make_nursery
+from sandbox_provisioner.stem import stem
+from sandbox_provisioner.warm.make_nursery import make_nursery
+from sandbox_provisioner.warm.make_spare import make_spare
 
 THREAD = "sandbox-ahead"
 # For the client that now connects.

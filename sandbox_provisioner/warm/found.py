@@ -1,7 +1,7 @@
-"""warm/found.py - any process outside: which nursery serves a request, and where it is.
+"""warm/found.py - any process outside: nurseries and spares that are there, and what comes of them.
 
-A nursery is found by a key of all that its kernels have from before the fork. In the runtime
-directory, which only this user can enter (one that belongs to a process has a key of its own)::
+In the runtime directory, which only this user can enter; a key (`keys.py`) stands for all that its
+kernels have from before the fork, one that belongs to a process for that one as well::
 
     <key>.nursery ──▶ <sandbox id>/requests    the socket that requests come through; the link is
                                                made when the nursery is ready
@@ -12,143 +12,88 @@ directory, which only this user can enter (one that belongs to a process has a k
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
-import json
 import os
-import re
 import signal
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import translate
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-import sandbox_provisioner
-from sandbox_provisioner.facilities.environment.facts.kernel_files import freshness
-from sandbox_provisioner.facilities.environment.plan.variables import files_from_caps
+from sandbox_provisioner.contract import WarmUnavailable
+from sandbox_provisioner.control import control_pair
+from sandbox_provisioner.descriptors import is_readable
+from sandbox_provisioner.handle import LastWord
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.links import real_path
-from sandbox_provisioner.orders.variables import variables_for
-from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site
-from sandbox_provisioner.records import Record, RecordFolder, open_init, start_time
+from sandbox_provisioner.off_loop import off_loop
+from sandbox_provisioner.performer import WORD_SECONDS, Performer
+from sandbox_provisioner.records import Record, RecordFolder, open_init
+from sandbox_provisioner.warm.keys import mark_of
 
 SOCKET = "requests"
 CLAIMS = "claims"
 _SPARE = ".spare"
 _NURSERY = ".nursery"
-_MODULES = ("ipykernel_launcher", "ipykernel")
-# Set in each kernel after the fork: no library reads them when it is loaded.
-_LATE = (
-    "HOME", "HOSTNAME", "JPY_SESSION_NAME", "MEM_LIMIT", "CPU_LIMIT", "PWD", "OLDPWD", "PATH",
-    "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR*", "R_MAX_VSIZE", "JAVA_TOOL_OPTIONS",
-)  # fmt: skip
 
 
-# Of these, the ones that name a notebook: whoever serves another one must not know it.
-_OF_ONE_NOTEBOOK = ("JPY_SESSION_NAME", "PWD", "OLDPWD")
+# By the nursery's id.
+_last_words: dict[str, LastWord] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
-    """A command that a nursery can stand in for: ``PROGRAM [FLAGS] -m ipykernel_launcher
-    ARGUMENTS``, or the same with ``-c CODE`` (which tests run)."""
+class Nursery:
+    """The source of performers that are its children: PID 1 of a box that is not there yet.
+    *channel* was connected for one of them."""
 
-    program: str
-    flags: tuple[str, ...]
+    channel: socket.socket
+    runtime: Path
+    key: str
+    record: Record
+    is_of_init: ClassVar[bool] = True
+    # Its part of a start takes some tens of milliseconds; without it one starts cold.
+    patience_seconds: ClassVar[float] = 10.0
 
-    @classmethod
-    def of(cls, argv: tuple[str, ...]) -> Command | None:
-        """The command in *argv*, None if it is another one."""
-        flags = tuple(itertools.takewhile(_is_flag, argv[1:]))
-        what, value = (*argv[len(flags) + 1 :], "", "")[:2]
-        known = what == "-c" or (what == "-m" and value in _MODULES)
-        return cls(argv[0], flags) if known else None
+    def ask(self, performer: Performer) -> None:
+        """Ask for a fork."""
+        with self.channel, contextlib.suppress(ConnectionError):  # then `here` says so
+            control, theirs = control_pair()
+            with theirs:
+                last_word = _last_words.setdefault(self.record.sandbox_id, LastWord())
+                performer.connect(control, last_word)
+                socket.send_fds(self.channel, [wire.message(wire.FORK)], [theirs.fileno()])
 
-
-def _is_flag(word: str) -> bool:
-    return word.startswith("-X") or word in {"-s", "-E", "-I", "-u"}
-
-
-def of_no_notebook(environment: Mapping[str, str]) -> dict[str, str]:
-    """*environment* without what one start alone knows: it stays in the memory of who had it."""
-    return {name: v for name, v in environment.items() if name not in _OF_ONE_NOTEBOOK}
-
-
-def this_process() -> str:
-    """What tells this process from all others, for what is prepared for it alone."""
-    return f"{os.getpid()} {start_time(os.getpid())}"
-
-
-def is_usual(request: LaunchRequest) -> bool:
-    """Whether the command line says nothing to the shell, so that it can be made before."""
-    return request.argv[-4:-2] == ("-m", "ipykernel_launcher")
-
-
-def bearable(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> tuple[str, ...]:
-    """What of *preload* a nursery can import for *request*: nothing where its home is the work
-    directory, since modules look for their folders there and a nursery has no such home; or where
-    its command line has each kernel make a shell of its own, which modules may look at."""
-    return preload if site.home == HOME and is_usual(request) else ()
+    async def here(self, performer: Performer) -> None:
+        """Wait for the child; WarmUnavailable if the nursery does not answer soon, or has ended.
+        One that does not answer nobody shall ask any more."""
+        if await performer.is_heard():
+            return
+        if is_readable(performer.control.fileno()):
+            raise WarmUnavailable("the nursery has ended", failed=True)
+        _last_words.pop(self.record.sandbox_id, None)
+        await off_loop(dismiss, self.runtime, self.key, self.record)
+        why = f"the nursery has not answered for {WORD_SECONDS:g} s, and is given up"
+        raise WarmUnavailable(why, failed=True)
 
 
-def made_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
-    """What a nursery has to have been made of to serve *request*, as one word."""
-    variables, preload = variables_for(request, site), bearable(request, site, preload)
-    # Modules that a person named may look at any of them.
-    late = _pattern(_OF_ONE_NOTEBOOK if preload else _LATE)
-    command = Command.of(request.argv)
-    program = site.files.program
-    parts = (
-        command.flags if command else (),
-        os.path.dirname(program),  # python and python3 there are one interpreter
-        real_path(program),
-        freshness(program),
-        site.files.readonly,
-        site.facts.system_files,
-        sorted((name, v) for name, v in variables.items() if not late.fullmatch(name)),
-        preload,
-        (site.uid, site.gid),
-        os.stat(sandbox_provisioner.__file__).st_mtime,
-        str(site.facts.cgroups.bases),
-    )
-    return _digest(parts)
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """The source of the one performer that is a spare's PID 1, at the other end of *channel*."""
 
+    channel: socket.socket
+    folder: RecordFolder
+    record: Record
+    is_of_init: ClassVar[bool] = True
+    patience_seconds: ClassVar[float] = 3.0  # it attaches, covers, and wakes
 
-@lru_cache
-def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(translate, names)))
+    def ask(self, performer: Performer) -> None:
+        """It is there."""
+        performer.connect(self.channel)
+        pidfd = open_init(self.record)
+        known = self.record.init_pid, self.record.init_start
+        performer.meet(*known, -1 if pidfd is None else pidfd)
 
-
-def _digest(parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def key_of(made: str, owner: str = "") -> str:
-    """By what a nursery `made_of` this is found; *owner* is the one process that it belongs to, ""
-    if it is for all of this user's."""
-    return _mark_of(owner) + _digest((made, owner))[:16]
-
-
-def _mark_of(owner: str) -> str:
-    """What the keys of nurseries of *owner*, or of everybody's, begin with."""
-    return _digest(owner)[:4]
-
-
-def spare_key_of(request: LaunchRequest, site: Site, key: str) -> str:
-    """By what a spare of the nursery *key* is found that can serve *request*: all but what it is
-    bound to."""
-    # The order of a set's text is each process's own.
-    by_default = sorted(request.spec.limits.by_default)
-    limits = replace(request.spec.limits, by_default=frozenset())
-    spec = replace(request.spec, workdir=HOME, volumes=(), limits=limits)
-    name = request.connection_file[0] if request.connection_file else ""
-    words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
-    box = (repr(spec), by_default, words, request.pump, request.logged, site.home, site.facts.umask)
-    # They are made with the box, by variables that a nursery's key leaves out.
-    told = sorted(files_from_caps(variables_for(request, site)).items())
-    return _digest((key, *box, told))[:16]
+    async def here(self, performer: Performer) -> None:
+        """It is."""
 
 
 def spares(runtime: Path, key: str) -> list[Path]:
@@ -162,7 +107,7 @@ def spare_link(runtime: Path, key: str, sandbox_id: str) -> Path:
     return runtime / f"{key}-{sandbox_id}{_SPARE}"
 
 
-def claim(runtime: Path, key: str) -> tuple[socket.socket, RecordFolder, Record] | None:
+def claim(runtime: Path, key: str) -> Spare | None:
     """A spare for *key* that is ours now, by a connection that nobody else can have; or None."""
     for link in spares(runtime, key):
         try:
@@ -174,7 +119,7 @@ def claim(runtime: Path, key: str) -> tuple[socket.socket, RecordFolder, Record]
         with contextlib.suppress(BlockingIOError):  # somebody else has connected to it
             channel = call(path)
             if channel is not None:
-                return channel, RecordFolder(path.parent), record
+                return Spare(channel, RecordFolder(path.parent), record)
     return None
 
 
@@ -186,7 +131,7 @@ def link_of(runtime: Path, key: str) -> Path:
 def is_any(runtime: Path, owners: Sequence[str]) -> bool:
     """Whether any of *owners* has a nursery at all: without one nobody has to look for the right
     one."""
-    marks = tuple(map(_mark_of, owners))
+    marks = tuple(map(mark_of, owners))
     names = os.listdir(runtime)
     return any(name.endswith(_NURSERY) and name.startswith(marks) for name in names)
 
@@ -211,8 +156,8 @@ def call(path: Path) -> socket.socket | None:
     return channel
 
 
-def find(runtime: Path, key: str) -> tuple[socket.socket, Record] | None:
-    """A connection to the nursery for *key*, and its record; None without one."""
+def find(runtime: Path, key: str) -> Nursery | None:
+    """The nursery for *key*; None without one."""
     link = link_of(runtime, key)
     try:
         path = runtime / os.readlink(link)
@@ -228,7 +173,7 @@ def find(runtime: Path, key: str) -> tuple[socket.socket, Record] | None:
         with contextlib.suppress(OSError):
             link.unlink()
         return None
-    return channel, record
+    return Nursery(channel, runtime, key, record)
 
 
 def dismiss(runtime: Path, key: str, nursery: Record) -> None:

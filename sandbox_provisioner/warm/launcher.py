@@ -7,7 +7,7 @@ from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.warm import ahead
-from sandbox_provisioner.warm.launch import start_warm, why_cold
+from sandbox_provisioner.warm.start_from import start_warm, why_cold
 
 
 class WarmLauncher(LocalLauncher):
@@ -24,7 +24,7 @@ class WarmLauncher(LocalLauncher):
         self, request: LaunchRequest, labels: Labels, stdio: Stdio, warmth: Warmth
     ) -> LocalHandle:
         """Start *request* from a spare or a nursery; see the contract."""
-        return await start_warm(self, request, labels, stdio, warmth.preload, warmth.owner)
+        return await start_warm(self, request, labels, stdio, warmth)
 
     def prepare(self, request: LaunchRequest, labels: Labels, warmth: Warmth) -> None:
         """Prepare a start such as *request*, in the background."""

@@ -178,7 +178,7 @@ import asyncio, os, signal, subprocess, sys
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.contract import Stdio
-from sandbox_provisioner.spawn import stem
+from sandbox_provisioner.stem import stem
 import boxes
 runtime, workdir, answer = sys.argv[1:]
 STRANGE

@@ -31,9 +31,9 @@ from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.records import RecordFolder
-from sandbox_provisioner.spawn import stem
 from sandbox_provisioner.spec import Limits, Volume
 from sandbox_provisioner.stages import SERVER_STEPS
+from sandbox_provisioner.stem import stem
 
 pytestmark = pytest.mark.requires("userns")
 

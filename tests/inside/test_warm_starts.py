@@ -22,20 +22,22 @@ import pytest
 from boxes import is_reaped, request_for, run
 from facilities import missing
 
-from sandbox_provisioner import orders, spawn
+from sandbox_provisioner import orders, performer
 from sandbox_provisioner.contract import Labels, Stdio, Warmth, WarmUnavailable
+from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
-from sandbox_provisioner.plan import Family
+from sandbox_provisioner.performer import Performer
+from sandbox_provisioner.plan import Family, Plan
 from sandbox_provisioner.records import Record, RecordFolder
-from sandbox_provisioner.spawn import LauncherProcess, stem
 from sandbox_provisioner.spec import Limits, Volume
-from sandbox_provisioner.warm import ahead, launch
-from sandbox_provisioner.warm.launch import ForkedProcess, start_warm
-from sandbox_provisioner.warm.process import DistantProcess
-from sandbox_provisioner.warm.spare import make_spare
-from sandbox_provisioner.warm.start import Told, make_nursery
+from sandbox_provisioner.stem import stem
+from sandbox_provisioner.warm import ahead, start_from
+from sandbox_provisioner.warm.found import Nursery
+from sandbox_provisioner.warm.make_nursery import Told, make_nursery
+from sandbox_provisioner.warm.make_spare import make_spare
+from sandbox_provisioner.warm.start_from import start_warm
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -116,7 +118,7 @@ def test_a_failing_step_of_a_warm_start_is_named_and_leaves_nothing(
     files, records = sorted(workdir.rglob("*")), names(nursery)
     monkeypatch.setenv(FAIL_AT, step)
     with pytest.raises(WarmUnavailable, match=rf"\[{step}( [^]]+)?\].*made to fail"):
-        run(start_warm(nursery, kernel_request(workdir, new_folder()), Labels(), QUIET, ()))
+        run(start_warm(nursery, kernel_request(workdir, new_folder()), Labels(), QUIET, Warmth()))
     assert sorted(workdir.rglob("*")) == files
     assert names(nursery) == records
 
@@ -187,7 +189,7 @@ def test_a_mistake_of_ours_in_a_warm_start_is_told_as_one(
     records = names(nursery)
     monkeypatch.setenv(FAIL_AT, f"{step}:mistake")
     with pytest.raises(WarmUnavailable, match="a mistake in sandbox-provisioner") as caught:
-        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ()))
+        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, Warmth()))
     assert caught.value.failed
     assert names(nursery) == records
 
@@ -200,7 +202,7 @@ def test_a_warm_start_that_is_cancelled_leaves_nothing(
 
     async def start_and_cancel(turns: int) -> bool:
         request = kernel_request(workdir)
-        task = asyncio.ensure_future(start_warm(nursery, request, Labels(), QUIET, ()))
+        task = asyncio.ensure_future(start_warm(nursery, request, Labels(), QUIET, Warmth()))
         for _ in range(turns):
             await asyncio.sleep(0)
         if task.done():
@@ -217,7 +219,7 @@ def test_a_warm_start_that_is_cancelled_leaves_nothing(
 
 
 @pytest.mark.requires("root", "cgroup-pids")
-@pytest.mark.parametrize("where", [RecordFolder.finish, LauncherProcess.end])
+@pytest.mark.parametrize("where", [RecordFolder.finish, Performer.end])
 def test_a_warm_start_that_is_cancelled_at_its_end_leaves_nothing(
     nursery: LocalLauncher, workdir: Path, monkeypatch: Any, where: Any
 ) -> None:
@@ -236,15 +238,15 @@ def test_a_warm_start_that_is_cancelled_at_its_end_leaves_nothing(
             loop.call_soon_threadsafe(cancel)
             return where(*words)
 
-        async def cancelled_end(process: LauncherProcess) -> None:
+        async def cancelled_end(process: Performer) -> None:
             cancel()
             await where(process)
 
-        if where is LauncherProcess.end:
-            monkeypatch.setattr(LauncherProcess, "end", cancelled_end)
+        if where is Performer.end:
+            monkeypatch.setattr(Performer, "end", cancelled_end)
         else:
             monkeypatch.setattr(RecordFolder, "finish", cancelled)
-        await start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ())
+        await start_warm(nursery, kernel_request(workdir), Labels(), QUIET, Warmth())
 
     with pytest.raises(asyncio.CancelledError):
         run(start())
@@ -253,9 +255,12 @@ def test_a_warm_start_that_is_cancelled_at_its_end_leaves_nothing(
 
 def test_what_a_process_has_given_to_a_handle_it_does_not_close() -> None:
     """Its numbers may be somebody else's by then."""
-    ours, theirs = socket.socketpair()
-    process = DistantProcess(ours, SILENT)
-    process.pidfd = os.pidfd_open(os.getpid())
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = Performer(SILENT)
+    process.source = stem
+    process.connect(ours)
+    process.meet(os.getpid(), 0, os.pidfd_open(os.getpid()))
+    process.begin(Plan(()))
     report = process._report
     pidfd, control = process.detach()
     other = os.open(os.devnull, os.O_RDONLY)
@@ -272,17 +277,17 @@ def test_a_child_that_has_ended_when_the_server_looks_has_said_why(
     nursery: LocalLauncher, workdir: Path, monkeypatch: Any, step: str
 ) -> None:
     """Its number may be somebody else's by then."""
-    records, here = names(nursery), ForkedProcess.here
+    records, here = names(nursery), Nursery.here
 
-    async def late(child: ForkedProcess) -> None:
+    async def late(source: Nursery, child: Performer) -> None:
         await readable(child._report)
-        await here(child)
+        await here(source, child)
         await readable(child.pidfd)
 
     monkeypatch.setenv(FAIL_AT, step)
-    monkeypatch.setattr(ForkedProcess, "here", late)
+    monkeypatch.setattr(Nursery, "here", late)
     with pytest.raises(WarmUnavailable, match=rf"\[{step}( [^]]+)?\].*made to fail"):
-        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ()))
+        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, Warmth()))
     assert names(nursery) == records
 
 
@@ -291,20 +296,21 @@ def test_a_child_that_has_ended_when_the_server_looks_has_said_why(
 def test_a_launcher_that_is_killed_before_it_hands_over_is_no_mistake_of_ours(
     nursery: LocalLauncher, workdir: Path, monkeypatch: Any, when: str
 ) -> None:
-    records, begin = names(nursery), LauncherProcess.begin
+    records, begin = names(nursery), Performer.begin
 
-    async def killed(process: LauncherProcess, *words: Any) -> None:
-        await process.here()
+    def killed(process: Performer, *words: Any) -> None:
+        if process.source is not stem:
+            begin(process, *words)
+            return
         early = when == "before its plan comes"
-        signal.pidfd_send_signal(process._own, signal.SIGKILL if early else signal.SIGSTOP)
-        if early:
-            await readable(process._own)
-        await begin(process, *words)
-        signal.pidfd_send_signal(process._own, signal.SIGKILL)
+        signal.pidfd_send_signal(process._launcher, signal.SIGKILL if early else signal.SIGSTOP)
+        assert not early or is_readable(process._launcher, 60)
+        begin(process, *words)
+        signal.pidfd_send_signal(process._launcher, signal.SIGKILL)
 
-    monkeypatch.setattr(LauncherProcess, "begin", killed)
+    monkeypatch.setattr(Performer, "begin", killed)
     with pytest.raises(WarmUnavailable, match="its launcher was killed by signal 9") as caught:
-        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ()))
+        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, Warmth()))
     assert caught.value.failed
     assert names(nursery) == records
 
@@ -313,27 +319,29 @@ def test_a_nursery_that_ends_when_it_is_asked_is_no_error_of_the_start(
     nursery: LocalLauncher, workdir: Path, monkeypatch: Any
 ) -> None:
     """It has closed what it was sent, and left unread what was said on it."""
-    records, begin = names(nursery), ForkedProcess.begin
+    records, begin = names(nursery), Performer.begin
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    def lost(child: ForkedProcess, *words: Any) -> None:
+    def lost(child: Performer, *words: Any) -> None:
         begin(child, *words)
+        assert child.source is not stem
         _, fds, _, _ = socket.recv_fds(theirs, 64, 1)
         os.close(fds[0])
 
-    monkeypatch.setattr(ForkedProcess, "begin", lost)
-    monkeypatch.setattr(launch, "find", lambda *words: (ours, Record(sandbox_id="gone")))
+    monkeypatch.setattr(Performer, "begin", lost)
+    gone = Nursery(ours, nursery.runtime(), "key", Record(sandbox_id="gone"))
+    monkeypatch.setattr(start_from, "find", lambda *words: gone)
     with theirs, pytest.raises(WarmUnavailable, match="the nursery has ended"):
-        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, ()))
+        run(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, Warmth()))
     assert names(nursery) == records
 
 
 # -- the stem
 
 
-def new_launcher() -> LauncherProcess:
-    process = LauncherProcess(stem)
-    process.ask()
+def new_launcher() -> Performer:
+    process = Performer()
+    process.ask(stem)
     return process
 
 
@@ -354,7 +362,7 @@ def test_a_stem_that_is_stopped_is_replaced(
     launcher: LocalLauncher, workdir: Path, monkeypatch: Any
 ) -> None:
     """The loop goes on meanwhile, and none of several starts ends what another one has made."""
-    monkeypatch.setattr(spawn, "WORD_SECONDS", 0.3)
+    monkeypatch.setattr(performer, "WORD_SECONDS", 0.3)
     run(new_launcher().end())
     monkeypatch.setattr(stem.last_word, "time", 0.0)
     assert stem._process
@@ -418,7 +426,7 @@ def test_a_stem_is_out_of_the_terminals_reach() -> None:
 
 def test_launchers_are_told_apart_by_their_own_sockets() -> None:
     """Many threads may start sandboxes at once, all through one stem."""
-    made: list[LauncherProcess] = []
+    made: list[Performer] = []
     lock = threading.Lock()
 
     def ask() -> None:

@@ -31,11 +31,12 @@ from benchmarks.common import wait_until
 from sandbox_provisioner.facilities.process import plan as process_plan
 from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launcher import verbs
+from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import HOME
 from sandbox_provisioner.records import Record, all_records, sweep
-from sandbox_provisioner.spawn import LauncherProcess
+from sandbox_provisioner.stem import stem
 from sandbox_provisioner.warm import ahead, found
-from sandbox_provisioner.warm.claim import ClaimedProcess
+from sandbox_provisioner.warm.found import Spare
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -231,8 +232,8 @@ def test_a_spare_is_claimed_once(runtime_dir: Path, warm: Any, spare: Record) ->
     with ThreadPoolExecutor(8) as pool:
         claims = list(pool.map(lambda _: found.claim(runtime_dir, key), range(8)))
     (won,) = [claim for claim in claims if claim]
-    assert won[2].sandbox_id == spare.sandbox_id
-    won[0].close()  # a server that dies then: its spare ends
+    assert won.record.sandbox_id == spare.sandbox_id
+    won.channel.close()  # a server that dies then: its spare ends
     wait_for_end(spare)
     assert leaves_nothing(runtime_dir)
 
@@ -322,17 +323,18 @@ def test_a_spare_gives_way_when_memory_is_short(
 def test_a_spare_is_given_the_directory_that_was_judged_whatever_its_path_is_then(
     warm: Any, workdir: Path, spare: Record, new_folder: Any, monkeypatch: Any
 ) -> None:
-    sub, begin = workdir / "sub", LauncherProcess.begin
+    sub, begin = workdir / "sub", Performer.begin
     sub.mkdir()
     right = os.stat(sub).st_ino
 
-    async def swapped(opener: LauncherProcess, *words: Any) -> None:
-        monkeypatch.setattr(LauncherProcess, "begin", begin)
+    def swapped(opener: Performer, *words: Any) -> None:
+        assert opener.source is stem
+        monkeypatch.setattr(Performer, "begin", begin)
         sub.rename(workdir / "moved")
         sub.symlink_to(new_folder())
-        await begin(opener, *words)
+        begin(opener, *words)
 
-    monkeypatch.setattr(LauncherProcess, "begin", swapped)
+    monkeypatch.setattr(Performer, "begin", swapped)
     monkeypatch.chdir(sub)
     with warm(spares=1) as k:
         assert came_from_spare(k) == spare.sandbox_id
@@ -388,7 +390,7 @@ def test_a_spare_that_cannot_be_bound_is_no_reason_not_to_start(
 def test_a_spare_that_hangs_is_no_reason_not_to_start(
     warm: Any, spare: Record, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(ClaimedProcess, "patience_seconds", 0.5)
+    monkeypatch.setattr(Spare, "patience_seconds", 0.5)
     os.kill(spare.init_pid, signal.SIGSTOP)
     with warm(spares=1) as k:
         assert k.provisioner.handle.record.group != spare.sandbox_id

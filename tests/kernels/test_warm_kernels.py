@@ -24,9 +24,10 @@ from warmth import (
     wait_for_end,
 )
 
+from sandbox_provisioner import performer
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.records import Record, sweep
-from sandbox_provisioner.warm import ahead, launch, start
+from sandbox_provisioner.warm import ahead, make_nursery, start_from
 from sandbox_provisioner.warm.found import SOCKET, call
 
 pytestmark = pytest.mark.requires("userns")
@@ -146,7 +147,7 @@ def test_a_nursery_that_hangs_or_dies_is_no_reason_not_to_start(
     warm: Any, nursery: Record, monkeypatch: Any, how: int
 ) -> None:
     """The kernels that it has forked live on."""
-    monkeypatch.setattr(launch, "_HERE_SECONDS", 0.5)
+    monkeypatch.setattr(performer, "WORD_SECONDS", 0.5)
     with warm() as before:
         assert came_from(before) == nursery.sandbox_id
         (pid, *_) = children_of(nursery.init_pid)
@@ -182,7 +183,7 @@ def test_starts_at_once_that_fail_in_a_nursery_go_on_cold(
     def fail(*_: Any) -> None:
         raise LaunchError(attempt="start", answer="it failed", remedy="None.", step="test")
 
-    monkeypatch.setattr(launch, "check", fail)
+    monkeypatch.setattr(start_from, "check", fail)
     name = kernelspec(warm=True)
 
     async def live() -> list[str]:
@@ -200,7 +201,7 @@ def test_starts_at_once_that_fail_in_a_nursery_go_on_cold(
 def test_a_nursery_that_fails_is_told_with_its_words_and_not_tried_after_every_start(
     warm: Any, workdir: Path, monkeypatch: Any, caplog: Any
 ) -> None:
-    monkeypatch.setattr(start, "_BOOT", "raise SystemExit('this nursery is broken')")
+    monkeypatch.setattr(make_nursery, "_BOOT", "raise SystemExit('this nursery is broken')")
     told = "this nursery is broken"
     with warm() as k:
         k.manager.log.propagate = True

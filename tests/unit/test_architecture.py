@@ -18,7 +18,7 @@ import pytest
 import sandbox_provisioner
 from sandbox_provisioner import contract
 from sandbox_provisioner.facilities.caps.wish import BY_FACILITY, CAPS
-from sandbox_provisioner.spawn import BOOT
+from sandbox_provisioner.stem import BOOT
 
 PACKAGE = Path(sandbox_provisioner.__file__).parent
 NAME = PACKAGE.name
@@ -335,8 +335,8 @@ def test_options_are_the_provisioners_and_the_apps_alone():
 
 # What stands behind the contracts: `contract.py`.
 BEHIND = {
-    "cgroup", "handle", "inside", "landlock", "launch", "places", "records", "spawn", "warm.claim",
-    "warm.launch", "warm.spare", "warm.start",
+    "cgroup", "handle", "inside", "landlock", "launch", "places", "performer", "records",
+    "stem", "warm.found", "warm.make_nursery", "warm.make_spare", "warm.start_from",
 }  # fmt: skip
 
 
@@ -357,9 +357,9 @@ def test_the_provisioner_knows_contracts_and_not_what_stands_behind_them():
 ASKS_NOBODY = (
     "facilities/environment/facts/kernel_files.py", "python_files.py",
     "confinement.py", "handle.py", "host.py", "launch.py", "ledger.py",
-    "meeting.py", "places.py", "plan.py", "spawn.py", "warm/ahead.py",
-    "warm/claim.py", "warm/found.py", "warm/launch.py", "warm/launcher.py", "warm/obstacles.py",
-    "warm/process.py", "warm/spare.py", "warm/start.py",
+    "meeting.py", "performer.py", "places.py", "plan.py", "stem.py", "warm/ahead.py",
+    "warm/found.py", "warm/keys.py", "warm/launcher.py", "warm/make_nursery.py",
+    "warm/make_spare.py", "warm/obstacles.py", "warm/start_from.py",
 )  # fmt: skip
 
 
@@ -408,7 +408,7 @@ def _top_names(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     "name",
     [
-        "confinement", "contract", "ledger", "meeting", "spawn", "stages",
+        "confinement", "contract", "ledger", "meeting", "performer", "stages", "stem",
         "plan", "spec", "places", "host", "handle", "records", "launch",
         "python_files", "story", "ends", "facilities",
     ],

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from golden import ASKERS
 
-from sandbox_provisioner.warm.found import spare_key_of
+from sandbox_provisioner.warm.keys import spare_key_of
 
 
 def test_a_spare_whose_files_tell_of_other_caps_is_not_found():

@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 
-from sandbox_provisioner.contract import Labels, Stdio
+from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
 from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.mounts import receive
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.ledger import NotUndone, undone_if_it_fails
+from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import LaunchRequest, Plan
 from sandbox_provisioner.records import Record, RecordFolder, start_time
-from sandbox_provisioner.spawn import LauncherProcess, stem
 from sandbox_provisioner.spec import SandboxSpec
-from sandbox_provisioner.warm import claim, launch
+from sandbox_provisioner.stem import stem
+from sandbox_provisioner.warm import found, start_from
 
 FULL = OSError(errno.EMFILE, "no descriptor left")
 SILENT = Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
@@ -75,14 +76,16 @@ def test_what_is_left_of_a_warm_start_is_no_reason_for_a_cold_one(
 ) -> None:
     """Which would have the same names."""
 
-    class Spare:
-        end = staticmethod(raise_(STUCK))
-
-    def begin(source: launch.Source, *_: object) -> Any:
-        source.spare = Spare()  # type: ignore[assignment]
+    def begin(_: object, performer: Performer, *rest: object) -> Any:
+        performer.is_asked = True
         raise LaunchError(attempt="start it", answer="no", remedy="", step="perform")
 
-    monkeypatch.setattr(launch.Source, "begin", begin)
+    async def end(performer: Performer) -> None:
+        if performer.is_asked:
+            raise STUCK
+
+    monkeypatch.setattr(start_from._Beginning, "__call__", begin)
+    monkeypatch.setattr(Performer, "end", end)
     argv = ("python", "-m", "ipykernel_launcher", "-f", "/run/jupyter/k.json")
     request = LaunchRequest(
         sandbox_id="one",
@@ -94,7 +97,7 @@ def test_what_is_left_of_a_warm_start_is_no_reason_for_a_cold_one(
     )
     launcher = LocalLauncher(runtime_dir=str(tmp_path))
     with pytest.raises(NotUndone, match="they are busy"):
-        asyncio.run(launch.start_warm(launcher, request, Labels(), SILENT, ()))
+        asyncio.run(start_from.start_warm(launcher, request, Labels(), SILENT, Warmth()))
 
 
 @pytest.mark.parametrize("received", [[], [7, 8]])
@@ -123,37 +126,77 @@ def no_more(*_: object) -> Any:
 HALF = Stdio(subprocess.PIPE, subprocess.DEVNULL, Nowhere())  # type: ignore[arg-type]
 
 
-def test_a_launcher_that_cannot_be_given_its_streams_keeps_none() -> None:
-    process = LauncherProcess(stem)
-    process._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def test_a_performer_that_cannot_be_given_its_streams_keeps_none() -> None:
+    performer, (control, theirs) = Performer(HALF), pair()
+    performer.source = stem
+    performer.connect(control)
     with theirs, pytest.raises(OSError, match="no descriptor left"):
-        process._go(Plan(()), HALF, ())
-    asyncio.run(process.end())
+        performer.begin(Plan(()))
+    asyncio.run(performer.end())
 
 
-@pytest.mark.parametrize("stdio", [HALF, SILENT])
+# Linux says either of a descriptor that it does not take: unix(7).
+@pytest.mark.parametrize("number", [errno.ETOOMANYREFS, errno.EMFILE])
+@pytest.mark.parametrize("source", ["stem", "nursery"])
 def test_a_fork_that_cannot_be_asked_for_keeps_nothing(
-    monkeypatch: pytest.MonkeyPatch, stdio: Stdio
+    monkeypatch: pytest.MonkeyPatch, source: str, number: int
 ) -> None:
-    """Half of its streams, or all of them and no pipe for its report."""
-    channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if stdio is SILENT:
-        monkeypatch.setattr(os, "pipe", no_more)
-    nursery = launch.Nursery(Path("/run"), "key", Record(sandbox_id="one"))
-    with theirs, pytest.raises(OSError, match="no descriptor left"):
-        launch.ForkedProcess(channel, stdio, nursery)
-    assert channel.fileno() < 0
+    performer, (channel, theirs) = Performer(), pair()
+    nursery = found.Nursery(channel, Path("/run"), "key", Record(sandbox_id="one"))
+    stem.end()
+    monkeypatch.setattr(stem, "_spawn", lambda: channel)
+    monkeypatch.setattr(socket, "send_fds", no_more_than(number))
+    with theirs, channel, pytest.raises(OSError, match=os.strerror(number)):
+        performer.ask(stem if source == "stem" else nursery)
+    asyncio.run(performer.end())
 
 
-@pytest.mark.parametrize("place", ["open_init", "os.pipe"])
-def test_a_spare_that_cannot_be_claimed_keeps_nothing(
-    monkeypatch: pytest.MonkeyPatch, place: str
+def no_more_than(number: int) -> Any:
+    def send_fds(*_: object) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return send_fds
+
+
+def test_who_has_too_many_descriptors_under_way_does_not_end_the_stem_for_it(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    monkeypatch.setattr(f"{claim.__name__}.{place}", no_more)
+    """The next one could be asked no more than this one."""
+    made, performer, (channel, theirs) = [], Performer(), pair()
+    stem.end()
+    monkeypatch.setattr(stem, "_spawn", lambda: made.append(1) or channel)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(socket, "send_fds", no_more_than(errno.ETOOMANYREFS))
+    with theirs, channel, pytest.raises(OSError, match=os.strerror(errno.ETOOMANYREFS)):
+        performer.ask(stem)
+    assert made == [1]
+    asyncio.run(performer.end())
+
+
+@pytest.mark.parametrize("number", [errno.ETOOMANYREFS, errno.EMFILE])
+def test_what_cannot_be_passed_on_is_closed(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    performer, (control, theirs) = Performer(), pair()
+    performer.source = stem
+    performer.connect(control)
+    monkeypatch.setattr(socket, "send_fds", no_more_than(number))
+    with theirs:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            performer.begin(Plan(()))
+        with pytest.raises(OSError, match=os.strerror(number)):
+            performer.give([os.open(os.devnull, os.O_RDONLY)])
+    asyncio.run(performer.end())
+
+
+def test_a_spare_that_cannot_be_claimed_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    performer, (channel, theirs) = Performer(), pair()
+    monkeypatch.setattr(found, "open_init", no_more)
     pid = os.getpid()
     ourselves = Record(sandbox_id="one", init_pid=pid, init_start=start_time(pid))
-    folder = RecordFolder(Path("/run/one"))
+    spare = found.Spare(channel, RecordFolder(Path("/run/one")), ourselves)
     with theirs, pytest.raises(OSError, match="no descriptor left"):
-        claim.ClaimedProcess(channel, folder, ourselves, SILENT)
+        performer.ask(spare)
+    asyncio.run(performer.end())
     assert channel.fileno() < 0

@@ -11,15 +11,15 @@ from typing import cast
 
 import pytest
 
-from sandbox_provisioner import spawn
+from sandbox_provisioner.control import control_pair, hear
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.records import Record, RecordFolder
-from sandbox_provisioner.spawn import Failure, Report, control_pair, hear
-from sandbox_provisioner.warm.start import Told, _left_out
+from sandbox_provisioner.report import MOST_REPORTED_BYTES, Failure, Report
+from sandbox_provisioner.warm.make_nursery import Told, _left_out
 
 # -- the report pipe
 
@@ -132,7 +132,7 @@ def test_only_modules_that_were_asked_for_are_told_of_and_not_at_length():
 
 def test_what_is_too_long_is_more_than_any_start_reports():
     most_stand_ins = 500
-    assert most_stand_ins * 4096 < spawn._MOST_REPORTED_BYTES
+    assert most_stand_ins * 4096 < MOST_REPORTED_BYTES
 
 
 def test_what_pid_1_tells_before_all_sockets_listen_is_no_failure_of_the_start(tmp_path):

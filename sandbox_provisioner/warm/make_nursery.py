@@ -1,4 +1,4 @@
-"""warm/start.py - in the launching process: makes a nursery, and waits until it is ready.
+"""warm/make_nursery.py - in the launching process: makes a nursery, and waits until it is ready.
 
 Called in the background after a cold start that a nursery could have served, and by ``jupyter
 sandbox warm``. It belongs to nobody: any server of this user finds it, and it ends when idle.
@@ -31,22 +31,14 @@ from sandbox_provisioner.launch import LocalLauncher, perform_whole
 from sandbox_provisioner.ledger import Ledger, closed_if_it_fails, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.orders.variables import variables_for
+from sandbox_provisioner.performer import WORD_SECONDS, Performer
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import BUILDING
-from sandbox_provisioner.spawn import WORD_SECONDS, LauncherProcess, stem
 from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.stem import stem
 from sandbox_provisioner.story import ExitStory
-from sandbox_provisioner.warm.found import (
-    SOCKET,
-    Command,
-    bearable,
-    call,
-    find,
-    key_of,
-    link_of,
-    made_of,
-    of_no_notebook,
-)
+from sandbox_provisioner.warm.found import SOCKET, call, find, link_of
+from sandbox_provisioner.warm.keys import Command, bearable, key_of, made_of, of_no_notebook
 from sandbox_provisioner.warm.obstacles import obstacle
 
 KIND = "nursery"
@@ -91,7 +83,7 @@ async def make_nursery(
     with _alone(runtime / f"{key}{BUILDING}") as alone:
         for known in {key, key_of(made)}:
             if found := find(runtime, known):
-                found[0].close()
+                found.channel.close()
                 return None
         if not alone:
             return None
@@ -170,17 +162,18 @@ def _own_request(
 
 
 async def _start(launcher: LocalLauncher, request: LaunchRequest, labels: Labels) -> LocalHandle:
-    made, process = Ledger(launcher.runtime(), request, labels), LauncherProcess(stem)
+    made = Ledger(launcher.runtime(), request, labels)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        stdio = Stdio(listener.fileno(), subprocess.DEVNULL, subprocess.DEVNULL)
+        # Its requests come through standard input.
+        performer = Performer(Stdio(listener.fileno(), subprocess.DEVNULL, subprocess.DEVNULL))
         async with undone_if_it_fails() as undo:
             undo.push_async_callback(made.remove)
-            undo.push_async_callback(process.end)
-            await off_loop(process.ask)
+            undo.push_async_callback(performer.end)
+            await off_loop(performer.ask, stem)
             site, tree = await off_loop(launcher.survey_closed, request)
             site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
             site, plan = await off_loop(_prepare, made, site, listener)
-            return await perform_whole(made, process, site, plan, tree, stdio)
+            return await perform_whole(made, performer, site, plan, tree)
 
 
 def _prepare(made: Ledger, site: Site, listener: socket.socket) -> tuple[Site, Plan]:

@@ -1,4 +1,4 @@
-"""warm/spare.py - in the launching process: makes a spare, which whoever needs it claims.
+"""warm/make_spare.py - in the launching process: makes a spare, which whoever needs it claims.
 
 It belongs to nobody once it is ready: it is found by a link (`found.py`), and ends by itself when
 nobody has claimed it for long, when its nursery ends, or when the machine is short of memory.
@@ -19,31 +19,31 @@ from dataclasses import replace
 from sandbox_provisioner import orders
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_to_join
+from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.ledger import Ledger, closed_if_it_fails, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
+from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
-from sandbox_provisioner.spawn import LAUNCH_SECONDS, LauncherProcess, stem
-from sandbox_provisioner.warm.found import (
-    CLAIMS,
+from sandbox_provisioner.stem import stem
+from sandbox_provisioner.warm.found import CLAIMS, Nursery, find, spare_link, spares
+from sandbox_provisioner.warm.keys import (
     Command,
-    find,
     key_of,
     made_of,
     of_no_notebook,
     spare_key_of,
-    spare_link,
-    spares,
 )
-from sandbox_provisioner.warm.launch import ForkedProcess, Nursery, perform_in_two
 from sandbox_provisioner.warm.obstacles import obstacle, spare_obstacle
+from sandbox_provisioner.warm.start_from import begin_inside, perform_in_two
 
 KIND = "spare"
 _FILE = "spare.json"
+# It has a minute to be ready, as any start.
+_SEALED_SECONDS = 60.0
 _SILENT = Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
 
 
@@ -65,13 +65,12 @@ async def make_spare(
     found = await off_loop(_nursery_for, launcher, request, warmth)
     if found is None:
         return False
-    key, channel, nursery = found
+    key, nursery = found
     own = _own_request(request)
     parent = nursery.record.sandbox_id
     labels = Labels(name=labels.name, user=labels.user, kind=KIND, nursery=parent)
-    child = ForkedProcess(channel, _SILENT, nursery)
-    start = Ledger(launcher.runtime(), own, labels)
-    handle = await _start(launcher, start, child, warmth.idle_seconds)
+    made = Ledger(launcher.runtime(), own, labels)
+    handle = await _start(launcher, made, nursery, warmth.idle_seconds)
     async with closed_if_it_fails(handle):
         await _sealed(handle)
         link = spare_link(launcher.runtime(), key, own.sandbox_id)
@@ -83,7 +82,7 @@ async def make_spare(
 
 def _nursery_for(
     launcher: LocalLauncher, request: LaunchRequest, warmth: Warmth
-) -> tuple[str, socket.socket, Nursery] | None:
+) -> tuple[str, Nursery] | None:
     """The key of the spares for *request*, of which there are fewer than are wanted, and the
     nursery that one can be made from."""
     # A spare gets a work directory when it is claimed.
@@ -96,32 +95,32 @@ def _nursery_for(
         key = spare_key_of(request, site, nursery_key)
         if len(spares(runtime, key)) >= warmth.spares:
             return None
-        if found := find(runtime, nursery_key):
-            channel, record = found
-            return key, channel, Nursery(runtime, nursery_key, record)
+        if nursery := find(runtime, nursery_key):
+            return key, nursery
     return None
 
 
 async def _start(
-    launcher: LocalLauncher, made: Ledger, child: ForkedProcess, idle_seconds: float
+    launcher: LocalLauncher, made: Ledger, nursery: Nursery, idle_seconds: float
 ) -> LocalHandle:
-    """Let *child* become the kernel of a spare, which has no work directory yet."""
-    opener = LauncherProcess(stem)
+    """Let a child of the *nursery* become a kernel, which has no work directory yet."""
+    child, opener = Performer(_SILENT), Performer()
     async with undone_if_it_fails() as undo:
         undo.push_async_callback(made.remove)
         undo.push_async_callback(opener.end)  # it makes a file in the folder
         undo.push_async_callback(child.end)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            await off_loop(opener.ask)
+            child.ask(nursery)
+            await off_loop(opener.ask, stem)
             site, tree = await off_loop(launcher.survey_closed, made.request)
             nowhere = WorkdirFacts.nowhere()
             site = replace(site, workdir=nowhere, volumes=(), idle_seconds=idle_seconds)
             site, plan = await off_loop(_prepare, made, child, site, tree, listener)
-            return await perform_in_two(made, child, opener, site, plan)
+            return await perform_in_two(made, nursery, child, opener, site, plan)
 
 
 def _prepare(
-    made: Ledger, child: ForkedProcess, site: Site, tree: CgroupTree, listener: socket.socket
+    made: Ledger, child: Performer, site: Site, tree: CgroupTree, listener: socket.socket
 ) -> tuple[Site, Plan]:
     """As for any kernel from a nursery, and the socket by which the spare is claimed: its name goes
     with the record, also where somebody else removes it."""
@@ -130,18 +129,15 @@ def _prepare(
     listener.bind(os.fspath(made.folder.path / CLAIMS))
     listener.listen(1)
     made.make_groups(tree, child.pid)
-    kept = {"claims": listener.fileno()}
-    if tree.string_fd >= 0:
-        kept["string"] = tree.string_fd
-    plan = orders.compile_spare(made.request, replace(site, held=tuple(kept)))
-    child.begin(plan, open_to_join(tree), tuple(kept.values()))
-    return site, plan
+    string = {"string": tree.string_fd} if tree.string_fd >= 0 else {}
+    site = replace(site, held={**site.held, "claims": listener.fileno(), **string})
+    return site, begin_inside(made, child, site, orders.compile_spare)
 
 
 async def _sealed(handle: LocalHandle) -> None:
     """Wait until it can be claimed; LaunchError, and it has ended, if it never can."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LAUNCH_SECONDS):
+        async with asyncio.timeout(_SEALED_SECONDS):
             if await handle.sealed() == wire.SEALED:
                 return
     handle.kill()

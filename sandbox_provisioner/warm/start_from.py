@@ -1,0 +1,237 @@
+"""warm/start_from.py - in the launching process: a start from a spare or a nursery.
+
+::
+
+    nursery   "fork" ─▶ child                        while we make the record and the groups
+    child     "here" ─▶ us                           it is PID 1 from the beginning
+    child     joins the groups, begins with its part of the plan, and at the same time
+    launcher  opens what touches the host ─▶ us ─▶ child      (a launcher as always, `stem.py`)
+    child     does the rest
+    LocalHandle
+
+    we        connect ─▶ PID 1 of a spare            it is ours; we take its folder over
+    launcher  opens the work directory ─▶ us
+    we        "go" + plan, mounts ─▶ PID 1           attaches, covers, wakes the kernel
+    LocalHandle
+
+Nothing here falls back by itself: `WarmUnavailable` says why there is no such start, and the caller
+starts cold.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from sandbox_provisioner import orders
+from sandbox_provisioner.contract import Labels, Stdio, Warmth, WarmUnavailable
+from sandbox_provisioner.descriptors import afford_a_start, closing
+from sandbox_provisioner.errors import LaunchError, SandboxError
+from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_to_join
+from sandbox_provisioner.failures import check, told_by
+from sandbox_provisioner.handle import LocalHandle
+from sandbox_provisioner.launch import LocalLauncher
+from sandbox_provisioner.ledger import Ledger, NotUndone, undone_if_it_fails
+from sandbox_provisioner.off_loop import off_loop
+from sandbox_provisioner.performer import WORD_SECONDS, Performer
+from sandbox_provisioner.plan import Family, LaunchRequest, Plan, Site
+from sandbox_provisioner.stages import stage
+from sandbox_provisioner.stem import stem
+from sandbox_provisioner.warm.found import Nursery, Spare, claim, find, is_any
+from sandbox_provisioner.warm.keys import Command, key_of, made_of, spare_key_of
+from sandbox_provisioner.warm.obstacles import obstacle, obstacle_anywhere, spare_obstacle
+
+_NO_NURSERY = "there is no nursery for it (yet)"
+_OTHER_COMMAND = "its command is not that of a usual IPython kernel"
+Compiled = Callable[[LaunchRequest, Site], Plan]
+
+
+def why_cold(request: LaunchRequest, site: Site) -> str:
+    """Why no start of *request* can be warm, "" if one can."""
+    return _OTHER_COMMAND if Command.of(request.argv) is None else obstacle(request, site)
+
+
+async def start_warm(
+    launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio, warmth: Warmth
+) -> LocalHandle:
+    """Start *request* from a spare, or else from its nursery; of those that belong to a process
+    only from the owner's.
+
+    Raises WarmUnavailable where there is none that is ready, or it failed; SandboxError for what no
+    start could do. In both cases nothing is left of it, unless it is NotUndone.
+    """
+    if why := _OTHER_COMMAND if Command.of(request.argv) is None else obstacle_anywhere(request):
+        raise WarmUnavailable(why, never=True)
+    made = Ledger(launcher.runtime(), request, labels)
+    performer, opener = Performer(stdio), Performer()
+    try:
+        async with undone_if_it_fails() as undo:
+            undo.push_async_callback(made.remove)
+            undo.push_async_callback(opener.end)  # it makes a file in the folder
+            undo.push_async_callback(performer.end)
+            with ExitStack() as opened:
+                afford_a_start()
+                begin = _Beginning(launcher, made, stdio, warmth)
+                site, tree, source = await off_loop(begin, performer, opener, opened)
+                if isinstance(source, Spare):
+                    return await start_from_spare(made, source, performer, opener, site)
+                return await start_from_nursery(made, source, performer, opener, site, tree)
+    except SandboxError as error:
+        # A cold start would have the same names as what is left of this one.
+        if isinstance(error, NotUndone) or not performer.is_asked:
+            raise
+        why = f"a start from the nursery failed: {error}"
+        raise WarmUnavailable(why, failed=True) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """What a start *made* does before anybody waits for another process: all in one go, since each
+    change of threads is waited for."""
+
+    launcher: LocalLauncher
+    made: Ledger
+    stdio: Stdio
+    warmth: Warmth
+
+    def __call__(
+        self, performer: Performer, opener: Performer, opened: ExitStack
+    ) -> tuple[Site, CgroupTree, Nursery | Spare]:
+        """Ask for the launcher, look at the host, and ask what serves the request. WarmUnavailable,
+        and nobody has looked, where there is no nursery at all: the cold start that comes then
+        looks."""
+        made, launcher = self.made, self.launcher
+        if not is_any(launcher.runtime(), self._owners()):
+            raise WarmUnavailable(_NO_NURSERY)
+        with stage("spawn-launcher"):
+            opener.ask(stem)
+        with stage("survey"):
+            site, tree = launcher.look(made.request, opened)
+        if why := why_cold(made.request, site):
+            raise WarmUnavailable(why, never=True)
+        with stage("find-source"):
+            source = self._source(site)
+            performer.ask(source)
+        if isinstance(source, Nursery):
+            made.labels = replace(made.labels, nursery=source.record.sandbox_id)
+            return site, tree, source
+        made.tree = launcher.tree(made.request, site.facts, site.workdir, source.record.tree)
+        return site, made.tree, source
+
+    def _owners(self) -> tuple[str, ...]:
+        return (self.warmth.owner, "") if self.warmth.owner else ("",)
+
+    def _source(self, site: Site) -> Nursery | Spare:
+        """A spare, or else a nursery; WarmUnavailable without one."""
+        runtime, request = self.launcher.runtime(), self.made.request
+        what = made_of(request, site, self.warmth.preload)
+        keys = [key_of(what, owner) for owner in self._owners()]
+        if self.stdio.stdin == subprocess.DEVNULL and not spare_obstacle(request, site):
+            for key in keys:
+                if spare := claim(runtime, spare_key_of(request, site, key)):
+                    return spare
+        for key in keys:
+            if nursery := find(runtime, key):
+                return nursery
+        raise WarmUnavailable(_NO_NURSERY)
+
+
+async def start_from_nursery(
+    made: Ledger,
+    nursery: Nursery,
+    child: Performer,
+    opener: Performer,
+    site: Site,
+    tree: CgroupTree,
+) -> LocalHandle:
+    """Let *child* of the *nursery* become the kernel, with what *opener* opens for it."""
+    site, plan = await off_loop(_prepare, made, child, site, tree)
+    return await perform_in_two(made, nursery, child, opener, site, plan)
+
+
+def _prepare(made: Ledger, child: Performer, site: Site, tree: CgroupTree) -> tuple[Site, Plan]:
+    site = made.make_record(site)
+    made.make_groups(tree, child.pid)
+    return site, begin_inside(made, child, site, orders.compile_fork)
+
+
+def begin_inside(made: Ledger, child: Performer, site: Site, compiled: Compiled) -> Plan:
+    """Let *child* begin, in the groups that are *made*: it finds its plan when it is there, and
+    waits in the middle of it for what is opened."""
+    assert made.tree
+    with stage("compile-plan"):
+        plan = compiled(made.request, site)
+    with closing(open_to_join(made.tree)) as groups:
+        child.begin(plan, (*groups, *site.held.values()))
+    return plan
+
+
+async def perform_in_two(
+    made: Ledger, nursery: Nursery, child: Performer, opener: Performer, site: Site, inside: Plan
+) -> LocalHandle:
+    """Let *child*, which has its plan already, perform it with what *opener* opens meanwhile."""
+    made.report = child.report
+    with stage("await-child"):
+        await child.here()
+    with stage("open"):
+        family = Family(nursery.record.init_pid, child.pid)
+        outside = orders.compile_opening(made.request, site, family)
+        await _let_open(opener, outside, site)
+        fds = await opener.opened()
+        if not fds and child.has_failed():  # nothing can be opened for one that has ended
+            raise told_by(child, inside, site)
+        if not fds:
+            raise told_by(opener, outside, site)
+    child.give(fds)
+    await _performed(child, opener, site, inside)
+    return await made.handle(child)
+
+
+async def start_from_spare(
+    made: Ledger, source: Spare, spare: Performer, opener: Performer, site: Site
+) -> LocalHandle:
+    """Bind *spare*, which runs already in groups of its own, to the start *made*."""
+    made.report = spare.report
+    site = replace(site, first_id=source.record.first_id)
+    with stage("compile-plan"):
+        outside, inside = orders.compile_claim(made.request, site)
+    await _let_open(opener, outside, site)
+    with stage("take-record"):
+        await off_loop(made.take_record, source.folder, source.record, site)
+    if made.tree and made.record.cgroup_manager:
+        made.tree.hold_by(await _string(spare))
+    with stage("open"):
+        fds = await opener.opened()
+        if not fds:
+            raise told_by(opener, outside, site)
+    with closing(fds):
+        spare.begin(inside, (*fds, *site.held.values()))
+    await _performed(spare, opener, site, inside)
+    return await made.handle(spare, sealed=True)
+
+
+async def _let_open(opener: Performer, outside: Plan, site: Site) -> None:
+    await opener.here()
+    await off_loop(opener.begin, outside, site.descriptors)
+
+
+async def _performed(performer: Performer, opener: Performer, site: Site, plan: Plan) -> None:
+    with stage("perform"):
+        await performer.performed()
+        check(performer, plan, site)
+    await opener.end()
+
+
+async def _string(spare: Performer) -> int:
+    """What holds its groups; LaunchError if it has ended."""
+    fds = await spare.given(WORD_SECONDS)
+    if not fds:
+        raise LaunchError(
+            attempt="start the sandbox",
+            answer="the spare has ended",
+            remedy="Kernels start without it.",
+            step="claim",
+        )
+    return fds[0]
