@@ -37,6 +37,12 @@ it is about; descriptors come with it. *launcher* below is also a nursery's chil
       any      ──"mistake" STEP VERB TEXT──▶ server         as well; it is one of ours
       kernel   ──its end──▶ server                nobody holds it any more: execve has happened
 
+    control socket of the network gateway
+      server   ──"box JSON" + PID 1's channel, the file of counts──▶ gateway    see gateway/main.py
+      server   ──"limits ID JSON"──▶ gateway      others, for a box that it has
+      gateway  ──"ok ID", "failed TEXT"──▶ server
+      server   ──its end──▶ gateway               no more boxes; it ends with its last one
+
     other pipes and files
       server   ──plan in a memfd──▶ launcher      `encode`, `decode`; nobody can read it in /proc
       kernel   ──"ready"──▶ PID 1 of its spare    it is initialised, and waits to be bound
@@ -71,10 +77,16 @@ COVERED = "covered"
 SAY = "say"
 MADE = "made"  # in a report as well
 STRING = "string"
+# On a network channel; SAY is one, too, and FAILED.
+LISTENERS = "listeners"
 # In a report.
 PID = "pid"
 FAILED = "failed"
 MISTAKE = "mistake"
+# On the gateway's control socket; its "failed" is that of a report.
+BOX = "box"
+LIMITS = "limits"
+OK = "ok"
 # On a pipe between a spare's kernel and its PID 1.
 READY = "ready"
 # In an exit file: why PID 1 ended the kernel, or what it knows of the end. With some comes more.

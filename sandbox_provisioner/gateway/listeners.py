@@ -1,0 +1,103 @@
+"""gateway/listeners.py - runs in the gateway: the sockets in a box at which its connections arrive.
+
+May import: loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import Callable
+
+from sandbox_provisioner.gateway.loop import READ, Group, Loop, Timer
+
+# linux/netfilter_ipv4.h and netfilter_ipv6/ip6_tables.h: SO_ORIGINAL_DST, of either family.
+_ORIGINAL = 80
+_IPV4 = struct.Struct("!2xH4s8x")  # struct sockaddr_in
+_IPV6 = struct.Struct("!2xH4x16s4x")  # struct sockaddr_in6
+_AT_ONCE = 8
+_NONE_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_PAUSE_SECONDS = 0.2
+
+
+def wanted_by(client: socket.socket) -> tuple[str, int]:
+    """Where the program on the other end of *client* wanted to go: that stands in Linux's table of
+    connections, where a rule has redirected it, and otherwise is the socket's own address."""
+    own, port = client.getsockname()[:2]
+    address = ipaddress.ip_address(own.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    try:
+        if address.version == 4 or mapped:
+            found = client.getsockopt(socket.SOL_IP, _ORIGINAL, _IPV4.size)
+            port, raw = _IPV4.unpack(found)
+        else:
+            found = client.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL, _IPV6.size)
+            port, raw = _IPV6.unpack(found)
+        address = ipaddress.ip_address(raw)
+    except OSError:
+        address = mapped or address
+    return str(address), port
+
+
+class Arrivals:
+    """The listeners of one box for TCP. *arrived* is called with each connection."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        group: Group,
+        arrived: Callable[[socket.socket], None],
+        seconds_to_next: Callable[[], float],
+    ) -> None:
+        self._loop = loop
+        self._group = group
+        self._arrived = arrived
+        self._seconds_to_next = seconds_to_next
+        self._listeners: dict[int, socket.socket] = {}
+        self._pause: Timer | None = None
+
+    def add(self, listener: socket.socket) -> None:
+        """One more."""
+        listener.setblocking(False)
+        self._listeners[listener.fileno()] = listener
+        if self._pause is None:
+            self._group.watch(listener.fileno(), self, READ)
+
+    def on_event(self, fd: int, _events: int) -> None:
+        """Take in what has arrived, unless it is too soon: then it waits where it is."""
+        for _ in range(_AT_ONCE):
+            if seconds := self._seconds_to_next():
+                self._wait(seconds)
+                return
+            try:
+                client, _ = self._listeners[fd].accept()
+            except OSError as error:
+                if error.errno in _NONE_LEFT:
+                    self._wait(_PAUSE_SECONDS)
+                return
+            client.setblocking(False)
+            self._arrived(client)
+
+    def on_mistake(self) -> None:
+        """That connection is lost, when its object is."""
+
+    def _wait(self, seconds: float) -> None:
+        for fd in self._listeners:
+            self._group.forget(fd)
+        self._pause = self._loop.later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        for fd in self._listeners:
+            self._group.watch(fd, self, READ)
+
+    def close(self) -> None:
+        """All of them; those keep the box's network namespace alive."""
+        if self._pause is not None:
+            self._pause.cancel()
+        for fd, listener in self._listeners.items():
+            self._group.forget(fd)
+            listener.close()
+        self._listeners.clear()
