@@ -5,7 +5,7 @@ interrupt``. With ``--vm`` the second lane ends with the virtual machine (``pyth
 
 ::
 
-    main    unit, inside, kernels, lifecycle, programs, escape     what has to be quick, here
+    main    unit, inside, network, kernels, lifecycle, programs, escape     what has to be quick
     aside   suites, browser, vm                  what mostly waits, told when it has ended
 
 What becomes of it lies in ``artefacts/`` (or ``$SANDBOX_ARTEFACTS``): a junit.xml for each lane,
@@ -28,7 +28,7 @@ from xml.etree import ElementTree
 from sandbox_provisioner.host import HostFacts
 
 TESTS = Path(__file__).parent
-MAIN = ("unit", "inside", "kernels", "lifecycle", "programs", "escape")
+MAIN = ("unit", "inside", "network", "kernels", "lifecycle", "programs", "escape")
 ASIDE = ("suites", "browser")
 LINTERS = (
     ("ruff", "check", "."),

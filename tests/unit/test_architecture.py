@@ -218,6 +218,45 @@ def test_a_gateway_takes_the_rules_without_the_options():
     assert ours_of(rules / "__init__.py") == set()
 
 
+GATEWAY = sorted(PACKAGE.glob("gateway/*.py"))
+# What of it reads bytes of strangers, or keeps books: it calls nobody.
+PURE_OF_GATEWAY = (
+    "dns", "gate", "head", "hello", "meter", "names", "refused", "seats", "settings",
+)  # fmt: skip
+OF_OTHER_ROOMS = {
+    f"{NAME}.{name}"
+    for name in (
+        "errors", "facilities.network.tell.counts", "facilities.network.wish.addresses",
+        "facilities.network.wish.rules", "inside.kernel_calls", "inside.printable", "inside.wire",
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", GATEWAY, ids=lambda path: path.stem)
+def test_a_gateway_stands_on_the_rules_the_counts_and_the_words(path):
+    """Strangers' bytes are parsed there: the less is in that process, the better."""
+    ours = {name for name in ours_of(path) if not name.startswith(f"{NAME}.gateway")}
+    assert ours <= OF_OTHER_ROOMS
+    others = _top_names(path) - {NAME, "dnslib"}
+    assert others <= sys.stdlib_module_names
+    assert not others & {"asyncio", "subprocess", "multiprocessing", "ctypes", "http", "ssl"}
+
+
+@pytest.mark.parametrize("name", PURE_OF_GATEWAY)
+def test_what_reads_bytes_of_strangers_calls_nobody(name):
+    path = PACKAGE / f"gateway/{name}.py"
+    assert not imports_of(path) & {"os", "socket", "select", "time", "threading"}
+    pure = {f"{NAME}.gateway.{other}" for other in PURE_OF_GATEWAY}
+    assert {other for other in ours_of(path) if ".gateway." in other} <= pure
+
+
+def test_nobody_outside_takes_anything_from_a_gateway():
+    """It is a program of its own, of which others know the words alone."""
+    for path in FILES:
+        if path not in GATEWAY:
+            assert not any(name.startswith(f"{NAME}.gateway.") for name in ours_of(path)), path
+
+
 WISHES = sorted(PACKAGE.glob("facilities/caps/wish/*.py"))
 
 
