@@ -203,6 +203,13 @@ class WorkdirFacts:
         """Its real path, "" if there is none."""
         return self.place.source
 
+    @property
+    def out_of_reach(self) -> tuple[str, ...]:
+        """What lies in it and no kernel that works there may write: real paths."""
+        found = self.covered
+        names = (*found.directories, *found.files, *found.links, *found.sockets, *found.frozen)
+        return tuple(f"{self.source}/{name}" for name in names)
+
     @classmethod
     def nowhere(cls) -> WorkdirFacts:
         """For a box that has none."""

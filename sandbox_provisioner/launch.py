@@ -38,6 +38,13 @@ from sandbox_provisioner.facilities.environment.facts.kernel_files import (
 )
 from sandbox_provisioner.facilities.environment.plan.variables import handed_on
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IdRange, find_id_range
+from sandbox_provisioner.facilities.network.facts.configured import Files
+from sandbox_provisioner.facilities.network.facts.packages import (
+    Packages,
+    expanded_rules,
+    find_packages,
+)
+from sandbox_provisioner.facilities.network.wish.rules import PACKAGES
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import look_there_last, notice
 from sandbox_provisioner.failures import check
 from sandbox_provisioner.handle import LocalHandle
@@ -149,10 +156,12 @@ class LocalLauncher:
             self.tell_once(less)
         look_there_last(workdir.source, sys.path)
         counts_alone = holder.has_own_processes and not _counts_everywhere(facts)
+        files = self._files(request, facts, caller, workdir, volumes)
+        packages = self._packages(request, facts, files, workdir, volumes)
         site = Site(
             facts=facts,
             workdir=workdir,
-            files=self._files(request, facts, caller, workdir, volumes),
+            files=files,
             volumes=volumes,
             join_files=tree.join_files,
             id_range=_id_range(spec, facts),
@@ -160,6 +169,8 @@ class LocalLauncher:
             memory_group=tree.memory_group,
             memory_above=above,
             server_environment=caller.environment,
+            network_allow=expanded_rules(spec.network.allow, packages),
+            packages=packages,
         )
         _keep_apart(runtime, site)
         return site, tree
@@ -198,6 +209,33 @@ class LocalLauncher:
         if known := notice(workdir.source, facts.server):
             self.tell_once(known)
         return files
+
+    def _packages(
+        self,
+        request: LaunchRequest,
+        facts: HostFacts,
+        files: KernelFiles,
+        workdir: WorkdirFacts,
+        volumes: tuple[VolumeFacts, ...],
+    ) -> Packages:
+        """What the rule "packages" means here, if it is asked for."""
+        if PACKAGES not in request.spec.network.allow:
+            return Packages()
+        writable = (v.source for v in volumes if not v.volume.readonly)
+        found = find_packages(
+            files.program,
+            request.environment,
+            Files(
+                uid=facts.uid,
+                home=facts.home,
+                visible=frozenset(request.spec.covers.home_visible),
+                writable=tuple(filter(None, (workdir.source, *writable))),
+                covered=workdir.out_of_reach,
+            ),
+        )
+        for text in found.notices:
+            self.tell_once(text)
+        return found
 
     def tree(
         self, request: LaunchRequest, facts: HostFacts, workdir: WorkdirFacts, name: str

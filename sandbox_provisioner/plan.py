@@ -17,6 +17,7 @@ from enum import IntEnum
 from sandbox_provisioner.facilities.caps.cgroup import Bound
 from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
 from sandbox_provisioner.facilities.ids.facts import IdRange
+from sandbox_provisioner.facilities.network.facts.packages import Packages
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
@@ -134,6 +135,8 @@ class Site:
     *family* is whose child the kernel's PID 1 is, where that is a nursery's; *idle_seconds* how
     long a spare waits for its start. *held* is what whoever performs the first plan inside is given
     by the server besides, the descriptors by the names under which `receive` takes them.
+    *network_allow* are the rules of the kernel's network, those of presets in their place, which
+    *packages* tells more of.
     *opened* closes the descriptors of `places`: whoever made the site does, when the start is done.
     """
 
@@ -153,6 +156,8 @@ class Site:
     idle_seconds: float = 0.0
     held: Mapping[str, int] = field(default_factory=dict)
     server_environment: Mapping[str, str] = field(default_factory=dict)
+    network_allow: tuple[str, ...] = ()
+    packages: Packages = field(default_factory=Packages)
     opened: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     @property

@@ -393,8 +393,10 @@ def test_the_provisioner_knows_contracts_and_not_what_stands_behind_them():
             assert node.attr in members, ast.unparse(node)
 
 
+_NETWORK_FACTS = sorted(PACKAGE.glob("facilities/network/facts/*.py"))
 ASKS_NOBODY = (
     "facilities/environment/facts/kernel_files.py", "python_files.py",
+    *(f"facilities/network/facts/{path.name}" for path in _NETWORK_FACTS),
     "confinement.py", "handle.py", "host.py", "launch.py", "ledger.py",
     "meeting.py", "performer.py", "places.py", "plan.py", "stem.py", "warm/ahead.py",
     "warm/found.py", "warm/keys.py", "warm/launcher.py", "warm/make_nursery.py",

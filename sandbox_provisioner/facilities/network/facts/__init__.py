@@ -1,0 +1,1 @@
+"""facts - whoever launches; reads only: what this machine has of networks."""
