@@ -45,6 +45,7 @@ from sandbox_provisioner.facilities.network.facts.packages import (
     find_packages,
 )
 from sandbox_provisioner.facilities.network.wish.rules import PACKAGES
+from sandbox_provisioner.facilities.network.facts.resolver import find_resolver
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import look_there_last, notice
 from sandbox_provisioner.failures import check
 from sandbox_provisioner.handle import LocalHandle
@@ -65,7 +66,14 @@ from sandbox_provisioner.records import (
     runtime_directory,
     sweep,
 )
-from sandbox_provisioner.spec import Confinement, SandboxSpec, UserIds, relative, volumes_for
+from sandbox_provisioner.spec import (
+    Confinement,
+    Network,
+    SandboxSpec,
+    UserIds,
+    relative,
+    volumes_for,
+)
 from sandbox_provisioner.stages import stage
 from sandbox_provisioner.stem import stem
 
@@ -168,6 +176,7 @@ class LocalLauncher:
             user_tasks=0 if counts_alone else count_tasks(facts.uid),
             memory_group=tree.memory_group,
             memory_above=above,
+            resolver=find_resolver() if spec.network.mode is Network.HOST else (),
             server_environment=caller.environment,
             network_allow=expanded_rules(spec.network.allow, packages),
             packages=packages,

@@ -18,6 +18,7 @@ from sandbox_provisioner.facilities.caps.cgroup import Bound
 from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
 from sandbox_provisioner.facilities.ids.facts import IdRange
 from sandbox_provisioner.facilities.network.facts.packages import Packages
+from sandbox_provisioner.facilities.network.facts.resolver import ResolverPlace
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
@@ -137,6 +138,7 @@ class Site:
     by the server besides, the descriptors by the names under which `receive` takes them.
     *network_allow* are the rules of the kernel's network, those of presets in their place, which
     *packages* tells more of.
+    *resolver* is how the machine finds names, for a box that has the machine's own network.
     *opened* closes the descriptors of `places`: whoever made the site does, when the start is done.
     """
 
@@ -155,6 +157,7 @@ class Site:
     family: Family | None = None
     idle_seconds: float = 0.0
     held: Mapping[str, int] = field(default_factory=dict)
+    resolver: tuple[ResolverPlace, ...] = ()
     server_environment: Mapping[str, str] = field(default_factory=dict)
     network_allow: tuple[str, ...] = ()
     packages: Packages = field(default_factory=Packages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sandbox_provisioner.plan import Start, Step
+from sandbox_provisioner.spec import Network
 
 _ALL = ("mount", "pid", "network", "ipc", "uts", "cgroup")
 
@@ -12,16 +13,19 @@ _ALL = ("mount", "pid", "network", "ipc", "uts", "cgroup")
 def unshare_as_user(start: Start) -> Iterator[Step]:
     """An ordinary user's, who has the right to in a user namespace."""
     if not start.site.facts.privileged:
-        yield _unshare()
+        yield _unshare(start)
 
 
 def unshare_as_root(start: Start) -> Iterator[Step]:
     """A root server's, once it has entered the user namespace that owns them."""
     if start.site.facts.privileged:
-        yield _unshare()
+        yield _unshare(start)
 
 
-def _unshare() -> Step:
+def _unshare(start: Start) -> Step:
+    if start.request.spec.network.mode is Network.HOST:
+        names = tuple(name for name in _ALL if name != "network")
+        return Step("unshare", names, "everything below is private, but for the network")
     why = "everything below is private; the network is a loopback and nothing else"
     return Step("unshare", _ALL, why)
 

@@ -13,7 +13,7 @@ from sandbox_provisioner.facilities.caps.cgroup import Bound
 from sandbox_provisioner.facilities.caps.plan.bounds import SYSCTLS, kernels_limits, makers_limits
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.plan import Start, Step
-from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.spec import Limits, Network
 from sandbox_provisioner.units import format_bytes
 
 _JOINED = "memory, CPU and processes are charged from here on"
@@ -92,9 +92,12 @@ def limit_maker(_start: Start) -> Iterator[Step]:
     yield Step("resource-limits", makers_limits(), "only root can raise what the server has")
 
 
-def limit_settings(_start: Start) -> Iterator[Step]:
+def limit_settings(start: Start) -> Iterator[Step]:
     """Settings of namespaces that are the box's own."""
-    yield Step("own-limits", SYSCTLS, "what the machine has for everybody: a small share of it")
+    settings = SYSCTLS
+    if start.request.spec.network.mode is Network.HOST:
+        settings = tuple(word for word in settings if not word.startswith("net/"))
+    yield Step("own-limits", settings, "what the machine has for everybody: a small share of it")
 
 
 def limit_all(_start: Start) -> Iterator[Step]:
