@@ -18,6 +18,7 @@ from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts, memory_bounds, survey
 from sandbox_provisioner.facilities.namespaces.facts import current_obstacle
+from sandbox_provisioner.facilities.network.facts.ipv6 import has_ipv6
 from sandbox_provisioner.facilities.workdir.facts.covers import Covered, bad_workdir, find_covered
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import (
     Server,
@@ -45,7 +46,7 @@ _IDMAPPED_SINCE = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
     """What is true here. *obstacle* is why there are no namespaces here, as a HostError, or None.
-    *landlock* is the version of Landlock's ABI, 0 without it.
+    *landlock* is the version of Landlock's ABI, 0 without it; *ipv6* whether boxes have IPv6.
 
     *privileged* is the machine's own root; a root that a container limits is not.
     *homes* are the home directories that this machine knows of, *own_folders* those that variables
@@ -68,6 +69,7 @@ class HostFacts:
     own_folders: frozenset[str]
     cwd: str
     landlock: int = 0
+    ipv6: bool = False
     umask: int = 0o022
     server: Server = field(default_factory=Server)
 
@@ -101,6 +103,7 @@ class HostFacts:
             own_folders=_own_folders(caller.environment),
             cwd=caller.cwd,
             landlock=landlock_version(),
+            ipv6=has_ipv6(),
             umask=caller.umask,
             server=this_server(caller.cwd, server_places),
         )

@@ -44,8 +44,8 @@ from sandbox_provisioner.facilities.network.facts.packages import (
     expanded_rules,
     find_packages,
 )
-from sandbox_provisioner.facilities.network.wish.rules import PACKAGES
 from sandbox_provisioner.facilities.network.facts.resolver import find_resolver
+from sandbox_provisioner.facilities.network.wish.rules import PACKAGES
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import look_there_last, notice
 from sandbox_provisioner.failures import check
 from sandbox_provisioner.handle import LocalHandle

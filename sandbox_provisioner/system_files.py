@@ -4,7 +4,7 @@ Lists of what may be shown, not of what may not: what programs need to work, is 
 user, and holds no secret. Left out on purpose is what administrators keep passwords and keys in
 (pip.conf, npmrc, wgetrc, gitconfig, odbc.ini, profile.d, jupyter): who needs one of these asks for
 it with `volumes`. passwd, group, hosts and their like are the box's own
-(`facilities/ids/plan.py`, `facilities/network/plan.py`).
+(`facilities/ids/plan.py`, `facilities/network/plan/__init__.py`).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from sandbox_provisioner import orders
@@ -21,12 +22,21 @@ from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import Bound, CgroupFacts
 from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, IdRange
+from sandbox_provisioner.facilities.network.facts.resolver import ResolverPlace
 from sandbox_provisioner.facilities.workdir.facts.covers import Covered
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.plan import HOME, Family, LaunchRequest, Plan, Site, Step
-from sandbox_provisioner.spec import Confinement, Limits, SandboxSpec, UserIds, Volume
+from sandbox_provisioner.spec import (
+    Confinement,
+    Limits,
+    Network,
+    NetworkWish,
+    SandboxSpec,
+    UserIds,
+    Volume,
+)
 from sandbox_provisioner.warm.obstacles import obstacle
 
 FOLDER = Path(__file__).parent / "unit" / "golden"
@@ -40,6 +50,11 @@ BOUND = Bound(group="/user.slice", limit_bytes=1 << 30)
 SERVER = {"LANG": "C.UTF-8", "PATH": "/opt/env/bin:/usr/bin", "JUPYTERHUB_API_TOKEN": "secret"}
 SYSCONF = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 4 << 18}
 
+RESOLVER = (
+    ResolverPlace("/run/systemd/resolve", "/run/systemd/resolve"),
+    ResolverPlace("/etc/hosts", "/etc/hosts"),
+    ResolverPlace("/etc/resolv.conf", "/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"),
+)
 COVERED = Covered(
     directories=(".ssh", "project/.git/hooks"),
     files=(".netrc",),
@@ -250,6 +265,19 @@ def of_nobody(site: Site) -> Site:
     return replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
 
 
+def with_network(mode: Network, start: Callable[[LaunchRequest, Site], Plans]) -> Any:
+    """*start* for a box that has the network *mode*, on a machine with IPv6."""
+
+    def of_network(request: LaunchRequest, site: Site) -> Plans:
+        spec = replace(request.spec, network=NetworkWish(mode=mode))
+        facts = replace(site.facts, ipv6=True)
+        held = {"network": -1} if start in {cold, child, claim} else {}
+        site = replace(site, facts=facts, resolver=RESOLVER, held=held)
+        return start(replace(request, spec=spec), site)
+
+    return of_network
+
+
 STARTS: dict[str, Callable[[LaunchRequest, Site], Plans]] = {
     "cold": cold,
     "command": command,
@@ -259,8 +287,16 @@ STARTS: dict[str, Callable[[LaunchRequest, Site], Plans]] = {
     "child": child,
     "spare": spare,
     "claim": claim,
+    "gateway": with_network(Network.GATEWAY, cold),
+    "gateway-nursery": with_network(Network.GATEWAY, nursery),
+    "gateway-child": with_network(Network.GATEWAY, child),
+    "gateway-spare": with_network(Network.GATEWAY, spare),
+    "gateway-claim": with_network(Network.GATEWAY, claim),
+    "card": with_network(Network.CARD, cold),
+    "card-claim": with_network(Network.CARD, claim),
+    "host-network": with_network(Network.HOST, cold),
 }
-WARM = ("nursery", "child", "spare", "claim")
+WARM = [start for start in STARTS if start.split("-")[-1] in {"nursery", "child", "spare", "claim"}]
 CASES = [f"{start}-{asker}" for start in STARTS for asker in ASKERS]
 
 

@@ -112,6 +112,14 @@ _MSG_CMSG_CLOEXEC = 0x40000000
 _EVENTS_BYTES = 1 << 16
 MOST_DESCRIPTORS = 253  # unix(7): SCM_MAX_FD, in one message
 _IFF_UP_RUNNING = 0x41
+_AF_INET, _AF_INET6, _AF_NETLINK = 2, 10, 16
+_SOCK_STREAM, _SOCK_DGRAM, _SOCK_RAW, _SOCK_NONBLOCK = 1, 2, 3, 0o4000
+_SOL_IP, _SOL_IPV6 = 0, 41
+_NLMSG_ERROR = 2
+# ip(7), ipv6(7): answers come from the address that was asked; whom a connection was meant for is
+# its own address; the family's own addresses and no other.
+_IP_PKTINFO, _IP_TRANSPARENT = 8, 19
+_IPV6_V6ONLY, _IPV6_RECVPKTINFO, _IPV6_TRANSPARENT = 26, 49, 75
 
 
 class CallFailed(OSError):
@@ -407,8 +415,7 @@ def set_hostname(name: str) -> None:
 
 def loopback_up() -> None:
     """netdevice(7), SIOCSIFFLAGS on lo: the only interface of a new network namespace is down."""
-    inet, datagram = 2, 2
-    fd = _check(_libc.socket(inet, datagram | os.O_CLOEXEC, 0), "socket", family="AF_INET")
+    fd = new_socket(_AF_INET, _SOCK_DGRAM)
     try:
         # struct ifreq: 16 bytes of name, then a short with the flags, 40 bytes in all.
         request = ctypes.create_string_buffer(b"lo".ljust(16, b"\0"), 40)
@@ -417,6 +424,68 @@ def loopback_up() -> None:
         _check(result, "ioctl", request="SIOCSIFFLAGS", interface="lo")
     finally:
         os.close(fd)
+
+
+def new_socket(family: int, kind: int, protocol: int = 0) -> int:
+    """socket(2)."""
+    result = _libc.socket(family, kind | os.O_CLOEXEC, protocol)
+    return _check(result, "socket", family=family, kind=kind, protocol=protocol)
+
+
+def _set_option(fd: int, level: int, option: int) -> None:
+    value = ctypes.c_int(1)
+    result = _libc.setsockopt(fd, level, option, ctypes.byref(value), ctypes.sizeof(value))
+    _check(result, "setsockopt", fd=fd, level=level, option=option, value=1)
+
+
+def tell_netlink(protocol: int, messages: bytes, names: tuple[str, ...]) -> None:
+    """netlink(7): write *messages*, numbered from 1, each of which Linux acknowledges while we do;
+    CallFailed with that one of *names* whose message it refuses."""
+    fd = new_socket(_AF_NETLINK, _SOCK_RAW | _SOCK_NONBLOCK, protocol)
+    try:
+        os.write(fd, messages)
+        left = len(names)
+        while left:
+            for number, code in _answers(os.read(fd, 1 << 16)):
+                if code:
+                    name = names[number - 1] if number else "(the first)"
+                    raise CallFailed("netlink", code, protocol=protocol, message=name)
+                left -= 1
+    finally:
+        os.close(fd)
+
+
+def _answers(text: bytes) -> list[tuple[int, int]]:
+    """The number of each message that is answered, and the error, 0 for none."""
+    found, position = [], 0
+    while position < len(text):
+        length, kind, _, number, _ = struct.unpack_from("=IHHII", text, position)
+        if kind == _NLMSG_ERROR:
+            found.append((number, -struct.unpack_from("=i", text, position + 16)[0]))
+        position += (length + 3) & ~3
+    return found
+
+
+def new_listener(kind: str, port: int, backlog: int) -> int:
+    """ip(7), ipv6(7): a socket of *kind* ("tcp4", "tcp6", "udp4" or "udp6") at *port* of every
+    address, whoever has it: transparent, so that it may answer as that one."""
+    is_ipv6, is_stream = kind.endswith("6"), kind.startswith("tcp")
+    family, level = (_AF_INET6, _SOL_IPV6) if is_ipv6 else (_AF_INET, _SOL_IP)
+    options = [_IPV6_TRANSPARENT if is_ipv6 else _IP_TRANSPARENT]
+    if not is_stream:
+        options.append(_IPV6_RECVPKTINFO if is_ipv6 else _IP_PKTINFO)
+    if is_ipv6:
+        options.append(_IPV6_V6ONLY)
+    fd = new_socket(family, _SOCK_STREAM if is_stream else _SOCK_DGRAM)
+    for option in options:
+        _set_option(fd, level, option)
+    # struct sockaddr_in, sockaddr_in6: the family, the port, and zeros for any address.
+    size = 28 if is_ipv6 else 16
+    address = (struct.pack("=H", family) + struct.pack("!H", port)).ljust(size, b"\0")
+    _check(_libc.bind(fd, address, size), "bind", kind=kind, port=port)
+    if is_stream:
+        _check(_libc.listen(fd, backlog), "listen", kind=kind, port=port, backlog=backlog)
+    return fd
 
 
 def take_terminal(fd: int) -> None:

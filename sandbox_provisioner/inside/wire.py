@@ -23,8 +23,17 @@ it is about; descriptors come with it. *launcher* below is also a nursery's chil
       PID 1    ──"full PATH"──▶ server            a folder in memory has no room any more
       PID 1    ──"covered PATH"──▶ server         a program outside had laid that place bare
       PID 1    ──"made KIND PATH"──▶ server       for that it had to be made
+      PID 1    ──"network-lost"──▶ server         whoever dialed for it has ended
       server   ──"say SENTENCE"──▶ PID 1          to the person at the notebook
       server   ──its end──▶ PID 1                 the server is gone, and so is the sandbox
+
+    network channel, of one sandbox; each side keeps its end as long as it lives
+      PID 1    ──"listeners NAMES" + a socket for each──▶ gateway    tcp4, tcp6, udp4, udp6
+      gateway  ──"say SENTENCE"──▶ PID 1          to the person at the notebook
+      PID 1    ──"netns" + its namespace──▶ server    where the network is a card
+      server   ──"up", or "failed TEXT"──▶ PID 1  which waits for it
+      gateway  ──its end──▶ PID 1                 there is no network any more
+      PID 1    ──its end──▶ gateway, server       the sandbox is gone
 
     claims socket, of one spare; from the connection on it is the control socket
       server   ──connects──▶ PID 1
@@ -77,8 +86,12 @@ COVERED = "covered"
 SAY = "say"
 MADE = "made"  # in a report as well
 STRING = "string"
-# On a network channel; SAY is one, too, and FAILED.
+NETWORK_LOST = "network-lost"
+# On a network channel, which PID 1 is given by this name; SAY is one, too, and FAILED.
+NETWORK = "network"
 LISTENERS = "listeners"
+NETNS = "netns"
+UP = "up"
 # In a report.
 PID = "pid"
 FAILED = "failed"
@@ -107,6 +120,8 @@ FAILED_STATUS = 125
 _FIRST_RELAYED = 34
 _SIGNALS = range(1, 32)
 
+# Of one message that is read whole.
+LONGEST = 4096
 _END_OF_RECORD = b"\0\n"  # a path may have ends of lines in it, and no NUL
 
 

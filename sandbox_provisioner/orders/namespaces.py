@@ -157,6 +157,7 @@ ORDER: tuple[tuple[str, Callable[[Start], Iterable[Step]]], ...] = (
     ("- - - 1 -", process.stay_unclaimed),
     ("1 1 1 1 -", namespaces.hostname),
     ("1 1 1 1 -", network.bring_up),
+    ("1 - 1 - 1", network.hand_out),
     ("1 1 - - -", process.survive_server),
     ("- 1 - - -", process.outlive_kernel),
     ("1 1 1 1 -", process.stdio),

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from sandbox_provisioner.facilities.rights.plan.seccomp import (
     KERNEL,
+    NETWORKED,
     NURSERY,
     compile_filter,
     describe,
 )
 from sandbox_provisioner.plan import Start, Step
+from sandbox_provisioner.spec import Network
 
 
 def become(start: Start) -> Iterator[Step]:
@@ -26,7 +28,8 @@ def filter_kernel(start: Start) -> Iterator[Step]:
 
 def filter_nursery(start: Start) -> Iterator[Step]:
     """The same with the calls that make namespaces: its kernels have their own filter."""
-    yield filter_step(start, NURSERY, "an allow-list of what the kernel may ask Linux")
+    profile = NETWORKED if start.request.spec.network.mode is Network.GATEWAY else NURSERY
+    yield filter_step(start, profile, "an allow-list of what the kernel may ask Linux")
 
 
 def filter_step(start: Start, profile: str, why: str) -> Step:

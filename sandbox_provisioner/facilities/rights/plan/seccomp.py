@@ -28,7 +28,7 @@ from typing import NamedTuple, TypeVar
 
 from .syscall_numbers import AARCH64, NUMBERS, X86_64
 
-__all__ = ["KERNEL", "NURSERY", "SHARED", "compile_filter", "describe"]
+__all__ = ["KERNEL", "NETWORKED", "NURSERY", "SHARED", "compile_filter", "describe"]
 
 # ---- verdicts: linux/seccomp.h, SECCOMP_RET_* ----------------------------------------------------
 
@@ -241,36 +241,42 @@ AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, SOCK_PACKET = 1, 2, 3, 10
 SOCK_TYPE_MASK = 0xF  # above it: SOCK_CLOEXEC, SOCK_NONBLOCK
 IPPROTO_ANY, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ICMPV6 = 0, 1, 6, 17, 58
-NETLINK_ROUTE = 0
+NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 TCP_ULP = 31
 
-SOCKET = Rule(
-    "families unix, inet and inet6 (tcp, udp, ping) and netlink (route)",
-    (
-        Case((Word(0, (AF_UNIX,)),), ALLOW),
-        Case(
-            (
-                Word(0, (AF_INET, AF_INET6)),
-                Word(1, (SOCK_STREAM, SOCK_DGRAM), SOCK_TYPE_MASK),
-                Word(2, (IPPROTO_ANY, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ICMPV6)),
+
+def making_socket(tells: str, *netlink: int) -> Rule:
+    """For socket(2), with these protocols of netlink(7)."""
+    return Rule(
+        f"families unix, inet and inet6 (tcp, udp, ping) and netlink ({tells})",
+        (
+            Case((Word(0, (AF_UNIX,)),), ALLOW),
+            Case(
+                (
+                    Word(0, (AF_INET, AF_INET6)),
+                    Word(1, (SOCK_STREAM, SOCK_DGRAM), SOCK_TYPE_MASK),
+                    Word(2, (IPPROTO_ANY, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_ICMPV6)),
+                ),
+                ALLOW,
             ),
-            ALLOW,
-        ),
-        # Of family inet, SOCK_PACKET is an old name for a packet socket: see packet(7).
-        Case(
-            (
-                Word(0, (AF_INET, AF_INET6)),
-                Word(1, (SOCK_RAW, SOCK_PACKET), SOCK_TYPE_MASK),
+            # Of family inet, SOCK_PACKET is an old name for a packet socket: see packet(7).
+            Case(
+                (
+                    Word(0, (AF_INET, AF_INET6)),
+                    Word(1, (SOCK_RAW, SOCK_PACKET), SOCK_TYPE_MASK),
+                ),
+                fail(errno.EPERM),
             ),
-            fail(errno.EPERM),
+            # Other protocols (sctp, mptcp, l2tp, smc ...) load kernel modules when first asked for.
+            Case((Word(0, (AF_INET, AF_INET6)),), fail(errno.EPROTONOSUPPORT)),
+            Case((Word(0, (AF_NETLINK,)), Word(2, netlink)), ALLOW),
+            Case((Word(0, (AF_NETLINK,)),), fail(errno.EPROTONOSUPPORT)),
         ),
-        # Other protocols (sctp, mptcp, l2tp, smc ...) load kernel modules when first asked for.
-        Case((Word(0, (AF_INET, AF_INET6)),), fail(errno.EPROTONOSUPPORT)),
-        Case((Word(0, (AF_NETLINK,)), Word(2, (NETLINK_ROUTE,))), ALLOW),
-        Case((Word(0, (AF_NETLINK,)),), fail(errno.EPROTONOSUPPORT)),
-    ),
-    fail(errno.EAFNOSUPPORT),
-)
+        fail(errno.EAFNOSUPPORT),
+    )
+
+
+SOCKET = making_socket("route", NETLINK_ROUTE)
 
 # An upper-layer protocol (tls, espintcp, smc) is a kernel module that handles cached pages.
 # Programs meet kernels without it and do its work themselves.
@@ -629,6 +635,11 @@ NURSERY_ALLOWED = """
     openat2 pivot_root sethostname setns umount2 unshare"""
 SIOCSIFFLAGS = 0x8914  # the loopback of a kernel's network namespace is brought up
 NURSERY_CHECKED: dict[str, Rule] = {"ioctl": device_commands(SIOCSIFFLAGS)}
+# Where its kernels have a gateway, its children set up the tables of their networks; nf_tables is
+# much code of Linux's, and no other nursery needs it.
+NETWORKED_CHECKED: dict[str, Rule] = {
+    "socket": making_socket("route, netfilter", NETLINK_ROUTE, NETLINK_NETFILTER)
+}
 
 # ---- from policy to ranges of numbers ------------------------------------------------------------
 
@@ -638,14 +649,15 @@ T = TypeVar("T")
 AUDIT_ARCH = {X86_64: 0xC000_003E, AARCH64: 0xC000_00B7}  # linux/audit.h
 
 
-KERNEL, SHARED, NURSERY = "kernel", "shared", "nursery"
-"""For whom a filter is: a kernel in its own namespaces, one that shares the host's, a nursery."""
+KERNEL, SHARED, NURSERY, NETWORKED = "kernel", "shared", "nursery", "networked nursery"
+"""For whom a filter is: a kernel in its own namespaces, one that shares the host's, a nursery, one
+whose kernels have a gateway."""
 
 
 def verdicts(profile: str = KERNEL) -> Iterator[tuple[str, Verdict]]:
     """Every call the tables name, each once, with what becomes of it under *profile*."""
     if profile != KERNEL:
-        more = _shared_verdicts() if profile == SHARED else _nursery_verdicts()
+        more = _shared_verdicts() if profile == SHARED else _nursery_verdicts(profile)
         yield from (dict(verdicts()) | dict(more)).items()
         return
     for calls in ALLOWED.values():
@@ -662,9 +674,11 @@ def _shared_verdicts() -> Iterator[tuple[str, Verdict]]:
     yield from SHARED_CHECKED.items()
 
 
-def _nursery_verdicts() -> Iterator[tuple[str, Verdict]]:
+def _nursery_verdicts(profile: str) -> Iterator[tuple[str, Verdict]]:
     yield from ((name, ALLOW) for name in NURSERY_ALLOWED.split())
     yield from NURSERY_CHECKED.items()
+    if profile == NETWORKED:
+        yield from NETWORKED_CHECKED.items()
 
 
 def by_number(machine: str, profile: str = KERNEL) -> dict[int, Verdict]:
@@ -796,8 +810,8 @@ class Program:
 def compile_filter(machine: str, profile: str = KERNEL) -> bytes:
     """The filter for a machine as uname(2) names it: an array of struct sock_filter, 8 bytes each.
 
-    *profile* is for whom it is: KERNEL, SHARED, NURSERY. Raises ValueError for a machine whose
-    system calls are not in the tables.
+    *profile* is for whom it is: KERNEL, SHARED, NURSERY, NETWORKED. Raises ValueError for a machine
+    whose system calls are not in the tables.
     """
     if machine not in AUDIT_ARCH:
         known = " and ".join(sorted(AUDIT_ARCH))
