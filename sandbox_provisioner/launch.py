@@ -251,9 +251,10 @@ class LocalLauncher:
     ) -> CgroupTree:
         """The groups called *name*, with the caps of *request*; nothing is made yet."""
         spec = request.spec
-        device = disk_of(workdir.place.device) if spec.limits.io_bytes_per_second else ""
+        is_needed = any(cap.needs_disk for cap in spec.limits.asked)
+        disk = disk_of(workdir.place.device) if is_needed else ""
         return cgroup.open_tree(
-            facts.cgroups, name, spec.limits, spec.may_lack, self.tell_once, device
+            facts.cgroups, name, spec.limits, spec.may_lack, self.tell_once, disk
         )
 
     def explain(self, request: LaunchRequest) -> Plan:

@@ -248,9 +248,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
     def _may_interrupt(self, limits: Limits) -> bool:
         """A kernel that wants interrupts as messages may end of a signal: none for that one. And
         one that swallows it, or answers "aborted", would show wrong results as if all were well."""
-        kernel, by_default = self.kernel_spec, "mem_interrupt" in self.untouched
-        if by_default and any(cap.eases_memory(limits) for cap in limits.asked):
-            return False
+        kernel, by_default = self.kernel_spec, limits.interrupt_by_default
         if kernel is None:
             return True
         return kernel.interrupt_mode != "message" and (not by_default or is_ipython(kernel.argv))

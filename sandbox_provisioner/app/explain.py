@@ -26,7 +26,7 @@ from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.errors import COMMAND, SpecError, joined
 from sandbox_provisioner.facilities.caps.cgroup import allows_less, narrowest_bound
-from sandbox_provisioner.facilities.caps.plan import enforced
+from sandbox_provisioner.facilities.caps.plan import beyond_memory, enforced, interrupt_share
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.options import AUTO, every_option
@@ -139,19 +139,19 @@ def _memory(limits: Limits, facts: HostFacts) -> str:
     if enforced(limits, facts).memory_bytes is None:
         return f"{text}, by default, and is given up: {facts.cgroups.missing['memory']}."
     less = allows_less(limits.memory_bytes, narrowest_bound(facts.cgroups))
-    return " ".join(filter(None, (f"{text}.", less, _interrupt(limits))))
+    return " ".join(filter(None, (f"{text}.", less, _interrupt(limits, facts))))
 
 
-def _interrupt(limits: Limits) -> str:
-    beyond = [cap.noun for cap in limits.asked if cap.eases_memory(limits)]
-    if limits.interrupt_share is None and beyond:
+def _interrupt(limits: Limits, facts: HostFacts) -> str:
+    share, beyond = interrupt_share(limits, facts), beyond_memory(limits, facts)
+    if share is None and beyond:
         return f"The kernel is not interrupted before it, since it has {joined(beyond)} beyond it."
-    if limits.interrupt_share is None:
+    if share is None:
         return (
             "The kernel is not interrupted before it: by default only IPython's is, whose cell "
             "then fails."
         )
-    return f"At {limits.interrupt_share:g} of it the cell is interrupted."
+    return f"At {share:g} of it the cell is interrupted."
 
 
 def _shown(value: Any) -> str:

@@ -35,9 +35,6 @@ from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import Kind, Plan, Start, Step
 
 LAUNCHER, INIT, KERNEL, NOBODY = "L", "1", "K", "-"
-# How many descriptors ``open-memory`` opens, by the version of cgroups
-# (facilities/caps/inside/memory.py).
-_MEMORY_FILES = {1: 5, 2: 3}
 
 
 def receive_places(start: Start) -> Iterator[Step]:
@@ -79,7 +76,7 @@ def _opened_by(steps: Iterable[Step]) -> Iterator[str]:
         if step.verb == "exit-file":
             yield "exit-file"
         elif step.verb == "open-memory":
-            yield from ("memory",) * _MEMORY_FILES[int(str(step.words[0]))]
+            yield from ("memory",) * caps.MEMORY_FILES[int(str(step.words[0]))]
         elif step.verb in {"take", "take-place"}:
             yield str(step.words[0])
 

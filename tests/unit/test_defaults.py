@@ -13,7 +13,7 @@ from traitlets.config import Config
 from sandbox_provisioner import host
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
-from sandbox_provisioner.facilities.caps.plan import enforced
+from sandbox_provisioner.facilities.caps.plan import enforced, interrupt_share
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.units import parse_share
@@ -68,18 +68,24 @@ def test_without_a_cap_there_is_none(wish: Wish) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "share"),
+    ("options", "missing", "share"),
     [
-        ({}, 0.92),
-        ({"swap_limit": "1G"}, None),
-        ({"swap_limit": 0}, 0.92),
-        ({"swap_limit": "1G", "mem_interrupt": 0.9}, 0.9),
+        ({}, "", 0.92),
+        ({"swap_limit": "1G"}, "", None),
+        ({"swap_limit": 0}, "", 0.92),
+        ({"swap_limit": "1G", "mem_interrupt": 0.9}, "", 0.9),
+        # It was waived: nothing comes beyond the cap on memory, which is enforced.
+        ({"swap_limit": "1G", "on_missing": {"swap": "warn"}}, "swap", 0.92),
+        ({"swap_limit": "1G", "mem_interrupt": 0}, "swap", None),
     ],
 )
 def test_who_may_swap_is_not_interrupted_before_unless_that_was_asked_for(
-    wish: Wish, options: dict[str, Any], share: float | None
+    wish: Wish, options: dict[str, Any], missing: str, share: float | None
 ) -> None:
-    assert wish(**options).interrupt_share == share
+    absent = {missing: "Linux does not count it"} if missing else {}
+    cgroups = CgroupFacts(version=2, bases={}, missing=absent)
+    facts = replace(golden.ROOT, cgroups=cgroups)
+    assert interrupt_share(wish(**options), facts) == share
 
 
 @pytest.mark.parametrize("value", ["0%", "101%", "-5%", "5 %", "%"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -146,6 +147,20 @@ def test_a_jupyter_kernel_with_a_cap_is_watched_before_the_cgroup_is_out_of_reac
     assert verbs.index("watch-memory") < verbs.index("fork-kernel")
     # Where nothing can be watched nothing is.
     assert not words_of(plan_of(spec=spec, connection_file=file), "watch-memory")
+
+
+@pytest.mark.parametrize(("missing", "share"), [({}, 0), ({"swap": "not counted"}, 0.92)])
+def test_who_has_no_swap_after_all_is_interrupted_before_its_cap(missing, share):
+    """on_missing may allow a start without the swap that was asked for."""
+    limits = Limits(
+        memory_bytes=512 << 20, swap_bytes=1 << 30, interrupt_share=0.92, interrupt_by_default=True
+    )
+    facts = replace(FACTS, cgroups=replace(FACTS.cgroups, missing=missing))
+    site = site_of(facts, memory_group=(1, "/cg/memory/abc"))
+    spec = SandboxSpec(workdir=WORKDIR, limits=limits)
+    plan = plan_of(site, spec=spec, connection_file=("kernel.json", "{}"))
+    ((_, at, *_),) = words_of(plan, "watch-memory")
+    assert at == str(round((512 << 20) * share))
 
 
 def test_what_is_not_interrupted_is_watched_all_the_same_for_whose_kill_was_whose():

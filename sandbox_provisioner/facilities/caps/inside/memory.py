@@ -103,7 +103,7 @@ def thresholds(level: Level) -> list[int]:
     return found
 
 
-_FILES = {
+FILES = {
     1: (
         "cgroup.event_control", "memory.usage_in_bytes", "memory.pressure_level", "memory.stat",
         "memory.oom_control",
@@ -116,7 +116,7 @@ _WRITTEN = ("cgroup.event_control", "memory.high")
 def open_files(version: int, group: str) -> list[int]:
     """Descriptors of what `Memory` needs of *group*, while it can be reached."""
     found = []
-    for name in _FILES[version]:
+    for name in FILES[version]:
         how = os.O_WRONLY if name in _WRITTEN else os.O_RDONLY
         found.append(os.open(f"{group}/{name}", how | os.O_CLOEXEC))
     return found

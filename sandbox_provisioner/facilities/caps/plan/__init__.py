@@ -10,12 +10,15 @@ from collections.abc import Iterator
 
 from sandbox_provisioner.errors import COLUMNS, in_lines
 from sandbox_provisioner.facilities.caps.cgroup import Bound
+from sandbox_provisioner.facilities.caps.inside.memory import FILES
 from sandbox_provisioner.facilities.caps.plan.bounds import SYSCTLS, kernels_limits, makers_limits
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.plan import Start, Step
 from sandbox_provisioner.spec import Limits, Network
 from sandbox_provisioner.units import format_bytes
 
+# How many descriptors ``open-memory`` opens, by the version of cgroups.
+MEMORY_FILES = {version: len(names) for version, names in FILES.items()}
 _JOINED = "memory, CPU and processes are charged from here on"
 
 
@@ -45,7 +48,7 @@ def watch_memory(start: Start) -> Iterator[Step]:
     cap = limits.memory_bytes
     if cap is None or site.memory_group is None:
         return
-    share = (limits.interrupt_share or 0) if is_kernel else 0
+    share = (interrupt_share(limits, site.facts) or 0) if is_kernel else 0
     killed = _child_killed(cap) if is_kernel else ""
     sentence = in_lines(_interrupted(cap, site.memory_above), COLUMNS - len("1023 MiB"))
     if site.memory_above:
@@ -122,6 +125,19 @@ def _processes(start: Start) -> int | None:
     if most is None or "pids" not in start.site.facts.cgroups.missing:
         return None
     return most + start.site.user_tasks
+
+
+def beyond_memory(limits: Limits, facts: HostFacts) -> list[str]:
+    """What a kernel has beyond its cap on memory here, as nouns."""
+    had = (cap for cap in limits.asked if cap.facility not in facts.cgroups.missing)
+    return [cap.noun for cap in had if cap.eases_memory(limits)]
+
+
+def interrupt_share(limits: Limits, facts: HostFacts) -> float | None:
+    """At which share of its cap a kernel is interrupted here; None: it is not. By default it is not
+    where it goes on beyond the cap."""
+    is_eased = limits.interrupt_by_default and beyond_memory(limits, facts)
+    return None if is_eased else limits.interrupt_share
 
 
 def enforced(limits: Limits, facts: HostFacts) -> Limits:

@@ -81,6 +81,8 @@ class Cap(ABC):
     noun: ClassVar[str]
     otherwise: ClassVar[str] = ""
     needs: ClassVar[Mapping[int, str]] = MappingProxyType({})
+    #: Whether what it writes names the *disk* of the work directory.
+    needs_disk: ClassVar[bool] = False
     #: What a person can do where `obstacle` tells something, or what it `needs` is missing.
     remedy: ClassVar[tuple[str, ...]] = ()
     #: The file, by the version of cgroups, in which a group above ours tells what it has.

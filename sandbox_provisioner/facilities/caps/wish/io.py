@@ -46,6 +46,7 @@ class Io(Cap):
     options = ("io_limit",)
     fields = ("io_bytes_per_second",)
     noun = "disk traffic"
+    needs_disk = True
     remedy = (
         "Work in a directory on a disk (not on overlay, btrfs, zfs, tmpfs or a file server), or "
         "remove io_limit.",

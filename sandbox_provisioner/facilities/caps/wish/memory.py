@@ -65,10 +65,12 @@ class MemoryOptions(Options):
 @dataclass(frozen=True, kw_only=True)
 class MemoryWish:
     """*memory_bytes* includes the sandbox's tmpfs and shared memory, and no swap comes on top. At
-    *interrupt_share* of it the kernel gets an interrupt; None means that it does not."""
+    *interrupt_share* of it the kernel gets an interrupt; None means that it does not. Nobody has
+    asked for an interrupt *by default*: there is none where the kernel goes on beyond the cap."""
 
     memory_bytes: int | None = None
     interrupt_share: float | None = None
+    interrupt_by_default: bool = False
 
 
 class Memory(Cap):
@@ -81,8 +83,11 @@ class Memory(Cap):
     otherwise = "; others have no memory cap"
 
     def wish(self, options: MemoryOptions) -> MemoryWish:
+        share = options.mem_interrupt or None  # reading it notes whether its default was taken
         return MemoryWish(
-            memory_bytes=_memory_bytes(options), interrupt_share=options.mem_interrupt or None
+            memory_bytes=_memory_bytes(options),
+            interrupt_share=share,
+            interrupt_by_default="mem_interrupt" in options.untouched,
         )
 
     def check(self, limits: MemoryWish) -> None:
