@@ -7,20 +7,18 @@ machine forbade it: that is looked for here, after the refusal.
 from __future__ import annotations
 
 import errno
-import os
 
 from sandbox_provisioner.errors import HostError, InternalError, LaunchError, SandboxError
-from sandbox_provisioner.facilities.namespaces.facts import (
-    Cause,
-    Surroundings,
-    cause_of,
-    masked_proc_cause,
-    mount_cause,
-)
+from sandbox_provisioner.facilities.ids import tell as ids
+from sandbox_provisioner.facilities.namespaces import tell as namespaces
+from sandbox_provisioner.facilities.namespaces.facts import Surroundings
+from sandbox_provisioner.facilities.process import tell as process
+from sandbox_provisioner.facilities.workdir import tell as workdir
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import Plan, Site, Step
 from sandbox_provisioner.report import Failure
+from sandbox_provisioner.told import Cause
 
 _ATTEMPT = "start the sandbox"
 
@@ -79,8 +77,8 @@ def failure_told_by(failure: Failure, plan: Plan, site: Site) -> SandboxError:
 def places_of(step: Step, site: Site) -> str:
     """What *step* was about to touch, as a person knows it; the first few of many."""
     words = [word for word in step.words if isinstance(word, str)]
-    if step.verb in _IN_WORKDIR:
-        found = words[_IN_WORKDIR[step.verb]]
+    if step.verb in workdir.PLACES:
+        found = words[workdir.PLACES[step.verb]]
     else:
         found = [word for word in words if word.startswith("/")]
     shown, more = found[:_MOST_PLACES], len(found) - _MOST_PLACES
@@ -90,23 +88,7 @@ def places_of(step: Step, site: Site) -> str:
     return " ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
-# Which of their words are places, where these are relative to the work directory.
-_IN_WORKDIR = {
-    "cover": slice(1, None),
-    "place": slice(0, None, 2),
-    "make-folders": slice(None),
-    "protect": slice(None),
-}
 _MOST_PLACES = 3
-
-_NAMESPACE_VERBS = (
-    "make-user-namespace", "unshare-user-namespace", "map-user-namespace", "unshare", "fork-init",
-)  # fmt: skip
-_TAKE_VERBS = ("take", "take-place")
-_MOUNT_VERBS = (
-    *_TAKE_VERBS, "new-root", "attach", "mount", "scratch", "mask", "show-only", "freeze-paths",
-    "pivot",
-)  # fmt: skip
 _REFUSALS = {errno.EPERM, errno.EACCES, errno.ENOSPC, errno.ENOSYS, errno.EINVAL}
 
 
@@ -120,15 +102,8 @@ def failure_of(step: Step, number: int, text: str, site: Site, places: str = "")
             answer=f"[{step.verb}{places and ' '}{places}] {text}: {cause.found}",
             remedy=cause.steps,
         )
-    if step.verb == "execute" and number in {errno.EACCES, errno.ENOENT}:
-        installation = os.path.dirname(os.path.dirname(site.files.program))
-        return LaunchError(
-            attempt=f"run {site.files.program} in the sandbox",
-            answer=text,
-            remedy="It, its interpreter or its libraries are missing inside or are not readable "
-            f"for others: try chmod -R o+rX on {installation}.",
-            step=step.verb,
-        )
+    if step.verb == "execute" and number in process.MISSING:
+        return process.not_executed(site.files.program, text)
     return LaunchError(
         attempt=_ATTEMPT,
         answer=text,
@@ -140,22 +115,6 @@ def failure_of(step: Step, number: int, text: str, site: Site, places: str = "")
 
 def _cause_of(verb: str, number: int, text: str, facts: HostFacts) -> Cause | None:
     """Who of this machine forbade a step, None if it was not of those that somebody forbids."""
-    if verb == "map-user-namespace" and text.startswith("new"):
-        return Cause(
-            "its rules are those of subuid(5)",
-            "See that /etc/subuid and /etc/subgid give this user ids that exist here (compare "
-            '/proc/self/uid_map), or set user_ids to "single".',
-        )
-    made = verb != "fork-init" and text.startswith(("unshare(", "clone("))
-    if number == errno.EINVAL and not made:
-        return None
-    if verb in _NAMESPACE_VERBS:
-        return cause_of(number, text, Surroundings.probe(), privileged=facts.privileged)
-    # What is taken is the server's to read: EACCES means a closed path there.
-    forbids = {errno.EPERM} if verb in _TAKE_VERBS else {errno.EPERM, errno.EACCES}
-    if verb not in _MOUNT_VERBS or number not in forbids:
-        return None
-    around = Surroundings.probe()
-    if text.startswith("fsmount(name='proc'"):
-        return masked_proc_cause(around)
-    return mount_cause(around, privileged=facts.privileged)
+    return ids.forbidden_by(verb, text) or namespaces.forbidden_by(
+        verb, number, text, look=Surroundings.probe, privileged=facts.privileged
+    )

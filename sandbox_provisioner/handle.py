@@ -23,17 +23,19 @@ from sandbox_provisioner.contract import Labels
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError, in_lines, told_as_host_error
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, Usage
+from sandbox_provisioner.facilities.caps.tell import REFUSED
+from sandbox_provisioner.facilities.workdir import tell
 from sandbox_provisioner.facilities.workdir.facts.covers import repositories
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.inside.printable import one_line, printable
+from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import TooManyFolders, find_below, open_again
 from sandbox_provisioner.records import Record, RecordFolder, remove_traces
 from sandbox_provisioner.spec import relative
-from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
-from sandbox_provisioner.units import format_bytes
+from sandbox_provisioner.story import NOTICES, ExitFile, ExitStory, with_reason
+from sandbox_provisioner.told import EndKind, Subject
 
 _OUTLIVED_SECONDS = 1.0
 _MOST_WORDS = 64  # of init's, at a time
@@ -151,7 +153,7 @@ class LocalHandle:
             self._was_told_of_refusals = False
         if counts.refused > self._outlived.refused and not self._was_told_of_refusals:
             self._was_told_of_refusals = True
-            self._say(_REFUSED)
+            self._say(REFUSED)
 
     def _note_place(self) -> None:
         """Tell once that the work directory is not where it was. A file server that is asked might
@@ -162,7 +164,7 @@ class LocalHandle:
         before, self._origins = self._origins, found
         if before is not None and found != before and not self._has_ended():
             self._was_told_of_place = True
-            self._say(_MOVED.format(workdir=one_line(self.record.shown_at)[:_MOST_OF_PATH]))
+            self._say(tell.moved(self.record.shown_at))
 
     def _say(self, sentence: str) -> None:
         """To the log, and to the person at the notebook while the kernel lives."""
@@ -289,20 +291,16 @@ class LocalHandle:
     def _take_in(self, word: str, rest: str) -> bool:
         """Whether *word* is one that PID 1 may say at any time, of a place in the work directory or
         of memory."""
-        if word == wire.MEMORY and rest.isdecimal():
-            self._heard.append(_interrupted(int(rest), self.record))
-        elif word == wire.FULL and rest.startswith("/"):
-            self._heard.append(f"{rest} of kernel {short_id(self.record)} is full.")
-        elif word == wire.KILLED and rest.isdecimal():
-            self._outlived = replace(self._outlived, kills=int(rest))
-            self._heard.append(_child_killed(self.record))
-        elif word == wire.COVERED:
-            self._heard.append(_covered(rest, self.record))
-        elif word == wire.MADE:
+        if word == wire.MADE:
             self._remember(rest)
-        else:
-            return False
-        return True
+            return True
+        notice = NOTICES.get(word)
+        sentence = notice(rest, _subject(self.record)) if notice else ""
+        if sentence and word == wire.KILLED:
+            self._outlived = replace(self._outlived, kills=int(rest))
+        if sentence:
+            self._heard.append(sentence)
+        return bool(sentence)
 
     def _remember(self, words: str) -> None:
         """A stand-in to remove at the end, made while the kernel runs."""
@@ -409,13 +407,6 @@ class _Counts:
         return cls(usage.oom_kills or 0, usage.pids_limit_hits or 0)
 
 
-def _covered(path: str, record: Record) -> str:
-    return (
-        f"A program outside has replaced {one_line(path)} in the work directory of kernel "
-        f"{short_id(record)}, which must not reach it; it is covered again."
-    )
-
-
 def _new_repositories(record: Record) -> tuple[str, ...]:
     """A sentence for each repository that is in the work directory now and was not before."""
     if not record.workdir:
@@ -427,46 +418,16 @@ def _new_repositories(record: Record) -> tuple[str, ...]:
     try:
         new = set(repositories(f"/proc/self/fd/{workdir}")) - set(record.repositories)
     except TooManyFolders as error:
-        return (
-            f"Whether kernel {short_id(record)} made repositories in {one_line(record.workdir)} "
-            f"was not found out: {error}.",
-        )
+        return (tell.repositories_unknown(str(error), record.workdir, _subject(record)),)
     finally:
         os.close(workdir)
     return tuple(
-        f"While kernel {short_id(record)} ran, the repository {one_line(path)} was made in "
-        f"{one_line(record.workdir)}. git runs programs that its configuration and hooks name: "
-        "look at them before you use git there outside of a sandbox."
-        for path in sorted(new)
+        tell.new_repository(path, record.workdir, _subject(record)) for path in sorted(new)
     )
 
 
-def _child_killed(record: Record) -> str:
-    limit = format_bytes(record.memory_limit_bytes or 0)
-    return (
-        f"A child process of kernel {short_id(record)} was killed: together they reached the "
-        f"memory limit of {limit}."
-    )
-
-
-_REFUSED = (
-    "The kernel was refused another process or thread: it has as many as pids_limit allows. What "
-    "needs more fails, or waits for ever. End some of them, or raise pids_limit."
-)
-_MOST_OF_PATH = 200  # in a sentence
-_MOVED = (
-    "The work directory of this kernel, {workdir}, was moved, removed or replaced since the kernel "
-    "started. The kernel goes on in the old one: what it writes is not where you look for it. "
-    "Restart the kernel to work in the new one."
-)
-
-
-def _interrupted(used_bytes: int, record: Record) -> str:
-    limit = format_bytes(record.memory_limit_bytes or 0)
-    return (
-        f"Kernel {short_id(record)} was interrupted: it uses {format_bytes(used_bytes)} of its "
-        f"memory limit of {limit}."
-    )
+def _subject(record: Record) -> Subject:
+    return Subject(name=short_id(record), memory_limit_bytes=record.memory_limit_bytes or 0)
 
 
 def short_id(record: Record) -> str:

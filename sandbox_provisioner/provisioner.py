@@ -77,8 +77,9 @@ from sandbox_provisioner.spec import (
     relative,
     volumes_for,
 )
-from sandbox_provisioner.story import EndKind, ExitStory, signal_name
+from sandbox_provisioner.story import ExitStory, signal_name
 from sandbox_provisioner.templates import keep_templates_out, template_places
+from sandbox_provisioner.told import EndKind
 from sandbox_provisioner.unboxed import inner_command
 from sandbox_provisioner.units import parse_bytes
 from sandbox_provisioner.warm.ahead import count_start

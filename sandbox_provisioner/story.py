@@ -1,58 +1,58 @@
 """story.py - pure: how a kernel ended, as data, and the sentence for the person at the notebook.
 
-The one source of every word about an end: the log, the text under the cell, the status of
-`jupyter sandbox run` and what programs read all come from an `ExitStory`.
+The log, the text under the cell, the status of `jupyter sandbox run` and what programs read all
+come from an `ExitStory`. The causes of an end are the facilities' own (`facilities/*/tell.py`).
 """
 
 from __future__ import annotations
 
 import signal
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
+from sandbox_provisioner.facilities.caps import tell as caps
+from sandbox_provisioner.facilities.root import tell as root
+from sandbox_provisioner.facilities.sockets import tell as sockets
+from sandbox_provisioner.facilities.workdir import tell as workdir
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
+from sandbox_provisioner.told import EndCause, EndKind, Notice
 from sandbox_provisioner.units import format_bytes
 
-
-class EndKind(StrEnum):
-    """What ended a kernel. Whoever counts ends by their causes, counts these.
-
-    The first ones are caps. INTERRUPTED ended by itself, just after the interrupt near its memory
-    cap. COVER_LOST: a program outside had replaced a file that it must not reach; GROUP_LOST: its
-    control group was removed; SOCKETS_MISUSED: it put something else beside its sockets;
-    INTERNAL_ERROR: PID 1 came upon a mistake of ours. ASKED: its server ended it. OUTSIDE: its
-    PID 1 was ended, which nobody inside can do. SIGNAL and EXIT: none of these, and nothing that
-    the sandbox did.
-    """
-
-    MEMORY_CAP = "memory-cap"
-    SURROUNDINGS_MEMORY = "surroundings-memory"
-    SHM_FULL = "shm-full"
-    TMP_FULL = "tmp-full"
-    PROCESSES_CAP = "processes-cap"
-    INTERRUPTED = "interrupted"
-    COVER_LOST = "cover-lost"
-    GROUP_LOST = "group-lost"
-    SOCKETS_MISUSED = "sockets-misused"
-    INTERNAL_ERROR = "internal-error"
-    ASKED = "asked"
-    OUTSIDE = "outside"
-    SIGNAL = "signal"
-    EXIT = "exit"
-
-
-# What PID 1 writes where it knows why.
-_WHYS = {
-    wire.COVER_LOST: EndKind.COVER_LOST,
-    wire.GROUP_LOST: EndKind.GROUP_LOST,
-    wire.INTERNAL_ERROR: EndKind.INTERNAL_ERROR,
-    wire.INTERRUPTED: EndKind.INTERRUPTED,
-    wire.MEMORY_CAP: EndKind.MEMORY_CAP,
-    wire.SOCKETS_MISUSED: EndKind.SOCKETS_MISUSED,
-    wire.SHM_FULL: EndKind.SHM_FULL,
-    wire.TMP_FULL: EndKind.TMP_FULL,
-}
+# Killed by SIGKILL: that tells neither who sent it nor why.
+_KILLED = (
+    "{name} was killed by SIGKILL: by one of its own processes, by a person or a program outside "
+    "of its sandbox, or by Linux where the machine was out of memory. If none of your cells did "
+    "it, look into the machine's log (as administrator: journalctl --boot), then start the kernel "
+    "again."
+)
+_MAY_BE_MEMORY = " It may have been for want of memory: {full_above} was full at that time."
+# What no facility has to do with.
+_ENDS = (
+    EndCause(
+        EndKind.INTERNAL_ERROR,
+        "{name} was ended by a mistake in sandbox-provisioner: {mistake}. "
+        "Please report it on the project's page, with this text and with what jupyter sandbox "
+        "doctor --json prints.",
+        wire.INTERNAL_ERROR,
+    ),
+    EndCause(
+        EndKind.OUTSIDE,
+        "{name} was killed from outside of its sandbox: by a person, by another "
+        "program, or by Linux where the machine was out of memory. Look into the machine's log (as "
+        "administrator: journalctl --boot), then start the kernel again.",
+    ),
+    EndCause(
+        EndKind.SIGNAL,
+        "{name} was ended by {signal}: its program or a library has failed, or "
+        "somebody has sent that signal. Run the cells one by one to find the one that ends it; "
+        "what it wrote last stands in the log of the server.",
+    ),
+)
+_CAUSES = (*caps.ENDS, *root.ENDS, *sockets.ENDS, *workdir.ENDS, *_ENDS)
+_SENTENCES = {cause.kind: cause.sentence for cause in _CAUSES}
+_WHYS = {cause.word: cause.kind for cause in _CAUSES if cause.word}
+# By the word of PID 1's.
+NOTICES: dict[str, Notice] = {**caps.NOTICES, **root.NOTICES, **workdir.NOTICES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,47 +163,3 @@ def _reason(story: ExitStory, name: str) -> str:
         lost_path=story.lost_path or "a file",
         mistake=story.mistake,
     )
-
-
-_FULL_FOLDER = (
-    "{{name}} ended, since {folder} was full, whose size is {{size}}, when it touched the memory "
-    "of a file there. Raise {option}, or remove files from {folder}."
-)
-# A SIGKILL tells neither who sent it nor why.
-_KILLED = (
-    "{name} was killed by SIGKILL: by one of its own processes, by a person or a program outside "
-    "of its sandbox, or by Linux where the machine was out of memory. If none of your cells did "
-    "it, look into the machine's log (as administrator: journalctl --boot), then start the kernel "
-    "again."
-)
-_MAY_BE_MEMORY = " It may have been for want of memory: {full_above} was full at that time."
-_SENTENCES = {
-    EndKind.MEMORY_CAP: "{name} was killed: it reached its memory limit of {limit}{peak}. Raise "
-    "mem_limit, or work on less data at once.",
-    EndKind.SURROUNDINGS_MEMORY: "{name} was killed{used}: {full_above} was full, which it shares "
-    "with other programs. Ask who manages it for more, or end some of them.",
-    EndKind.SHM_FULL: _FULL_FOLDER.format(folder="/dev/shm", option="shm_limit"),
-    EndKind.TMP_FULL: _FULL_FOLDER.format(folder="/tmp", option="tmp_limit"),
-    EndKind.PROCESSES_CAP: "{name} ended just after it was refused another process or thread: it "
-    "has as many as pids_limit allows. Raise pids_limit, or start fewer at once.",
-    EndKind.INTERRUPTED: "{name} ended when it was interrupted close to its memory limit of "
-    "{limit}. Raise mem_limit, or set mem_interrupt to 0 for a kernel that ends at every "
-    "interrupt.",
-    EndKind.COVER_LOST: "{name} was ended: a program outside has replaced {lost_path} in its work "
-    "directory. A kernel must not reach that file, and this one may have got hold of the new one "
-    "before it could be stopped. Look at that file, then start the kernel again.",
-    EndKind.GROUP_LOST: "{name} was ended: another program has removed its control group, and with "
-    "it its limits. Look for who manages the groups of this machine, then start it again.",
-    EndKind.INTERNAL_ERROR: "{name} was ended by a mistake in sandbox-provisioner: {mistake}. "
-    "Please report it on the project's page, with this text and with what jupyter sandbox doctor "
-    "--json prints.",
-    EndKind.OUTSIDE: "{name} was killed from outside of its sandbox: by a person, by another "
-    "program, or by Linux where the machine was out of memory. Look into the machine's log (as "
-    "administrator: journalctl --boot), then start the kernel again.",
-    EndKind.SIGNAL: "{name} was ended by {signal}: its program or a library has failed, or "
-    "somebody has sent that signal. Run the cells one by one to find the one that ends it; what it "
-    "wrote last stands in the log of the server.",
-    EndKind.SOCKETS_MISUSED: "{name} was ended: its program, or start-up code of its environment, "
-    "has put something into the directory of its sockets that is none of its five sockets. Let it "
-    "write to the work directory or to /tmp.",
-}

@@ -33,6 +33,7 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.elsewhere import Place, look_from
 from sandbox_provisioner.app.leftovers import left_groups, left_sandboxes
+from sandbox_provisioner.checks import Findings, Kernel
 from sandbox_provisioner.contract import Labels, Launcher, Stdio
 from sandbox_provisioner.errors import LaunchError, SandboxError
 from sandbox_provisioner.facilities.ids.facts import find_id_range
@@ -45,11 +46,6 @@ from sandbox_provisioner.records import runtime_directory
 from sandbox_provisioner.spec import Covers, SandboxSpec
 from sandbox_provisioner.unboxed import inner_command
 
-_SYSCTLS = (
-    "kernel.seccomp.actions_avail",
-    "kernel.core_pattern",
-    doctor.WATCHERS,
-)
 _TRIAL_SECONDS = 30
 
 
@@ -100,12 +96,12 @@ class DoctorApp(SandboxCommand):
         if isinstance(findings.trial, SandboxError):
             raise SystemExit(1)
 
-    def _find(self) -> doctor.Findings:
+    def _find(self) -> Findings:
         host, here = HostFacts.probe(), working_directory()
         provisioner = self.provisioner()
         runtime = _answer(lambda: runtime_directory(provisioner.runtime_dir))
         usable = not isinstance(runtime, SandboxError)
-        return doctor.Findings(
+        return Findings(
             host=host,
             workdir=_answer(lambda: _work_directory(here, host)),
             sysctls=dict(_sysctls()),
@@ -121,10 +117,10 @@ class DoctorApp(SandboxCommand):
             **_trials(provisioner, host),
         )
 
-    def _kernels(self) -> Iterator[doctor.Kernel]:
+    def _kernels(self) -> Iterator[Kernel]:
         for name, found in sorted(self.kernels().get_all_specs().items()):
             spec = found["spec"]
-            yield doctor.Kernel(
+            yield Kernel(
                 name=name,
                 sandboxed=provisioner_name_of(spec["metadata"]) == PROVISIONER,
                 guarded=inner_command(spec["argv"]) != spec["argv"],
@@ -145,7 +141,7 @@ def _answer(question: Any) -> Any:
 
 
 def _sysctls() -> Iterator[tuple[str, str]]:
-    for name in _SYSCTLS:
+    for name in doctor.SYSCTLS:
         path = Path("/proc/sys", *name.split("."))
         try:
             yield name, path.read_text().strip()

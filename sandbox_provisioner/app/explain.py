@@ -24,17 +24,15 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.confinement import confiner
-from sandbox_provisioner.errors import COMMAND, SpecError, joined
-from sandbox_provisioner.facilities.caps.cgroup import allows_less, narrowest_bound
-from sandbox_provisioner.facilities.caps.plan import beyond_memory, enforced, interrupt_share
+from sandbox_provisioner.errors import COMMAND, SpecError
+from sandbox_provisioner.facilities.caps.tell import memory_words
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.options import AUTO, every_option
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner
-from sandbox_provisioner.spec import Limits, relative
+from sandbox_provisioner.spec import relative
 from sandbox_provisioner.unboxed import inner_command
-from sandbox_provisioner.units import format_bytes
 
 _CONNECTION_FILE = "kernel-example.json"
 _SHOWN_WIDTH = 60
@@ -97,7 +95,7 @@ class ExplainApp(SandboxCommand):
         title = f"{kernel.display_name} ({kernel.resource_dir}), started in {cwd}"
         print(f"{one_line(title)}\n")
         print(table([("option", "value", "from"), *options], widest=(20, _SHOWN_WIDTH, 60)))
-        print(f"\n{_memory(provisioner.spec_for(cwd).limits, HostFacts.probe())}")
+        print(f"\n{memory_words(provisioner.spec_for(cwd).limits, HostFacts.probe())}")
         if lost := confiner(provisioner.confinement).losses(HostFacts.probe()):
             clauses = "\n".join(f"  - {text}" for text in lost)
             name = provisioner.confinement
@@ -129,29 +127,6 @@ def _warmth(provisioner: SandboxProvisioner, request: LaunchRequest) -> str:
     if why := provisioner.launcher.why_cold(request):
         return f"{name}, but every start of this kernel is cold: {why}."
     return f"{name}: {_WARM}" + (f"\n{_AUTO}" if provisioner.warm == AUTO else "")
-
-
-def _memory(limits: Limits, facts: HostFacts) -> str:
-    """What mem_limit comes to on this machine."""
-    if limits.memory_bytes is None:
-        return "Without mem_limit nothing but the machine caps a kernel's memory."
-    text = f"mem_limit is {format_bytes(limits.memory_bytes)} here"
-    if enforced(limits, facts).memory_bytes is None:
-        return f"{text}, by default, and is given up: {facts.cgroups.missing['memory']}."
-    less = allows_less(limits.memory_bytes, narrowest_bound(facts.cgroups))
-    return " ".join(filter(None, (f"{text}.", less, _interrupt(limits, facts))))
-
-
-def _interrupt(limits: Limits, facts: HostFacts) -> str:
-    share, beyond = interrupt_share(limits, facts), beyond_memory(limits, facts)
-    if share is None and beyond:
-        return f"The kernel is not interrupted before it, since it has {joined(beyond)} beyond it."
-    if share is None:
-        return (
-            "The kernel is not interrupted before it: by default only IPython's is, whose cell "
-            "then fails."
-        )
-    return f"At {share:g} of it the cell is interrupted."
 
 
 def _shown(value: Any) -> str:

@@ -26,7 +26,8 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner, user_name
 from sandbox_provisioner.spec import relative
-from sandbox_provisioner.story import EndKind, ExitStory
+from sandbox_provisioner.story import ExitStory
+from sandbox_provisioner.told import EndKind
 
 _RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 

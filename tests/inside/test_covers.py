@@ -12,7 +12,7 @@ from probes import answer_of, attempt_to_open
 
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.spec import Covers
-from sandbox_provisioner.story import EndKind
+from sandbox_provisioner.told import EndKind
 
 pytestmark = pytest.mark.requires("userns")
 

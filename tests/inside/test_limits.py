@@ -18,7 +18,7 @@ from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.places import disk_of
 from sandbox_provisioner.spec import Limits
-from sandbox_provisioner.story import EndKind
+from sandbox_provisioner.told import EndKind
 
 pytestmark = pytest.mark.requires("userns")
 

@@ -13,7 +13,7 @@ import pytest
 from test_covers import mended, replace
 
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.story import EndKind
+from sandbox_provisioner.told import EndKind
 
 pytestmark = pytest.mark.requires("userns")
 

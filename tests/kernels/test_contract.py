@@ -28,7 +28,7 @@ from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.off_loop import Gate
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
 from sandbox_provisioner.records import Record, all_records
-from sandbox_provisioner.story import EndKind
+from sandbox_provisioner.told import EndKind
 from sandbox_provisioner.units import format_bytes
 
 pytestmark = pytest.mark.requires("userns")

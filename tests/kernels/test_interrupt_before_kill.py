@@ -15,7 +15,7 @@ from nbclient.exceptions import CellExecutionError
 
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
-from sandbox_provisioner.story import EndKind
+from sandbox_provisioner.told import EndKind
 
 pytestmark = pytest.mark.requires("userns", "cgroup-memory")
 

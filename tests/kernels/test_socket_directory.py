@@ -19,7 +19,7 @@ from jupyter_client.manager import KernelManager
 from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.provisioner import StartRefused
 from sandbox_provisioner.records import all_records, sweep
-from sandbox_provisioner.story import EndKind
+from sandbox_provisioner.told import EndKind
 
 BIND = """
 import os, socket, signal

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sandbox_provisioner.story import EndKind
+from sandbox_provisioner.told import EndKind
 
 pytestmark = pytest.mark.requires("userns", "cgroup-memory")
 

@@ -24,10 +24,12 @@ from sandbox_provisioner.app.command import SandboxCommand, UsageError
 from sandbox_provisioner.app.listing import format_age
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.app.twins import twin_of, write_twin
+from sandbox_provisioner.checks import Check, Findings, Kernel, State
 from sandbox_provisioner.errors import COLUMNS, HostError, LaunchError, SpecError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
 from sandbox_provisioner.facilities.ids.facts import IdRange
 from sandbox_provisioner.facilities.namespaces.facts import APPARMOR, Surroundings
+from sandbox_provisioner.facilities.workdir.tell import WATCHERS
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
@@ -448,7 +450,7 @@ def workdir_facts(**changes: Any) -> WorkdirFacts:
     return WorkdirFacts(**facts | changes)
 
 
-HEALTHY = doctor.Findings(
+HEALTHY = Findings(
     host=host_facts(),
     workdir=workdir_facts(),
     sysctls={"kernel.seccomp.actions_avail": "kill_process errno allow"},
@@ -458,7 +460,7 @@ HEALTHY = doctor.Findings(
     runtime_free_bytes=1 << 30,
     entry_point="sandbox-provisioner = x",
     server="",
-    kernels=(doctor.Kernel(name="python3-sandbox", sandboxed=True, guarded=True),),
+    kernels=(Kernel(name="python3-sandbox", sandboxed=True, guarded=True),),
     left_sandboxes=(),
     left_groups=(),
     trial=80.0,
@@ -475,7 +477,7 @@ def refused(sysctls: dict[str, str] | None = None, **changes: Any) -> dict[str, 
     return {"trial": NO_NAMESPACES, **around(sysctls, **changes)}
 
 
-def check(facility: str, **changes: Any) -> doctor.Check:
+def check(facility: str, **changes: Any) -> Check:
     found = dataclasses.replace(HEALTHY, **changes)
     return next(c for c in doctor.examine(found) if c.facility == facility)
 
@@ -485,12 +487,12 @@ def test_doctor_tells_of_landlock() -> None:
     assert "signals" in check("landlock", host=host_facts(landlock=4)).found
     assert "root" in check("landlock", host=host_facts(uid=0)).found
     missing = check("landlock", host=host_facts(landlock=0))
-    assert missing.state is doctor.State.NOTE
+    assert missing.state is State.NOTE
     assert "lsm=" in missing.remedy
 
 
 def test_doctor_finds_nothing_where_everything_works() -> None:
-    assert {found.state for found in doctor.examine(HEALTHY)} == {doctor.State.OK}
+    assert {found.state for found in doctor.examine(HEALTHY)} == {State.OK}
 
 
 @pytest.mark.parametrize(
@@ -513,7 +515,7 @@ def test_doctor_tells_the_effect_and_the_remedy(
     facility: str, changes: dict[str, Any], remedy: str
 ) -> None:
     found = check(facility, **changes)
-    assert found.state is doctor.State.MISSING
+    assert found.state is State.MISSING
     assert remedy in found.remedy
     assert "sandbox starts" in found.effect
 
@@ -536,55 +538,55 @@ def test_doctor_tells_that_a_sandbox_would_start_without_caps() -> None:
 def test_root_is_not_bound_by_settings_for_ordinary_users() -> None:
     settings = refused({APPARMOR: "1", "kernel.unprivileged_userns_clone": "0"})
     found = check("user namespaces", **settings, host=host_facts(uid=0, privileged=True))
-    assert found.state is doctor.State.OK
+    assert found.state is State.OK
 
 
 def test_doctor_suspects_the_filter_of_a_container() -> None:
     found = check("user namespaces", **refused(container="docker", filtered=True))
-    assert found.state is doctor.State.NOTE
+    assert found.state is State.NOTE
     assert "a Docker container" in found.found
     assert "docker run --security-opt seccomp=unconfined" in found.remedy
     works = check("user namespaces", **around(container="docker", filtered=True))
     assert (works.state, works.found) == (
-        doctor.State.OK,
+        State.OK,
         "allowed for uid 1000 in a Docker container",
     )
 
 
 def test_doctor_is_content_with_apparmor_where_a_profile_lets_sandboxes_start() -> None:
-    assert check("user namespaces", **around({APPARMOR: "1"})).state is doctor.State.OK
+    assert check("user namespaces", **around({APPARMOR: "1"})).state is State.OK
 
 
 def test_doctor_blames_nobody_for_namespaces_where_only_caps_are_missing() -> None:
     found = check("user namespaces", **refused({APPARMOR: "1"}), uncapped_trial=70.0)
-    assert found.state is doctor.State.OK
+    assert found.state is State.OK
 
 
 def test_doctor_tells_whose_ids_kernels_have() -> None:
     facility = "user ids of kernels"
     assert "65536 from 100000 on" in check(facility).found
     missing = check(facility, id_range=NO_NAMESPACES)
-    assert (missing.state, missing.remedy) == (doctor.State.NOTE, "Ask root.")
+    assert (missing.state, missing.remedy) == (State.NOTE, "Ask root.")
     assert "a range of 65536" in check(facility, host=host_facts(uid=0, privileged=True)).found
     contained = check(facility, host=host_facts(uid=0))
-    assert contained.state is doctor.State.NOTE
+    assert contained.state is State.NOTE
     assert "container's root, without its rights" in contained.found
 
 
 def test_doctor_looks_at_the_work_directory_only_as_far_as_it_matters() -> None:
     fixed = workdir_facts(idmappable=False, filesystem="overlay")
     root = host_facts(uid=0, privileged=True)
-    assert check("work directory", workdir=fixed).state is doctor.State.OK
-    assert check("work directory", workdir=fixed, host=root).state is doctor.State.NOTE
+    assert check("work directory", workdir=fixed).state is State.OK
+    assert check("work directory", workdir=fixed, host=root).state is State.NOTE
     of_root = workdir_facts(idmappable=False, filesystem="overlay", owner_uid=0)
-    assert check("work directory", workdir=of_root, host=root).state is doctor.State.MISSING
+    assert check("work directory", workdir=of_root, host=root).state is State.MISSING
     assert check("work directory", workdir=NO_NAMESPACES).remedy == "Ask root."
 
 
 def test_doctor_names_plain_and_unguarded_kernels() -> None:
     kernels = (
-        doctor.Kernel(name="bare", sandboxed=True, guarded=False),
-        doctor.Kernel(name="ir", sandboxed=False, guarded=False),
+        Kernel(name="bare", sandboxed=True, guarded=False),
+        Kernel(name="ir", sandboxed=False, guarded=False),
     )
     assert "ir" in check("plain kernels", kernels=kernels).found
     assert "bare" in check("unguarded kernels", kernels=kernels).found
@@ -602,19 +604,19 @@ def test_doctor_names_what_receives_core_dumps_and_what_is_left() -> None:
 @pytest.mark.parametrize(
     ("limit", "privileged", "state"),
     [
-        ("128", False, doctor.State.OK),
-        ("16", False, doctor.State.NOTE),
-        ("16", True, doctor.State.OK),
+        ("128", False, State.OK),
+        ("16", False, State.NOTE),
+        ("16", True, State.OK),
     ],
 )
 def test_the_doctor_tells_for_how_many_kernels_in_a_home_there_are_watches(
-    limit: str, privileged: bool, state: doctor.State
+    limit: str, privileged: bool, state: State
 ) -> None:
     host = dataclasses.replace(HEALTHY.host, privileged=privileged)
-    told = check("inotify instances", host=host, sysctls={doctor.WATCHERS: limit})
+    told = check("inotify instances", host=host, sysctls={WATCHERS: limit})
     assert told.state is state
     assert limit in told.found
-    assert ("sysctl" in told.remedy) == (state is doctor.State.NOTE)
+    assert ("sysctl" in told.remedy) == (state is State.NOTE)
 
 
 def test_the_table_of_doctor_fits_into_a_terminal_and_tells_each_remedy_once() -> None:

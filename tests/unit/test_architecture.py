@@ -305,7 +305,7 @@ def test_what_only_reads_starts_no_process_and_runs_no_text(name):
 
 
 ALL_WISHES = [*WISHES, *sorted(PACKAGE.glob("facilities/network/wish/*.py"))]
-PURE = ["plan", "spec", "story", "errors", "ends", "units"]
+PURE = ["plan", "spec", "story", "errors", "ends", "units", "told", "checks", "doctor"]
 
 
 @pytest.mark.parametrize("name", [*PURE, *(str(p.relative_to(PACKAGE))[:-3] for p in ALL_WISHES)])
@@ -358,8 +358,28 @@ def test_what_a_facility_plans_and_tells_is_pure(facility):
             assert {m for m in ours_of(path) if not m.startswith(own)} == set(), path
 
 
+def test_what_a_facility_has_to_tell_people_is_collected():
+    """A tell that has rows of doctor, causes of an end or notices is one of those asked for it."""
+    collectors = {"ENDS": "story.py", "NOTICES": "story.py", "Check": "doctor.py"}
+    for path in PACKAGE.glob("facilities/*/tell.py"):
+        names = {node.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Name)}
+        for name, collector in collectors.items():
+            if name in names:
+                assert module_of(path) in imports_of(PACKAGE / collector), (path, name)
+
+
 def test_the_ground_knows_no_facility():
-    ground = "errors", "units", "mounts", "places", "descriptors", "off_loop", "removal", "links"
+    ground = (
+        "errors",
+        "units",
+        "told",
+        "mounts",
+        "places",
+        "descriptors",
+        "off_loop",
+        "removal",
+        "links",
+    )
     for name in ground:
         found = {module for module in ours_of(PACKAGE / f"{name}.py") if ".facilities" in module}
         assert found == set(), name

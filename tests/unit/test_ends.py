@@ -11,7 +11,8 @@ from typing import Any
 from sandbox_provisioner.contract import Labels
 from sandbox_provisioner.ends import MIME, End, ends_in
 from sandbox_provisioner.provisioner import _is_news
-from sandbox_provisioner.story import EndKind, ExitStory, with_reason
+from sandbox_provisioner.story import ExitStory, with_reason
+from sandbox_provisioner.told import EndKind
 
 PAGE = Path(__file__).parents[2] / "docs/ends.md"
 LABELS = Labels(kernel_id="k" * 36, name="R")

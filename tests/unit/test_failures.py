@@ -20,7 +20,8 @@ from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.printable import with_place
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.launcher import enter, init
-from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
+from sandbox_provisioner.story import ExitFile, ExitStory, with_reason
+from sandbox_provisioner.told import EndKind
 from sandbox_provisioner.warm import ahead
 
 # -- what failed

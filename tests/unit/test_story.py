@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sandbox_provisioner.story import EndKind, ExitFile, ExitStory, with_reason
+from sandbox_provisioner.story import ExitFile, ExitStory, with_reason
+from sandbox_provisioner.told import EndKind
 
 # Of these whoever did it knows why.
 UNTOLD = {EndKind.ASKED, EndKind.EXIT}

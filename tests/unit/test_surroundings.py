@@ -11,7 +11,6 @@ import pytest
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
 from sandbox_provisioner.facilities.namespaces.facts import (
     APPARMOR,
-    Cause,
     Surroundings,
     cause_of,
     forbidding_setting,
@@ -21,6 +20,7 @@ from sandbox_provisioner.facilities.namespaces.facts import (
 from sandbox_provisioner.failures import failure_of
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.plan import TAKE_REMEDY, Step
+from sandbox_provisioner.told import Cause
 
 UNSHARE = "unshare(flags=CLONE_NEWUSER) failed: EPERM (Operation not permitted)"
 CLONE = "clone(flags=CLONE_NEWUSER) failed: EPERM (Operation not permitted)"

@@ -5,6 +5,7 @@ The kernel stays among the host's processes, mounts and sockets, as the server's
 
 from __future__ import annotations
 
+from sandbox_provisioner.checks import Check, Findings, State, lines
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import HostFacts
 
@@ -50,3 +51,22 @@ def losses(facts: HostFacts) -> tuple[str, ...]:
             "the kernel can end any process of its user, the server too",
         )
     return lost
+
+
+def version(found: Findings) -> Check:
+    """Whether it can be had, and how much of it."""
+    host = found.host
+    facility, problem = "landlock", obstacle(host)
+    if host.landlock < 1 and problem:
+        return Check(
+            facility=facility,
+            state=State.NOTE,
+            found=problem.answer,
+            effect='Kernels with confinement = "landlock" do not start. (It is for places without '
+            "namespaces, and weaker.)",
+            remedy=lines(problem.steps),
+        )
+    lost = "" if host.landlock >= _SIGNALS_SINCE else "; signals are kept back since ABI 6 only"
+    refused = f"; this server cannot use it: {problem.answer}" if problem else ""
+    known = f"ABI {host.landlock}{lost}{refused}"
+    return Check(facility=facility, state=State.OK, found=known)

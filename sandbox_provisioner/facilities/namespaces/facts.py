@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sandbox_provisioner.errors import COMMAND
+from sandbox_provisioner.told import Cause, setting
 
 MOST_USER_NAMESPACES = "user.max_user_namespaces"
 UNPRIVILEGED = "kernel.unprivileged_userns_clone"
@@ -52,20 +52,6 @@ _NAMES = {
     "podman": "a Podman container",
     "kubernetes": "a Kubernetes pod",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why namespaces are refused, and what lifts it; *is_command*: a line for a shell."""
-
-    found: str
-    remedy: str
-    is_command: bool = False
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """The remedy for an error."""
-        return ("As administrator:", COMMAND + self.remedy) if self.is_command else (self.remedy,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,12 +183,6 @@ def current_obstacle(*, privileged: bool) -> Cause | None:
         return NESTED
     found = dict(_sysctls((MOST_USER_NAMESPACES, UNPRIVILEGED)))
     return forbidding_setting(found, privileged=privileged)
-
-
-def setting(name: str, value: int) -> str:
-    """The command that changes a sysctl now and for good."""
-    file = "/etc/sysctl.d/60-jupyter-sandbox.conf"
-    return f"echo {name}={value} | sudo tee -a {file} && sudo sysctl --system"
 
 
 def cause_of(number: int, text: str, around: Surroundings, *, privileged: bool) -> Cause:

@@ -1,0 +1,78 @@
+"""checks.py - pure: one check of `jupyter sandbox doctor`, and what checks are made from.
+
+A facility's `tell` has the checks that are its own, general ones stand in `doctor.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sandbox_provisioner.errors import SandboxError
+from sandbox_provisioner.facilities.ids.facts import IdRange
+from sandbox_provisioner.facilities.namespaces.facts import Surroundings
+from sandbox_provisioner.host import HostFacts, WorkdirFacts
+
+NO_SANDBOX = "No sandbox starts."
+
+
+class State(StrEnum):
+    """MISSING may keep sandboxes from starting; NOTE is for the reader to judge."""
+
+    OK = "ok"
+    MISSING = "missing"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line of the table. *effect* and *remedy* are for `errors.in_lines`: what follows from it,
+    and what mends it; "" where all is well."""
+
+    facility: str
+    state: State
+    found: str
+    effect: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """An installed kernel. *guarded* means that its argv refuses to run outside of a sandbox."""
+
+    name: str
+    sandboxed: bool
+    guarded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What was found out. *sysctls* are those that this Linux has.
+
+    *id_range* is what an ordinary user's kernels can have; *runtime* is a directory or the error
+    instead, *trial* the milliseconds that a sandbox took or the error instead, and *uncapped_trial*
+    the same without the caps that are missing here, where the first one failed; *server* the
+    program `jupyter` on the PATH if it is of another environment, *default_provisioner* who starts
+    kernels that do not say it.
+    """
+
+    host: HostFacts
+    workdir: WorkdirFacts | SandboxError
+    sysctls: Mapping[str, str]
+    surroundings: Surroundings
+    id_range: IdRange | SandboxError
+    runtime: str | SandboxError
+    runtime_free_bytes: int
+    entry_point: str
+    server: str
+    kernels: Sequence[Kernel]
+    left_sandboxes: Sequence[str]
+    left_groups: Sequence[str]
+    trial: float | SandboxError
+    uncapped_trial: float | SandboxError | None = None
+
+
+def lines(steps: Sequence[str]) -> str:
+    """The steps of a remedy, as a check has them."""
+    return "\n".join(steps)
