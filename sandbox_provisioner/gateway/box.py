@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandbox_provisioner.facilities.network.tell.counts import Writer
-from sandbox_provisioner.facilities.network.wish.rules import Verdict
+from sandbox_provisioner.facilities.network.wish.rules import Rules, Verdict
 from sandbox_provisioner.gateway.connection import Connection, Target
 from sandbox_provisioner.gateway.listeners import Arrivals, wanted_by
 from sandbox_provisioner.gateway.lookups import Found, Lookups
@@ -36,6 +36,7 @@ _MOST_OF_MESSAGE = 4096
 _MOST_LISTENERS = 64
 # A connection that follows a look-up so soon goes where that led.
 _FRESH_SECONDS = 10.0
+_MOST_VERDICTS = 1000
 _WRITE_SECONDS = 0.05
 _WRITE_NAMES_SECONDS = 1.0
 _RESET = struct.pack("ii", 1, 0)
@@ -65,7 +66,7 @@ class Box:
         self.names = Names()
         self.has_ipv6 = False
         self._shared = shared
-        self._rules = settings.rules()
+        self._verdicts = Verdicts(settings.rules())
         self._channel = channel
         self._connections: set[Connection | Stream] = set()
         self._tally = Tally(settings.quota_bytes)
@@ -160,7 +161,7 @@ class Box:
         return ""
 
     def _dial_address(self, client: socket.socket, target: Target) -> None:
-        verdict = self._rules.judge(None, target.address, target.port)
+        verdict = self._verdicts.of(None, target.address, target.port)
         if not verdict.allowed:
             self._refuse_verdict(target, verdict)
             _reset(client)
@@ -180,7 +181,7 @@ class Box:
     def _dial_judged(self, connection: Connection, addresses: tuple[str, ...]) -> None:
         """To those of *addresses* that the rules allow, and no other."""
         target = connection.target
-        verdicts = [(self._rules.judge(target.name, a, target.port), a) for a in addresses]
+        verdicts = [(self._verdicts.of(target.name, a, target.port), a) for a in addresses]
         allowed = [address for verdict, address in verdicts if verdict.allowed]
         if connection.is_over:
             return
@@ -217,7 +218,7 @@ class Box:
 
     def may_ask(self, name: str, *, is_for_address: bool) -> bool:
         """Whether the rules allow *name*. Of records that no person asks for nobody is told."""
-        verdict = self._rules.judge_name(name)
+        verdict = self._verdicts.rules.judge_name(name)
         if not verdict.allowed:
             self._tally.refused(name)
             if is_for_address:
@@ -290,7 +291,7 @@ class Box:
 
     def change(self, settings: Settings) -> None:
         """New rules and limits, also for the connections that there are; SpecError, ValueError."""
-        self._rules = settings.rules()
+        self._verdicts = Verdicts(settings.rules())
         self.settings = settings
         self._up.set_rate(settings.up_bits)
         self._down.set_rate(settings.down_bits)
@@ -305,7 +306,7 @@ class Box:
 
     def _judge_again(self, connection: Connection) -> None:
         target = connection.target
-        verdict = self._rules.judge(target.name, connection.dialled, target.port)
+        verdict = self._verdicts.of(target.name, connection.dialled, target.port)
         if not verdict.allowed:
             self._refuse_verdict(target, verdict)
             connection.reset()
@@ -327,6 +328,23 @@ class Box:
         self._book.close()
 
 
+@dataclass(slots=True)
+class Verdicts:
+    """What *rules* say, kept as long as they hold: to judge takes as long as to dial."""
+
+    rules: Rules
+    _kept: dict[tuple[str | None, str, int], Verdict] = field(default_factory=dict)
+
+    def of(self, name: str | None, address: str, port: int) -> Verdict:
+        """As `Rules.judge`."""
+        asked = name, address, port
+        if asked not in self._kept:
+            if len(self._kept) >= _MOST_VERDICTS:
+                self._kept.clear()
+            self._kept[asked] = self.rules.judge(*asked)
+        return self._kept[asked]
+
+
 class Book:
     """The file of counts *fd*, in which *tally* is to stand: soon after each change, and its names
     once a second at the most."""
@@ -337,30 +355,28 @@ class Book:
         self._tally = tally
         self._writer = Writer(lambda data, position: os.pwrite(fd, data, position))
         self._timer: Timer | None = None
-        self._names_at = loop.now - _WRITE_NAMES_SECONDS
+        self._names_timer: Timer | None = None
 
     def changed(self) -> None:
         """There is something new in it."""
         if self._timer is None:
             self._timer = self._loop.later(_WRITE_SECONDS, self._write)
+        if self._names_timer is None:
+            self._names_timer = self._loop.later(_WRITE_NAMES_SECONDS, self._write_all)
 
     def _write(self) -> None:
         self._timer = None
-        left = self._names_at + _WRITE_NAMES_SECONDS - self._loop.now
-        if left <= 0:
-            self._write_all()
-        else:
-            self._writer.numbers(self._tally.traffic(with_names=False))
-            self._timer = self._loop.later(left, self._write)
+        self._writer.numbers(self._tally.traffic(with_names=False))
 
     def _write_all(self) -> None:
-        self._names_at = self._loop.now
+        self._names_timer = None
         self._writer.all(self._tally.traffic(with_names=True))
 
     def close(self) -> None:
         """Write the last of it."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._names_timer):
+            if timer is not None:
+                timer.cancel()
         try:
             self._write_all()
         finally:

@@ -163,7 +163,9 @@ class Connection:
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._up = _Half(self._client, self._server, self._box.share)
         self._down = _Half(self._server, self._client, self._box.share)
-        self._watch()
+        with self._reset_if_it_fails():
+            self._pump(self._up)  # most clients have said something by now
+            self._go_on()
 
     def _drop_server(self) -> None:
         self._cancel_timer()

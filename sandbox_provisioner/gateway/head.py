@@ -111,12 +111,14 @@ class Requests:
 
     def _head(self) -> int:
         if self.wants_answer:
-            return self._bounded(0, _MOST_OF_HEAD)
+            return self._none_within(_MOST_OF_HEAD)
         if self._held.startswith(b"\r\n"):  # RFC 9112, 2.2: before a request it means nothing
             return 2
         end = self._held.find(_END_OF_HEAD)
         if end < 0:
-            return self._bounded(0, _MOST_OF_HEAD)
+            if self._held[-1:] == b"\n" and self._held[-2:] != b"\r\n":
+                raise _ambiguous("a line that ends in another way")
+            return self._none_within(_MOST_OF_HEAD)
         framing = read_head(bytes(self._held[:end]), self._name)
         self._body_left, self._upgrade = framing.length, framing.upgrade
         self._next = self._chunk if framing.is_chunked else self._head
@@ -127,7 +129,7 @@ class Requests:
     def _chunk(self) -> int:
         end = self._held.find(b"\r\n")
         if end < 0:
-            return self._bounded(0, _MOST_OF_LINE)
+            return self._none_within(_MOST_OF_LINE)
         size = _CHUNK.fullmatch(bytes(self._held[:end]))
         if size is None or end > _MOST_OF_LINE:
             raise _ambiguous("a chunk without a size")
@@ -146,17 +148,17 @@ class Requests:
     def _trailer(self) -> int:
         end = self._held.find(b"\r\n")
         if end < 0:
-            return self._bounded(0, _MOST_OF_LINE)
+            return self._none_within(_MOST_OF_LINE)
         if end and not _FIELD.fullmatch(bytes(self._held[:end])):
             raise _ambiguous("a trailer that is no field")
         if not end:
             self._next = self._head
         return end + 2
 
-    def _bounded(self, count: int, most: int) -> int:
+    def _none_within(self, most: int) -> int:
         if len(self._held) > most:
             raise Refused("its client's HTTP request is too long")
-        return count
+        return 0
 
 
 def read_head(head: bytes, name: str) -> Framing:

@@ -22,8 +22,8 @@ from typing import Protocol
 
 from sandbox_provisioner.inside.printable import printable
 
-# Each may move a chunk of bytes: together 1 to 2 ms.
-_EVENTS_OF_A_TURN = 8
+# Each may move a chunk of bytes: together 1 ms, which another box waits at the most.
+_EVENTS_OF_A_TURN = 4
 _LOGGED_EACH_MINUTE = 20
 _MINUTE_SECONDS = 60.0
 _MOST_OF_A_TEXT = 1000  # with each letter in up to four bytes below PIPE_BUF

@@ -1,0 +1,122 @@
+"""What a gateway keeps books of: rates, quotas, counts, connections, what is said of a box."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.gateway.meter import OTHERS, Bucket, Rate, Tally
+from sandbox_provisioner.gateway.seats import Seats
+from sandbox_provisioner.gateway.settings import Settings, read_changes, read_settings
+
+
+@given(
+    st.integers(8_000, 10**10),
+    st.lists(st.floats(0.0001, 0.3), min_size=30, max_size=30),
+    st.integers(1, 1 << 18),
+)
+def test_what_passes_is_what_the_rate_says_however_late_turns_come(bits, delays, most):
+    """Within a tenth, and never more at once than in a quarter of a second."""
+    now, passed, rate = 0.0, 0, Rate(bits, 0.0)
+    rate.take(rate.available(0.0))
+    while now < 10:
+        now += max(rate.seconds_to_turn(), delays[int(now) % len(delays)] / 100, 1e-6)
+        taken = rate.available(now)
+        assert taken <= max(1460, bits / 8 * 0.25)
+        passed += taken
+        rate.take(taken)
+    assert abs(passed * 8 / now / bits - 1) < 0.1 + 1460 * 8 / bits / now
+
+
+def test_one_connection_takes_a_small_part_at_a_time():
+    rate = Rate(80_000_000, 0.0)
+    assert rate.turn_bytes == 200_000
+    rate.take(rate.available(0.0))
+    assert rate.available(0.01) == 0
+    assert rate.available(0.03) == 300_000
+
+
+def test_a_bucket_fills_up_and_no_further():
+    bucket = Bucket(10, 20, 0.0)
+    assert bucket.available(100.0) == 20
+    bucket.take(25)
+    assert bucket.available(100.0) == 0
+    assert bucket.seconds_to(1) == pytest.approx(0.6)
+    assert bucket.available(100.7) == 2
+
+
+def test_counts_are_kept_by_name_as_long_as_there_is_room():
+    tally = Tally(0, most_names=2)
+    one = tally.connected("a:1")
+    tally.passed(one, up=3, down=4)
+    tally.refused("b:1")
+    for name in ("c:1", "d:1"):
+        tally.passed(tally.connected(name), down=1)
+    found = tally.traffic(with_names=True)
+    assert (found.up_bytes, found.down_bytes, found.connections, found.refusals) == (3, 6, 3, 1)
+    assert list(found.names) == ["a:1", "b:1", OTHERS]
+    assert found.names[OTHERS].down_bytes == found.unnamed == 2
+    assert tally.traffic(with_names=False).names == {}
+
+
+def test_a_quota_is_of_both_directions():
+    tally = Tally(10)
+    tally.passed(tally.connected("a:1"), up=4, down=5)
+    assert tally.left_bytes == 1
+    tally.passed(tally.connected("a:1"), down=5)
+    assert tally.left_bytes == 0
+    assert Tally(0).left_bytes > 1 << 60
+
+
+def test_the_last_connections_are_for_boxes_that_have_few():
+    seats = Seats.of(1000)
+    assert seats.most == 375
+    seats.taken = 330
+    assert not seats.has_one_for(300, boxes=2)
+    assert seats.has_one_for(22, boxes=2)
+    seats.taken = 375
+    assert not seats.has_one_for(0, boxes=2)
+
+
+TOLD = {
+    "id": "a", "allow": ["data.example.org"], "deny": [], "up_bits": 8, "down_bits": 0,
+    "quota_bytes": 5, "connections": 7, "new_per_second": 9, "audit": True,
+    "own_addresses": ["192.0.2.1"],
+}  # fmt: skip
+
+
+def test_what_the_server_says_is_read():
+    settings = read_settings(json.dumps(TOLD))
+    assert settings == Settings(
+        "a", ("data.example.org",), (), ("192.0.2.1",), 8, 0, 5, 7, 9, audit=True
+    )
+    assert settings.rules().judge_name("data.example.org").allowed
+    changed = read_changes('{"quota_bytes": 6}', settings)
+    assert (changed.id, changed.quota_bytes, changed.up_bits) == ("a", 6, 8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": ""}, {"id": "a b"}, {"id": 5}, {"allow": "x"}, {"allow": [1]}, {"up_bits": -1},
+        {"up_bits": True}, {"up_bits": 1.5}, {"quota_bytes": 1 << 70}, {"audit": 1}, {"what": 1},
+    ],
+)  # fmt: skip
+def test_what_no_server_says_is_an_error(change):
+    with pytest.raises(ValueError, match=r"\w"):
+        read_settings(json.dumps(TOLD | change))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '"x"'])
+def test_what_is_no_object_is_an_error(text):
+    with pytest.raises(ValueError, match=r"\w"):
+        read_settings(text)
+
+
+def test_a_rule_that_does_not_parse_is_an_error():
+    with pytest.raises(SpecError):
+        read_settings(json.dumps(TOLD | {"allow": ["no rule!"]})).rules()
