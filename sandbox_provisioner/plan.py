@@ -39,13 +39,14 @@ READ_ONLY = ("readonly", "nosuid", "nodev")
 class Step:
     """One step: a verb (`launcher/verbs.py`), its words, the reason for it, and what a person can
     do where it fails. *shown* is what people see in place of words that are secret, or mean nothing
-    to them."""
+    to them; *detail* are more lines for them."""
 
     verb: str
     words: tuple[str | bytes, ...] = ()
     why: str = ""
     remedy: str = ""
     shown: tuple[str, ...] | None = None
+    detail: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """The step for people: long words are cut."""
@@ -67,12 +68,12 @@ class Plan:
     steps: tuple[Step, ...]
 
     def describe(self) -> str:
-        """For `explain`: a numbered line a step, with its reason below it."""
+        """For `explain`: a numbered line a step, with its reason and its details below it."""
         lines = []
         for number, step in enumerate(self.steps, 1):
             lines.append(f"{number:3}. {step.describe()}")
-            if step.why:
-                lines.append(f"       {one_line(step.why)}")
+            below = filter(None, (step.why, *step.detail))
+            lines += (f"       {one_line(line)}" for line in below)
         return "\n".join(lines)
 
     def encode(self) -> bytes:

@@ -466,6 +466,15 @@ def test_a_plan_for_people_hides_values_and_numbers_its_lines():
     assert "\n" + " " * 7 + "an allow-list of what the kernel may ask Linux" in text
 
 
+def test_a_plan_for_people_tells_a_filter_in_lines():
+    """Lines of ours: an end of line in a word of a start's is shown as what it is."""
+    text = plan_of().describe()
+    assert "\\x0a" not in text
+    assert f"\n{' ' * 9}socketpair: family unix\n" in text
+    hostile = Plan((Step("take", ("/a",), detail=("one\ntwo",)),)).describe()
+    assert "one\\x0atwo" in hostile
+
+
 def test_a_plan_for_people_cuts_long_words():
     step = Step("execute", ("x" * 100, "two\nlines"))
     assert step.describe() == f"execute {'x' * 57}... two\\nlines"
