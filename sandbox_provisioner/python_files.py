@@ -58,12 +58,14 @@ class PythonFiles:
     """What an interpreter will look at. *environment* is what is installed; *modules* are further
     places that it was told of: PYTHONPATH, and what editable installations name.
 
-    *user_base* is the value for PYTHONUSERBASE, "" without packages of the user's own.
+    *user_base* is the value for PYTHONUSERBASE, "" without packages of the user's own. *versions*
+    are the names that the folder of its library can have.
     """
 
     environment: tuple[Found, ...]
     modules: tuple[Found, ...]
     user_base: str = ""
+    versions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ def find_python_files(
         environment=(*prefixes, *sites, *_stores((*libraries, *sites), reader)),
         modules=(*modules, *_stores(trees, reader)),
         user_base=user_base,
+        versions=versions,
     )
 
 

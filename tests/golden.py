@@ -20,8 +20,9 @@ from unittest import mock
 from sandbox_provisioner import orders
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import Bound, CgroupFacts
-from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
+from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles, OwnSite
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, IdRange
+from sandbox_provisioner.facilities.network.facts.packages import Packages
 from sandbox_provisioner.facilities.network.facts.resolver import ResolverPlace
 from sandbox_provisioner.facilities.workdir.facts.covers import Covered
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
@@ -71,6 +72,13 @@ FILES = KernelFiles(
     environment=(f"{WORKDIR}/project/venv",),
     variables={"PYTHONUSERBASE": "/home/ann/.local"},
     off_path=("/home/ann/bin",),
+)
+# What the user has installed, and what the machine's installers are configured to use.
+OWN_SITE = OwnSite("python3.12", "/home/ann/.local")
+SHOWN = OWN_SITE.outside
+TOLD = Packages(
+    rules=("index.example.org:443 from packages",),
+    variables={"PIP_INDEX_URL": "https://index.example.org/simple"},
 )
 
 ROOT = HostFacts(
@@ -271,6 +279,8 @@ def with_network(mode: Network, start: Callable[[LaunchRequest, Site], Plans]) -
     def of_network(request: LaunchRequest, site: Site) -> Plans:
         spec = replace(request.spec, network=NetworkWish(mode=mode))
         facts = replace(site.facts, ipv6=True)
+        files = replace(site.files, own_site=OWN_SITE, readonly=(*site.files.readonly, SHOWN))
+        site = replace(site, files=files, network_allow=TOLD.rules, packages=TOLD)
         held = {"network": -1} if start in {cold, child, claim} else {}
         site = replace(site, facts=facts, resolver=RESOLVER, held=held)
         return start(replace(request, spec=spec), site)

@@ -163,6 +163,7 @@ ORDER: tuple[tuple[str, Callable[[Start], Iterable[Step]]], ...] = (
     ("K - K K -", caps.limit_kernel),
     ("K - K K -", process.umask),
     ("K K K K -", rights.become),
+    ("K K K K -", environment.own_packages),
     ("K K K K 1", set_variables),
     ("K K K K -", process.chdir),
     ("K - K K -", rights.filter_kernel),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sandbox_provisioner.facilities.caps.plan import enforced
+from sandbox_provisioner.facilities.environment.plan import installs
 from sandbox_provisioner.facilities.environment.plan.variables import kernel_environment
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.spec import Limits
@@ -13,6 +16,17 @@ def variables_for(
 ) -> dict[str, str]:
     """What the kernel gets. *home* is its home directory inside, where that is not `Site.home`, and
     *limits* are those that hold, where they are not those that groups can enforce."""
+    found = before_installs(request, site, home=home, limits=limits)
+    if installs.are_possible(request.spec.network.mode):
+        found |= _of_installs(request, site, found)
+    return found
+
+
+def before_installs(
+    request: LaunchRequest, site: Site, *, home: str = "", limits: Limits | None = None
+) -> dict[str, str]:
+    """The same without what leads to folders for what is installed inside: so the files that the
+    kernel needs can be found by it again."""
     return kernel_environment(
         request.environment,
         site.server_environment,
@@ -23,3 +37,12 @@ def variables_for(
         hostname=request.spec.hostname,
         found=site.files.variables,
     )
+
+
+def _of_installs(request: LaunchRequest, site: Site, found: Mapping[str, str]) -> dict[str, str]:
+    told = site.packages.variables
+    facts = site.facts
+    shown = (*facts.system_directories, *facts.system_files, *site.files.readonly)
+    certificates = installs.of_certificates(request.environment, told, shown)
+    plain = {name: value for name, value in told.items() if name not in installs.OF_FILES}
+    return installs.variables(found, site.files.program, site.files.own_site, plain | certificates)

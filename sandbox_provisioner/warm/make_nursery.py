@@ -30,7 +30,7 @@ from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LocalLauncher, perform_whole
 from sandbox_provisioner.ledger import Ledger, closed_if_it_fails, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
-from sandbox_provisioner.orders.variables import variables_for
+from sandbox_provisioner.orders.variables import before_installs
 from sandbox_provisioner.performer import WORD_SECONDS, Performer
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import BUILDING
@@ -142,6 +142,8 @@ def _own_request(
         pids=asked.pids,
         by_default=asked.by_default,
     )
+    # Nobody speaks with anybody from there.
+    network = replace(request.spec.network, allow=(), deny=())
     idle, lonely = warmth.idle_seconds, warmth.lonely_seconds
     patience = idle, idle if lonely is None else lonely, least_available_bytes()
     waits = (f"{number:.12g}" for number in patience)
@@ -149,10 +151,10 @@ def _own_request(
     return replace(
         request,
         sandbox_id=uuid.uuid4().hex[:12],
-        spec=replace(request.spec, volumes=(), limits=limits),
+        spec=replace(request.spec, volumes=(), limits=limits, network=network),
         argv=(command.program, *command.flags, *words),
         # As its kernels have them: its own caps are others, and libraries count threads by them.
-        environment=of_no_notebook(variables_for(request, site)),
+        environment=of_no_notebook(before_installs(request, site)),
         cwd=HOME,
         connection_file=None,
         survive_server=not warmth.owner,

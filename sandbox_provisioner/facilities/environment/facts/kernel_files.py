@@ -50,13 +50,29 @@ _SEARCH_PATHS = (
 _WITH_SECRETS = {".local", ".cargo"}
 
 
+@dataclass(frozen=True, slots=True)
+class OwnSite:
+    """Where the kernel's Python has packages of its user's own: in the folder of a library called
+    *library*, "python3.11". *base* is PYTHONUSERBASE outside; "" where a virtual environment, or a
+    setting, leaves such packages out."""
+
+    library: str
+    base: str
+
+    @property
+    def outside(self) -> str:
+        """The folder of packages outside."""
+        return f"{self.base}/lib/{self.library}/site-packages" if self.base else ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFiles:
     """*program* is the absolute path to execute; *readonly* what must be there to read, and *real*
     the real paths of what of it is behind a link, as they were judged.
     *environment* is what of it is installed where the kernel could write: it may not change that.
 
-    *variables* tell programs where the user's own packages are, since HOME is another one inside.
+    *variables* tell programs where the user's own packages are, since HOME is another one inside;
+    *own_site* is where a Python has them, None for other programs.
     *too_broad* are paths that the kernel would look at but that would show whole homes; *doubtful*
     those that only something names that a kernel may write. Of what is there outside and not inside
     *off_path* are the folders on its PATH, and *unseen* what its command names.
@@ -67,6 +83,7 @@ class KernelFiles:
     real: Mapping[str, str] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
+    own_site: OwnSite | None = None
     too_broad: tuple[str, ...] = ()
     doubtful: tuple[str, ...] = ()
     off_path: tuple[str, ...] = ()
@@ -110,6 +127,7 @@ def find_kernel_files(
         real={path: sorter.real[path] for path in readonly if path in sorter.real},
         environment=sorter.writable(installed),
         variables=needed.variables,
+        own_site=needed.own_site,
         too_broad=tuple(sorted(sorter.too_broad - {"/usr", "/"})),
         doubtful=tuple(sorted(sorter.doubtful)),
         off_path=_hidden(_entries(environment.get("PATH", "")), seen),
@@ -141,6 +159,7 @@ class _Needed:
     installed: list[Found]
     modules: list[Found]
     variables: dict[str, str]
+    own_site: OwnSite | None = None
 
 
 def _needed_by(behind: Behind, facts: HostFacts, reader: Reader) -> _Needed:
@@ -153,6 +172,8 @@ def _needed_by(behind: Behind, facts: HostFacts, reader: Reader) -> _Needed:
             )
             own += python.environment
             modules += python.modules
+            if python.versions:
+                needed.own_site = OwnSite(python.versions[0], python.user_base)
             if python.user_base:
                 needed.variables["PYTHONUSERBASE"] = python.user_base
             if any(is_built_by_meson(found.path) for found in python.modules):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from sandbox_provisioner.facilities.environment.plan import installs
 from sandbox_provisioner.plan import READ_ONLY, TAKE_REMEDY, Site, Start, Step
 from sandbox_provisioner.spec import relative, volumes_for
 
@@ -56,6 +57,19 @@ def attach_with_volumes(start: Start) -> Iterator[Step]:
     targets = {*apart(site), *(facts.volume.target for facts in site.volumes)}
     for target in sorted(targets - {*around_workdir(site)}):
         yield Step("attach", (target,))
+
+
+def own_packages(start: Start) -> Iterator[Step]:
+    """Folders for what the kernel installs, before its program looks where its modules are."""
+    site = start.site
+    if not installs.are_possible(start.request.spec.network.mode):
+        return
+    folders = installs.folders(site.files.own_site)
+    yield Step("own-folders", folders, "for what is installed inside; memory, gone with the kernel")
+    outside = site.files.own_site.outside if site.files.own_site else ""
+    if any(relative(outside, path) is not None for path in site.files.readonly):
+        why = "the user's own packages, which are shown, come after those"
+        yield Step("own-note", (installs.note(site.files.own_site), installs.note_of(outside)), why)
 
 
 def variables_step(start: Start, found: Mapping[str, str]) -> Step:
