@@ -1,0 +1,87 @@
+"""addresses.py - any process outside; pure: the pool that cards have their addresses from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from sandbox_provisioner.errors import HostError, SpecError
+
+# 169.254.1.1 is nobody's: the box has a fixed neighbour for it, and nothing answers there.
+GATEWAY = IPv4Address("169.254.1.1")
+INSIDE = "eth0"
+_ATTEMPT = "give a kernel a network card"
+# What no public network has: a pool elsewhere would hide others from this host (RFC 6890).
+_POOLS = tuple(map(IPv4Network, ("100.64.0.0/10", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Addresses that are somebody's on this host; *by* is for a sentence."""
+
+    block: IPv4Network
+    by: str
+
+
+def parse_pool(text: str) -> IPv4Network:
+    """The pool that the option `network_pool` names; SpecError."""
+    remedy = 'Write a range of private addresses that this host does not use: "100.64.0.0/16".'
+    attempt = f"read network_pool, {text!r}"
+    try:
+        pool = IPv4Network(text)
+    except ValueError as error:
+        raise SpecError(attempt=attempt, answer=str(error), remedy=remedy) from None
+    if not any(pool.subnet_of(private) for private in _POOLS):
+        answer = "its addresses may be somebody else's"
+        raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
+    return pool
+
+
+def refuse_collision(pool: IPv4Network, taken: Iterable[Taken]) -> None:
+    """HostError, which names it, where this host has a part of *pool* for something else."""
+    for other in taken:
+        if other.block.prefixlen and other.block.overlaps(pool):
+            raise HostError(
+                attempt=f"{_ATTEMPT} with an address of {pool}",
+                answer=f"{other.block} is {other.by} of this host",
+                remedy="Set network_pool to private addresses that neither this host nor its "
+                'network uses, such as "100.100.0.0/16".',
+            )
+
+
+def candidates(pool: IPv4Network, start: int) -> Iterator[IPv4Address]:
+    """All addresses of *pool*, from the one with number *start* on: an address that was given back
+    comes again late, when nobody speaks with who had it before.
+
+    Some programs take what ends in 0 or 255 for a whole network.
+    """
+    first, size = int(pool.network_address), pool.num_addresses
+    for number in range(size):
+        address = first + (start + number) % size
+        if address & 0xFF not in {0, 0xFF}:
+            yield IPv4Address(address)
+
+
+def no_address_left(pool: IPv4Network) -> HostError:
+    """All are taken."""
+    return HostError(
+        attempt=f"{_ATTEMPT} with an address of {pool}",
+        answer="all of them are taken",
+        remedy="End some kernels, or set network_pool to a larger range.",
+    )
+
+
+def mac_of_box(address: IPv4Address) -> bytes:
+    """Of the end in the box: a locally administered one, which nobody else has here."""
+    return b"\x0a\x53" + address.packed
+
+
+def mac_of_host(address: IPv4Address) -> bytes:
+    """Of the host's end."""
+    return b"\x0e\x53" + address.packed
+
+
+def shown_mac(mac: bytes) -> str:
+    """As ip-link(8) writes it."""
+    return mac.hex(":")

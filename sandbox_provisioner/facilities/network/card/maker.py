@@ -1,0 +1,394 @@
+"""maker.py - in the launching process of a root server: makes a card, and removes it.
+
+::
+
+    prepare    before there is a box: may this host have cards? An address, whose name in our table
+               nobody else can take meanwhile; the rules; the messages for the pair
+    attach     when the box's namespace has come: the pair, its addresses and routes
+    remove     what our table has for it. The pair ends with the box, in the kernel's own time
+               (a veth's end takes 19 ms)
+
+What holds the box is there before an interface of it is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import importlib
+import os
+import re
+import secrets
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
+
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.facilities.network.card import addresses, netlink, nft, ruleset
+from sandbox_provisioner.facilities.network.card.addresses import Taken
+from sandbox_provisioner.facilities.network.card.ruleset import Entry, Reach
+from sandbox_provisioner.facilities.network.facts import routes
+from sandbox_provisioner.facilities.network.plan.netlink import Messages
+from sandbox_provisioner.inside import kernel_calls as kernel
+
+if TYPE_CHECKING:
+    from sandbox_provisioner.facilities.network.card.links import Pair
+
+_Value = TypeVar("_Value")
+_NET = "/proc/thread-self/ns/net"
+_MTU = 1500
+_ATTEMPT = "give a kernel a network card"
+_SETTINGS = Path("/proc/sys/net")
+# ip-sysctl: a source is valid if what goes there leaves by the same interface; that is looked up
+# with our mark, without which nothing of the pool has a way. Nobody is told of a shorter way, or
+# believed.
+_OF_HOST = {
+    "forwarding": 1, "rp_filter": 1, "src_valid_mark": 1, "accept_redirects": 0,
+    "send_redirects": 0,
+}  # fmt: skip
+# Linux gets to it at once, or within a second where much goes on (linkwatch).
+_PATIENCE_SECONDS = 2.0
+_SIOCGIFMTU = 0x8921  # netdevice(7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What a card shall be. *own* are the host's addresses, *resolvers* its name servers, *reaches*
+    and *at_host* as of `Entry`; of bits and bytes 0 is no limit. *owner* tells people, and `sweep`,
+    whose it is."""
+
+    sandbox_id: str
+    pool: IPv4Network
+    own: tuple[IPv4Address, ...]
+    resolvers: tuple[IPv4Address, ...]
+    reaches: tuple[Reach, ...]
+    at_host: tuple[Reach, ...]
+    up_bits: int
+    down_bits: int
+    quota_bytes: int
+    connections: int
+    new_per_second: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a card has let through and refused. *used_up* tells that its quota is."""
+
+    up_bytes: int = 0
+    down_bytes: int = 0
+    connections: int = 0
+    refused: int = 0
+    used_up: bool = False
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A card that has all but its interfaces; *pair* tells its address. Who has it calls `attach`
+    or `give_up`, and after the first in the end `remove`."""
+
+    pair: Pair
+    in_box: Messages
+    on_host: Messages
+
+
+def prepare(order: Order) -> Prepared:
+    """All of a card that does not need the box. HostError where this host cannot have cards;
+    OSError; then nothing is left."""
+    uplink = _check_host(order)
+    _make_table()
+    for guard in _guards(order.pool):
+        with contextlib.suppress(FileExistsError):
+            netlink.tell(guard)
+    address = _reserve(order)
+    host = os.open(_NET, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pair = _links().Pair(
+            address=address,
+            name=ruleset.interface_of(ruleset.key_of(address)),
+            host=host,
+            mtu=_mtu_of(uplink) if uplink else _MTU,
+            up_bits=order.up_bits,
+            down_bits=order.down_bits,
+            alias=f"sandbox {order.sandbox_id}",
+        )
+        return Prepared(pair, _links().in_box(pair), _links().on_host(pair))
+    except BaseException:
+        os.close(host)
+        remove(address)
+        raise
+
+
+@functools.cache
+def _guards(pool: IPv4Network) -> tuple[Messages, ...]:
+    guards: tuple[Messages, ...] = _links().guards(pool)
+    return guards
+
+
+def _links() -> ModuleType:
+    """Its import takes 0.2 s, and most servers never make a card."""
+    return importlib.import_module(f"{__package__}.links")
+
+
+def _check_host(order: Order) -> str:
+    """The interface by which this host reaches the world; HostError where it hands nothing on from
+    there, or has a part of the pool for something else."""
+    found = routes.routes()
+    uplink = routes.uplink(found)
+    if uplink and not routes.forwards(uplink):
+        raise _no_forwarding(uplink)
+    others = [
+        Taken(route.block, f"a route ({route.interface})")
+        for route in found
+        if not route.interface.startswith(ruleset.INTERFACE)
+    ]
+    others += [Taken(IPv4Network(address), "an address") for address in order.own]
+    addresses.refuse_collision(order.pool, others)
+    return uplink
+
+
+def _no_forwarding(uplink: str) -> HostError:
+    """It makes a router of the host, for everybody who can send to that interface: whether it shall
+    be one is the administrator's to decide."""
+    setting = f"net.ipv4.conf.{uplink}.forwarding"
+    return HostError(
+        attempt=_ATTEMPT,
+        answer=f"this host forwards nothing that comes in by {uplink} ({setting} is 0)",
+        remedy=(
+            "Let it forward, and write the setting to a file in /etc/sysctl.d:",
+            f"  sysctl -w {setting}=1",
+            'Or set network = "gateway", which needs no forwarding.',
+        ),
+    )
+
+
+def _make_table() -> None:
+    if _has_table():
+        return
+    with contextlib.suppress(FileExistsError):  # another server's was quicker
+        netlink.apply(ruleset.table())
+    if not _has_table():
+        raise HostError(
+            attempt=_ATTEMPT,
+            answer=f"there is a table inet {ruleset.TABLE} of another version of this program, or "
+            "of somebody else",
+            remedy=(
+                "End the kernels that it is for, and delete it:",
+                f"  nft delete table inet {ruleset.TABLE}",
+            ),
+        )
+
+
+def _has_table() -> bool:
+    """Whether there is our table, as this version makes it."""
+    try:
+        return bool(netlink.read(nft.GET_CHAIN, ruleset.LAYOUT))
+    except FileNotFoundError:
+        return False
+
+
+def _reserve(order: Order) -> IPv4Address:
+    """An address that nobody has: our table has it from now on, for this card."""
+    interfaces = {name for _, name in socket.if_nameindex()}
+    start = secrets.randbelow(order.pool.num_addresses)
+    for address in addresses.candidates(order.pool, start):
+        if ruleset.interface_of(ruleset.key_of(address)) not in interfaces:
+            with contextlib.suppress(FileExistsError):
+                netlink.apply(ruleset.add(_entry(order, address)))
+                return address
+    raise addresses.no_address_left(order.pool)
+
+
+def _entry(order: Order, address: IPv4Address) -> Entry:
+    return Entry(
+        address=address,
+        mac=addresses.mac_of_box(address),
+        resolvers=order.resolvers,
+        reaches=order.reaches,
+        at_host=order.at_host,
+        quota_bytes=order.quota_bytes,
+        connections=order.connections,
+        new_per_second=order.new_per_second,
+        comment=order.owner,
+    )
+
+
+def _mtu_of(interface: str) -> int:
+    request = struct.pack("16sI12x", interface.encode(), 0)
+    with socket.socket(type=socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, _SIOCGIFMTU, request)
+    return int(struct.unpack_from("=16xi", answer)[0])
+
+
+def give_up(card: Prepared) -> None:
+    """There will be no box."""
+    os.close(card.pair.host)
+    remove(card.pair.address)
+
+
+def attach(card: Prepared, box: int) -> None:
+    """Give *card* to the network namespace *box*; OSError, and then nothing is left."""
+    try:
+        _refuse_own(box)
+        with in_namespace(box, netlink.watch_links) as changes:
+            in_namespace(box, lambda: _set_up_inside(card))
+            _set_up_host(card)
+            netlink.await_running(changes, _PATIENCE_SECONDS)
+    except BaseException:
+        remove(card.pair.address)
+        raise
+    finally:
+        os.close(card.pair.host)
+
+
+def _set_up_host(card: Prepared) -> None:
+    try:
+        name = card.pair.name
+        _no_ipv6(name)
+        for setting, value in _OF_HOST.items():
+            (_SETTINGS / "ipv4/conf" / name / setting).write_text(str(value))
+        netlink.tell(card.on_host)
+    except BaseException:
+        _delete(card)
+        raise
+
+
+def _set_up_inside(card: Prepared) -> None:
+    try:
+        netlink.tell(card.in_box)
+        _no_ipv6(addresses.INSIDE)
+    except FileExistsError:  # of the interface, on the host: it is not ours
+        raise
+    except BaseException:
+        _delete(card)
+        raise
+
+
+def in_namespace(box: int, act: Callable[[], _Value]) -> _Value:
+    """What *act* returns or raises in the network namespace *box*: in a thread of its own, since
+    that is what has one."""
+    found: list[_Value] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            kernel.setns(box, kernel.CLONE_NEWNET)
+            found.append(act())
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="sandbox-card")
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+    return found[0]
+
+
+def _delete(card: Prepared) -> None:
+    """Both ends, from where either is."""
+    netlink.tell(_links().deletion(card.pair))
+
+
+def _refuse_own(box: int) -> None:
+    """Who sends us a namespace is of the box; it is never the host's own."""
+    ours, theirs = os.stat(_NET), os.fstat(box)
+    if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+        raise OSError(errno.EINVAL, "the network namespace of the box is this host's own")
+
+
+def _no_ipv6(name: str) -> None:
+    """Nothing of IPv6 is sent or taken by it; where Linux has none there is nothing to do."""
+    setting = _SETTINGS / "ipv6/conf" / name / "disable_ipv6"
+    if setting.exists():
+        setting.write_text("1")
+
+
+def _cards() -> dict[str, str]:
+    """By their keys, the comments of all cards that our table has."""
+    found = {}
+    for text in netlink.read(nft.GET_CHAIN, every=True):
+        parts = netlink.attributes(text)
+        key = ruleset.key_in(_text(parts[3])) if _text(parts[1]) == ruleset.TABLE else ""
+        if key:
+            found[key] = _text(parts.get(12, b"")[2:])
+    return found
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode()
+
+
+def counts(address: IPv4Address) -> Counts | None:
+    """What the card with *address* has counted; None where there is none."""
+    found = {}
+    key = ruleset.key_of(address)
+    for name, kind, data in objects():
+        what, _, whose = name.partition("-")
+        if whose == key:
+            found[what] = kind, data
+    if not found:
+        return None
+    packets = {"connections", "refused"}
+    number = {
+        what: int.from_bytes(data[2 if what in packets else 1], "big")
+        for what, (kind, data) in found.items()
+        if kind == nft.COUNTER
+    }
+    quota = found.get("quota", (0, {}))[1]
+    used_up = bool(quota) and int.from_bytes(quota[4], "big") >= int.from_bytes(quota[1], "big")
+    return Counts(number["up"], number["down"], number["connections"], number["refused"], used_up)
+
+
+def objects() -> Iterator[tuple[str, int, dict[int, bytes]]]:
+    """Name, kind and data of each object of our table."""
+    table = nft.text(1, ruleset.TABLE)
+    for text in netlink.read(nft.GET_OBJECT, table, every=True):
+        parts = netlink.attributes(text)
+        if _text(parts[1]) == ruleset.TABLE:
+            yield _text(parts[2]), int.from_bytes(parts[3], "big"), netlink.attributes(parts[4])
+
+
+def remove(address: IPv4Address) -> None:
+    """Remove what our table has for *address*; more than once is fine. Its interfaces end with the
+    box."""
+    key = ruleset.key_of(address)
+    if key in _cards():
+        _remove(key)
+
+
+def _remove(key: str) -> None:
+    quota = any(name == f"quota-{key}" for name, _, _ in objects())
+    with contextlib.suppress(FileNotFoundError):  # somebody else has done it
+        netlink.apply(ruleset.remove(key, quota=quota))
+
+
+def owner(sandbox_id: str, pid: int, began: int) -> str:
+    """What a card's comment says: of which sandbox it is, and which process, that began at *began*
+    (proc(5), field 22), removes it."""
+    return f"sandbox {sandbox_id} of process {pid} begun {began}"
+
+
+_OWNER = re.compile(r"sandbox (\S+) of process (\d+) begun (\d+)", re.ASCII)
+
+
+def sweep(lives: Callable[[int, int], bool]) -> list[str]:
+    """Remove what our table has for boxes that have ended with whoever was to remove it: the ids of
+    their sandboxes. *lives* tells, by pid and beginning, whether a process does."""
+    interfaces = {name for _, name in socket.if_nameindex()}
+    gone = []
+    for key, comment in _cards().items():
+        match = _OWNER.fullmatch(comment)
+        is_cut_off = ruleset.interface_of(key) not in interfaces
+        if match and is_cut_off and not lives(int(match[2]), int(match[3])):
+            _remove(key)
+            gone.append(match[1])
+    return gone

@@ -1,0 +1,236 @@
+"""ruleset.py - any process outside; pure: our one table, and what a card has in it.
+
+The path of a packet; X is the address of the box in hexadecimal::
+
+    from the box   prerouting   arrive-X   another source, or no IPv4: dropped. It gets our mark
+                   forward      from-X     known connections, DNS to the host's resolvers, rules
+                   input        host-X     the same for the host itself: rules that name the address
+                                 └─ new-X  how many at once, how many a second
+                                     └─ sent-X    the quota; is counted, and accepted
+                   postrouting             gets the host's address
+    to the box     forward, output   to-X  known connections, or those of other boxes whose rules
+                                 └─ got-X  the quota; is counted, and accepted
+
+What is refused is counted, and answered at once: TCP by a reset, everything else by ICMP. Our
+chains decide about our interfaces only; what another table drops stays dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from sandbox_provisioner.facilities.network.card import nft
+from sandbox_provisioner.facilities.network.card.nft import Message
+
+TABLE = "sandbox_provisioner"
+# How our interfaces on the host are called; their address in hexadecimal comes behind it.
+INTERFACE = "sbxc-"
+# What has passed `arrive-X`. Without our table, which whoever reloads a firewall may have deleted,
+# nothing has it, and a rule of routing refuses all of the pool.
+MARK = 1 << 27
+# Whoever changes what the table is made of changes this, too.
+_LAYOUT = "layout-1"
+LAYOUT = nft.text(1, TABLE) + nft.text(3, _LAYOUT)
+# Hooks and priorities of linux/netfilter.h and netfilter_ipv4.h. Ours come behind the usual ones,
+# so that what another firewall has changed of a packet is what is judged.
+_PREROUTING, _INPUT, _FORWARD, _OUTPUT, _POSTROUTING = range(5)
+_BEFORE_TRACKING, _FILTER, _SOURCE_NAT = -300, 10, 100
+_MAPS = ("arrive", "from", "host", "to")
+_ADDRESSES = "addresses"
+_PARTS = ("arrive", "from", "host", "new", "sent", "to", "got", "no")
+_DNS = 53
+COUNTERS = ("up", "down", "connections", "refused")
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Some destinations: *block*, all of it or with *ports* those of TCP and UDP, are *allowed*."""
+
+    block: IPv4Network
+    ports: tuple[int, ...] = ()
+    allowed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What the table shall have for one box. *reaches* count in their order, and what none tells
+    of is refused; *at_host* are those for the host's own addresses. Of *quota_bytes* 0 is none."""
+
+    address: IPv4Address
+    mac: bytes
+    resolvers: tuple[IPv4Address, ...]
+    reaches: tuple[Reach, ...]
+    at_host: tuple[Reach, ...]
+    quota_bytes: int
+    connections: int
+    new_per_second: int
+    comment: str
+
+    @property
+    def key(self) -> str:
+        """How its chains are called."""
+        return key_of(self.address)
+
+
+def key_of(address: IPv4Address) -> str:
+    """How the chains of *address* are called."""
+    return f"{int(address):08x}"
+
+
+def table() -> list[Message]:
+    """Our table, where there is none."""
+    by = {name: nft.INCOMING + nft.by_map(name) for name in ("arrive", "from", "host")}
+    to_box = nft.OUTGOING + nft.by_map("to")
+    ours = nft.SOURCE + nft.in_set(_ADDRESSES)
+    among_ours = nft.DESTINATION + nft.in_set(_ADDRESSES)
+    return [
+        nft.new_table(TABLE),
+        nft.new_chain(TABLE, _LAYOUT),
+        *(nft.new_verdict_map(TABLE, name, number) for number, name in enumerate(_MAPS, 1)),
+        nft.new_address_set(TABLE, _ADDRESSES, len(_MAPS) + 1),
+        *_base("prerouting", _PREROUTING, _BEFORE_TRACKING, by["arrive"]),
+        *_base("forward-from", _FORWARD, _FILTER, by["from"]),
+        *_base("forward-to", _FORWARD, _FILTER + 1, to_box),
+        *_base("input", _INPUT, _FILTER, by["host"]),
+        *_base("output", _OUTPUT, _FILTER, to_box),
+        nft.base_chain(TABLE, "postrouting", _POSTROUTING, _SOURCE_NAT, "nat"),
+        _rule("postrouting", nft.IS_IPV4, ours, among_ours, nft.verdict(nft.ACCEPT)),
+        _rule("postrouting", nft.IS_IPV4, ours, nft.MASQUERADE),
+    ]
+
+
+def _base(chain: str, hook: int, priority: int, expressions: bytes) -> Iterator[Message]:
+    yield nft.base_chain(TABLE, chain, hook, priority)
+    yield _rule(chain, expressions)
+
+
+def _rule(chain: str, *expressions: bytes) -> Message:
+    return nft.rule(TABLE, chain, *expressions)
+
+
+def key_in(chain: str) -> str:
+    """The key of the card that *chain* is of, once for each card; otherwise ""."""
+    return chain.removeprefix("arrive-") if chain.startswith("arrive-") else ""
+
+
+def interface_of(key: str) -> str:
+    """The name on the host of the card whose chains have *key*."""
+    return INTERFACE + key
+
+
+def add(entry: Entry) -> list[Message]:
+    """All that the table has for one box; what leads there comes last."""
+    key = entry.key
+    objects = [nft.new_counter(TABLE, f"{name}-{key}") for name in COUNTERS]
+    if entry.quota_bytes:
+        objects.append(nft.new_quota(TABLE, f"quota-{key}", entry.quota_bytes))
+    chains = [nft.new_chain(TABLE, f"{part}-{key}", entry.comment) for part in _PARTS]
+    lead = [nft.map_interface(TABLE, m, interface_of(key), f"{m}-{key}") for m in _MAPS]
+    rules = (_arriving, _leaving, _to_host, _new, _counted, _coming, _refused)
+    return [
+        *objects,
+        *chains,
+        *(message for part in rules for message in part(entry)),
+        nft.add_address(TABLE, _ADDRESSES, entry.address),
+        *lead,
+    ]
+
+
+def remove(key: str, *, quota: bool) -> list[Message]:
+    """What `add` has added."""
+    chains = [f"{part}-{key}" for part in _PARTS]
+    objects = [nft.delete_object(TABLE, f"{name}-{key}", nft.COUNTER) for name in COUNTERS]
+    if quota:
+        objects.append(nft.delete_object(TABLE, f"quota-{key}", nft.QUOTA))
+    return [
+        *(nft.unmap_interface(TABLE, name, interface_of(key)) for name in _MAPS),
+        nft.remove_address(TABLE, _ADDRESSES, IPv4Address(int(key, 16))),
+        *(nft.flush_chain(TABLE, chain) for chain in chains),
+        *(nft.delete_chain(TABLE, chain) for chain in chains),
+        *objects,
+    ]
+
+
+def _arriving(entry: Entry) -> Iterator[Message]:
+    chain, refused = f"arrive-{entry.key}", _count("refused", entry)
+    drop = nft.verdict(nft.DROP)
+    yield _rule(chain, nft.NOT_IPV4, refused, drop)
+    yield _rule(chain, nft.SOURCE_MAC, nft.differs(entry.mac), refused, drop)
+    yield _rule(chain, nft.IS_IPV4, nft.SOURCE, nft.differs(entry.address.packed), refused, drop)
+    yield _rule(chain, nft.mark(MARK))
+
+
+def _leaving(entry: Entry) -> Iterator[Message]:
+    yield from _judged(f"from-{entry.key}", entry, entry.reaches)
+
+
+def _to_host(entry: Entry) -> Iterator[Message]:
+    yield from _judged(f"host-{entry.key}", entry, entry.at_host)
+
+
+def _judged(chain: str, entry: Entry, reaches: Sequence[Reach]) -> Iterator[Message]:
+    new, sent, no = (_go(part, entry) for part in ("new", "sent", "no"))
+    yield _rule(chain, nft.KNOWN, sent)
+    yield _rule(chain, nft.INVALID, nft.verdict(nft.DROP))
+    for resolver in entry.resolvers:
+        for matched in _matches(Reach(IPv4Network(resolver), (_DNS,))):
+            yield _rule(chain, matched, new)
+    for reach in reaches:
+        for matched in _matches(reach):
+            yield _rule(chain, matched, new if reach.allowed else no)
+    yield _rule(chain, no)
+
+
+def _matches(reach: Reach) -> Iterator[bytes]:
+    """The expressions for each way to be meant by *reach*."""
+    block = nft.to_block(reach.block)
+    if not reach.ports:
+        yield block
+    for port in reach.ports:
+        for transport in (nft.TCP, nft.UDP):
+            yield block + nft.to_port(transport, port)
+
+
+def _new(entry: Entry) -> Iterator[Message]:
+    chain, no = f"new-{entry.key}", _go("no", entry)
+    yield _rule(chain, nft.more_connections_than(entry.connections), no)
+    yield _rule(chain, nft.faster_than(entry.new_per_second), no)
+    yield _rule(chain, _count("connections", entry), _go("sent", entry))
+
+
+def _counted(entry: Entry) -> Iterator[Message]:
+    yield from _within_quota(f"sent-{entry.key}", entry, "up")
+
+
+def _coming(entry: Entry) -> Iterator[Message]:
+    chain, got = f"to-{entry.key}", _go("got", entry)
+    yield _rule(chain, nft.KNOWN, got)
+    yield _rule(chain, nft.NEW, nft.marked(MARK), got)
+    yield _rule(chain, nft.verdict(nft.DROP))
+    for refusal in (nft.IS_RESET, nft.IS_UNREACHABLE):  # also of what the quota refuses
+        yield _rule(f"got-{entry.key}", refusal, nft.verdict(nft.ACCEPT))
+    yield from _within_quota(f"got-{entry.key}", entry, "down")
+
+
+def _within_quota(chain: str, entry: Entry, counter: str) -> Iterator[Message]:
+    if entry.quota_bytes:
+        used_up = nft.object_named(nft.QUOTA, f"quota-{entry.key}")
+        yield _rule(chain, used_up, _go("no", entry))
+    yield _rule(chain, _count(counter, entry), nft.verdict(nft.ACCEPT))
+
+
+def _refused(entry: Entry) -> Iterator[Message]:
+    chain = f"no-{entry.key}"
+    yield _rule(chain, _count("refused", entry))
+    yield _rule(chain, nft.IS_TCP, nft.RESET)
+    yield _rule(chain, nft.PROHIBIT)
+
+
+def _count(counter: str, entry: Entry) -> bytes:
+    return nft.object_named(nft.COUNTER, f"{counter}-{entry.key}")
+
+
+def _go(part: str, entry: Entry) -> bytes:
+    return nft.verdict(nft.GOTO, f"{part}-{entry.key}")

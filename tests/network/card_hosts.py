@@ -1,0 +1,138 @@
+"""card_hosts.py - in a process of a test's own: network namespaces that play a host and its world.
+
+Nothing of this machine's own network is touched: `apart` forks, and the child has a namespace of
+its own before it does anything. Others are descriptors; a thread that acts in one ends then.
+
+::
+
+    box ──card── host (the child) ── up0 ──veth── world: 20.0.0.2, and all of ADDRESSES on its lo
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+
+from sandbox_provisioner.facilities.network.card.maker import in_namespace
+from sandbox_provisioner.inside import kernel_calls as kernel
+
+_Value = TypeVar("_Value")
+NET = "/proc/thread-self/ns/net"
+# "everybody", a private neighbour, a cloud's metadata service, a resolver
+PUBLIC, OTHER, PRIVATE = "20.1.0.1", "20.2.0.1", "10.9.9.9"
+METADATA, RESOLVER = "169.254.169.254", "20.3.0.1"
+ADDRESSES = (PUBLIC, OTHER, PRIVATE, METADATA, RESOLVER)
+HOST, GATE = "20.0.0.1", "20.0.0.2"
+
+
+def apart(function: Callable[[], _Value]) -> _Value:
+    """What *function* returns in a child that has a network namespace of its own; its error fails
+    the test."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if not pid:
+        answer: tuple[bool, Any]
+        try:
+            os.close(read_end)
+            kernel.die_with_parent()
+            kernel.unshare(kernel.CLONE_NEWNET)
+            answer = True, function()
+        except BaseException:
+            answer = False, traceback.format_exc()
+        with open(write_end, "wb") as file:
+            pickle.dump(answer, file)
+        os._exit(0)
+    os.close(write_end)
+    with open(read_end, "rb") as file:
+        text = file.read()
+    os.waitpid(pid, 0)
+    assert text, "the child has ended without an answer"
+    works, value = pickle.loads(text)
+    assert works, f"In the namespace:\n{value}"
+    return value  # type: ignore[no-any-return]
+
+
+def within(namespace: int, act: Callable[[], _Value]) -> _Value:
+    """What *act* returns in *namespace*; sockets that it makes stay there."""
+    return in_namespace(namespace, act)
+
+
+def new_namespace() -> int:
+    """One with its loopback up."""
+
+    def run() -> int:
+        kernel.unshare(kernel.CLONE_NEWNET)
+        kernel.loopback_up()
+        return os.open(NET, os.O_RDONLY | os.O_CLOEXEC)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
+def play_host() -> int:
+    """Make this process's namespace a host that forwards; the world beyond it."""
+    kernel.loopback_up()
+    world = new_namespace()
+    with IPRoute() as route:
+        route.link("add", ifname="up0", kind="veth", peer={"ifname": "up0", "net_ns_fd": world})
+        _configure(route, "up0", HOST)
+        route.route("add", dst="default", gateway=GATE)
+    within(world, _play_world)
+    write("ipv4/conf/up0/forwarding", "1")
+    return world
+
+
+def _configure(route: Any, name: str, address: str, length: int = 24) -> None:
+    index = socket.if_nametoindex(name)
+    route.addr("add", index=index, address=address, prefixlen=length)
+    route.link("set", index=index, state="up")
+
+
+def _play_world() -> None:
+    with IPRoute() as route:
+        _configure(route, "up0", GATE)
+        for address in ADDRESSES:
+            route.addr("add", index=1, address=address, prefixlen=32)
+
+
+def write(setting: str, value: str) -> None:
+    """A setting of the calling thread's namespace."""
+    with open(f"/proc/sys/net/{setting}", "w") as file:
+        file.write(value)
+
+
+@contextlib.contextmanager
+def listening(namespace: int, port: int = 80) -> Iterator[socket.socket]:
+    """A TCP listener at every address of *namespace*."""
+    listener = within(namespace, lambda: socket.create_server(("0.0.0.0", port)))
+    listener.settimeout(10)
+    with listener:
+        yield listener
+
+
+def connect(namespace: int, address: str, port: int = 80, seconds: float = 10) -> socket.socket:
+    """A TCP connection from *namespace*."""
+    return within(namespace, lambda: socket.create_connection((address, port), seconds))
+
+
+def refusal(namespace: int, address: str, port: int = 80, seconds: float = 10) -> str:
+    """Why one cannot be had, by the name of the error; "" where it can."""
+    try:
+        connect(namespace, address, port, seconds).close()
+    except OSError as error:
+        return type(error).__name__ if error.errno is None else os.strerror(error.errno)
+    return ""
+
+
+def dumped(kind: str, word: str) -> list[str]:
+    """What the calling thread's namespace has of *kind* ("addr", "link", "route"), with *word*."""
+    with IPRoute() as route:
+        return [str(found) for found in getattr(route, kind)("dump") if word in str(found)]

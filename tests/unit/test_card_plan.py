@@ -1,0 +1,76 @@
+"""What a network card is made of, and what is read of this machine for it."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.facilities.network.card import addresses, reach
+from sandbox_provisioner.facilities.network.card.ruleset import Reach
+from sandbox_provisioner.facilities.network.facts import routes
+from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
+from sandbox_provisioner.facilities.network.wish.rules import Rules
+
+ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0
+eth0\t00000000\t0100000A\t0003\t0\t0\t100\t00000000\t0\t0\t0
+eth0\t0000000A\t00000000\t0001\t0\t0\t100\t000000FF\t0\t0\t0
+tun0\t0000400A\t00000000\t0000\t0\t0\t0\t0000FFFF\t0\t0\t0
+"""
+
+
+def test_routes_are_read_the_default_one_with_the_least_metric_first(tmp_path: Path):
+    (tmp_path / "route").write_text(ROUTES)
+    found = routes.routes(tmp_path / "route")
+    assert routes.uplink(found) == "eth0"
+    named = {(str(route.block), route.interface) for route in found}
+    assert named == {("0.0.0.0/0", "eth0"), ("0.0.0.0/0", "wlan0"), ("10.0.0.0/8", "eth0")}
+    assert routes.uplink([]) == ""
+
+
+def test_name_servers_are_those_that_a_box_can_ask(tmp_path: Path):
+    own, behind = tmp_path / "own", tmp_path / "behind"
+    own.write_text("search example.org\nnameserver 10.0.0.1\nnameserver fd00::1\nnameserver x\n")
+    assert name_servers(own, behind) == (IPv4Address("10.0.0.1"),)
+    own.write_text("nameserver 127.0.0.53\n")
+    with pytest.raises(HostError, match="names only this machine itself"):
+        name_servers(own, behind)
+    behind.write_text("nameserver 10.0.0.2\nnameserver 10.0.0.3\n")
+    assert [str(address) for address in name_servers(own, behind)] == ["10.0.0.2", "10.0.0.3"]
+    assert name_servers(behind.with_name("none"), behind) == ()
+
+
+@pytest.mark.parametrize("text", ["100.64.0.0/8", "8.8.8.0/24", "100.64.0.1/10", "all", "fd00::/8"])
+def test_a_pool_that_is_not_private_is_refused(text: str):
+    with pytest.raises(SpecError, match="read network_pool"):
+        addresses.parse_pool(text)
+
+
+def test_a_pool_is_gone_through_once_without_what_ends_in_0_or_255():
+    pool = addresses.parse_pool("10.0.0.0/23")
+    found = [str(address) for address in addresses.candidates(pool, 300)]
+    assert len(found) == len(set(found)) == 508
+    assert found[0] == "10.0.1.44"
+    assert not [address for address in found if address.endswith((".0", ".255"))]
+
+
+def test_hosts_of_a_domain_cannot_be_had_with_a_card():
+    reach.refuse_domains(Rules.read(["data.example.org"], ["10.0.0.0/8"]))
+    for rules in (Rules.read(["*.example.org"]), Rules.read(["all"], ["*.example.org"])):
+        with pytest.raises(SpecError, match=r"a domain has no list of its hosts.*gateway"):
+            reach.refuse_domains(rules)
+
+
+def test_a_name_leads_to_a_private_address_only_with_a_rule_for_that():
+    def resolve(name: str) -> list[IPv4Address]:
+        return [IPv4Address("10.0.0.1"), IPv4Address("20.0.0.1")]
+
+    named = list(islice(reach.reaches(Rules.read(["a.example:443"]), resolve), 2))
+    assert named[0] == Reach(IPv4Network("20.0.0.1/32"), (443,))
+    assert not named[1].allowed
+    named = reach.reaches(Rules.read(["a.example:443", "10.0.0.0/8"]), resolve)[:2]
+    assert [str(one.block) for one in named] == ["10.0.0.1/32", "20.0.0.1/32"]
