@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from dnslib import QTYPE, RCODE, RR, A, DNSRecord
 
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LocalLauncher
@@ -22,12 +24,16 @@ PATIENCE_SECONDS = 30.0
 class StandIn:
     """One end of a box's network channel, and the listeners that came through it, by kind."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, theirs: socket.socket) -> None:
+        """*theirs* is PID 1's end, for its start to be given."""
         self.channel = channel
+        self.theirs = theirs
         self.listeners: dict[str, socket.socket] = {}
+        self._threads: list[threading.Thread] = []
 
     def take(self) -> None:
-        """What PID 1 has handed out."""
+        """What PID 1 has handed out; the channel is its own from here on."""
+        self.theirs.close()
         self.channel.settimeout(PATIENCE_SECONDS)
         text, fds, _, _ = socket.recv_fds(self.channel, 4096, 16)
         word, names = wire.parts(text)
@@ -47,9 +53,36 @@ class StandIn:
         self.listeners[kind].sendmsg([text], about, 0, who)
         return asked
 
+    def answer_names(self, known: Mapping[str, str]) -> list[str]:
+        """Answer all questions for names from now on, in a thread, by *known*; the names come into
+        the list that is returned."""
+        asked: list[str] = []
+
+        def serve() -> None:
+            while (found := self.listeners["udp4"].recvmsg(4096, 256))[0]:
+                text, about, _, who = found
+                question = DNSRecord.parse(text)
+                name, kind = str(question.q.qname).rstrip("."), question.q.qtype
+                asked.append(name)
+                reply = question.reply()
+                if name not in known:
+                    reply.header.rcode = RCODE.NXDOMAIN
+                elif kind == QTYPE.A:
+                    reply.add_answer(RR(name, rdata=A(known[name])))
+                self.listeners["udp4"].sendmsg([reply.pack()], about, 0, who)
+
+        self.listeners["udp4"].settimeout(None)
+        self._threads.append(threading.Thread(target=serve))
+        self._threads[-1].start()
+        return asked
+
     def close(self) -> None:
         """The gateway is gone."""
-        for one in (self.channel, *self.listeners.values()):
+        if self._threads:
+            with contextlib.suppress(OSError):  # it has no peer, and wakes up all the same
+                self.listeners["udp4"].shutdown(socket.SHUT_RD)
+            self._threads.pop().join()
+        for one in (self.theirs, self.channel, *self.listeners.values()):
             one.close()
 
 
@@ -63,10 +96,9 @@ def in_place_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn
         site, tree = look(launcher, *arguments)
         return replace(site, held={wire.NETWORK: theirs.fileno()}), tree
 
-    stand_in = StandIn(ours)
+    stand_in = StandIn(ours, theirs)
     monkeypatch.setattr(LocalLauncher, "look", given)
     try:
-        with theirs:
-            yield stand_in
+        yield stand_in
     finally:
         stand_in.close()

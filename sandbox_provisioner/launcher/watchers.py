@@ -10,6 +10,7 @@ import os
 import select
 
 from sandbox_provisioner.facilities.caps.inside import Caps
+from sandbox_provisioner.facilities.network.inside import Network
 from sandbox_provisioner.facilities.process.inside import Output
 from sandbox_provisioner.facilities.root.inside import folders
 from sandbox_provisioner.facilities.sockets.inside import Seal, Sockets
@@ -43,6 +44,7 @@ def watchers_of(box: Box) -> list[Watcher]:
         # Before the death of the kernel: what it wrote until then belongs to its tail.
         *box.part(Output).begin(),
         Control(box),
+        box.part(Network).watch,
         Seal(box) if box.part(Sockets).names else None,
         # Before the memory: it knows the reason of a SIGBUS.
         folders.own_folders() if box.namespaces else None,

@@ -3,9 +3,13 @@ who tells what has come out. Nothing can leave but by the listeners."""
 
 from __future__ import annotations
 
+import errno
+import select
+
 import pytest
 from stand_in import in_place_of_the_gateway
 
+from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.spec import Network, NetworkWish
 
 pytestmark = pytest.mark.requires("userns")
@@ -38,17 +42,14 @@ def connect_and_talk(host, port):
         ("10.0.0.1", "tcp4", "10.0.0.1"),
         ("169.254.169.254", "tcp4", "169.254.169.254"),
         ("::ffff:1.2.3.4", "tcp4", "1.2.3.4"),
-        ("2130706434", "tcp4", None),
+        ("3232235777", "tcp4", "192.168.1.1"),
+        ("0300.0250.1.1", "tcp4", "192.168.1.1"),
         ("2001:db8::7", "tcp6", "2001:db8::7"),
         ("fd53:616e:6462:6f78::9", "tcp6", "fd53:616e:6462:6f78::9"),
     ],
 )
-def test_a_connection_to_any_address_and_port_comes_out_as_what_it_was(captive, host, kind, wanted):
+def test_a_connection_to_any_address_comes_out_as_what_it_was(captive, host, kind, wanted):
     box, outside = captive
-    if wanted is None:  # 127.0.0.2 as a decimal number: that is the box itself
-        with pytest.raises(ConnectionRefusedError):
-            box.call(connect_and_talk, host, 8443)
-        return
     box.send(connect_and_talk, host, 8443)
     connection, meant_for = outside.accept(kind)
     with connection:
@@ -56,3 +57,292 @@ def test_a_connection_to_any_address_and_port_comes_out_as_what_it_was(captive, 
         connection.sendall(b"from outside")
         assert meant_for == (wanted, 8443)
         assert box.receive()[0] == "from outside"
+
+
+@pytest.mark.ordinary_user
+def test_an_ordinary_users_does_too(captive):
+    box, outside = captive
+    box.send(connect_and_talk, "93.184.216.34", 443)
+    connection, meant_for = outside.accept()
+    with connection:
+        connection.sendall(b"from outside")
+        assert (box.receive()[0], meant_for) == ("from outside", ("93.184.216.34", 443))
+
+
+def ask(server, port):
+    import socket
+
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as asker:
+        asker.settimeout(10)
+        asker.connect((server, port))
+        asker.send(b"a question")
+        return asker.recv(100).decode()
+
+
+@pytest.mark.parametrize(
+    ("server", "kind"),
+    [
+        ("198.18.0.1", "udp4"),
+        ("8.8.8.8", "udp4"),
+        ("127.0.0.53", "udp4"),
+        ("2001:4860:4860::8888", "udp6"),
+    ],
+)
+def test_a_question_to_any_nameserver_is_answered_by_that_one(captive, server, kind):
+    box, outside = captive
+    box.send(ask, server, 53)
+    assert outside.answer(b"an answer", kind) == b"a question"
+    assert box.receive() == "an answer"
+
+
+def asked_names():
+    import socket
+
+    def asked(name, **how):
+        try:
+            return [found[4][0] for found in socket.getaddrinfo(name, 80, **how)]
+        except socket.gaierror as error:
+            return str(error)
+
+    numbers = {"type": socket.SOCK_STREAM, "family": socket.AF_INET}
+    return {
+        "localhost": asked("localhost", **numbers),
+        "own": asked(socket.gethostname(), **numbers),
+        "service": socket.getservbyname("https"),
+        "configured": asked("example.org", flags=socket.AI_ADDRCONFIG, **numbers),
+        "refused": asked("refused.example", **numbers),
+    }
+
+
+def test_the_c_library_asks_the_gateway_for_names_that_are_not_its_own(captive):
+    """Also where a program asks for what the box's interfaces could use (AI_ADDRCONFIG)."""
+    box, outside = captive
+    asked = outside.answer_names({"example.org": "198.18.3.7"})
+    told = box.call(asked_names)
+    assert told == {
+        "localhost": ["127.0.0.1"],
+        "own": ["127.0.0.1"],
+        "service": 443,
+        "configured": ["198.18.3.7"],
+        "refused": "[Errno -2] Name or service not known",
+    }
+    assert asked == ["example.org", "refused.example"]
+
+
+# -- what is refused
+
+
+def send_elsewhere():
+    import socket
+
+    def sent(target, payload=b"x", protocol=0):
+        family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM, protocol) as sender:
+            sender.settimeout(10)
+            try:
+                sender.sendto(payload, target)
+            except OSError as error:
+                return error.errno
+            return f"sent: {sender.recv(100)!r}"
+
+    def waited():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(10)
+            sender.connect(("8.8.8.8", 123))
+            for act in (lambda: sender.send(b"x"), lambda: sender.recv(100)):
+                try:
+                    act()
+                except OSError as error:
+                    last = error.errno
+            return last
+
+    return {
+        "time": sent(("8.8.8.8", 123)),
+        "quic": sent(("2001:db8::1", 443)),
+        "multicast": sent(("224.0.0.251", 5353)),
+        "waited": waited(),
+    }
+
+
+def test_other_datagrams_are_refused_at_once(captive):
+    box, outside = captive
+    told = box.call(send_elsewhere)
+    assert told.pop("waited") == errno.ECONNREFUSED
+    assert set(told.values()) == {errno.EPERM}
+    for name in ("udp4", "udp6"):
+        outside.listeners[name].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            outside.listeners[name].recv(100)
+
+
+def get_around():
+    import errno
+    import fcntl
+    import socket
+    import struct
+
+    def error_of(act):
+        try:
+            act()
+        except OSError as error:
+            return errno.errorcode[error.errno]
+        return "it was done"
+
+    def change(kind, body):
+        """A message of rtnetlink(7), and what Linux answers."""
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as link:
+            link.send(struct.pack("=IHHII", 16 + len(body), kind, 5, 1, 0) + body)
+            (code,) = struct.unpack_from("=i", link.recv(4096), 16)
+            if code:
+                raise OSError(-code, "")
+
+    everything = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 255, 3, 254, 2, 0)
+    rule = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 255, 3, 0, 1, 0)
+    name = struct.pack("16sH14x", b"lo", 0)
+    own = socket.socket()
+    mark, transparent = 36, 19
+    return {
+        "raw": error_of(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)),
+        "packet": error_of(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)),
+        "ping": error_of(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1)),
+        "tables": error_of(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)),
+        "delete the route": error_of(lambda: change(25, everything)),
+        "delete the rule": error_of(lambda: change(33, rule)),
+        "delete the interface": error_of(lambda: change(17, struct.pack("=BxHiII", 0, 0, 1, 0, 0))),
+        "bring it down": error_of(lambda: fcntl.ioctl(own, 0x8914, name)),
+        "its port": error_of(lambda: socket.socket().bind(("0.0.0.0", 53))),
+        "its port at one address": error_of(lambda: socket.socket().bind(("10.0.0.1", 53))),
+        "transparent": error_of(lambda: own.setsockopt(socket.SOL_IP, transparent, 1)),
+        "mark": error_of(lambda: own.setsockopt(socket.SOL_SOCKET, mark, 1)),
+    }
+
+
+def test_no_program_can_change_who_gets_what(captive):
+    box, _ = captive
+    told = box.call(get_around)
+    ports = {"its port": "EACCES", "its port at one address": "EACCES"}
+    kinds = {"tables": "EPROTONOSUPPORT", "packet": "EAFNOSUPPORT", "ping": "EACCES"}
+    assert told == dict.fromkeys(told, "EPERM") | ports | kinds
+
+
+def serve_inside():
+    """Two programs of the box, over addresses that are its own."""
+    import socket
+
+    def met(family, listen_at, call_at):
+        with socket.socket(family) as server:
+            server.bind((listen_at, 0))
+            server.listen()
+            port = server.getsockname()[1]
+            with socket.create_connection((call_at, port), 10) as client:
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(b"from a neighbour")
+                    return client.recv(100).decode()
+
+    four, six = socket.AF_INET, socket.AF_INET6
+    with (
+        socket.socket(four, socket.SOCK_DGRAM) as one,
+        socket.socket(four, socket.SOCK_DGRAM) as two,
+    ):
+        one.bind(("127.0.0.1", 0))
+        one.settimeout(10)
+        two.sendto(b"a datagram", one.getsockname())
+        datagram = one.recv(100).decode()
+    with socket.socket() as looking, socket.socket(four, socket.SOCK_DGRAM) as used:
+        used.connect(("8.8.8.8", 80))  # how programs look for their own address
+        try:
+            looking.connect(("127.0.0.1", 9))
+        except ConnectionRefusedError:
+            nobody = "refused"
+        own = used.getsockname()[0]
+    return {
+        "loopback": met(four, "127.0.0.1", "127.0.0.1"),
+        "another of it": met(four, "0.0.0.0", "127.8.9.10"),
+        "any": met(four, "0.0.0.0", "0.0.0.0"),
+        "name": met(four, "127.0.0.1", socket.gethostname()),
+        "interface": met(four, "0.0.0.0", "192.0.0.8"),
+        "six": met(six, "::1", "::1"),
+        "datagram": datagram,
+        "own": own,
+        "nobody": nobody,
+    }
+
+
+def test_what_programs_of_the_box_say_to_one_another_stays_there(captive):
+    box, outside = captive
+    told = box.call(serve_inside)
+    assert told.pop("own") == "127.0.0.1"
+    assert told.pop("nobody") == "refused"
+    assert told.pop("datagram") == "a datagram"
+    assert set(told.values()) == {"from a neighbour"}
+    for listener in outside.listeners.values():
+        assert not select.select([listener], [], [], 0)[0]
+
+
+def serve_everywhere_and_call(host):
+    """A program that would be the host itself, for its own box."""
+    import socket
+
+    with socket.socket() as server:
+        server.bind(("0.0.0.0", 8080))
+        server.listen()
+        with socket.create_connection((host, 8080), 10) as client:
+            client.settimeout(10)
+            told = client.recv(100).decode()
+        server.setblocking(False)
+        try:
+            server.accept()
+        except BlockingIOError:
+            return told
+
+
+def test_who_listens_everywhere_inside_is_not_who_is_called_outside(captive):
+    box, outside = captive
+    box.send(serve_everywhere_and_call, "93.184.216.34")
+    connection, meant_for = outside.accept()
+    with connection:
+        connection.sendall(b"from outside")
+    assert (box.receive(), meant_for) == ("from outside", ("93.184.216.34", 8080))
+
+
+def call_again(first):
+    import errno
+    import socket
+
+    def error_of(act):
+        try:
+            act()
+        except OSError as error:
+            return errno.errorcode[error.errno]
+        return "it was done"
+
+    def ask():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+            asker.settimeout(10)
+            asker.connect(("198.18.0.1", 53))
+            asker.send(b"a question")
+            asker.recv(100)
+
+    return error_of(lambda: socket.create_connection((first, 443), 10)), error_of(ask)
+
+
+def test_without_its_gateway_a_box_has_no_network_and_nobody_waits(captive):
+    box, outside = captive
+    outside.close()
+    assert box.call(call_again, "93.184.216.34") == ["ECONNREFUSED"] * 2
+    assert box.call(serve_inside)["loopback"] == "from a neighbour"
+
+
+def test_its_end_is_the_gateways_notice_that_the_box_is_gone(captive):
+    box, outside = captive
+    box.finish()
+    outside.channel.settimeout(30)
+    assert outside.channel.recv(100) == b""
+
+
+def test_a_box_that_nobody_would_dial_for_does_not_start(sandbox):
+    with pytest.raises(LaunchError, match=r"hand-out-listeners.*nobody was there to dial"):
+        with sandbox(network=GATEWAY):
+            pass

@@ -1,6 +1,6 @@
-"""facilities/network/inside.py - runs in PID 1: the network that a sandbox has.
+"""inside - runs in PID 1: the network that a sandbox has.
 
-May import: errno, os, inside.kernel_calls, wire.
+May import: errno, os, inside.kernel_calls, wire; channel.
 May raise: OSError (with every operand in its text).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
+from sandbox_provisioner.facilities.network.inside.channel import Channel
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside import wire
 
@@ -21,12 +22,13 @@ _BACKLOG = 4096
 
 
 class Network:
-    """Sockets that listen for whoever is outside, by their names, and the channel to that one: it
-    ends when either of us does."""
+    """Sockets that listen for whoever is outside, by their names; the channel to that one, which
+    ends when either of us does; and who waits for what is said there."""
 
     def __init__(self) -> None:
         self.listeners: list[tuple[str, int]] = []
         self.channel_fd = -1
+        self.watch: Channel | None = None
 
 
 def loopback_up(_box: Box) -> None:
@@ -56,6 +58,7 @@ def hand_out_listeners(box: Box) -> None:
     for fd in fds:
         os.close(fd)
     network.listeners.clear()
+    network.watch = Channel(network.channel_fd)
 
 
 def await_card(box: Box) -> None:
