@@ -88,16 +88,20 @@ class StandIn:
 
 @contextlib.contextmanager
 def in_place_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """For the one start that comes next."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    look = LocalLauncher.look
+    """For the one start that comes next; what is made ahead of one is given nothing."""
+    stand_in = StandIn(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    look, survey_closed = LocalLauncher.look, LocalLauncher.survey_closed
 
     def given(launcher: LocalLauncher, *arguments: Any) -> Any:
         site, tree = look(launcher, *arguments)
-        return replace(site, held={wire.NETWORK: theirs.fileno()}), tree
+        return replace(site, held={wire.NETWORK: stand_in.theirs.fileno()}), tree
 
-    stand_in = StandIn(ours, theirs)
+    def not_given(launcher: LocalLauncher, *arguments: Any) -> Any:
+        site, tree = survey_closed(launcher, *arguments)
+        return replace(site, held={}), tree
+
     monkeypatch.setattr(LocalLauncher, "look", given)
+    monkeypatch.setattr(LocalLauncher, "survey_closed", not_given)
     try:
         yield stand_in
     finally:

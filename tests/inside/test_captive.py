@@ -3,18 +3,31 @@ who tells what has come out. Nothing can leave but by the listeners."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import select
+import socket
+import threading
 
 import pytest
-from stand_in import in_place_of_the_gateway
+from boxes import USER_IDS, WARM
+from stand_in import PATIENCE_SECONDS, in_place_of_the_gateway
+from users import as_user
 
 from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.spec import Network, NetworkWish
 
 pytestmark = pytest.mark.requires("userns")
 
 GATEWAY = NetworkWish(mode=Network.GATEWAY)
+CARD = NetworkWish(mode=Network.CARD)
+
+
+@pytest.fixture
+def warm(monkeypatch):
+    monkeypatch.setenv(WARM, "1")
 
 
 @pytest.fixture
@@ -59,14 +72,45 @@ def test_a_connection_to_any_address_comes_out_as_what_it_was(captive, host, kin
         assert box.receive()[0] == "from outside"
 
 
-@pytest.mark.ordinary_user
-def test_an_ordinary_users_does_too(captive):
-    box, outside = captive
+def connects_and_asks(box, outside):
+    """Whether its connections and questions come out, and nothing else does."""
     box.send(connect_and_talk, "93.184.216.34", 443)
     connection, meant_for = outside.accept()
     with connection:
         connection.sendall(b"from outside")
         assert (box.receive()[0], meant_for) == ("from outside", ("93.184.216.34", 443))
+    box.send(ask, "8.8.8.8", 53)
+    assert outside.answer(b"an answer") == b"a question"
+    assert box.receive() == "an answer"
+    assert set(box.call(get_around).values()) == {
+        "EPERM", "EACCES", "EPROTONOSUPPORT", "EAFNOSUPPORT",
+    }  # fmt: skip
+
+
+@pytest.mark.ordinary_user
+def test_an_ordinary_users_has_the_same(captive):
+    connects_and_asks(*captive)
+
+
+@pytest.mark.slow("a nursery is made for it")
+def test_one_from_a_nursery_has_the_same(warm, captive):
+    connects_and_asks(*captive)
+
+
+@pytest.mark.slow("a nursery is made for it")
+@pytest.mark.ordinary_user
+def test_an_ordinary_users_from_a_nursery_has_the_same(warm, captive):
+    connects_and_asks(*captive)
+
+
+@pytest.mark.requires("root", "setpriv", "public-python", "newuidmap")
+def test_one_with_a_range_of_ids_has_the_same(user_home):
+    code = user_home / "code"
+    words = ("-q", "-p", "no:cacheprovider", f"--basetemp={user_home}/base/t")
+    files = ("-c", f"{code}/pyproject.toml", f"{code}/tests/inside/test_captive.py")
+    chosen = ("-k", "test_an_ordinary_users_has_the_same")
+    told = as_user(user_home, "-m", "pytest", *words, *files, *chosen, **{USER_IDS: "range"})
+    assert "1 passed" in told
 
 
 def ask(server, port):
@@ -345,4 +389,58 @@ def test_its_end_is_the_gateways_notice_that_the_box_is_gone(captive):
 def test_a_box_that_nobody_would_dial_for_does_not_start(sandbox):
     with pytest.raises(LaunchError, match=r"hand-out-listeners.*nobody was there to dial"):
         with sandbox(network=GATEWAY):
+            pass
+
+
+# -- a network card, with somebody in the place of who makes it
+
+
+def interfaces():
+    import os
+    import socket
+
+    names = [name for _, name in socket.if_nameindex()]
+    with open("/etc/resolv.conf") as file:
+        return names, os.readlink("/proc/self/ns/net"), file.read()
+
+
+def give_card(channel, answer, given):
+    """As who makes cards: it is asked with the network namespace, and answers."""
+    channel.settimeout(PATIENCE_SECONDS)
+    text, fds, _, _ = socket.recv_fds(channel, 100, 1)
+    given.append((text, os.readlink(f"/proc/self/fd/{fds[0]}")))
+    os.close(fds[0])
+    channel.send(answer)
+
+
+@pytest.fixture
+def card_maker(monkeypatch):
+    """Starts somebody who answers so; what it was given."""
+    with contextlib.ExitStack() as stack:
+
+        def answer(text):
+            given = []
+            outside = stack.enter_context(in_place_of_the_gateway(monkeypatch))
+            thread = threading.Thread(target=give_card, args=(outside.channel, text, given))
+            thread.start()
+            stack.callback(thread.join)
+            return given
+
+        yield answer
+
+
+@pytest.mark.requires("root")
+def test_a_box_waits_for_its_card_which_is_put_into_its_own_network(sandbox, card_maker):
+    given = card_maker(wire.message(wire.UP))
+    with sandbox(network=CARD) as box:
+        names, network, _ = box.call(interfaces)
+    assert given == [(wire.message(wire.NETNS), network)]
+    assert names == ["lo"]
+
+
+@pytest.mark.requires("root")
+def test_a_card_that_cannot_be_had_is_an_error_that_says_why(sandbox, card_maker):
+    card_maker(wire.message(wire.FAILED, "there is no address left in 100.64.0.0/16"))
+    with pytest.raises(LaunchError, match=r"await-card.*no address left in 100.64.0.0/16"):
+        with sandbox(network=CARD):
             pass

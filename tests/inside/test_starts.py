@@ -16,6 +16,7 @@ import boxes
 import pytest
 from facilities import missing
 from golden import verbs_of
+from stand_in import in_place_of_the_gateway
 
 from sandbox_provisioner import stages
 from sandbox_provisioner.caller import Caller
@@ -31,14 +32,17 @@ from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.records import RecordFolder
-from sandbox_provisioner.spec import Limits, Volume
+from sandbox_provisioner.spec import Limits, Network, NetworkWish, Volume
 from sandbox_provisioner.stages import SERVER_STEPS
 from sandbox_provisioner.stem import stem
 
 pytestmark = pytest.mark.requires("userns")
 
 MIB = 1 << 20
-VERBS = sorted({verb for who in ("root", "user", "range") for verb in verbs_of(f"cold-{who}")})
+WHO = ("root", "user", "range")
+VERBS = sorted(
+    {v for kind in ("cold", "gateway") for who in WHO for v in verbs_of(f"{kind}-{who}")}
+)
 
 
 def add(one, other):
@@ -53,13 +57,15 @@ def everything(workdir, new_folder, monkeypatch):
     (workdir / ".git").mkdir()
     (workdir / ".git/config").touch()
     limits = Limits(pids=64, memory_bytes=256 * MIB, interrupt_share=0.92)
-    return {
-        "limits": Limits() if missing("cgroup-memory") else limits,
-        "volumes": (Volume(source=str(new_folder()), target="/data"),),
-        "connection_file": ("kernel.json", "{}"),
-        "survive_server": True,
-        "pump": True,
-    }
+    with in_place_of_the_gateway(monkeypatch):
+        yield {
+            "limits": Limits() if missing("cgroup-memory") else limits,
+            "network": NetworkWish(mode=Network.GATEWAY),
+            "volumes": (Volume(source=str(new_folder()), target="/data"),),
+            "connection_file": ("kernel.json", "{}"),
+            "survive_server": True,
+            "pump": True,
+        }
 
 
 @pytest.mark.parametrize("step", [*VERBS, *SERVER_STEPS])
