@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import golden
 import pytest
 from boxes import is_reaped, request_for, run
 from facilities import missing
+from stand_in import in_place_of_the_gateway
 
 from sandbox_provisioner import orders, performer
 from sandbox_provisioner.contract import Labels, Stdio, Warmth, WarmUnavailable
@@ -31,7 +33,7 @@ from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
 from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import Family, Plan
 from sandbox_provisioner.records import Record, RecordFolder
-from sandbox_provisioner.spec import Limits, Volume
+from sandbox_provisioner.spec import Limits, Network, NetworkWish, Volume
 from sandbox_provisioner.stem import stem
 from sandbox_provisioner.warm import ahead, start_from
 from sandbox_provisioner.warm.found import Nursery
@@ -466,3 +468,42 @@ def test_a_forked_process_waits_for_no_thread_that_prepares() -> None:
     os.close(pidfd)
     assert os.waitpid(pid, 0)[1] == 0
     assert ended
+
+
+CALL = """
+import os, socket, sys
+from sandbox_provisioner.inside import kernel_calls
+fd = os.open(f"/proc/{sys.argv[1]}/ns/net", os.O_RDONLY)
+kernel_calls.setns(fd, kernel_calls.CLONE_NEWNET)
+with socket.create_connection(("93.184.216.34", 443), 10) as connection:
+    sys.exit(connection.recv(100) != b"from outside")
+"""
+
+
+@pytest.mark.slow("a nursery of its own: one without a network makes no spare with one")
+@pytest.mark.requires("root", "cgroup-pids")
+def test_a_spare_has_its_network_ahead_and_hands_it_out_when_it_is_claimed(
+    workdir: Path, runtime_dir: Path, monkeypatch: Any
+) -> None:
+    launcher = LocalLauncher(runtime_dir=str(runtime_dir))
+    spec = replace(kernel_request(workdir).spec, network=NetworkWish(mode=Network.GATEWAY))
+    request = replace(kernel_request(workdir), spec=spec)
+    parent = run(make_nursery(launcher, request, Labels(), Warmth(idle_seconds=300)))
+    assert parent
+    assert run(make_spare(launcher, request, Labels(), Warmth(spares=1, idle_seconds=300)))
+    with in_place_of_the_gateway(monkeypatch) as outside:
+        handle = run(start_warm(launcher, request, Labels(), SILENT, Warmth()))
+        outside.take()
+        steps = {
+            step.verb
+            for step in orders.compile_claim(request, launcher.survey_closed(request)[0])[1].steps
+        }
+        assert not steps & {"netlink", "listen"}
+        with subprocess.Popen([sys.executable, "-c", CALL, str(handle.record.init_pid)]) as caller:
+            connection, meant_for = outside.accept()
+            with connection:
+                connection.sendall(b"from outside")
+        assert (caller.returncode, meant_for) == (0, ("93.184.216.34", 443))
+        run(handle.close())
+    run(parent.close())
+    stem.end()
