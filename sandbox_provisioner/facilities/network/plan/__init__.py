@@ -45,7 +45,8 @@ def bring_up(start: Start) -> Iterator[Step]:
 
 def _netlink(messages: Messages, why: str) -> Step:
     words: tuple[str | bytes, ...] = (str(messages.protocol), messages.data, *messages.names)
-    return Step("netlink", words, why, shown=(f"({'; '.join(messages.names)})",))
+    shown = (f"({len(messages.names)} messages)",)
+    return Step("netlink", words, why, shown=shown, detail=messages.names)
 
 
 def hand_out(start: Start) -> Iterator[Step]:
