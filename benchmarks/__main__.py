@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import density, loop, overhead, soak, start, steps
+from benchmarks import density, loop, network, overhead, soak, start, steps
 
 
 class Benchmark(NamedTuple):
@@ -48,6 +48,11 @@ BENCHMARKS = {
     ),
     "overhead": Benchmark(
         "what work costs in a sandboxed kernel, beside a plain one", overhead.main, (_ROUNDS,)
+    ),
+    "network": Benchmark(
+        "what a network through the gateway costs, beside others where they are installed",
+        network.main,
+        (_ROUNDS, ("seconds", 3.0, "of a flow in each direction")),
     ),
     "soak": Benchmark(
         "what a server keeps of kernels that have come and gone",

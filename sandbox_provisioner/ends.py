@@ -9,11 +9,13 @@ and never change.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from sandbox_provisioner.contract import Labels
+from sandbox_provisioner.facilities.network.tell.counts import Traffic
+from sandbox_provisioner.facilities.network.tell.said import most_used
 from sandbox_provisioner.story import ExitStory
 
 MIME = "application/vnd.sandbox-provisioner.end+json"
@@ -38,6 +40,7 @@ class End:
     pids_limit_hits: int
     full_bytes: int | None
     path: str
+    network: Mapping[str, Any] | None
     stderr_tail: str
 
     @classmethod
@@ -59,12 +62,21 @@ class End:
             pids_limit_hits=story.pids_limit_hits,
             full_bytes=story.full_bytes or None,
             path=story.lost_path or story.full_above,
+            network=_network(story.network),
             stderr_tail=story.stderr_tail,
         )
 
     def as_json(self) -> dict[str, Any]:
         """What stands in messages, notebooks and files."""
         return asdict(self)
+
+
+def _network(traffic: Traffic | None) -> dict[str, Any] | None:
+    if traffic is None:
+        return None
+    told = asdict(replace(traffic, names=most_used(traffic)))
+    del told["is_last"]
+    return told
 
 
 def ends_in(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

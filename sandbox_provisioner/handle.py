@@ -24,6 +24,8 @@ from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from
 from sandbox_provisioner.errors import HostError, in_lines, told_as_host_error
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, Usage
 from sandbox_provisioner.facilities.caps.tell import REFUSED
+from sandbox_provisioner.facilities.network.tell.counts import Traffic
+from sandbox_provisioner.facilities.network.tell.notices import Refusals
 from sandbox_provisioner.facilities.workdir import tell
 from sandbox_provisioner.facilities.workdir.facts.covers import repositories
 from sandbox_provisioner.inside import wire
@@ -33,11 +35,13 @@ from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import TooManyFolders, find_below, open_again
 from sandbox_provisioner.records import Record, RecordFolder, remove_traces
-from sandbox_provisioner.spec import relative
+from sandbox_provisioner.spec import Network, relative
 from sandbox_provisioner.story import NOTICES, ExitFile, ExitStory, with_reason
 from sandbox_provisioner.told import EndKind, Subject
 
 _OUTLIVED_SECONDS = 1.0
+_COUNTS_SECONDS = 0.1
+_COUNTS_AGAIN_SECONDS = 0.001
 _MOST_WORDS = 64  # of init's, at a time
 _MESSAGE_BYTES = 8192
 _REAPER = "sandbox-reaper"
@@ -88,6 +92,8 @@ class LocalHandle:
         self._seen = _Counts(), time.monotonic()
         capped = record.memory_limit_bytes and tree and tree.memory_group
         self._watched = bool(capped) and self.confiner.has_own_processes
+        self._is_counted = record.network != Network.NONE
+        self._refusals = Refusals()
         keep_from_children(self)
 
     def forget(self) -> None:
@@ -140,6 +146,8 @@ class LocalHandle:
     def _look_after(self) -> None:
         self._note_counts()
         self._note_place()
+        if self._is_counted:
+            self._heard += self._refusals.new(self.folder.read_counts(), _subject(self.record))
 
     def _note_counts(self) -> None:
         """What the kernel has outlived for a while is not why it ends. A kill is counted a moment
@@ -364,10 +372,23 @@ class LocalHandle:
             full_bytes=told.number if kind in {EndKind.SHM_FULL, EndKind.TMP_FULL} else 0,
             full_above=self._tree.full_above() if self._lacked_memory(kind, usage) else "",
             lost_path=told.text if kind is EndKind.COVER_LOST else "",
+            network=self._last_counts(),
             mistake=told.text if kind is EndKind.INTERNAL_ERROR else "",
             stderr_tail=printable(told.tail.decode(errors="replace")),
         )
         return with_reason(story, short_id(self.record))
+
+    def _last_counts(self) -> Traffic | None:
+        """What has gone over its network. The gateway hears of the end when we do, and writes it
+        down then; no event tells when it has."""
+        if not self._is_counted:
+            return None
+        until = time.monotonic() + _COUNTS_SECONDS
+        while (traffic := self.folder.read_counts()) and not traffic.is_last:
+            if time.monotonic() > until:
+                break
+            time.sleep(_COUNTS_AGAIN_SECONDS)
+        return traffic
 
     def _kind(self, told: ExitFile, usage: Usage) -> EndKind:
         """What PID 1 says, and what it cannot know: who sent a SIGKILL, and what ended PID 1."""

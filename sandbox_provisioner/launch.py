@@ -48,10 +48,11 @@ from sandbox_provisioner.facilities.network.facts.resolver import find_resolver
 from sandbox_provisioner.facilities.network.wish.rules import PACKAGES
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import look_there_last, notice
 from sandbox_provisioner.failures import check
+from sandbox_provisioner.gateway_life import GatewayAttachment, gateway_life
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count_tasks
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
+from sandbox_provisioner.ledger import Attachment, Ledger, undone_if_it_fails
 from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.orders import compile_for
@@ -284,6 +285,13 @@ class LocalLauncher:
         tree = open_existing(cgroup_facts(record), record.tree)
         return LocalHandle(pidfd=pidfd, tree=tree, folder=folder, record=record, control=-1)
 
+    def attachment(self, request: LaunchRequest) -> Attachment | None:
+        """What joins the kernel of *request*, whose start begins, to its network."""
+        if request.spec.network.mode is not Network.GATEWAY:
+            return None
+        life = gateway_life(self.runtime(), perform_whole, self.warn)
+        return GatewayAttachment(life, request)
+
     async def start(
         self, request: LaunchRequest, labels: Labels | None = None, stdio: Stdio | None = None
     ) -> LocalHandle:
@@ -298,7 +306,8 @@ async def start_cold(
     launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio
 ) -> LocalHandle:
     """Start *request* by a launcher of its own; see `LocalLauncher.start`."""
-    made, performer = Ledger(launcher.runtime(), request, labels), Performer(stdio)
+    made = Ledger(launcher.runtime(), request, labels, launcher.attachment(request))
+    performer = Performer(stdio)
     async with undone_if_it_fails() as undo:
         undo.push_async_callback(made.remove)
         undo.push_async_callback(performer.end)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from sandbox_provisioner.contract import Labels, WarmUnavailable
 from sandbox_provisioner.descriptors import for_clean_up
@@ -23,6 +24,7 @@ from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import WorkdirFacts
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.performer import Performer
@@ -80,12 +82,41 @@ async def _undone(undo: Callable[[], Awaitable[None]], failed: BaseException) ->
             raise
 
 
-class Ledger:
-    """The folder with the record, the groups, and the stand-ins that *report* tells of: each stands
-    here as soon as it is made."""
+class Attachment(Protocol):
+    """What joins a sandbox to a network outside of it, from the first moment of its start until
+    somebody has a handle. *fd* is PID 1's end of a channel to whoever serves that network."""
 
-    def __init__(self, runtime: Path, request: LaunchRequest, labels: Labels) -> None:
+    @property
+    def fd(self) -> int:
+        """PID 1's end."""
+        ...
+
+    def register(self, folder: RecordFolder, site: Site) -> None:
+        """Let it be known of there; it is not waited for."""
+        ...
+
+    async def joined(self) -> None:
+        """Return when it is served; SandboxError if it cannot be."""
+        ...
+
+    def close(self) -> None:
+        """Close our copies of what others have by now; more than once is fine."""
+        ...
+
+
+class Ledger:
+    """The folder with the record, the groups, the stand-ins that *report* tells of, and its
+    *network*, if it has one outside: each stands here as soon as it is made."""
+
+    def __init__(
+        self,
+        runtime: Path,
+        request: LaunchRequest,
+        labels: Labels,
+        network: Attachment | None = None,
+    ) -> None:
         self._runtime = runtime
+        self.network = network
         self.request = request
         self.labels = labels
         self.record = Record(sandbox_id=request.sandbox_id)
@@ -93,8 +124,15 @@ class Ledger:
         self.folder: RecordFolder | None = None
         self.tree: CgroupTree | None = None
 
+    def joined(self, site: Site) -> Site:
+        """*site*, where PID 1 is given its end of the channel to who serves its network."""
+        if self.network is None:
+            return site
+        return replace(site, held={**site.held, wire.NETWORK: self.network.fd})
+
     def make_record(self, site: Site) -> Site:
         """Make the folder with the record; *site* with what the plan has to know of them."""
+        site = self.joined(site)
         with stage("make-record"):
             ids = site.facts.privileged
             record = self._new_record(site)
@@ -108,6 +146,7 @@ class Ledger:
             if site.facts.privileged:
                 # The directory belongs to the kernel's user; only they (and we) look into it.
                 os.chown(self.folder.sockets, site.outside_uid, site.outside_gid)
+            self._register(site)
             return site
 
     def take_record(self, folder: RecordFolder, spare: Record, site: Site) -> None:
@@ -116,6 +155,12 @@ class Ledger:
         new = self._new_record(site)
         self.record = replace(new, **kept, nursery=spare.nursery, group=spare.tree)
         self.folder = folder.turn_into(self.record)
+        self._register(site)
+
+    def _register(self, site: Site) -> None:
+        if self.network:
+            assert self.folder
+            self.network.register(self.folder, site)
 
     def make_groups(self, tree: CgroupTree, pid: int) -> None:
         """Make the groups, and where somebody else moves processes into them, put *pid* there."""
@@ -130,6 +175,9 @@ class Ledger:
         got. So nothing is awaited from here to whoever asked for the start.
         """
         await off_loop(self._write_running, performer)
+        if self.network:
+            await self.network.joined()
+            self.network.close()
         assert self.folder and self.tree
         pidfd, control = performer.detach()
         return LocalHandle(
@@ -156,6 +204,8 @@ class Ledger:
 
     async def remove(self) -> None:
         """Remove what was made so far: the start has failed, and no process of it is left."""
+        if self.network:
+            self.network.close()
         record = replace(self.record, made=tuple(self.report.made))
         await remove_traces(self._runtime, record, self.folder, self.tree, kill=True)
 
@@ -184,6 +234,7 @@ class Ledger:
             confinement=request.spec.confinement.value,
             kind=labels.kind,
             nursery=labels.nursery,
+            network=request.spec.network.mode.value,
             planned=planned_stand_ins(site.workdir),
         )
 

@@ -56,6 +56,7 @@ from sandbox_provisioner.errors import (
 )
 from sandbox_provisioner.facilities.caps.wish import CAPS
 from sandbox_provisioner.facilities.environment.plan.variables import set_and_left_out
+from sandbox_provisioner.facilities.network.tell.said import summary
 from sandbox_provisioner.facilities.network.wish.options import network_wish
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import IN_START_DIRECTORY
 from sandbox_provisioner.host import memory_bytes
@@ -641,6 +642,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             if story and self.story is not story:
                 self.story = story
                 self.end = End.of(story, handle.labels, cell="", seconds=time.time())
+            if story and story.network:
+                self.log.info("Kernel %s: %s", self.kernel_id, one_line(summary(story.network)))
         self._close_ends_file()
 
     def _hear(self, handle: Handle) -> None:

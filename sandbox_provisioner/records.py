@@ -10,6 +10,7 @@
         owner                   locked by the server for as long as it lives
         exit                    written by PID 1 when the kernel ends
         activity                "busy" or "idle", written by its server when it changes
+        network                 what it has sent and received, written by the network gateway
         sockets/                the kernel's own: shows inside as /run/kernel
         private/                its home, /tmp and connection file, where it shares our mounts
       <...>.trash/              what is left of one that was removed: see `removal.py`
@@ -32,6 +33,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, LAST_ID
+from sandbox_provisioner.facilities.network.tell.counts import Traffic, read_counts
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import open_again
 from sandbox_provisioner.spec import WRITTEN_THROUGH, Covers, relative
@@ -74,8 +77,9 @@ class Record:
     this sandbox; *planned*, while it starts, those that its plan would make.
     *notebook* is what its front end says that it is for (JPY_SESSION_NAME), "" where none does.
     *init_start* is the start time of PID 1 in clock ticks (proc(5)), which makes a pid unique.
-    *kind* is "kernel", "nursery" for a process that kernels are forked from, or "spare" for a
-    kernel that waits for a start; *nursery* is the id of the one that this kernel is forked from.
+    *kind* is "kernel", "nursery" for a process that kernels are forked from, "spare" for a kernel
+    that waits for a start, or "gateway" for what serves the network of kernels; *nursery* is the id
+    of the one that this kernel is forked from. *network* is which one it has, as `spec.Network`.
     *group* is the name of its control groups where that is not its id: a spare keeps its own.
     *workdir* is the real path of its work directory, which shows inside as *shown_at*; *device* and
     *inode* tell that directory from whatever may stand at that path later; *repositories* are those
@@ -107,6 +111,7 @@ class Record:
     confinement: str = "namespaces"
     kind: str = "kernel"
     nursery: str = ""
+    network: str = "none"
     group: str = ""
 
     @property
@@ -251,6 +256,31 @@ class RecordFolder:
             return _read_small(self.exit_file)
         except OSError:
             return b""
+
+    @property
+    def counts_file(self) -> Path:
+        """Where the network gateway counts what the kernel has sent and received."""
+        return self.path / "network"
+
+    def make_counts(self) -> int:
+        """Make that file, which nobody else may open: the gateway gets this descriptor."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(self.counts_file, flags, 0o600)
+
+    def read_counts(self) -> Traffic | None:
+        """What has gone over its network so far; None where nobody counts that."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            fd = os.open(self.counts_file, flags)
+        except OSError:
+            return None
+        try:
+            is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+            return read_counts(partial(os.pread, fd)) if is_file else None
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
 
     def note_activity(self, *, busy: bool) -> None:
         """Tell `list` what the kernel's messages say; where that cannot be written nobody does."""

@@ -10,6 +10,8 @@ import signal
 from dataclasses import dataclass, replace
 
 from sandbox_provisioner.facilities.caps import tell as caps
+from sandbox_provisioner.facilities.network.tell import notices as network
+from sandbox_provisioner.facilities.network.tell.counts import Traffic
 from sandbox_provisioner.facilities.root import tell as root
 from sandbox_provisioner.facilities.sockets import tell as sockets
 from sandbox_provisioner.facilities.workdir import tell as workdir
@@ -52,7 +54,7 @@ _CAUSES = (*caps.ENDS, *root.ENDS, *sockets.ENDS, *workdir.ENDS, *_ENDS)
 _SENTENCES = {cause.kind: cause.sentence for cause in _CAUSES}
 _WHYS = {cause.word: cause.kind for cause in _CAUSES if cause.word}
 # By the word of PID 1's.
-NOTICES: dict[str, Notice] = {**caps.NOTICES, **root.NOTICES, **workdir.NOTICES}
+NOTICES: dict[str, Notice] = {**caps.NOTICES, **network.NOTICES, **root.NOTICES, **workdir.NOTICES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,7 @@ class ExitStory:
     of a SIGNAL, or from OUTSIDE, it was full at that time, and may be why.
     *full_bytes* is the size of a folder in memory that was full. *lost_path* is the file in its
     work directory that was replaced. *mistake* is what PID 1 came upon that is our fault.
+    *network* is what went over its network, None where it had none that is counted.
     *reason* is a sentence for the person at the notebook, "" where it ended by itself or somebody
     asked for it.
     *stderr_tail* is the last that it wrote to stderr, made printable.
@@ -121,6 +124,7 @@ class ExitStory:
     full_above: str = ""
     lost_path: str = ""
     mistake: str = ""
+    network: Traffic | None = None
     reason: str = ""
     stderr_tail: str = ""
 

@@ -26,6 +26,7 @@ from facilities import MUST_WORK, missing, ordinary_python
 from leaks import Watch, note_what_is_made
 
 import sandbox_provisioner
+from sandbox_provisioner import gateway_life
 from sandbox_provisioner.contract import Labels, Warmth
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.launch import LocalLauncher
@@ -122,6 +123,7 @@ def watch(_lasting_descriptors: None) -> Iterator[Watch]:
     with pytest.MonkeyPatch.context() as patch:
         note_what_is_made(patch.setattr, watch)
         yield watch
+        gateway_life.end_own()
         stem.end()
         found = watch.leaks()
     watch.clean()

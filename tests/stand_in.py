@@ -102,6 +102,7 @@ def in_place_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn
 
     monkeypatch.setattr(LocalLauncher, "look", given)
     monkeypatch.setattr(LocalLauncher, "survey_closed", not_given)
+    monkeypatch.setattr(LocalLauncher, "attachment", lambda *_: None)
     try:
         yield stand_in
     finally:

@@ -9,6 +9,7 @@
     explain   the steps of a start with their reasons, not run
     run       any command in the box                            terminal.py
     list      what runs now                                     running.py
+    network   with whom a kernel has spoken
     warm      prepares a kernel's next starts
     gc        removes what killed servers left                  running.py
     demo      one notebook on a plain and on a sandboxed kernel
@@ -39,6 +40,7 @@ _SUBCOMMANDS = {
     "explain": (f"{_HERE}.explain.ExplainApp", "Show the steps of a kernel's start."),
     "run": (f"{_HERE}.run.RunApp", "Run any command in a sandbox."),
     "list": (f"{_HERE}.running.ListApp", "Show the sandboxes that run."),
+    "network": (f"{_HERE}.network.NetworkApp", "Show with whom a kernel has spoken."),
     "warm": (f"{_HERE}.warm.WarmApp", "Prepare a kernel's next starts."),
     "gc": (f"{_HERE}.running.CollectApp", "Remove what killed servers left."),
     "demo": (f"{_HERE}.demo.DemoApp", "Compare a plain and a sandboxed kernel."),

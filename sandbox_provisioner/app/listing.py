@@ -103,6 +103,17 @@ def _bytes(tell: Callable[[Sandbox], int | None]) -> Cell:
     return cell
 
 
+def _has_network(found: Sequence[Sandbox], _: int) -> bool:
+    return any(sandbox.traffic for sandbox in found)
+
+
+def _traffic(field: str) -> Cell:
+    def cell(sandbox: Sandbox) -> Text:
+        return Text(format_bytes(getattr(sandbox.traffic, field)) if sandbox.traffic else "")
+
+    return cell
+
+
 COLUMNS = (
     Column("id", _plain(lambda s: short_id(s.record)), lambda _, width: width >= _NARROWER),
     Column("kind", _plain(lambda s: s.record.kind), _shares),
@@ -127,6 +138,16 @@ COLUMNS = (
     ),
     Column("held by", _plain(lambda s: s.record.confinement), _is_weaker),
     Column("cpu", _cpu, numbers=True),
+    *(
+        Column(name, _traffic(field), _has_network, numbers=True)
+        for name, field in (("down", "down_bytes"), ("up", "up_bytes"))
+    ),
+    Column(
+        "refused",
+        _plain(lambda s: str(s.traffic.refusals) if s.traffic else ""),
+        lambda found, width: _has_network(found, width) and width >= _NARROWER,
+        numbers=True,
+    ),
     Column("processes", _plain(lambda s: str(s.usage.pids or "?")), numbers=True),
 )
 

@@ -21,6 +21,7 @@ from sandbox_provisioner.app.command import COMMON_ALIASES, COMMON_FLAGS, Sandbo
 from sandbox_provisioner.app.leftovers import remove_left_groups
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import Usage, open_existing
+from sandbox_provisioner.facilities.network.tell.counts import Traffic
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.records import (
     Record,
@@ -37,6 +38,7 @@ from sandbox_provisioner.units import format_bytes
 _GROUPS = "/sys/fs/cgroup"
 _LARGEST_PID = 1 << 22  # proc_sys_kernel(5), pid_max
 _MOST_BYTES = 1 << 63
+_TRAFFIC = ("up_bytes", "down_bytes", "connections", "refusals")
 _FIRST_SECONDS = 0.25  # between the two looks that tell the use of CPUs
 
 
@@ -78,13 +80,14 @@ class Sandbox:
     usage: Usage
     pages: Pages | None = None
     cpu_percent: float | None = None
+    traffic: Traffic | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Flat, with the units in the names; null where the kernel does not tell."""
         record = asdict(self.record)
         shown = (
             "sandbox_id", "kernel_id", "kind", "nursery", "name", "notebook", "user", "workdir",
-            "started", "cpu_cores", "confinement",
+            "started", "cpu_cores", "confinement", "network",
         )  # fmt: skip
         usage = asdict(self.usage)
         usage["processes"] = usage.pop("pids")
@@ -98,6 +101,7 @@ class Sandbox:
             "private_bytes": self.pages.private_bytes if self.pages else None,
             "shared_bytes": self.pages.shared_bytes if self.pages else None,
             "pss_bytes": self.pages.pss_bytes if self.pages else None,
+            **{f"network_{name}": getattr(self.traffic, name, None) for name in _TRAFFIC},
             **usage,
         }
 
@@ -140,7 +144,9 @@ def _seen(folder: RecordFolder, record: Record) -> Sandbox:
         usage = counted(pids, pages)
     if state == "running":
         state = "asleep" if tree.is_frozen() else folder.read_activity() or state
-    return Sandbox(record=record, state=state, usage=usage, pages=pages)
+    return Sandbox(
+        record=record, state=state, usage=usage, pages=pages, traffic=folder.read_counts()
+    )
 
 
 def family_of(pid: int) -> list[int]:
@@ -216,7 +222,8 @@ class ListApp(SandboxCommand):
     usage = "jupyter sandbox list [--sort ORDER] [--json] [--watch]"
     description = (
         "Show the sandboxes that you have started on this machine, root those of all users: "
-        "kernels, what `run` runs, and the nurseries and spares that make starts fast. "
+        "kernels, what `run` runs, the nurseries and spares that make starts fast, and the "
+        "gateways that serve networks. "
         "A kernel is busy or idle by its own messages, as its server has last looked (every three "
         "seconds); running where nobody listens to them; asleep while all of it is stopped. "
         "Others are starting, waiting (a spare for the next start), ended (its server is about to "

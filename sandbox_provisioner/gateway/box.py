@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sandbox_provisioner.facilities.network.tell.counts import Writer
 from sandbox_provisioner.facilities.network.wish.rules import Rules, Verdict
@@ -378,7 +378,7 @@ class Book:
             if timer is not None:
                 timer.cancel()
         try:
-            self._write_all()
+            self._writer.all(replace(self._tally.traffic(with_names=True), is_last=True))
         finally:
             os.close(self._fd)
 

@@ -6,6 +6,7 @@ May import: facilities.network.tell.counts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from sandbox_provisioner.facilities.network.tell.counts import MOST_NAMES, OfName, Traffic
 
@@ -143,7 +144,7 @@ class Tally:
         )
 
 
-def _fields(one: OfOne) -> dict[str, int]:
+def _fields(one: OfOne) -> dict[str, Any]:
     return {
         "up_bytes": one.up_bytes,
         "down_bytes": one.down_bytes,

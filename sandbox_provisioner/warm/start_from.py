@@ -64,7 +64,7 @@ async def start_warm(
     """
     if why := _OTHER_COMMAND if Command.of(request.argv) is None else obstacle_anywhere(request):
         raise WarmUnavailable(why, never=True)
-    made = Ledger(launcher.runtime(), request, labels)
+    made = Ledger(launcher.runtime(), request, labels, launcher.attachment(request))
     performer, opener = Performer(stdio), Performer()
     try:
         async with undone_if_it_fails() as undo:
@@ -194,7 +194,7 @@ async def start_from_spare(
 ) -> LocalHandle:
     """Bind *spare*, which runs already in groups of its own, to the start *made*."""
     made.report = spare.report
-    site = replace(site, first_id=source.record.first_id)
+    site = replace(made.joined(site), first_id=source.record.first_id)
     with stage("compile-plan"):
         outside, inside = orders.compile_claim(made.request, site)
     await _let_open(opener, outside, site)

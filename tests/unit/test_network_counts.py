@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -47,6 +48,15 @@ def test_what_is_written_is_read():
     paper = Paper()
     Writer(paper.write).all(SOME)
     assert read_counts(paper.read) == SOME
+
+
+def test_the_last_word_says_so():
+    paper = Paper()
+    writer = Writer(paper.write)
+    writer.all(SOME)
+    assert not read_counts(paper.read).is_last
+    writer.all(replace(SOME, is_last=True))
+    assert read_counts(paper.read) == replace(SOME, is_last=True)
 
 
 def test_numbers_are_current_though_the_names_are_those_of_before():

@@ -693,3 +693,10 @@ def test_programs_still_run(argv: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "hello.c").write_text("int main(void) { return 0; }\n")
     command_locked_in(*argv, cwd=tmp_path / "work")
+
+
+def test_the_gateway_may_splice_and_nobody_else() -> None:
+    changed = dict(seccomp.verdicts(seccomp.GATEWAY)).items() - dict(seccomp.verdicts()).items()
+    assert changed == {("splice", ALLOW)}
+    for profile in (seccomp.KERNEL, seccomp.SHARED, seccomp.NURSERY, seccomp.NETWORKED):
+        assert dict(seccomp.verdicts(profile))["splice"] != ALLOW

@@ -23,7 +23,7 @@ MOST_BYTES = 1 << 20
 MOST_NAMES = 4096
 _VERSION = 1
 # Version, bytes up, bytes down, connections, refusals, whether the quota is used up, names that had
-# no room, changes of the names, their length in bytes, zero.
+# no room, changes of the names, their length in bytes, whether nothing is written any more.
 _HEADER = struct.Struct("<10Q")
 _LONGEST_NAME = 300  # a name of 253 letters, and its port
 _TRIES = 5
@@ -44,6 +44,7 @@ class OfName:
 class Traffic:
     """What a sandbox has sent (*up_bytes*) and received, over which connections, and what it was
     refused. *names* has it by name, "data.example.org:443"; those of *unnamed* more had no room.
+    *is_last*: the sandbox has ended, and nothing comes after it.
     """
 
     up_bytes: int = 0
@@ -53,6 +54,7 @@ class Traffic:
     quota_used_up: bool = False
     unnamed: int = 0
     names: Mapping[str, OfName] = field(default_factory=dict)
+    is_last: bool = False
 
 
 def header(traffic: Traffic, changes: int = 0, length: int = 0) -> bytes:
@@ -67,7 +69,7 @@ def header(traffic: Traffic, changes: int = 0, length: int = 0) -> bytes:
         traffic.unnamed,
         changes,
         length,
-        0,
+        int(traffic.is_last),
     )
 
 
@@ -127,7 +129,7 @@ def read_counts(read: Callable[[int, int], bytes]) -> Traffic:
 
 
 def _traffic(head: bytes, names: Mapping[str, OfName]) -> Traffic:
-    _, up, down, connections, refusals, used_up, unnamed, *_ = _HEADER.unpack(head)
+    _, up, down, connections, refusals, used_up, unnamed, _, _, last = _HEADER.unpack(head)
     return Traffic(
         up_bytes=up,
         down_bytes=down,
@@ -136,6 +138,7 @@ def _traffic(head: bytes, names: Mapping[str, OfName]) -> Traffic:
         quota_used_up=bool(used_up),
         unnamed=unnamed,
         names=names,
+        is_last=bool(last),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sandbox_provisioner.facilities.rights.plan.seccomp import (
+    GATEWAY,
     KERNEL,
     NETWORKED,
     NURSERY,
@@ -23,7 +24,9 @@ def become(start: Start) -> Iterator[Step]:
 
 def filter_kernel(start: Start) -> Iterator[Step]:
     """seccomp(2), as the last step but one."""
-    yield filter_step(start, KERNEL, "an allow-list of what the kernel may ask Linux")
+    is_gateway = start.request.spec.network.mode is Network.HOST
+    profile = GATEWAY if is_gateway else KERNEL
+    yield filter_step(start, profile, "an allow-list of what the kernel may ask Linux")
 
 
 def filter_nursery(start: Start) -> Iterator[Step]:

@@ -641,6 +641,12 @@ NETWORKED_CHECKED: dict[str, Rule] = {
     "socket": making_socket("route, netfilter", NETLINK_ROUTE, NETLINK_NETFILTER)
 }
 
+# ---- policy: what the network gateway may do besides ---------------------------------------------
+
+# It moves bytes from socket to socket by pipes of its own. Of files it sees its interpreter and the
+# system, read-only, and it is a user of its own; kernels go on without.
+GATEWAY_ALLOWED = "splice"
+
 # ---- from policy to ranges of numbers ------------------------------------------------------------
 
 Verdict = int | Rule
@@ -650,15 +656,15 @@ AUDIT_ARCH = {X86_64: 0xC000_003E, AARCH64: 0xC000_00B7}  # linux/audit.h
 
 
 KERNEL, SHARED, NURSERY, NETWORKED = "kernel", "shared", "nursery", "networked nursery"
+GATEWAY = "gateway"
 """For whom a filter is: a kernel in its own namespaces, one that shares the host's, a nursery, one
-whose kernels have a gateway."""
+whose kernels have a gateway, and the gateway."""
 
 
 def verdicts(profile: str = KERNEL) -> Iterator[tuple[str, Verdict]]:
     """Every call the tables name, each once, with what becomes of it under *profile*."""
     if profile != KERNEL:
-        more = _shared_verdicts() if profile == SHARED else _nursery_verdicts(profile)
-        yield from (dict(verdicts()) | dict(more)).items()
+        yield from (dict(verdicts()) | dict(_verdicts_besides(profile))).items()
         return
     for calls in ALLOWED.values():
         yield from ((name, ALLOW) for name in calls.split())
@@ -666,6 +672,14 @@ def verdicts(profile: str = KERNEL) -> Iterator[tuple[str, Verdict]]:
         yield from ((name, fail(refusal.error)) for name in refusal.calls.split())
     yield from ((name, UNKNOWN) for name in ABSENT)
     yield from CHECKED.items()
+
+
+def _verdicts_besides(profile: str) -> Iterator[tuple[str, Verdict]]:
+    if profile == SHARED:
+        return _shared_verdicts()
+    if profile == GATEWAY:
+        return ((name, ALLOW) for name in GATEWAY_ALLOWED.split())
+    return _nursery_verdicts(profile)
 
 
 def _shared_verdicts() -> Iterator[tuple[str, Verdict]]:

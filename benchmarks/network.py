@@ -1,0 +1,325 @@
+"""network.py - what a network through the gateway costs: starts, connections, bytes, memory.
+
+Kernels without and with it start in turn, as in `start.py`. Then one client program runs in three
+places against a server on this machine's loopback: outside of any box, in a kernel, and, where they
+are installed, in network namespaces that pasta(1) and slirp4netns(1) serve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import common, start
+from benchmarks.start import Place, Sample, Variant
+from sandbox_provisioner import gateway_life
+from sandbox_provisioner.warm import ahead
+
+_PATIENCE_SECONDS = 120
+_CONNECTIONS = 500
+_LOOPBACK = "127.0.0.1"
+# Where a namespace that they serve finds this machine's loopback, and by which interface.
+_SLIRP_HOST, _TAP = "10.0.2.2", "tap0"
+
+SERVER = """
+import os, socket, sys, threading
+def echo(c):
+    while data := c.recv(1 << 16):
+        c.sendall(data)
+def source(c):
+    block = memoryview(bytes(1 << 20))
+    while True:
+        c.sendall(block)
+def sink(c):
+    room = bytearray(1 << 20)
+    count = 0
+    while got := c.recv_into(room):
+        count += got
+    c.sendall(str(count).encode())
+def one(act, c):
+    with c:
+        try:
+            act(c)
+        except OSError:
+            pass
+def serve(act, listener):
+    while True:
+        c, _ = listener.accept()
+        threading.Thread(target=one, args=(act, c), daemon=True).start()
+listeners = [socket.create_server(("127.0.0.1", 0), backlog=512) for _ in range(3)]
+print(*(l.getsockname()[1] for l in listeners), flush=True)
+for act, listener in zip((echo, source, sink), listeners):
+    threading.Thread(target=serve, args=(act, listener), daemon=True).start()
+sys.stdin.read()
+"""
+
+# Prints one line of JSON: milliseconds of a connection with one exchange, and bytes a second.
+CLIENT = """
+def measure(host, ports, connections, seconds):
+    import json, socket, statistics, time
+    echo, source, sink = ports
+    taken = []
+    for _ in range(connections):
+        begin = time.perf_counter()
+        with socket.create_connection((host, echo), 20) as c:
+            c.sendall(b"?")
+            assert c.recv(1) == b"?"
+        taken.append((time.perf_counter() - begin) * 1000)
+    room, count = bytearray(1 << 20), 0
+    with socket.create_connection((host, source), 20) as c:
+        begin = time.perf_counter()
+        while (passed := time.perf_counter() - begin) < seconds:
+            count += c.recv_into(room)
+    down = count / passed
+    with socket.create_connection((host, sink), 20) as c:
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            c.sendall(room)
+        c.shutdown(socket.SHUT_WR)
+        count = int(c.recv(64))
+        up = count / (time.perf_counter() - begin)
+    print(json.dumps({"connection_ms": taken, "down": down, "up": up}), flush=True)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """What one client has seen: *connection_ms* of each connection, bytes a second down and up, and
+    how many MiB who serves it has. *start_ms* are until a namespace has its network."""
+
+    place: str
+    connection_ms: list[float]
+    down: float
+    up: float
+    start_ms: float = 0.0
+    server_mib: float = 0.0
+
+
+def variants(ports: Sequence[int]) -> list[Variant]:
+    """Each start without and with the gateway, cold and from a spare."""
+    base = {"mem_limit": "1G", "network": "none", "warm": False}
+    listed = ",".join(map(str, ports))
+    network = {"network": "gateway", "network_allow": [f"{_LOOPBACK}/32:{listed}"]}
+    network |= {"network_connections": {"at_once": 512, "new_per_second": 100_000}}
+    warm = {"warm": True, "spares": 1, "mem_limit": "2G"}
+    return [
+        Variant("none", config=base),
+        Variant("gateway", config=base | network),
+        Variant("spare, none", config=base | warm),
+        # Another cap, or the kernels of the row above would take them.
+        Variant("spare, gateway", config=base | network | warm | {"mem_limit": "3G"}),
+    ]
+
+
+@contextlib.contextmanager
+def server() -> Iterator[list[int]]:
+    """Its ports, for echo, source and sink, while it runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdin and process.stdout
+        yield [int(word) for word in process.stdout.readline().split()]
+        process.stdin.close()
+
+
+def call_of(host: str, ports: Sequence[int], seconds: float) -> str:
+    """The client's program."""
+    return f"{CLIENT}\nmeasure({host!r}, {list(ports)!r}, {_CONNECTIONS}, {seconds!r})\n"
+
+
+def flow_of(place: str, line: str, **more: float) -> Flow:
+    """What the client printed."""
+    return Flow(place=place, **json.loads(line), **more)
+
+
+def directly(ports: Sequence[int], seconds: float) -> Flow:
+    """Outside of any box."""
+    words = [sys.executable, "-c", call_of(_LOOPBACK, ports, seconds)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return flow_of("direct", done.stdout)
+
+
+def in_kernel(variant: Variant, found: Place, specs: Any, run: Callable[[Any], str]) -> Flow:
+    """In a kernel with the gateway."""
+    manager = start.new_manager(variant, found, specs)
+    start.start_quietly(manager, found)
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=_PATIENCE_SECONDS)
+        line = run(client)
+        gateway = gateway_memory()
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    return flow_of("gateway", line, server_mib=gateway)
+
+
+def gateway_memory() -> float:
+    """Of the gateways of this process, in MiB."""
+    found: set[common.Process] = set()
+    for record in gateway_life.own_records():
+        found |= common.descendants(record.init_pid)
+    return common.pss_bytes(found) / (1 << 20)
+
+
+def printed(client: Any, code: str) -> str:
+    """What *code* prints in a kernel."""
+    told: list[str] = []
+
+    def hook(message: dict[str, Any]) -> None:
+        if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
+            told.append(message["content"]["text"])
+        elif message["msg_type"] == "error":
+            raise RuntimeError("\n".join(message["content"]["traceback"]))
+
+    client.execute_interactive(code, output_hook=hook, timeout=_PATIENCE_SECONDS)
+    return "".join(told)
+
+
+# -- others
+
+
+def with_pasta(ports: Sequence[int], seconds: float) -> Flow:
+    """passt's way: a process that moves packets of a tap as sockets of its own. Its name for this
+    machine's loopback is the address of the default gateway."""
+    host = subprocess.run(
+        ["ip", "-4", "route", "show", "default"], capture_output=True, text=True, check=True
+    ).stdout.split()[2]
+    code = f"import time; print(time.time(), flush=True)\n{call_of(host, ports, seconds)}"
+    began = time.time()
+    done = subprocess.run(
+        ["pasta", "--config-net", "--quiet", "--", sys.executable, "-c", code],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, line = done.stdout.splitlines()
+    return flow_of("pasta", line, start_ms=(float(first) - began) * 1000)
+
+
+def with_slirp4netns(ports: Sequence[int], seconds: float) -> Flow:
+    """A TCP of its own in user space."""
+    code = "import sys; print('here', flush=True); sys.stdin.readline()\n"
+    code += call_of(_SLIRP_HOST, ports, seconds)
+    began = time.time()
+    with subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin and process.stdout
+        process.stdout.readline()
+        ready, tell = os.pipe()
+        words = ["slirp4netns", "--configure", "--mtu=65520", f"--ready-fd={tell}"]
+        with subprocess.Popen(
+            [*words, str(process.pid), _TAP], pass_fds=[tell],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ) as slirp:  # fmt: skip
+            os.close(tell)
+            os.read(ready, 1)
+            os.close(ready)
+            took = (time.time() - began) * 1000
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            memory = common.pss_bytes([common.process(slirp.pid)]) / (1 << 20)
+            process.wait()
+            slirp.terminate()
+    return flow_of("slirp4netns", line, start_ms=took, server_mib=memory)
+
+
+def others(ports: Sequence[int], seconds: float) -> list[Flow]:
+    """Those that are installed."""
+    known = {"pasta": with_pasta, "slirp4netns": with_slirp4netns}
+    return [run(ports, seconds) for name, run in known.items() if shutil.which(name)]
+
+
+# -- a run
+
+
+def starts(rounds: int, listed: Sequence[Variant], found: Place, specs: Any) -> list[Sample]:
+    """*rounds* kernels of each variant, after one of each that does not count."""
+    shuffled = random.Random(start.SEED)
+    samples: list[Sample] = []
+    for number in range(rounds + 1):
+        order = shuffled.sample(listed, len(listed))
+        taken = [start.measure(variant, found, specs) for variant in order]
+        samples += taken if number else []
+        print(f"\rround {number} of {rounds}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return samples
+
+
+def added(samples: Sequence[Sample], name: str, base: str, measure: str) -> float:
+    """The median of the differences within the rounds."""
+    ours, theirs = (start.values_of(samples, which, measure) for which in (name, base))
+    return statistics.median(one - other for one, other in zip(ours, theirs, strict=True))
+
+
+def start_rows(samples: Sequence[Sample], listed: Sequence[Variant]) -> list[list[str]]:
+    """Each variant, and what the gateway adds to it."""
+    rows = [["kernel", "reply ms", "added", "PSS MiB", "added", "left over"]]
+    for base, other in (listed[:2], listed[2:]):
+        for variant in (base, other):
+            row = [variant.name]
+            for measure, digits in (("reply_ms", 1), ("pss_mib", 2)):
+                values = start.values_of(samples, variant.name, measure)
+                row.append(common.format_spread(common.spread(values), digits))
+                more = added(samples, variant.name, base.name, measure)
+                row.append("" if variant is base else f"{more:+.2f}")
+            mine = [sample for sample in samples if sample.variant == variant.name]
+            rows.append([*row, start.format_left(mine)])
+    return rows
+
+
+def flow_rows(flows: Sequence[Flow]) -> list[list[str]]:
+    """One a place."""
+    head = ["network", "start ms", "connection ms", "added", "down Gbit/s", "up Gbit/s", "its MiB"]
+    base = statistics.median(flows[0].connection_ms)
+    rows = [head]
+    for flow in flows:
+        middle = statistics.median(flow.connection_ms)
+        rows.append([
+            flow.place,
+            f"{flow.start_ms:.0f}" if flow.start_ms else "",
+            common.format_spread(common.spread(flow.connection_ms), 3),
+            "" if flow is flows[0] else f"{middle - base:+.3f}",
+            f"{flow.down * 8 / 1e9:.2f}",
+            f"{flow.up * 8 / 1e9:.2f}",
+            f"{flow.server_mib:.1f}" if flow.server_mib else "",
+        ])  # fmt: skip
+    return rows
+
+
+def main(rounds: int, seconds: float, json_path: str | None) -> None:
+    """Measure, print, and save the samples if *json_path* says where."""
+    facts = common.machine()
+    with start.place() as found, server() as ports:
+        listed = variants(ports)
+        specs = start.write_kernels(found, listed)
+        code = call_of(_LOOPBACK, ports, seconds)
+        try:
+            samples = starts(rounds, listed, found, specs)
+            flows = [directly(ports, seconds)]
+            flows.append(in_kernel(listed[1], found, specs, lambda client: printed(client, code)))
+            flows += others(ports, seconds)
+        finally:
+            ahead.end_own()
+            gateway_life.end_own()
+    print(common.format_machine(facts))
+    print(f"rounds:   {rounds}; median (10th-90th percentile); added: median within rounds\n")
+    print(common.format_table(start_rows(samples, listed)))
+    print()
+    print(common.format_table(flow_rows(flows)))
+    if json_path:
+        content = {"machine": facts, "rounds": rounds, "samples": samples, "flows": flows}
+        common.save_json(json_path, content)
