@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import select
 import socket
 import ssl
 import subprocess
@@ -305,6 +306,7 @@ class World:
         server.socket = self.listen(HTTP)
         server.hosts = self.hosts  # type: ignore[attr-defined]
         server.daemon_threads = True
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         self._closers += [server.shutdown, server.socket.close]
 
@@ -324,10 +326,14 @@ class World:
         self.place.close()
 
 
-_BOOT = """
+# A client's first bytes are not waited for as long as for people's programs.
+FIRST_BYTES_SECONDS = 2
+_BOOT = f"""
 import sys
 sys.path[:0] = sys.argv[1:]
+from sandbox_provisioner.gateway import connection
 from sandbox_provisioner.gateway.main import main
+connection.FIRST_BYTES_SECONDS = {FIRST_BYTES_SECONDS}
 main()
 """
 
@@ -350,6 +356,17 @@ class Gateway:
         )
         theirs.close()
 
+    def status(self, key: str) -> str:
+        """A line of proc_pid_status(5)."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(
+            line.split(":")[1].strip() for line in text.splitlines() if line.startswith(key)
+        )
+
+    def descriptors(self) -> int:
+        """How many it has."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
     def say(self, text: str, *fds: int) -> str:
         """Its answer."""
         socket.send_fds(self.control, [text.encode()], fds)
@@ -369,6 +386,15 @@ class Gateway:
             self.process.kill()
             self.process.wait()
         self.errors.close()
+
+
+def when(look: Callable[[], T], is_so: Callable[[T], object]) -> T:
+    """What *look* finds, as soon as *is_so*; where nothing tells of it."""
+    for _ in range(int(PATIENCE_SECONDS * 100)):
+        if is_so(found := look()):
+            return found
+        select.poll().poll(10)
+    raise AssertionError(found)
 
 
 class Box:
@@ -444,11 +470,7 @@ class Box:
 
     def counts_when(self, is_so: Callable[[Traffic], object]) -> Traffic:
         """As soon as *is_so*: the file is written a moment later."""
-        for _ in range(int(PATIENCE_SECONDS * 100)):
-            if is_so(found := self.counts()):
-                return found
-            threading.Event().wait(0.01)
-        raise AssertionError(found)
+        return when(self.counts, is_so)
 
     def close(self) -> None:
         """As when it ends."""
