@@ -56,7 +56,7 @@ REFUSED = [
     ),
     Refused(
         "misspelt value", {"network": "non"},
-        ("read the option network", "it has to be \"none\", not 'non'", "Did you mean 'none'?"),
+        ('be "none" or "gateway" or "card"', "not 'non'", "Did you mean 'none'?"),
     ),
     Refused(
         "value that is no size", {"mem_limit": "2 GB"},

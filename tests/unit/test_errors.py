@@ -84,7 +84,11 @@ def test_the_nearest_name_is_told_and_not_all() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("network", "nnone", ["it has to be \"none\", not 'nnone'", "Did you mean 'none'?"]),
+        (
+            "network",
+            "nnone",
+            ['"none" or "gateway" or "card"', "not 'nnone'", "Did you mean 'none'?"],
+        ),
         ("confinement", "x", ['"namespaces" or "landlock"', "SECURITY.md"]),
         ("cpu_limit", "two", ["a number, not 'two'", "in cores: 0.5 is half of one core"]),
         ("spares", -1, ["a whole number, at least 0, not -1"]),

@@ -53,9 +53,16 @@ def hand_out(start: Start) -> Iterator[Step]:
     """To who dials for the box, or makes its interface."""
     if mode(start) is Network.GATEWAY:
         why = "the gateway accepts on them; inside nobody has them any more"
-        yield Step("hand-out-listeners", (), why)
+        yield Step("hand-out-listeners", (), why, detail=tuple(_rules(start)))
     if mode(start) is Network.CARD:
-        yield Step("await-card", (), "an interface of its own, made by who may make one")
+        why = "an interface of its own, made by who may make one"
+        yield Step("await-card", (), why, detail=tuple(_rules(start)))
+
+
+def _rules(start: Start) -> Iterator[str]:
+    """With whom the kernel may speak, for people: what a preset means here is in its place."""
+    yield from (f"denies {rule}" for rule in start.request.spec.network.deny)
+    yield from (f"allows {rule}" for rule in start.site.network_allow or ("nothing",))
 
 
 def files(start: Start) -> Iterator[Step]:

@@ -51,7 +51,7 @@ class NetworkOptions(HasTraits):
         flag="network-deny",
     )
     network_rate = Union(
-        [Integer(), Dict(), Unicode()],
+        [Integer(), Unicode(), Dict()],
         allow_none=True,
         default_value=None,
         help='The most bits a second in each direction: "10M", or {"up": "2M", "down": "20M"}, on '
@@ -72,7 +72,7 @@ class NetworkOptions(HasTraits):
         flag="network-quota",
     )
     network_connections = Union(
-        [Integer(), Dict(), Unicode()],
+        [Integer(), Unicode(), Dict()],
         allow_none=True,
         default_value=None,
         help="How many connections a kernel has at once, and how many new ones a second: a number "
