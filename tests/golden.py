@@ -327,7 +327,12 @@ def render(case: str) -> str:
 def verbs_of(case: str) -> set[str]:
     """The verbs of the steps that *case* has."""
     lines = (line.split() for line in render(case).splitlines())
-    return {words[1] for words in lines if len(words) > 1 and words[0].rstrip(".").isdigit()}
+    return {words[1] for words in lines if len(words) > 1 and _is_numbered(words[0])}
+
+
+def _is_numbered(word: str) -> bool:
+    """As a step is; a number alone is part of a detail."""
+    return word.endswith(".") and word[:-1].isdigit()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +21,8 @@ PATIENCE_SECONDS = 30.0
 
 
 class StandIn:
-    """One end of a box's network channel, and the listeners that came through it, by kind."""
+    """One end of a box's network channel, and the listeners that came through it, by kind: to a
+    start it is what the gateway is (`ledger.Attachment`)."""
 
     def __init__(self, channel: socket.socket, theirs: socket.socket) -> None:
         """*theirs* is PID 1's end, for its start to be given."""
@@ -31,9 +31,23 @@ class StandIn:
         self.listeners: dict[str, socket.socket] = {}
         self._threads: list[threading.Thread] = []
 
-    def take(self) -> None:
-        """What PID 1 has handed out; the channel is its own from here on."""
+    @property
+    def fd(self) -> int:
+        """PID 1's end."""
+        return self.theirs.fileno()
+
+    def register(self, *_: object) -> None:
+        """Nobody has to be told."""
+
+    async def joined(self) -> None:
+        """Nor waited for."""
+
+    def close(self) -> None:
+        """The channel is PID 1's own from here on."""
         self.theirs.close()
+
+    def take(self) -> None:
+        """What PID 1 has handed out."""
         self.channel.settimeout(PATIENCE_SECONDS)
         text, fds, _, _ = socket.recv_fds(self.channel, 4096, 16)
         word, names = wire.parts(text)
@@ -76,7 +90,7 @@ class StandIn:
         self._threads[-1].start()
         return asked
 
-    def close(self) -> None:
+    def end(self) -> None:
         """The gateway is gone."""
         if self._threads:
             with contextlib.suppress(OSError):  # it has no peer, and wakes up all the same
@@ -88,22 +102,10 @@ class StandIn:
 
 @contextlib.contextmanager
 def in_place_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """For the one start that comes next; what is made ahead of one is given nothing."""
+    """For the one start that comes next."""
     stand_in = StandIn(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-    look, survey_closed = LocalLauncher.look, LocalLauncher.survey_closed
-
-    def given(launcher: LocalLauncher, *arguments: Any) -> Any:
-        site, tree = look(launcher, *arguments)
-        return replace(site, held={wire.NETWORK: stand_in.theirs.fileno()}), tree
-
-    def not_given(launcher: LocalLauncher, *arguments: Any) -> Any:
-        site, tree = survey_closed(launcher, *arguments)
-        return replace(site, held={}), tree
-
-    monkeypatch.setattr(LocalLauncher, "look", given)
-    monkeypatch.setattr(LocalLauncher, "survey_closed", not_given)
-    monkeypatch.setattr(LocalLauncher, "attachment", lambda *_: None)
+    monkeypatch.setattr(LocalLauncher, "attachment", lambda *_: stand_in)
     try:
         yield stand_in
     finally:
-        stand_in.close()
+        stand_in.end()

@@ -96,6 +96,7 @@ def made_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str
         (site.uid, site.gid),
         os.stat(sandbox_provisioner.__file__).st_mtime,
         str(site.facts.cgroups.bases),
+        request.spec.network.mode,  # its filter allows what its children need for theirs
     )
     return _digest(parts)
 

@@ -17,6 +17,7 @@ from users import as_user
 
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.inside import wire
+from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.spec import Network, NetworkWish
 
 pytestmark = pytest.mark.requires("userns")
@@ -374,7 +375,7 @@ def call_again(first):
 
 def test_without_its_gateway_a_box_has_no_network_and_nobody_waits(captive):
     box, outside = captive
-    outside.close()
+    outside.end()
     assert box.call(call_again, "93.184.216.34") == ["ECONNREFUSED"] * 2
     assert box.call(serve_inside)["loopback"] == "from a neighbour"
 
@@ -386,7 +387,8 @@ def test_its_end_is_the_gateways_notice_that_the_box_is_gone(captive):
     assert outside.channel.recv(100) == b""
 
 
-def test_a_box_that_nobody_would_dial_for_does_not_start(sandbox):
+def test_a_box_that_nobody_would_dial_for_does_not_start(sandbox, monkeypatch):
+    monkeypatch.setattr(LocalLauncher, "attachment", lambda *_: None)
     with pytest.raises(LaunchError, match=r"hand-out-listeners.*nobody was there to dial"):
         with sandbox(network=GATEWAY):
             pass
