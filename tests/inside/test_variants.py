@@ -40,7 +40,7 @@ class Variant:
 USER = ("userns", "root", "setpriv", "public-python")
 VARIANTS = {
     "root-warm": Variant((*OF_THE_BOX, "limits"), {WARM: "1"}, root=True),
-    "user": Variant((*OF_THE_BOX, "environments", "lifecycle", "starts", "swaps")),
+    "user": Variant((*OF_THE_BOX, "attached", "environments", "lifecycle", "starts", "swaps")),
     "user-warm": Variant((*OF_THE_BOX, "swaps"), {WARM: "1"}),
     "user-range": Variant(("file_system", "identity", "namespaces", "starts"), {USER_IDS: "range"}),
 }
