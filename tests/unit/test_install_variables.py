@@ -35,9 +35,10 @@ def test_any_other_python_has_a_user_base_of_its_own():
     assert PLAIN.outside in note_of(PLAIN.outside)
 
 
-def test_what_is_no_python_is_told_nothing_of_it():
+def test_what_is_no_python_is_told_what_any_python_that_it_starts_needs():
     found = variables({**PATH, "R_LIBS_USER": "/r"}, "/usr/bin/R", None, {})
-    assert not {"PIP_PREFIX", "PYTHONPATH", "PYTHONUSERBASE"} & set(found)
+    assert not {"PIP_PREFIX", "PYTHONPATH"} & set(found)
+    assert found["PYTHONUSERBASE"] == BASE
     assert found["R_LIBS_USER"] == "/home/jovyan/R/library:/r"
     assert "/home/jovyan/R/library" in folders(None)
 

@@ -88,9 +88,7 @@ def variables(
     ahead = (_PROGRAMS,) if own in _OF_SYSTEM else (_PROGRAMS, own)
     found["PATH"] = _joined((*ahead, environment["PATH"]))
     found["R_LIBS_USER"] = _joined((_R_LIBRARY, environment.get("R_LIBS_USER", "")))
-    if site is None:
-        return found
-    if site.base:
+    if site is None or site.base:  # a shell may start a Python
         return found | {"PYTHONUSERBASE": BASE}
     modules = _joined((environment.get("PYTHONPATH", ""), _site_packages(site)))
     prefix = environment.get("PIP_PREFIX", BASE)
