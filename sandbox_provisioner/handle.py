@@ -34,10 +34,11 @@ from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import TooManyFolders, find_below, open_again
-from sandbox_provisioner.records import Record, RecordFolder, remove_traces
+from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.spec import Network, relative
 from sandbox_provisioner.story import NOTICES, ExitFile, ExitStory, with_reason
 from sandbox_provisioner.told import EndKind, Subject
+from sandbox_provisioner.traces import Traces
 
 _OUTLIVED_SECONDS = 1.0
 _COUNTS_SECONDS = 0.1
@@ -333,8 +334,8 @@ class LocalHandle:
             stack.push_async_callback(self._look_for_repositories)
             # An init that somebody killed from outside has ended nobody else.
             kill = not self.confiner.has_own_processes
-            runtime = self.folder.path.parent
-            await remove_traces(runtime, self.record, self.folder, self._tree, kill=kill)
+            traces = Traces(record=self.record, folder=self.folder, tree=self._tree, kill=kill)
+            await traces.remove()
 
     async def _look_for_repositories(self) -> None:
         self.left_behind = await off_loop(_new_repositories, self.record)

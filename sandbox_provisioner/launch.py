@@ -65,7 +65,6 @@ from sandbox_provisioner.records import (
     cgroup_facts,
     open_init,
     runtime_directory,
-    sweep,
 )
 from sandbox_provisioner.spec import (
     Confinement,
@@ -77,6 +76,7 @@ from sandbox_provisioner.spec import (
 )
 from sandbox_provisioner.stages import stage
 from sandbox_provisioner.stem import stem
+from sandbox_provisioner.sweeping import sweep
 
 _MOST_TOLD = 1000
 Warn = Callable[[str], None]

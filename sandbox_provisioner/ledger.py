@@ -23,16 +23,16 @@ from sandbox_provisioner.errors import (
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.facilities.caps.plan import enforced
 from sandbox_provisioner.handle import LocalHandle
-from sandbox_provisioner.host import WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import LaunchRequest, Site
-from sandbox_provisioner.records import Record, RecordFolder, remove_traces, start_time
+from sandbox_provisioner.records import Record, RecordFolder, start_time
 from sandbox_provisioner.report import Report
-from sandbox_provisioner.spec import WRITTEN_THROUGH
 from sandbox_provisioner.stages import stage
+from sandbox_provisioner.stand_ins import planned_stand_ins
+from sandbox_provisioner.traces import Traces
 
 ATTEMPT = "start the sandbox"
 _UNDO = "undo a start that has failed"
@@ -207,7 +207,8 @@ class Ledger:
         if self.network:
             self.network.close()
         record = replace(self.record, made=tuple(self.report.made))
-        await remove_traces(self._runtime, record, self.folder, self.tree, kill=True)
+        traces = Traces(record=record, folder=self.folder, tree=self.tree, kill=True)
+        await traces.remove()
 
     def _new_record(self, site: Site) -> Record:
         """What is known before anything runs."""
@@ -237,21 +238,3 @@ class Ledger:
             network=request.spec.network.mode.value,
             planned=planned_stand_ins(site.workdir),
         )
-
-
-def planned_stand_ins(workdir: WorkdirFacts) -> tuple[tuple[str, str], ...]:
-    """(kind, path) of what the covers of *workdir* will have to make, outermost first.
-
-    It stands in the record before it is done: if the server is killed meanwhile, `sweep` finds it.
-    """
-    covered = workdir.covered
-    wanted = dict.fromkeys((*covered.files, *(path for path, _ in covered.placed)), "file")
-    wanted |= dict.fromkeys(covered.links, "link") | dict.fromkeys(covered.sockets, "socket")
-    wanted |= dict.fromkeys(covered.directories, "directory")
-    homes = {os.path.dirname(link) for link in covered.links}
-    wanted |= {os.path.join(home, WRITTEN_THROUGH): "directory" for home in homes}
-    for path in tuple(wanted):
-        while path := os.path.dirname(path):
-            wanted[path] = "directory"
-    full = ((kind, os.path.join(workdir.source, path)) for path, kind in sorted(wanted.items()))
-    return tuple((kind, path) for kind, path in full if not os.path.lexists(path))

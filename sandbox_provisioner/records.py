@@ -1,4 +1,4 @@
-"""records.py - any process outside: a folder for each sandbox, and what a dead server left.
+"""records.py - any process outside: a folder for each sandbox, and the record in it.
 
 ::
 
@@ -22,16 +22,14 @@ The Linux kernel lets go of a dead process's locks, so "is its server still ther
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import fcntl
 import json
 import os
-import signal
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -39,14 +37,12 @@ from typing import Any
 
 from sandbox_provisioner import removal
 from sandbox_provisioner.confinement import confiner
-from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
+from sandbox_provisioner.descriptors import is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, LAST_ID
 from sandbox_provisioner.facilities.network.tell.counts import Traffic, read_counts
-from sandbox_provisioner.off_loop import off_loop
-from sandbox_provisioner.places import open_again
-from sandbox_provisioner.spec import WRITTEN_THROUGH, Covers, relative
+from sandbox_provisioner.locks import lock, lock_soon, locked, unlock
 
 # sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
 LONGEST_SOCKET_PATH = 107
@@ -55,18 +51,12 @@ _RANGE = ".ids"
 BUSY, IDLE = "busy", "idle"
 BUILDING = ".building"  # locked by who makes a nursery
 # What a record that is not (yet) whole, or somebody else's file, is read as.
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 # A record names some hundred paths; nobody waits for the reading of more.
 _MOST_BYTES = 1 << 22
-# How long is spent on a kernel's many files while somebody waits for its end, or for a start. What
-# there is more goes with the next starts, or with `jupyter sandbox gc`.
+# How long is spent on a kernel's many files while somebody waits for its end. What there is more
+# goes with the next starts, or with `jupyter sandbox gc`.
 _AN_END_SECONDS = 0.02
-_A_SWEEP_SECONDS = 0.1
-# The texts of files that are made for covers.
-_UNTOUCHED = {b"", *(text.encode() for _, text in Covers().repository_placed)}
-# It is held for a few reads and writes of small files.
-_LOCK_SECONDS = 10
-_LOCK_AGAIN_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +181,7 @@ class RecordFolder:
         """Make the folder and lock it; with *ids* also pick a free range of ids for the record."""
         folder = cls(runtime / record.sandbox_id)
         _refuse_too_long(folder)
-        with _locked(runtime):
+        with locked(runtime):
             try:
                 folder.path.mkdir(mode=0o700)
             except OSError as error:  # where it is there already, it is another sandbox's
@@ -210,7 +200,7 @@ class RecordFolder:
         if ids:
             self._first_id = _take_range(self.path.parent, record.sandbox_id)
             record = replace(record, first_id=self._first_id)
-        self._hold(_lock_soon(self.path / "owner"))  # a sweep looks at it for a moment
+        self._hold(lock_soon(self.path / "owner"))  # a sweep looks at it for a moment
         self.sockets.mkdir(mode=0o700)
         self.write(record)
         return record
@@ -225,14 +215,16 @@ class RecordFolder:
     def finish(self, record: Record) -> Record:
         """Save *record* of a sandbox that runs now: what it has really made in place of what was
         planned, and what others have left to it meanwhile."""
-        with _locked(self.path.parent):
-            record = replace(record, made=_joined(record.made, self.read().made), planned=())
+        with locked(self.path.parent):
+            record = replace(
+                record, made=joined_stand_ins(record.made, self.read().made), planned=()
+            )
             self.write(record)
         return record
 
     def remember(self, kind: str, path: str) -> None:
         """Note down a stand-in that was made while the sandbox runs; OSError or ValueError."""
-        with _locked(self.path.parent):
+        with locked(self.path.parent):
             record = self.read()
             self.write(replace(record, made=(*record.made, (kind, path))))
 
@@ -302,12 +294,12 @@ class RecordFolder:
         Without an owner's file it is being made, or removed, by somebody: see `_sweep_unwritten`.
         """
         try:
-            owner = _lock(self.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB, make=False)
+            owner = lock(self.path / "owner", fcntl.LOCK_EX | fcntl.LOCK_NB, make=False)
         except (BlockingIOError, FileNotFoundError):
             return False
         if not os.fstat(owner).st_nlink:
             # It was removed before we had it; what has the name now may be a new start's.
-            _unlock(owner)
+            unlock(owner)
             return False
         self._owner = owner
         return True
@@ -319,9 +311,9 @@ class RecordFolder:
         """
         runtime = self.path.parent
         ours = RecordFolder(runtime / record.sandbox_id)
-        with _locked(runtime):
+        with locked(runtime):
             try:
-                ours._hold(_lock_soon(self.path / "owner", make=False))
+                ours._hold(lock_soon(self.path / "owner", make=False))
                 self.path.rename(ours.path)
                 if record.first_id:
                     link = runtime / f"{record.first_id}{_RANGE}"
@@ -336,18 +328,18 @@ class RecordFolder:
     def _hold(self, owner: int) -> None:
         """Own it from now on, by the lock that is open as *owner*."""
         self._owner = owner
-        _held.add(self)
+        held.add(self)
 
     def release(self) -> None:
         """Let go of the lock and leave the folder, for a sandbox that outlives its server."""
-        _held.discard(self)
+        held.discard(self)
         if self._owner >= 0:
-            _unlock(self._owner)
+            unlock(self._owner)
             self._owner = -1
 
     def forget(self) -> None:
         """In a child that was forked: a lock is held until the last copy of it is closed."""
-        _held.discard(self)
+        held.discard(self)
         if self._owner >= 0:
             os.close(self._owner)
             self._owner = -1
@@ -360,7 +352,7 @@ class RecordFolder:
         while self.links:
             with contextlib.suppress(OSError):
                 self.links.pop().unlink()
-        with contextlib.suppress(*_UNREADABLE):
+        with contextlib.suppress(*UNREADABLE):
             first_id = self._first_id or self.read().first_id
             link = self.path.parent / f"{first_id}{_RANGE}"
             if os.readlink(link) == self.path.name:  # somebody who removed us as well gave it back
@@ -373,49 +365,9 @@ class RecordFolder:
         self.release()
 
 
-# Those that this process owns, with the sandboxes in them. Not the weak set of those that have a
-# descriptor: who owns one may have dropped it without closing it.
-_held: set[RecordFolder] = set()
-
-
-def _remove_held() -> None:
-    """At the end of this process: end and remove what it still owns.
-
-    A Jupyter server that is interrupted ends its event loop at once, and a script may end without a
-    shutdown: then nobody waits for a kernel, and nobody closes its handle. Without us it would end
-    all the same, but what is around it would stay until the next start.
-    """
-    held = list(_held)
-    if not held:
-        return
-    for number in (signal.SIGINT, signal.SIGTERM):  # a hub sends the second when it is impatient
-        with contextlib.suppress(ValueError):  # only the main thread may
-            signal.signal(number, signal.SIG_IGN)
-    with for_clean_up():
-        for act in (_end_held, _sweep_held):  # all of them end while one is waited for
-            for folder in held:
-                with contextlib.suppress(Exception):  # what is left goes with the next sweep
-                    act(folder)
-        for runtime in {folder.path.parent for folder in held}:
-            with contextlib.suppress(Exception):  # spares are nobody's, and end with their nursery
-                sweep(runtime)
-
-
-def _end_held(folder: RecordFolder) -> None:
-    record = folder.read()
-    pidfd = None if record.survives_server else open_init(record)
-    if pidfd is not None:
-        try:
-            signal.pidfd_send_signal(pidfd, record.end_signal)
-        finally:
-            os.close(pidfd)
-
-
-def _sweep_held(folder: RecordFolder) -> None:
-    _sweep_one(folder.path.parent, folder, folder.read())
-
-
-atexit.register(_remove_held)
+# Those that this process owns, with the sandboxes in them: `sweeping.py` ends them. Not the weak
+# set of those that have a descriptor: who owns one may have dropped it without closing it.
+held: set[RecordFolder] = set()
 
 
 def _read_small(path: Path) -> bytes:
@@ -455,159 +407,17 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-def remove_stand_ins(runtime: Path, record: Record) -> None:
-    """Remove the mount points that *record*'s sandbox made in its work directory, and those that
-    others have left to it.
-
-    Not while another sandbox works in the same tree: rmdir(2) of a directory that is a mount point
-    in another namespace takes the mount away there, and what it covered would be open.
-    """
-    if not record.made and not (runtime / record.sandbox_id).exists():
-        return  # it was refused before there was a record, and nobody can have left it anything
-    with _locked(runtime):
-        record = _leaving(RecordFolder(runtime / record.sandbox_id), record)
-        if not record.made:
-            return
-        others = [o for _, o in all_records(runtime) if o.sandbox_id != record.sandbox_id]
-        if any(_same_tree(record, other) for other in others):
-            _bequeath(runtime, record)
-            return
-        try:
-            workdir = open_again(record.workdir, record.device, record.inode)
-        except OSError:
-            return  # it has gone, or is somewhere else: what stands at its path is not ours
-        try:
-            # What was written through links lies in a directory: that one goes after them.
-            made = sorted(reversed(record.made), key=lambda pair: pair[0] == "directory")
-            for kind, path in made:
-                with contextlib.suppress(OSError):
-                    _remove_empty(kind, _below(record, path), workdir)
-        finally:
-            os.close(workdir)
-
-
-async def remove_traces(
-    runtime: Path,
-    record: Record,
-    folder: RecordFolder | None,
-    tree: cgroup.CgroupTree | None,
-    *,
-    kill: bool,
-) -> None:
-    """Remove what *record*'s sandbox, which is ours and has ended, has of this host: its groups,
-    with *kill* what may be left in them; its stand-ins; its *folder*, with sockets, links and ids.
-    Each whatever becomes of the others.
-
-    `_sweep_one` does the same for one that is somebody else's.
-    """
-    async with contextlib.AsyncExitStack() as stack:
-        if folder:
-            stack.push_async_callback(off_loop, folder.remove)
-        stack.push_async_callback(off_loop, remove_stand_ins, runtime, record)
-        if tree:
-            stack.push_async_callback(tree.remove)
-        if tree and kill:
-            stack.push_async_callback(off_loop, tree.kill)
-
-
-def _below(record: Record, path: str) -> str:
-    """*path* of a stand-in as seen from the work directory, "" if it lies elsewhere: who made it
-    knew the path inside, who planned it the real one."""
-    return relative(path, record.workdir) or relative(path, record.shown_at) or ""
-
-
-def _leaving(folder: RecordFolder, record: Record) -> Record:
-    """*record* with what others have left to it; from now on nobody leaves it anything."""
-    try:
-        found = folder.read()
-    except _UNREADABLE:
-        return record
-    if not found.workdir:
-        return record
-    with contextlib.suppress(OSError):  # on a full disk it may be left something, and lose it
-        folder.write(replace(found, workdir="", made=()))
-    return replace(record, made=_joined(record.made, found.made))
-
-
-def _joined(*parts: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+def joined_stand_ins(*parts: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """All stand-ins of *parts*, a directory before what is in it."""
     return tuple(sorted({pair for part in parts for pair in part}, key=lambda pair: pair[1]))
-
-
-def _bequeath(runtime: Path, record: Record) -> None:
-    """Let another living sandbox of the same tree remove them at its own end."""
-    for folder, other in all_records(runtime):
-        is_other = other.sandbox_id != record.sandbox_id
-        if is_other and _same_tree(record, other):
-            folder.write(replace(other, made=(*record.made, *other.made)))
-            return
-
-
-def _same_tree(one: Record, other: Record) -> bool:
-    """Whether one work directory is the other, by whatever name, or lies in it; a nursery has
-    none."""
-    if not one.workdir or not other.workdir:
-        return False
-    if one.inode and (one.device, one.inode) == (other.device, other.inode):
-        return True
-    pairs = (one.workdir, other.workdir), (other.workdir, one.workdir)
-    return any(relative(path, base) is not None for path, base in pairs)
-
-
-def _remove_empty(kind: str, path: str, workdir: int) -> None:
-    """rmdir or unlink *path* below the descriptor *workdir* if it is as empty as it was made; no
-    symbolic link is followed."""
-    names = path.split("/")
-    fd = os.dup(workdir)
-    try:
-        for name in names[:-1]:
-            below = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-            os.close(fd)
-            fd = below
-        if kind == "directory":
-            os.rmdir(names[-1], dir_fd=fd)
-        elif kind == "link":
-            _remove_link(names[-1], fd)
-        elif kind == "socket":
-            if stat.S_ISSOCK(os.stat(names[-1], dir_fd=fd, follow_symlinks=False).st_mode):
-                os.unlink(names[-1], dir_fd=fd)
-        elif _is_untouched(names[-1], fd):
-            os.unlink(names[-1], dir_fd=fd)
-    finally:
-        os.close(fd)
-
-
-def _is_untouched(name: str, dir_fd: int) -> bool:
-    """Whether the file still holds what we put into it, so that nothing of anybody's is lost."""
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
-    with open(fd, "rb") as file:
-        regular = stat.S_ISREG(os.fstat(fd).st_mode)
-        return regular and file.read(4096) in _UNTOUCHED
-
-
-def _remove_link(name: str, home_fd: int) -> None:
-    """A link that stands in for the file *name* of a home gives way to what a program outside has
-    written through it, if any has."""
-    if os.readlink(name, dir_fd=home_fd) != f"{WRITTEN_THROUGH}/{name}":
-        return
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            fd = home_fd
-            for part in WRITTEN_THROUGH.split("/"):
-                fd = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-                stack.callback(os.close, fd)
-            if stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                os.rename(name, name, src_dir_fd=fd, dst_dir_fd=home_fd)
-                return
-        os.unlink(name, dir_fd=home_fd)
 
 
 def all_records(runtime: Path) -> list[tuple[RecordFolder, Record]]:
     """Every sandbox with a record, oldest first."""
     found = []
-    for path in _folders(runtime):
+    for path in folders_in(runtime):
         folder = RecordFolder(path)
-        with contextlib.suppress(*_UNREADABLE):
+        with contextlib.suppress(*UNREADABLE):
             found.append((folder, folder.read()))
     return sorted(found, key=lambda pair: pair[1].started)
 
@@ -641,123 +451,13 @@ def open_init(record: Record) -> int | None:
     return pidfd
 
 
-def sweep(
-    runtime: Path,
-    warn: Callable[[str], None] = lambda _: None,
-    seconds: float = _A_SWEEP_SECONDS,
-) -> list[str]:
-    """Remove what servers left that were killed; the ids of the sandboxes that are gone now.
-
-    Safe at any time: what a living server owns is locked, and sandboxes that were asked to outlive
-    their server are left alone while they live. Whose server lives costs one look at a lock, and
-    what is our own nothing: a server's starts must not take the longer the more kernels it has.
-
-    What cannot be removed is told by *warn*, once in the life of this process, and stops nothing
-    else. For what was set aside it takes *seconds*, more or less.
-    """
-    gone = []
-    for path in _not_held(runtime):
-        folder = RecordFolder(path)
-        with _told(path, warn):
-            if folder.own_if_orphan() and _sweep_orphan(runtime, folder):
-                gone.append(path.name)
-        folder.release()
-    _sweep_unwritten(runtime, warn)
-    deadline = time.monotonic() + seconds
-    for path in _aside(runtime):
-        with _told(path, warn):
-            removal.empty(path, deadline - time.monotonic())
-    return gone
-
-
-@contextlib.contextmanager
-def _told(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """Whatever is wrong with *path* is a warning: every start sweeps first, and must not fail of
-    what some other sandbox has left."""
-    try:
-        yield
-    except _Locked:
-        raise  # this concerns the whole directory, and whoever starts a sandbox
-    except FileNotFoundError:
-        return  # somebody else has removed it
-    except Exception as error:
-        if path not in _told_of:
-            _told_of.add(path)
-            warn(f"Could not remove {path}, which a sandbox has left: {error}. Remove it by hand.")
-
-
-_told_of: set[Path] = set()
-
-
-def _sweep_orphan(runtime: Path, folder: RecordFolder) -> bool:
-    try:
-        record = folder.read()
-    except FileNotFoundError:
-        return False  # `_sweep_unwritten` looks at it again, under the lock
-    except RecursionError:
-        raise ValueError("its record is no record") from None
-    return _sweep_one(runtime, folder, record)
-
-
-def _sweep_one(runtime: Path, folder: RecordFolder, record: Record) -> bool:
-    pidfd = open_init(record)
-    if pidfd is not None and record.survives_server:
-        os.close(pidfd)
-        return False
-    if pidfd is not None:
-        _end(pidfd, record.end_signal)
-    cgroup.remove_leftovers(cgroup_facts(record), record.tree)
-    remove_stand_ins(runtime, replace(record, made=_joined(record.made, record.planned)))
-    folder.remove()
-    return True
-
-
-def _folders(runtime: Path) -> list[Path]:
+def folders_in(runtime: Path) -> list[Path]:
+    """Those of sandboxes, with a record or not."""
     if not runtime.is_dir():
         return []
     with os.scandir(runtime) as entries:
         found = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
     return [path for path in found if not removal.is_aside(path.name)]
-
-
-def _not_held(runtime: Path) -> list[Path]:
-    """The folders that are not this process's own."""
-    ours = {folder.path for folder in list(_held)}
-    return [path for path in _folders(runtime) if path not in ours]
-
-
-def _aside(runtime: Path) -> list[Path]:
-    return [runtime / name for name in os.listdir(runtime) if removal.is_aside(name)]
-
-
-def _sweep_unwritten(runtime: Path, warn: Callable[[str], None]) -> None:
-    """Remove the folders whose server was killed before it had written a record into them, or while
-    it removed them; links that lead to nothing: to nurseries, and to the owners of ranges of ids;
-    and the locks of those who were killed while they made a nursery."""
-    with _locked(runtime):
-        for path in _not_held(runtime):
-            folder = RecordFolder(path)
-            with _told(path, warn):
-                if not (path / "owner").exists():
-                    folder.remove()  # who makes one has the lock; who removes one does not mind
-                elif not (path / "record.json").exists() and folder.own_if_orphan():
-                    folder.remove()
-        with os.scandir(runtime) as entries:
-            for entry in entries:
-                dangling = entry.is_symlink() and not os.path.exists(entry.path)
-                if dangling or (entry.name.endswith(BUILDING) and _is_free(Path(entry.path))):
-                    with _told(Path(entry.path), warn):
-                        # Who removes a record does it too.
-                        Path(entry.path).unlink(missing_ok=True)
-
-
-def _is_free(path: Path) -> bool:
-    """Whether nobody holds the lock *path*."""
-    try:
-        _unlock(_lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
 
 
 def cgroup_facts(record: Record) -> cgroup.CgroupFacts:
@@ -768,16 +468,6 @@ def cgroup_facts(record: Record) -> cgroup.CgroupFacts:
         missing={},
         manager=record.cgroup_manager,
     )
-
-
-def _end(pidfd: int, number: int) -> None:
-    """End PID 1 by *number*, by force if need be, and wait until it and all inside are gone."""
-    for attempt in (number, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, attempt)
-        if is_readable(pidfd, 5):
-            break
-    os.close(pidfd)
 
 
 def _take_range(runtime: Path, sandbox_id: str) -> int:
@@ -807,69 +497,6 @@ def _has_processes(uid: int) -> bool:
     return True
 
 
-class _Locked(HostError):
-    """Somebody holds a lock for too long."""
-
-
-def _lock(path: Path, operation: int, *, make: bool = True) -> int:
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags | os.O_RDWR | (os.O_CREAT if make else 0), 0o600)
-    except OSError as error:
-        if error.errno != errno.EROFS:
-            raise
-        fd = os.open(path, flags | os.O_RDONLY)  # it was made before, and can still be locked
-    try:
-        fcntl.flock(fd, operation)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-@contextlib.contextmanager
-def _locked(runtime: Path) -> Iterator[None]:
-    try:
-        fd = _lock_soon(runtime / "lock")
-    except FileNotFoundError:
-        # The whole directory has gone, and with it everybody whom the lock is for.
-        yield
-        return
-    try:
-        yield
-    finally:
-        _unlock(fd)
-
-
-def _lock_soon(path: Path, *, make: bool = True) -> int:
-    """Lock *path*; HostError if somebody holds it for longer than any of us ever needs to."""
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            return _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB, make=make)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise _Locked(
-                    attempt=f"lock {path}",
-                    answer=f"another process has held it for {_LOCK_SECONDS} s",
-                    remedy="See /proc/locks for who it is; end it if it hangs.",
-                ) from None
-        time.sleep(_LOCK_AGAIN_SECONDS)  # flock(2) has no timeout, and no event to wait for
-
-
-def _unlock(fd: int) -> None:
-    """flock(2): closing is not enough, since a child that somebody forked meanwhile (a thread with
-    multiprocessing) has the same open file, and would hold the lock for as long as it lives."""
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
-
-
 def age_seconds(record: Record) -> float:
     """How long the sandbox has been running, by the wall clock."""
     return max(0.0, time.time() - record.started)
-
-
-__all__: Sequence[str] = (
-    "Record", "RecordFolder", "age_seconds", "all_records", "open_init", "remove_stand_ins",
-    "runtime_directory", "start_time", "sweep",
-)  # fmt: skip

@@ -27,7 +27,8 @@ from typing import Any
 import requests
 import websocket
 
-from sandbox_provisioner.records import Record, all_records, open_init, sweep
+from sandbox_provisioner.records import Record, all_records, open_init
+from sandbox_provisioner.sweeping import sweep
 
 REPOSITORY = Path(__file__).parents[1]
 MODEL = REPOSITORY / "kernelspecs/python3-sandbox/kernel.json"

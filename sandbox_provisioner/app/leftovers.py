@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.records import all_records, open_init
+from sandbox_provisioner.traces import Traces
 
 _SETTLE_SECONDS = 5.0
 
@@ -57,5 +58,6 @@ def remove_left_groups(runtime: Path) -> tuple[str, ...]:
         time.sleep(_SETTLE_SECONDS)
         found = tuple(name for name in left_groups(runtime) if name in found)
     for name in found:
-        cgroup.remove_leftovers(cgroup.survey(), name)
+        tree = cgroup.open_existing(cgroup.survey(), name)
+        Traces(tree=tree, kill=True).remove_now()
     return found

@@ -30,9 +30,9 @@ from sandbox_provisioner.records import (
     all_records,
     cgroup_facts,
     open_init,
-    sweep,
 )
 from sandbox_provisioner.spec import relative
+from sandbox_provisioner.sweeping import sweep
 from sandbox_provisioner.units import format_bytes
 
 _GROUPS = "/sys/fs/cgroup"

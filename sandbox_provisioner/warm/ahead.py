@@ -24,8 +24,8 @@ from sandbox_provisioner.facilities.process.plan import least_available_bytes
 from sandbox_provisioner.handle import LocalHandle, reap
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
-from sandbox_provisioner.records import sweep
 from sandbox_provisioner.stem import stem
+from sandbox_provisioner.sweeping import sweep
 from sandbox_provisioner.warm.make_nursery import make_nursery
 from sandbox_provisioner.warm.make_spare import make_spare
 
@@ -261,7 +261,7 @@ def end_own() -> None:
 
 def _stop() -> None:
     """At the end of this process: prepare nothing more. What is half made, and what is this
-    process's alone, goes with its other sandboxes (`records.py`)."""
+    process's alone, goes with its other sandboxes (`sweeping.py`)."""
     with _lock:
         _over.append("this process ends")
         _waiting.clear()

@@ -24,8 +24,9 @@ from peer import NAME, Peer
 from sandbox_provisioner import gateway_life
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.inside import wire
-from sandbox_provisioner.records import Record, all_records, open_init, sweep
+from sandbox_provisioner.records import Record, all_records, open_init
 from sandbox_provisioner.spec import Network
+from sandbox_provisioner.sweeping import sweep
 
 pytestmark = pytest.mark.requires("userns")
 REFUSED = "example.invalid"

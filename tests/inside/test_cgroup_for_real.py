@@ -22,10 +22,10 @@ from sandbox_provisioner.facilities.caps.cgroup import (
     CgroupTree,
     leftover_names,
     open_tree,
-    remove_leftovers,
     survey,
 )
 from sandbox_provisioner.spec import Limits
+from tests.groups import ended, removed
 
 pytestmark = pytest.mark.requires("cgroup")
 
@@ -69,7 +69,7 @@ def any_facts(request: pytest.FixtureRequest) -> CgroupFacts:
 
 def end_tree(tree: CgroupTree) -> None:
     tree.kill()
-    asyncio.run(tree.remove())
+    asyncio.run(removed(tree))
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ while True:
     eventually(lambda: len(tree.pids()) > most // 2)
     tree.kill()
     eventually(lambda: not tree.pids())
-    asyncio.run(tree.remove())
+    asyncio.run(removed(tree))
     assert not any(group.exists() for group in groups_of(tree))
 
 
@@ -280,7 +280,7 @@ def test_remove_waits_for_the_last_process(
     child = member(tree, "sys.stdin.read()")
 
     async def remove_while_it_ends() -> None:
-        removal = asyncio.create_task(tree.remove(PATIENCE_SECONDS))
+        removal = asyncio.create_task(removed(tree, PATIENCE_SECONDS))
         await asyncio.sleep(0.05)
         assert not removal.done()
         assert child.stdin is not None
@@ -297,7 +297,7 @@ def test_remove_names_the_process_that_stays(
     tree = new_tree(Limits(), any_facts)
     child = member(tree, "sys.stdin.read()")
     with pytest.raises(HostError, match=rf"pids: {child.pid}\)"):
-        asyncio.run(tree.remove(0.05))
+        asyncio.run(removed(tree, 0.05))
 
 
 def test_remove_twice_is_fine_and_takes_our_directory_along(
@@ -305,7 +305,7 @@ def test_remove_twice_is_fine_and_takes_our_directory_along(
 ) -> None:
     tree = new_tree(Limits(), any_facts)
     for _ in range(2):
-        asyncio.run(tree.remove())
+        asyncio.run(removed(tree))
     # Another test run on this machine may have groups there just now.
     for group in groups_of(tree):
         assert not group.parent.exists() or any(d.is_dir() for d in group.parent.iterdir())
@@ -354,7 +354,7 @@ def test_gc_ends_and_removes_a_tree_by_its_name(
     name = groups_of(tree)[0].name
     child = member(tree, "import signal; signal.pause()")
     assert name in leftover_names(any_facts)
-    remove_leftovers(any_facts, name)
+    ended(any_facts, name)
     assert child.wait(PATIENCE_SECONDS) == -signal.SIGKILL
     assert name not in leftover_names(any_facts)
-    remove_leftovers(any_facts, name)
+    ended(any_facts, name)

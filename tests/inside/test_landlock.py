@@ -24,6 +24,7 @@ from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
 from sandbox_provisioner.facilities.landlock.inside import VERBS
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.spec import Confinement, Limits, OnMissing, Volume
+from sandbox_provisioner.sweeping import sweep
 
 pytestmark = [
     pytest.mark.requires("landlock", "ordinary-user"),
@@ -519,7 +520,7 @@ def test_everything_ends_with_a_server_that_is_killed(runtime_dir, workdir, watc
         server.kill()
         assert select.select([pidfd], [], [], 10)[0]
         os.close(pidfd)
-    assert records.sweep(runtime_dir) == [record.sandbox_id]
+    assert sweep(runtime_dir) == [record.sandbox_id]
     assert os.listdir(runtime_dir) == ["lock"]
     assert not processes_in(workdir)
 

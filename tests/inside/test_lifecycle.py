@@ -14,6 +14,7 @@ from boxes import run
 
 from sandbox_provisioner import records
 from sandbox_provisioner.stages import SERVER_STEPS
+from sandbox_provisioner.sweeping import sweep
 
 pytestmark = pytest.mark.requires("userns")
 
@@ -88,20 +89,20 @@ def test_a_sandbox_ends_with_its_killed_server_and_a_sweep_leaves_nothing(
     server.kill()
     assert has_ended(pidfd, 10)
     os.close(pidfd)
-    assert records.sweep(runtime_dir) == [sandbox_id]
+    assert sweep(runtime_dir) == [sandbox_id]
     assert os.listdir(runtime_dir) == ["lock"]
 
 
 def test_a_sweep_leaves_the_sandbox_of_a_living_server_alone(start_server, runtime_dir, watch):
     server, sandbox_id = start_server()
     record = only_record(runtime_dir, watch)
-    assert records.sweep(runtime_dir) == []
+    assert sweep(runtime_dir) == []
     pidfd = records.open_init(record)
     assert not has_ended(pidfd, 0)
     server.kill()
     assert has_ended(pidfd, 10)
     os.close(pidfd)
-    assert records.sweep(runtime_dir) == [sandbox_id]
+    assert sweep(runtime_dir) == [sandbox_id]
 
 
 def test_a_sandbox_that_shall_survive_its_server_does_until_it_ends_itself(
@@ -114,13 +115,13 @@ def test_a_sandbox_that_shall_survive_its_server_does_until_it_ends_itself(
     assert record.survives_server
     signal.pidfd_send_signal(pidfd, 0)
     server.send_signal(signal.SIGSTOP)
-    assert records.sweep(runtime_dir) == []
+    assert sweep(runtime_dir) == []
     assert not has_ended(pidfd, 0)
     server.kill()
     server.wait()
     assert has_ended(pidfd, 10)  # as its stdin ended
     os.close(pidfd)
-    assert records.sweep(runtime_dir) == [sandbox_id]
+    assert sweep(runtime_dir) == [sandbox_id]
 
 
 # -- servers that are not as one expects
@@ -149,11 +150,11 @@ def test_a_sandbox_ends_with_its_server_though_a_child_that_it_has_forked_lives(
     pidfds = {r.kind: records.open_init(r) for _, r in records.all_records(runtime_dir)}
     server.kill()
     assert has_ended(pidfds["kernel"], 10)
-    assert records.sweep(runtime_dir) == [sandbox_id]
+    assert sweep(runtime_dir) == [sandbox_id]
     if warm:
         signal.pidfd_send_signal(pidfds["nursery"], signal.SIGKILL)
         assert has_ended(pidfds["nursery"], 10)
-        records.sweep(runtime_dir)
+        sweep(runtime_dir)
     for pidfd in pidfds.values():
         os.close(pidfd)
 
@@ -229,12 +230,12 @@ def test_a_survivor_is_left_alone_by_a_sweep_and_can_be_ended_by_its_record(
     pidfd = records.open_init(record)
     server.kill()
     server.wait()
-    assert records.sweep(runtime_dir) == []
+    assert sweep(runtime_dir) == []
     assert not has_ended(pidfd, 0.3)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     assert has_ended(pidfd, 10)
     os.close(pidfd)
-    assert records.sweep(runtime_dir) == [sandbox_id]
+    assert sweep(runtime_dir) == [sandbox_id]
     assert os.listdir(runtime_dir) == ["lock"]
 
 
@@ -246,7 +247,7 @@ def test_a_server_that_is_killed_while_it_starts_a_sandbox_leaves_nothing_after_
     assert server.wait(10) == -signal.SIGKILL
     for _, record in records.all_records(runtime_dir):
         watch.expect_gone(record, runtime_dir)
-    records.sweep(runtime_dir)
+    sweep(runtime_dir)
     assert set(os.listdir(runtime_dir)) <= {"lock"}
 
 
@@ -258,7 +259,7 @@ def test_stand_ins_go_too_when_a_server_is_killed_while_it_starts_a_sandbox(
     start_server(die_at=step)
     for _, record in records.all_records(runtime_dir):
         watch.expect_gone(record, runtime_dir)
-    records.sweep(runtime_dir)
+    sweep(runtime_dir)
     assert os.listdir(workdir) == []
 
 
@@ -271,7 +272,7 @@ def test_stand_ins_of_a_killed_server_go_with_a_sweep(
     assert len(os.listdir(workdir)) > 20
     server.kill()
     server.wait()
-    assert records.sweep(runtime_dir) == [sandbox_id]
+    assert sweep(runtime_dir) == [sandbox_id]
     assert os.listdir(workdir) == []
 
 

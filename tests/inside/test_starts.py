@@ -465,7 +465,7 @@ ENDING = """
 import errno, json, os, subprocess, sys
 from pathlib import Path
 import boxes
-from sandbox_provisioner import records
+from sandbox_provisioner.sweeping import sweep
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.launch import LocalLauncher
 runtime, workdir, what = sys.argv[1:]
@@ -510,7 +510,7 @@ os.makedirs(runtime, mode=0o700, exist_ok=True)
 for name in filter(lambda name: name.startswith("filler"), os.listdir(runtime)):
     path = Path(runtime, name)
     path.unlink() if path.is_file() else path.rmdir()
-records.sweep(Path(runtime))
+sweep(Path(runtime))
 left = sorted(set(os.listdir(runtime)) - {"lock"})
 print(json.dumps([covered > 20, story.code, told, groups, os.listdir(workdir), left]))
 """

@@ -29,7 +29,8 @@ from leaks import Watch
 from sandbox_provisioner.app.running import Sandbox, look
 from sandbox_provisioner.ends import MIME
 from sandbox_provisioner.inside.kernel_calls import watch_changes
-from sandbox_provisioner.records import Record, all_records, open_init, sweep
+from sandbox_provisioner.records import Record, all_records, open_init
+from sandbox_provisioner.sweeping import sweep
 
 pytestmark = pytest.mark.requires("userns", "jupyter_server")
 needs_memory_cap = pytest.mark.requires("cgroup-memory")

@@ -18,7 +18,8 @@ from jupyter_client.manager import KernelManager
 
 from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.provisioner import StartRefused
-from sandbox_provisioner.records import all_records, sweep
+from sandbox_provisioner.records import all_records
+from sandbox_provisioner.sweeping import sweep
 from sandbox_provisioner.told import EndKind
 
 BIND = """

@@ -33,8 +33,9 @@ from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launcher import verbs
 from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import HOME
-from sandbox_provisioner.records import Record, all_records, sweep
+from sandbox_provisioner.records import Record, all_records
 from sandbox_provisioner.stem import stem
+from sandbox_provisioner.sweeping import sweep
 from sandbox_provisioner.warm import ahead, found
 from sandbox_provisioner.warm.found import Spare
 

@@ -25,7 +25,7 @@ from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.provisioner import AUTO, SandboxProvisioner
-from sandbox_provisioner.records import sweep
+from sandbox_provisioner.sweeping import sweep
 from sandbox_provisioner.warm import ahead
 
 # As long as a nursery may take: it gives way to all else that runs.

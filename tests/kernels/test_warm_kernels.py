@@ -26,7 +26,8 @@ from warmth import (
 
 from sandbox_provisioner import performer
 from sandbox_provisioner.errors import LaunchError
-from sandbox_provisioner.records import Record, sweep
+from sandbox_provisioner.records import Record
+from sandbox_provisioner.sweeping import sweep
 from sandbox_provisioner.warm import ahead, make_nursery, start_from
 from sandbox_provisioner.warm.found import SOCKET, call
 

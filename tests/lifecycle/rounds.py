@@ -24,7 +24,8 @@ from pathlib import Path
 from leaks import Watch
 
 from benchmarks.common import Process, descendants, process, wait_until
-from sandbox_provisioner.records import Record, all_records, open_init, sweep
+from sandbox_provisioner.records import Record, all_records, open_init
+from sandbox_provisioner.sweeping import sweep
 
 ROLES = ("server", "stem", "launcher", "init", "kernel", "nursery", "spare")
 KINDS = ("cold", "nursery", "spare")

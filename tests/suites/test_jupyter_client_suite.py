@@ -15,7 +15,8 @@ from leaks import is_stand_in
 from results import Results, node_id
 from sources import unpacked
 
-from sandbox_provisioner.records import all_records, runtime_directory, sweep
+from sandbox_provisioner.records import all_records, runtime_directory
+from sandbox_provisioner.sweeping import sweep
 
 _PATIENCE_SECONDS = 1500
 # native: the others parse the source, in which Python 3.11 can fail after a deep recursion.

@@ -29,7 +29,6 @@ from sandbox_provisioner.facilities.caps.cgroup import (
     open_existing,
     open_to_join,
     open_tree,
-    remove_leftovers,
     survey,
 )
 from sandbox_provisioner.facilities.caps.cgroup.above import Above
@@ -37,6 +36,7 @@ from sandbox_provisioner.facilities.caps.cgroup.remedies import own_v1
 from sandbox_provisioner.facilities.caps.cgroup.tree import hits_of
 from sandbox_provisioner.facilities.caps.wish import FACILITIES
 from sandbox_provisioner.spec import Limits
+from tests.groups import ended, removed
 
 CONTROLLERS = ["cpu", "cpuset", "io", "memory", "pids"]
 ALL = " ".join(["cpuset", "cpu", "io", "memory", "pids"])
@@ -473,7 +473,7 @@ def test_without_cgroups_and_caps_there_is_an_empty_tree() -> None:
     tree.create(Limits())
     tree.kill()
     tree.thaw()
-    asyncio.run(tree.remove())
+    asyncio.run(removed(tree))
     assert (tree.join_files, tree.pids(), tree.usage()) == ((), [], Usage())
     with pytest.raises(HostError, match="no cgroup is usable"):
         tree.freeze()
@@ -760,11 +760,11 @@ def test_the_last_tree_takes_our_directory_along(kernel: FakeKernel, facts: Cgro
     for name in ("k1", "k2"):
         create(facts, Limits(), name)
     assert leftover_names(facts) == ["k1", "k2"]
-    remove_leftovers(facts, "k1")
+    ended(facts, "k1")
     assert leftover_names(facts) == ["k2"]
     tree = open_tree(facts, "k2", Limits(), refuse, pytest.fail)
-    asyncio.run(tree.remove())
-    asyncio.run(tree.remove())
+    asyncio.run(removed(tree))
+    asyncio.run(removed(tree))
     assert not (kernel.top / "sandbox-provisioner").exists()
     assert leftover_names(facts) == []
 
@@ -777,7 +777,7 @@ def test_removal_by_name_kills_first_and_gives_up_in_time(
     (group / "cgroup.procs").write_text("0\n")
     seconds, begin = 0.05, time.monotonic()
     with pytest.raises(HostError, match="pids: unknown to this pid namespace"):
-        remove_leftovers(facts, "k1", timeout_seconds=seconds)
+        ended(facts, "k1", seconds)
     assert time.monotonic() - begin >= seconds
     assert kernel.written[-1] == ("sandbox-provisioner/k1/cgroup.kill", "1")
 

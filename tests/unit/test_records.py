@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner import records
+from sandbox_provisioner import locks, records
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.records import (
     FIRST_ID,
@@ -22,12 +22,12 @@ from sandbox_provisioner.records import (
     RecordFolder,
     all_records,
     open_init,
-    remove_stand_ins,
     runtime_directory,
     start_time,
-    sweep,
 )
 from sandbox_provisioner.spec import WRITTEN_THROUGH
+from sandbox_provisioner.stand_ins import remove_stand_ins
+from sandbox_provisioner.sweeping import sweep
 
 
 def identity_of(workdir):
@@ -281,7 +281,7 @@ def test_a_folder_that_somebody_has_removed_and_made_anew_is_no_orphan(
         make("one")
         fcntl.flock(fd, operation)
 
-    monkeypatch.setattr(records.fcntl, "flock", flock)
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
     assert not RecordFolder(runtime_dir / "one").own_if_orphan()
 
 
@@ -545,7 +545,7 @@ def test_sandboxes_in_other_trees_do_not_matter(make, runtime_dir, new_folder):
 
 def test_a_child_that_was_forked_while_a_lock_was_held_does_not_keep_it(tmp_path):
     record = Record(sandbox_id="a")
-    with records._locked(tmp_path):
+    with locks.locked(tmp_path):
         child = os.fork()
         if child == 0:
             signal.pause()

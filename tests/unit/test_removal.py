@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner import records, removal
-from sandbox_provisioner.records import Record, RecordFolder, all_records, sweep
+from sandbox_provisioner import records, removal, sweeping, traces
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.records import Record, RecordFolder, all_records
+from sandbox_provisioner.sweeping import sweep
 
 # A path has 4096 bytes at most, and Python 1000 calls in one another.
 DEPTH = 5000
@@ -36,7 +39,7 @@ def left(runtime_dir):
     """The folder of a sandbox whose server has been killed, which is not told of twice."""
     folder, _ = RecordFolder.create(runtime_dir, Record(sandbox_id="left"), ids=True)
     folder.release()
-    records._told_of.clear()
+    sweeping._told_of.clear()
     yield folder
     sweep(runtime_dir, seconds=ENDLESS)
 
@@ -285,12 +288,28 @@ def test_whatever_goes_wrong_with_one_folder_is_a_warning(left, runtime_dir, mon
     def fail(*_):
         raise RuntimeError("of a kind that nobody thought of")
 
-    monkeypatch.setattr(records, "remove_stand_ins", fail)
+    monkeypatch.setattr(traces, "remove_stand_ins", fail)
     told: list[str] = []
     assert sweep(runtime_dir, told.append) == []
     assert ["nobody thought of" in sentence for sentence in told] == [True]
     monkeypatch.undo()
     assert sweep(runtime_dir, told.append) == ["left"]
+
+
+def test_what_could_not_be_removed_keeps_its_record_until_a_sweep_can(runtime_dir, monkeypatch):
+    """The end of a sandbox is the same for who closes it and for who sweeps."""
+
+    def fail(*_):
+        raise HostError(attempt="lock it", answer="another has it", remedy="Wait.")
+
+    folder, record = RecordFolder.create(runtime_dir, Record(sandbox_id="closed"), ids=False)
+    monkeypatch.setattr(traces, "remove_stand_ins", fail)
+    with pytest.raises(HostError):
+        asyncio.run(traces.Traces(tree=None, kill=False, folder=folder, record=record).remove())
+    assert folder.read() == record
+    monkeypatch.undo()
+    assert sweep(runtime_dir) == ["closed"]
+    assert not folder.path.exists()
 
 
 def test_an_endless_exit_file_is_not_read(left):

@@ -23,13 +23,13 @@ from sandbox_provisioner.facilities.caps.cgroup import (
     leftover_names,
     manager,
     open_tree,
-    remove_leftovers,
     survey,
     systemd,
 )
 from sandbox_provisioner.facilities.caps.cgroup.systemd import SystemdTree
 from sandbox_provisioner.facilities.caps.wish.cap import Property
 from sandbox_provisioner.spec import Limits
+from tests.groups import ended, removed
 
 MIB = 1 << 20
 LIMITS = Limits(
@@ -40,6 +40,7 @@ LIMITS = Limits(
     pids=40,
     io_bytes_per_second=5 * MIB,
 )
+
 OFFERED = "cpuset cpu io memory hugetlb pids"
 FILES = {
     "cgroup.procs": "", "cgroup.kill": "", "cgroup.events": "populated 0", "memory.max": "max",
@@ -232,17 +233,17 @@ def test_the_keeper_holds_the_scope_until_the_tree_is_removed(
     assert keeper is not None
     assert keeper.poll() is None
     with pytest.raises(HostError, match="processes are still in"):
-        asyncio.run(tree.remove(0.05))
+        asyncio.run(removed(tree, 0.05))
     assert keeper.returncode == 0
     fake.drop("sandbox-k1.scope")
-    asyncio.run(tree.remove())
+    asyncio.run(removed(tree))
 
 
 def test_a_scope_that_lingers_is_stopped(
     make: Make, fake: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(systemd, "_LINGER_SECONDS", 0.05)
-    asyncio.run(make(Limits()).remove())
+    asyncio.run(removed(make(Limits())))
     assert fake.stopped == ["sandbox-k1.scope"]
 
 
@@ -301,10 +302,10 @@ def test_leftovers_are_found_by_the_names_of_scopes_and_their_keepers_ended(
     with subprocess.Popen(["/bin/sleep", "60"]) as keeper:
         procs = fake.slice / "sandbox-left.scope/keeper/cgroup.procs"
         procs.write_text(f"{keeper.pid}\n")
-        remove_leftovers(facts, "left")
+        ended(facts, "left")
         assert keeper.wait(20) == -signal.SIGKILL
     assert leftover_names(facts) == []
-    remove_leftovers(facts, "left")
+    ended(facts, "left")
 
 
 # --- the bus

@@ -8,7 +8,7 @@
     open_to_join(tree)                                    here, for a process that could not
     tree.create(limits, pid)                              groups and caps, all or nothing
     tree.usage() · freeze() · thaw() · kill() · pids()    while it runs
-    await tree.remove()                                   when it is over
+    tree.removing() · pause()                             when it is over: `traces.py`
 
 v1, v2 and v2 by systemd differ only in `v1.py`, `v2.py` and `systemd.py`; everyone else sees
 `CgroupTree`. What is capped, and by which values, stands in `wish/`.
@@ -62,7 +62,6 @@ __all__ = [
     "open_tree",
     "own_directories",
     "reap_keepers",
-    "remove_leftovers",
     "survey",
 ]
 
@@ -156,16 +155,3 @@ def open_to_join(tree: CgroupTree) -> list[int]:
         remedy = "See: jupyter sandbox doctor"
         raise refused(f"opening {path}", error, "join the groups of a sandbox", remedy) from error
     return fds
-
-
-def remove_leftovers(facts: CgroupFacts, name: str, *, timeout_seconds: float = 5.0) -> None:
-    """End what still runs in tree *name* and remove it, whatever controllers it was made with.
-
-    For `gc`, after a server died. Blocks at most *timeout_seconds*; raises HostError if processes
-    are left then. Nothing to do is fine.
-    """
-    if facts.version == 0:
-        return
-    tree = _driver(facts)(facts, name, CAPS)
-    tree.kill()
-    tree.remove_blocking(timeout_seconds)

@@ -21,7 +21,6 @@ from sandbox_provisioner.facilities.caps.cgroup.above import Above
 from sandbox_provisioner.facilities.caps.cgroup.files import Setting
 from sandbox_provisioner.facilities.caps.cgroup.survey import CgroupFacts
 from sandbox_provisioner.facilities.caps.wish import Cap, Write
-from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.spec import Limits
 
 FREEZE_SECONDS = 2.0
@@ -120,11 +119,16 @@ class CgroupTree(Protocol):
         """Own what another process has let go of, by a duplicate of its `string_fd`."""
         ...
 
-    async def remove(self, timeout_seconds: float = 5.0) -> None:
-        """Wait until the last process is gone, and remove the groups. Twice is fine.
+    def removing(self, timeout_seconds: float = 5.0) -> Iterator[float]:
+        """Remove the groups; as long as a process is in one, gives the seconds that are left to
+        wait for its end. Twice is fine.
 
         Call it after `kill`. Raises HostError if processes are left when the time is over.
         """
+        ...
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for a sign that processes have ended, at most *seconds*."""
         ...
 
 
@@ -200,8 +204,7 @@ class Tree(ABC):
         """The file of the group's share of the CPU, the smallest value, and the usual one."""
 
     @abstractmethod
-    async def _pause(self, seconds: float) -> None:
-        """Wait for a sign that processes have ended, at most *seconds*."""
+    async def pause(self, seconds: float) -> None: ...
 
     @abstractmethod
     def _prepare(self, parent: str) -> None:
@@ -262,21 +265,13 @@ class Tree(ABC):
     def hold_by(self, string: int) -> None:  # noqa: B027
         pass
 
-    async def remove(self, timeout_seconds: float = 5.0) -> None:
+    def removing(self, timeout_seconds: float = 5.0) -> Iterator[float]:
         deadline = time.monotonic() + timeout_seconds
-        while not await off_loop(self._remove_now):
+        while not self._remove_now():
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self._still_busy()
-            await self._pause(left)
-
-    def remove_blocking(self, timeout_seconds: float = 5.0) -> None:
-        """`remove` for `remove_leftovers`, which has no event loop and nothing else to do."""
-        deadline = time.monotonic() + timeout_seconds
-        while not self._remove_now():
-            if time.monotonic() >= deadline:
-                raise self._still_busy()
-            time.sleep(0.01)
+            yield left
 
     def _make_groups(self, limits: Limits, pid: int, undo: contextlib.ExitStack) -> None:
         """Make all groups, without caps yet; *undo* gets what takes them away."""
@@ -402,8 +397,12 @@ class NullTree:
     def hold_by(self, string: int) -> None:
         """Nothing was made."""
 
-    async def remove(self, timeout_seconds: float = 5.0) -> None:
+    def removing(self, timeout_seconds: float = 5.0) -> Iterator[float]:
         """Nothing was made."""
+        return iter(())
+
+    async def pause(self, seconds: float) -> None:
+        """Nobody is in the way."""
 
 
 def hits_of(group: str) -> int | None:

@@ -121,7 +121,7 @@ class V1Tree(Tree):
         known = "cpu" in self._facts.bases
         return f"{self._group_of('cpu')}/{file}" if known else "", smallest, usual
 
-    async def _pause(self, seconds: float) -> None:
+    async def pause(self, seconds: float) -> None:
         # v1 has no event that a group has become empty, short of release_agent, which is the
         # machine's and not ours.
         self._delay = min(2 * self._delay, 0.1)

@@ -101,7 +101,7 @@ class V2Tree(Tree):
         file, smallest, usual = V2_WEIGHT
         return self._file(file), smallest, usual
 
-    async def _pause(self, seconds: float) -> None:
+    async def pause(self, seconds: float) -> None:
         """Wait for an event of cgroup.events, in which "populated" becomes 0.
 
         The file polls as readable all the time and tells its events as POLLPRI, for which asyncio
