@@ -50,11 +50,12 @@ class Kernel:
 class Findings:
     """What was found out. *sysctls* are those that this Linux has.
 
-    *id_range* is what an ordinary user's kernels can have; *runtime* is a directory or the error
-    instead, *trial* the milliseconds that a sandbox took or the error instead, and *uncapped_trial*
-    the same without the caps that are missing here, where the first one failed; *server* the
-    program `jupyter` on the PATH if it is of another environment, *default_provisioner* who starts
-    kernels that do not say it.
+    *catch_obstacle* is why Linux hands the connections of a kernel to no one listener, "" if it
+    does, or if no sandbox starts at all. *id_range* is what an ordinary user's kernels can have;
+    *runtime* is a directory or the error instead, *trial* the milliseconds that a sandbox took or
+    the error instead, and *uncapped_trial* the same without the caps that are missing here, where
+    the first one failed; *server* the program `jupyter` on the PATH if it is of another
+    environment, *default_provisioner* who starts kernels that do not say it.
     """
 
     host: HostFacts
@@ -71,6 +72,7 @@ class Findings:
     left_groups: Sequence[str]
     trial: float | SandboxError
     uncapped_trial: float | SandboxError | None = None
+    catch_obstacle: str = ""
 
 
 def lines(steps: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from sandbox_provisioner.facilities.caps import tell as caps
 from sandbox_provisioner.facilities.ids import tell as ids
 from sandbox_provisioner.facilities.landlock import tell as landlock
 from sandbox_provisioner.facilities.namespaces import tell as namespaces
+from sandbox_provisioner.facilities.network.tell import checks as network
 from sandbox_provisioner.facilities.rights import tell as rights
 from sandbox_provisioner.facilities.workdir import tell as workdir
 from sandbox_provisioner.host import MACHINES, OLDEST_KERNEL, HostFacts
@@ -38,6 +39,7 @@ def examine(found: Findings) -> list[Check]:
         *caps.caps(found),
         _entry_point(found),
         *_kernels(found.kernels),
+        network.gateway(found),
         *workdir.watchers(found),
         caps.core_dumps(found),
         _leftovers(found),

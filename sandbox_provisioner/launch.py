@@ -54,6 +54,7 @@ from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts, count
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.ledger import Attachment, Ledger, undone_if_it_fails
 from sandbox_provisioner.meeting import SocketFolder
+from sandbox_provisioner.network_trial import catch_obstacle
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.performer import Performer
@@ -167,6 +168,7 @@ class LocalLauncher:
         counts_alone = holder.has_own_processes and not _counts_everywhere(facts)
         files = self._files(request, facts, caller, workdir, volumes)
         packages = self._packages(request, facts, files, workdir, volumes)
+        network = spec.network.mode
         site = Site(
             facts=facts,
             workdir=workdir,
@@ -177,7 +179,8 @@ class LocalLauncher:
             user_tasks=0 if counts_alone else count_tasks(facts.uid),
             memory_group=tree.memory_group,
             memory_above=above,
-            resolver=find_resolver() if spec.network.mode is Network.HOST else (),
+            catch_obstacle=catch_obstacle(facts) if network is Network.GATEWAY else "",
+            resolver=find_resolver() if network is Network.HOST else (),
             server_environment=caller.environment,
             network_allow=expanded_rules(spec.network.allow, packages),
             packages=packages,

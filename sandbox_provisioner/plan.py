@@ -139,7 +139,8 @@ class Site:
     by the server besides, the descriptors by the names under which `receive` takes them.
     *network_allow* are the rules of the kernel's network, those of presets in their place, which
     *packages* tells more of.
-    *resolver* is how the machine finds names, for a box that has the machine's own network.
+    *catch_obstacle* is why Linux does not hand all connections of a box to one listener, "" if it
+    does. *resolver* is how the machine finds names, for a box that has the machine's own network.
     *opened* closes the descriptors of `places`: whoever made the site does, when the start is done.
     """
 
@@ -158,6 +159,7 @@ class Site:
     family: Family | None = None
     idle_seconds: float = 0.0
     held: Mapping[str, int] = field(default_factory=dict)
+    catch_obstacle: str = ""
     resolver: tuple[ResolverPlace, ...] = ()
     server_environment: Mapping[str, str] = field(default_factory=dict)
     network_allow: tuple[str, ...] = ()

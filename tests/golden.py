@@ -288,6 +288,17 @@ def with_network(mode: Network, start: Callable[[LaunchRequest, Site], Plans]) -
     return of_network
 
 
+def by_ports(start: Callable[[LaunchRequest, Site], Plans]) -> Any:
+    """*start* where Linux cannot hand all connections to one listener."""
+
+    def of_ports(request: LaunchRequest, site: Site) -> Plans:
+        allow = "data.example.org", "10.1.0.0/16:5432,5433"
+        site = replace(site, catch_obstacle="there is no nf_tables", network_allow=allow)
+        return start(request, site)
+
+    return of_ports
+
+
 STARTS: dict[str, Callable[[LaunchRequest, Site], Plans]] = {
     "cold": cold,
     "command": command,
@@ -298,6 +309,7 @@ STARTS: dict[str, Callable[[LaunchRequest, Site], Plans]] = {
     "spare": spare,
     "claim": claim,
     "gateway": with_network(Network.GATEWAY, cold),
+    "gateway-by-ports": by_ports(with_network(Network.GATEWAY, cold)),
     "gateway-nursery": with_network(Network.GATEWAY, nursery),
     "gateway-child": with_network(Network.GATEWAY, child),
     "gateway-spare": with_network(Network.GATEWAY, spare),

@@ -29,6 +29,7 @@ class StandIn:
         self.channel = channel
         self.theirs = theirs
         self.listeners: dict[str, socket.socket] = {}
+        self.at: dict[tuple[str, int], socket.socket] = {}
         self._threads: list[threading.Thread] = []
 
     @property
@@ -49,12 +50,13 @@ class StandIn:
     def take(self) -> None:
         """What PID 1 has handed out."""
         self.channel.settimeout(PATIENCE_SECONDS)
-        text, fds, _, _ = socket.recv_fds(self.channel, 4096, 16)
+        text, fds, _, _ = socket.recv_fds(self.channel, 4096, 253)
         word, names = wire.parts(text)
         assert word == wire.LISTENERS, text
         for name, fd in zip(names.split(), fds, strict=True):
-            self.listeners[name] = socket.socket(fileno=fd)
-            self.listeners[name].settimeout(PATIENCE_SECONDS)
+            one = socket.socket(fileno=fd)
+            one.settimeout(PATIENCE_SECONDS)
+            self.at[name, one.getsockname()[1]] = self.listeners[name] = one
 
     def accept(self, kind: str = "tcp4") -> tuple[socket.socket, Any]:
         """A program's connection, and whom it is meant for."""
@@ -96,7 +98,7 @@ class StandIn:
             with contextlib.suppress(OSError):  # it has no peer, and wakes up all the same
                 self.listeners["udp4"].shutdown(socket.SHUT_RD)
             self._threads.pop().join()
-        for one in (self.theirs, self.channel, *self.listeners.values()):
+        for one in (self.theirs, self.channel, *self.at.values()):
             one.close()
 
 

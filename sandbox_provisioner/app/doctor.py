@@ -40,6 +40,7 @@ from sandbox_provisioner.facilities.ids.facts import find_id_range
 from sandbox_provisioner.facilities.namespaces.facts import Surroundings
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.inside.printable import printable
+from sandbox_provisioner.network_trial import catch_obstacle
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.records import runtime_directory
@@ -114,6 +115,7 @@ class DoctorApp(SandboxCommand):
             kernels=tuple(self._kernels()),
             left_sandboxes=left_sandboxes(runtime) if usable else (),
             left_groups=left_groups(runtime) if usable else (),
+            catch_obstacle=_catch_obstacle(host),
             **_trials(provisioner, host),
         )
 
@@ -125,6 +127,12 @@ class DoctorApp(SandboxCommand):
                 sandboxed=provisioner_name_of(spec["metadata"]) == PROVISIONER,
                 guarded=inner_command(spec["argv"]) != spec["argv"],
             )
+
+
+def _catch_obstacle(host: HostFacts) -> str:
+    """Nothing where no launcher starts: the trial tells of that."""
+    found = _answer(lambda: catch_obstacle(host))
+    return "" if isinstance(found, SandboxError) else found
 
 
 def _work_directory(path: str, host: HostFacts) -> WorkdirFacts:

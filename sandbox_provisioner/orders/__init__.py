@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sandbox_provisioner.facilities.network import plan as network
+from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.orders import landlock, namespaces
-from sandbox_provisioner.plan import Family, Kind, LaunchRequest, Plan, Site, Start
+from sandbox_provisioner.plan import Family, Kind, LaunchRequest, Plan, Site, Start, Step
 from sandbox_provisioner.spec import Confinement
 
 
@@ -56,3 +58,15 @@ def compile_claim(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
     start = Start(request, site, Kind.CLAIM)
     namespaces.check(start)
     return namespaces.opening(start), namespaces.inside(start)
+
+
+def compile_network_trial(facts: HostFacts) -> Plan:
+    """What a launcher tries, for nobody, that a kernel with a gateway needs of this Linux."""
+    maps = f"0 {facts.uid} 1", f"0 {facts.gid} 1"
+    steps = (
+        Step("unshare-user-namespace", maps),
+        Step("unshare", ("network",)),
+        *network.trial(ipv6=facts.ipv6),
+        Step("hand-over"),
+    )
+    return Plan(steps)

@@ -4,10 +4,12 @@ who tells what has come out. Nothing can leave but by the listeners."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import select
 import socket
+import struct
 import threading
 
 import pytest
@@ -15,7 +17,10 @@ from boxes import USER_IDS, WARM
 from stand_in import PATIENCE_SECONDS, in_place_of_the_gateway
 from users import as_user
 
-from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner import network_trial
+from sandbox_provisioner.errors import HostError, LaunchError
+from sandbox_provisioner.facilities.network import plan as network
+from sandbox_provisioner.facilities.network.plan.tables import who_gets_what
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.spec import Network, NetworkWish
@@ -178,6 +183,21 @@ def test_the_c_library_asks_the_gateway_for_names_that_are_not_its_own(captive):
 # -- what is refused
 
 
+def wait_for_an_answer():
+    import errno
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.settimeout(10)
+        sender.connect(("8.8.8.8", 123))
+        for act in (lambda: sender.send(b"x"), lambda: sender.recv(100)):
+            try:
+                act()
+            except OSError as error:
+                last = errno.errorcode[error.errno]
+        return last
+
+
 def send_elsewhere():
     import socket
 
@@ -191,30 +211,17 @@ def send_elsewhere():
                 return error.errno
             return f"sent: {sender.recv(100)!r}"
 
-    def waited():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            sender.settimeout(10)
-            sender.connect(("8.8.8.8", 123))
-            for act in (lambda: sender.send(b"x"), lambda: sender.recv(100)):
-                try:
-                    act()
-                except OSError as error:
-                    last = error.errno
-            return last
-
     return {
         "time": sent(("8.8.8.8", 123)),
         "quic": sent(("2001:db8::1", 443)),
         "multicast": sent(("224.0.0.251", 5353)),
-        "waited": waited(),
     }
 
 
 def test_other_datagrams_are_refused_at_once(captive):
     box, outside = captive
-    told = box.call(send_elsewhere)
-    assert told.pop("waited") == errno.ECONNREFUSED
-    assert set(told.values()) == {errno.EPERM}
+    assert set(box.call(send_elsewhere).values()) == {errno.EPERM}
+    assert box.call(wait_for_an_answer) == "ECONNREFUSED"
     for name in ("udp4", "udp6"):
         outside.listeners[name].setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -392,6 +399,64 @@ def test_a_box_that_nobody_would_dial_for_does_not_start(sandbox, monkeypatch):
     with pytest.raises(LaunchError, match=r"hand-out-listeners.*nobody was there to dial"):
         with sandbox(network=GATEWAY):
             pass
+
+
+# -- where Linux hands nothing over
+
+
+@pytest.fixture
+def without_tables(monkeypatch):
+    """A Linux that answers to the tables as one that has none."""
+    real = who_gets_what()
+    other = real.data.replace(struct.pack("!BBH", 0, 0, 10), struct.pack("!BBH", 0, 0, 0))
+    missing = dataclasses.replace(real, data=other)
+    monkeypatch.setattr(network, "who_gets_what", lambda: missing)
+    network_trial.forget()
+    yield
+    network_trial.forget()
+
+
+def test_there_the_ports_that_rules_name_are_listened_at_and_no_others(
+    sandbox, monkeypatch, without_tables
+):
+    allow = "data.example.org", "db.example.org:5432"
+    with in_place_of_the_gateway(monkeypatch) as outside:
+        with sandbox(network=NetworkWish(mode=Network.GATEWAY, allow=allow)) as box:
+            outside.take()
+            assert sorted(outside.at) == [
+                *((kind, port) for kind in ("tcp4", "tcp6") for port in (53, 80, 443, 5432)),
+                ("udp4", 53), ("udp6", 53),
+            ]  # fmt: skip
+            outside.listeners["tcp4"] = outside.at["tcp4", 5432]
+            box.send(connect_and_talk, "10.0.0.1", 5432)
+            connection, meant_for = outside.accept()
+            with connection:
+                connection.sendall(b"from outside")
+                assert (box.receive()[0], meant_for) == ("from outside", ("10.0.0.1", 5432))
+            box.send(ask, "8.8.8.8", 53)
+            assert outside.answer(b"an answer") == b"a question"
+            assert box.receive() == "an answer"
+            with pytest.raises(ConnectionRefusedError):
+                box.call(connect_and_talk, "10.0.0.1", 8443)
+            assert box.call(wait_for_an_answer) == "ECONNREFUSED"
+            assert "listen" in {step.verb for step in sandbox.explain(network=GATEWAY).steps}
+
+
+def test_what_linux_said_is_told(sandbox, without_tables):
+    (why,) = (step.why for step in sandbox.explain(network=GATEWAY).steps if step.verb == "listen")
+    assert why.startswith("no other ports, since netlink(protocol=12, message='(the first)')")
+    assert "ENOTSUP" in why
+
+
+def test_more_ports_than_can_be_handed_out_are_refused(sandbox, without_tables):
+    allow = tuple(f"data.example.org:{port}" for port in range(1000, 1200))
+    with pytest.raises(HostError, match="modprobe"):
+        sandbox.explain(network=NetworkWish(mode=Network.GATEWAY, allow=allow))
+
+
+def test_this_machine_has_all_that_it_takes(sandbox):
+    steps = [step.verb for step in sandbox.explain(network=GATEWAY).steps]
+    assert steps.count("netlink") == 2
 
 
 # -- a network card, with somebody in the place of who makes it

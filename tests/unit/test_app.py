@@ -491,6 +491,14 @@ def test_doctor_tells_of_landlock() -> None:
     assert "lsm=" in missing.remedy
 
 
+def test_doctor_tells_of_a_linux_that_hands_over_no_connections() -> None:
+    why = "netlink(protocol=12, message='(the first)') failed: ENOTSUP (Operation not supported)"
+    found = check('network = "gateway"', catch_obstacle=why)
+    assert found.state is State.NOTE
+    assert why in found.found
+    assert "sudo modprobe -a nf_tables" in found.remedy
+
+
 def test_doctor_finds_nothing_where_everything_works() -> None:
     assert {found.state for found in doctor.examine(HEALTHY)} == {State.OK}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.network.facts.resolver import ResolverPlace
 from sandbox_provisioner.facilities.network.plan.local import every_address_is_ours
 from sandbox_provisioner.facilities.network.plan.netlink import Messages
 from sandbox_provisioner.facilities.network.plan.tables import PORT, who_gets_what
+from sandbox_provisioner.facilities.network.wish.rules import Rules
 from sandbox_provisioner.plan import READ_ONLY, TAKE_REMEDY, Kind, Start, Step
 from sandbox_provisioner.spec import Network
 
@@ -15,6 +17,10 @@ from sandbox_provisioner.spec import Network
 # wait long for a gateway that is gone (resolv.conf(5)).
 NAMESERVER = "198.18.0.1"
 _RESOLV = f"nameserver {NAMESERVER}\noptions edns0 timeout:3 attempts:2\n"
+# Where Linux hands nothing over: what a rule without ports is listened for at, and how many ports.
+# A message has room for so many descriptors (inside/kernel_calls.py).
+_USUAL_PORTS = (80, 443)
+_MOST_PORTS = 100
 _NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
 
 
@@ -36,11 +42,46 @@ def bring_up(start: Start) -> Iterator[Step]:
     why = "debugpy and forked output use 127.0.0.1, and hang without it"
     yield Step("loopback-up", (), why)
     if mode(start) is Network.GATEWAY:
-        ipv6 = start.site.facts.ipv6
-        yield _netlink(every_address_is_ours(ipv6=ipv6), "every address leads back into the box")
+        yield from _caught(start)
+
+
+def _caught(start: Start) -> Iterator[Step]:
+    """Where all that programs send is caught: by one listener for all ports, or, where Linux hands
+    nothing over, by one for each port that a rule names."""
+    ipv6 = start.site.facts.ipv6
+    yield _netlink(every_address_is_ours(ipv6=ipv6), "every address leads back into the box")
+    if why := start.site.catch_obstacle:
+        ports, why = ports_of(start.site.network_allow), f"no other ports, since {why}"
+    else:
+        ports, why = (PORT,), ""
         yield _netlink(who_gets_what(), "all TCP and DNS to the listeners; all else is refused")
-        kinds = ("tcp4", "udp4", "tcp6", "udp6") if ipv6 else ("tcp4", "udp4")
-        yield Step("listen", tuple(f"{kind}:{PORT}" for kind in kinds))
+    families = "46" if ipv6 else "4"
+    names = (f"tcp{family}:{port}" for family in families for port in ports)
+    yield Step("listen", (*names, *(f"udp{family}:{PORT}" for family in families)), why)
+
+
+def ports_of(allow: Iterable[str]) -> tuple[int, ...]:
+    """The ports that the rules *allow* name, and DNS; where one names none, those of the web.
+    HostError if there are more than can be listened at."""
+    ports = {PORT}
+    for rule in Rules.read(allow).allow:
+        ports.update(rule.ports or _USUAL_PORTS)
+    if len(ports) > _MOST_PORTS:
+        raise HostError(
+            attempt=f"listen for a kernel at the {len(ports)} ports that network_allow names",
+            answer="Linux hands over nothing here (see jupyter sandbox doctor), so that each needs "
+            f"listeners of its own, and these are for {_MOST_PORTS} at the most",
+            remedy="Name fewer ports, or have nf_tables loaded, which needs one for all: "
+            "sudo modprobe -a nf_tables nft_tproxy nft_reject_inet",
+        )
+    return tuple(sorted(ports))
+
+
+def trial(*, ipv6: bool) -> Iterator[Step]:
+    """Of `bring_up` what not every Linux can do, in a network namespace that nobody has."""
+    yield Step("loopback-up")
+    yield _netlink(every_address_is_ours(ipv6=ipv6), "every address leads back into the box")
+    yield _netlink(who_gets_what(), "all TCP and DNS to the listeners; all else is refused")
 
 
 def _netlink(messages: Messages, why: str) -> Step:
