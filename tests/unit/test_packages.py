@@ -383,6 +383,26 @@ def test_a_file_that_a_kernel_wrote_is_told_and_widens_nothing(home, monkeypatch
     assert any(str(evil) in notice for notice in found.notices)
 
 
+def test_what_has_changed_counts_at_the_next_start(home):
+    path = home / ".config/pip/pip.conf"
+    environment = {"XDG_CONFIG_DIRS": str(home / "none")}
+
+    def found(**more: str) -> str:
+        files = Files(uid=0, home=str(home))
+        return " ".join(find_packages(sys.executable, environment | more, files).rules)
+
+    assert "a.corp" not in found()
+    path.write_text("[global]\nindex-url = https://a.corp/s\n")
+    assert "a.corp" in found()
+    assert found() == found() == found(JPY_SESSION_NAME="b.ipynb")
+    (home / "other.conf").write_text("[global]\nindex-url = https://b.corp/s\n")
+    path.unlink()
+    path.symlink_to(home / "other.conf")
+    assert "a.corp" not in found()
+    assert "b.corp" not in found()  # not out of reach
+    assert "c.corp" in found(PIP_INDEX_URL="https://c.corp")
+
+
 def test_the_preset_is_replaced_by_its_rules_and_nothing_else_is():
     given = Packages(rules=("pypi.org:443 from packages", "a.corp:443 from packages"))
     assert expanded_rules(("x.example", "packages", "y.example"), given) == (

@@ -30,6 +30,19 @@ _MOST_FILES = 64
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
+# Changes when a file or directory does; None where there is none.
+State = tuple[int, ...] | None
+
+
+def state_of(path: str) -> State:
+    """That of *path*, and of what a link there leads to."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """A *value*, and *where* it is said: "/etc/pip.conf, line 3". *file* is "" for a variable."""
@@ -45,7 +58,7 @@ class Files:
 
     *visible* are names in a home that kernels may write although they begin with a dot, *writable*
     real paths that this kernel may write, but for *covered* below them. Files that are there and do
-    not count are noted down in *doubted*.
+    not count are noted down in *doubted*, and in *seen* the state of all that was looked at.
     """
 
     uid: int
@@ -54,10 +67,21 @@ class Files:
     writable: tuple[str, ...] = ()
     covered: tuple[str, ...] = ()
     doubted: list[str] = field(default_factory=list)
+    seen: dict[str, State] = field(default_factory=dict)
+
+    @property
+    def who(self) -> tuple[object, ...]:
+        """All that decides on what is read, and what counts."""
+        return self.uid, self.home, self.visible, self.writable, self.covered
+
+    def look(self, path: str) -> None:
+        """Note down the state of *path*, before it is used."""
+        self.seen.setdefault(path, state_of(path))
 
     def text(self, path: str) -> str:
         """All of a file; "" if it is not there or cannot be read, which is how its own reader takes
         it, or if a kernel may have written it."""
+        self.look(path)
         raw = read_start(path, _MOST_BYTES + 1)
         if raw and not self.is_out_of_reach(path):
             self.doubted.append(path)
@@ -77,6 +101,7 @@ class Files:
 
     def within(self, folder: str, ending: str | tuple[str, ...]) -> list[str]:
         """The files in *folder* whose names end so, sorted."""
+        self.look(folder)
         try:
             names = sorted(os.listdir(folder))[:_MOST_FILES]
         except OSError:
