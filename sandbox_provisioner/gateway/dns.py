@@ -24,6 +24,8 @@ TTL_SECONDS = 60
 _LEAST = 12 + 5
 _REVERSE = re.compile(r"(?:[0-9a-f]{1,3}\.)+(?:in-addr|ip6)\.arpa")
 _IPV6_NIBBLES = 32
+# RFC 1035, 2.3.4: 255 bytes, with the root's; dnslib writes two less.
+_MOST_OF_LABEL, _MOST_OF_NAME = 63, 253
 
 A_TYPE: int = QTYPE.A
 AAAA_TYPE: int = QTYPE.AAAA
@@ -60,6 +62,12 @@ def read_query(message: bytes) -> Question:
         raise Refused("no query, or none of one question")
     if question.qclass != CLASS.IN:
         raise Refused("a query of another class than IN")
+    labels = question.qname.label
+    # dnslib reads longer labels than there are, and could not write them again.
+    if any(len(label) > _MOST_OF_LABEL or b"." in label for label in labels):
+        raise Refused("a name that is none")
+    if sum(map(len, labels)) + len(labels) > _MOST_OF_NAME:
+        raise Refused("a name that is too long")
     name = str(question.qname).rstrip(".").lower()
     return Question(header.id, name, question.qtype, bool(header.get_rd()), question.qname)
 

@@ -25,6 +25,8 @@ from sandbox_provisioner.inside.printable import printable
 # Each may move a chunk of bytes: together 1 ms, which another box waits at the most.
 _EVENTS_OF_A_TURN = 4
 _LOGGED_EACH_MINUTE = 20
+# Most timers are for what does not happen: those of who has gone are thrown out at times.
+_SWEEP_AT = 1000
 _MINUTE_SECONDS = 60.0
 _MOST_OF_A_TEXT = 1000  # with each letter in up to four bytes below PIPE_BUF
 
@@ -105,6 +107,7 @@ class Loop:
         self._epoll = select.epoll()
         self._turns: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
+        self._sweep_at = _SWEEP_AT
         self._order = itertools.count()
         self._log_from = self.now
         self._logged = 0
@@ -122,6 +125,10 @@ class Loop:
     def later(self, seconds: float, then: Callable[[], None]) -> Timer:
         """Call *then* in so many seconds."""
         timer = Timer(then)
+        if len(self._timers) >= self._sweep_at:
+            self._timers = [one for one in self._timers if one[2].then is not None]
+            heapq.heapify(self._timers)
+            self._sweep_at = max(_SWEEP_AT, 2 * len(self._timers))
         heapq.heappush(self._timers, (self.now + seconds, next(self._order), timer))
         return timer
 

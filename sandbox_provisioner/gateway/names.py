@@ -69,6 +69,10 @@ class Names:
         self._by_name[name] = binding
         return binding
 
+    def forget(self, binding: Binding) -> None:
+        """It led nowhere, and nobody was given its address."""
+        del self._by_name[binding.name], self._by_number[binding.number]
+
     def _drop_oldest(self, now: float) -> bool:
         for _ in range(min(_MOST_LOOKED_AT, len(self._by_name))):
             oldest = next(iter(self._by_name.values()))
@@ -78,7 +82,7 @@ class Names:
                 continue
             if now - oldest.used_at < REST_SECONDS:
                 return False
-            del self._by_name[oldest.name], self._by_number[oldest.number]
+            self.forget(oldest)
             return True
         return False
 

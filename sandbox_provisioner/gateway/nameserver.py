@@ -95,6 +95,8 @@ class NameServer:
             self._found(binding, Found((), failed=True))
 
     def _found(self, binding: Binding, found: Found) -> None:
+        if not binding.addresses and not binding.connections:
+            self._box.names.forget(binding)
         for question, reply in self._asking.pop(binding.name, ()):
             if found.failed:
                 reply(dns.failed(question))

@@ -62,6 +62,9 @@ def _changed(**fields: int) -> bytes:
         dnslib.DNSRecord.question(NAME).pack()[:-3],
         bytes(4) + b"\0\1" + bytes(6) + b"\xc0\x0c" * 100,
         bytes(4) + b"\0\1" + bytes(6) + b"\x02\xff\xfe\0\0\1\0\1",
+        bytes(4) + b"\0\1" + bytes(6) + b"\x50" + b"a" * 80 + b"\0\0\1\0\1",
+        bytes(4) + b"\0\1" + bytes(6) + b"\x03a.b\0\0\1\0\1",
+        bytes(4) + b"\0\1" + bytes(6) + (b"\x3f" + b"a" * 63) * 4 + b"\0\0\1\0\1",
     ],
 )
 def test_what_is_no_question_is_refused(message):
@@ -118,6 +121,12 @@ def test_an_address_that_somebody_may_use_goes_to_no_other_name():
     assert table.at(one.v4) is one
     assert third.v4 not in (one.v4, other.v4)
     assert table.bind("d.example", later) is None
+
+
+def test_a_name_that_led_nowhere_takes_no_room():
+    table = names.Names(most=1)
+    table.forget(bound(table, "a.example"))
+    assert bound(table, "b.example").number == 257
 
 
 def test_addresses_go_round_and_leave_out_those_in_use(monkeypatch):
