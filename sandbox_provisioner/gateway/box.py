@@ -34,8 +34,6 @@ from sandbox_provisioner.inside import wire
 
 _MOST_OF_MESSAGE = 4096
 _MOST_LISTENERS = 64
-# A connection that follows a look-up so soon goes where that led.
-_FRESH_SECONDS = 10.0
 _MOST_VERDICTS = 1000
 _WRITE_SECONDS = 0.05
 _WRITE_NAMES_SECONDS = 1.0
@@ -98,18 +96,22 @@ class Box:
         if not text:
             self.close()
             return
-        word, rest = wire.parts(text)
-        sockets = [socket.socket(fileno=fd) for fd in fds]
-        kinds = rest.split() if word == wire.LISTENERS else []
-        for kind, listener in zip(kinds, sockets, strict=False):
-            self._listen(kind, listener)
-        for unknown in sockets[len(kinds) :]:
-            unknown.close()
+        for fd in fds:
+            self._listen(fd, is_wanted=wire.parts(text)[0] == wire.LISTENERS)
 
     def on_mistake(self) -> None:
         """What it said was nothing that we expect."""
 
-    def _listen(self, kind: str, listener: socket.socket) -> None:
+    def _listen(self, fd: int, *, is_wanted: bool) -> None:
+        """What a listener is for is its own to say."""
+        try:
+            listener = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)
+            raise
+        if not is_wanted or len(self._arrivals) + len(self._datagrams) >= _MOST_LISTENERS:
+            listener.close()
+            return
         self.has_ipv6 |= listener.family == socket.AF_INET6
         if listener.type == socket.SOCK_STREAM:
             self._arrivals.add(listener)
@@ -171,7 +173,7 @@ class Box:
     def _dial_name(self, client: socket.socket, target: Target, binding: Binding) -> None:
         connection = self._begin(client, target)
         binding.connections += 1
-        if self.loop.now - binding.looked_up_at < _FRESH_SECONDS:
+        if binding.is_fresh(self.loop.now):
             self._dial_judged(connection, binding.addresses)
         elif not self.look_up(
             binding, lambda found: self._dial_judged(connection, found.addresses)

@@ -25,7 +25,8 @@ TOKEN_CHARACTERS = b"!#$%&'*+.^_`|~-" + bytes(range(48, 58)) + bytes(
     [*range(65, 91), *range(97, 123)]
 )  # fmt: skip
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~\x80-\xff]+) HTTP/1\.([01])")
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
+_FIELD_NAME = re.compile(_TOKEN)
+_CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _AUTHORITY = re.compile(rb"([A-Za-z0-9._-]+)(?::\d{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([/?#].*)?", re.IGNORECASE)
 _LENGTH = re.compile(rb"\d{1,18}")
@@ -149,9 +150,9 @@ class Requests:
         end = self._held.find(b"\r\n")
         if end < 0:
             return self._none_within(_MOST_OF_LINE)
-        if end and not _FIELD.fullmatch(bytes(self._held[:end])):
-            raise _ambiguous("a trailer that is no field")
-        if not end:
+        if end:
+            _field(bytes(self._held[:end]))
+        else:
             self._next = self._head
         return end + 2
 
@@ -179,15 +180,20 @@ def read_head(head: bytes, name: str) -> Framing:
 def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
     """By their names in small letters; of those that may come more than once, the last."""
     found: dict[bytes, bytes] = {}
-    for line in lines:
-        field = _FIELD.fullmatch(line)
-        if field is None:
-            raise _ambiguous("a field that is none")
-        name = field[1].lower()
+    for name, value in map(_field, lines):
         if name in _SINGLE and name in found:
             raise _ambiguous(f"more than one {name.decode()}")
-        found[name] = field[2]
+        found[name] = value
     return found
+
+
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    """Its name in small letters, and its value. (One pattern for all of it would take forever to
+    find that a line of blanks is none.)"""
+    name, colon, value = line.partition(b":")
+    if not (colon and _FIELD_NAME.fullmatch(name)) or _CONTROLS.search(value):
+        raise _ambiguous("a field that is none")
+    return name.lower(), value.strip(b" \t")
 
 
 def _judge_target(method: bytes, target: bytes, name: str) -> None:

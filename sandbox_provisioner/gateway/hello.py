@@ -25,6 +25,7 @@ _MOST_OF_RECORD = 1 << 14
 # A hello of today has 2 KB at the most, with a key that stands quantum computers.
 _MOST_OF_HELLO = 1 << 15
 _MOST_RECORDS = 32
+_MOST_HELD = 2 * _MOST_OF_HELLO  # with early data before a second hello
 _CLIENT_HELLO = 1
 _SERVER_HELLO = 2
 _SERVER_NAME = 0
@@ -89,6 +90,8 @@ class Hellos:
 
     def _end_of_hello(self) -> int:
         """Where the hello ends, once it is whole and judged; 0 before."""
+        if len(self._held) > _MOST_HELD:
+            raise Refused("its client's TLS hello is too long")
         start = self._passed() if self._is_second else 0
         found = _message(bytes(self._held[start:]))
         if found is None:
@@ -103,9 +106,13 @@ class Hellos:
         """Past the records that may come before a second hello: early data, and what is sent for
         the sake of old middleboxes (RFC 8446, D.4)."""
         start = 0
-        for kind, _, end in _records(bytes(self._held)):
+        for number, (kind, _, end) in enumerate(_records(bytes(self._held)), 1):
             if kind not in (_CHANGE_CIPHER_SPEC, _APPLICATION_DATA):
                 break
+            if number > _MOST_RECORDS:
+                raise Refused(
+                    "its client goes on without the second TLS hello that it was asked for"
+                )
             start = end
         return start
 
@@ -144,8 +151,6 @@ def _message(data: bytes) -> tuple[bytes, int] | None:
             raise Refused("its client's TLS hello is followed by another message")
         if len(message) == length:
             return message[4:], end
-    if len(data) > _MOST_OF_HELLO + _MOST_RECORDS * _RECORD_HEAD:
-        raise Refused("its client's TLS hello is too long")
     return None
 
 

@@ -58,6 +58,9 @@ class Arrivals:
         self._listeners: dict[int, socket.socket] = {}
         self._pause: Timer | None = None
 
+    def __len__(self) -> int:
+        return len(self._listeners)
+
     def add(self, listener: socket.socket) -> None:
         """One more."""
         listener.setblocking(False)

@@ -1,6 +1,6 @@
 """gateway/loop.py - runs in the gateway: one thread that waits for everything, by epoll(7).
 
-Each box has an epoll instance of its own within ours. One turn takes a few events of every box that
+Each box has an epoll instance of its own within ours. One turn takes a few events of each box that
 has some: a box that floods waits for its next turn, as each other one does, and within a box Linux
 gives those events first that were not given last. asyncio has one queue for all.
 
@@ -22,8 +22,10 @@ from typing import Protocol
 
 from sandbox_provisioner.inside.printable import printable
 
-# Each may move a chunk of bytes: together 1 ms, which another box waits at the most.
-_EVENTS_OF_A_TURN = 4
+# What another box waits for at the most, and what is done until then: each moves a chunk of bytes,
+# or judges some.
+_TURN_SECONDS = 0.002
+_EVENTS_OF_A_TURN = 8
 _LOGGED_EACH_MINUTE = 20
 # Most timers are for what does not happen: those of who has gone are thrown out at times.
 _SWEEP_AT = 1000
@@ -84,12 +86,15 @@ class Group:
             del self._handlers[fd]
 
     def turn(self) -> None:
-        """A few of what is ready. A handler may have gone when its turn comes, and another one have
-        its number."""
-        ready = self._epoll.poll(0, _EVENTS_OF_A_TURN)
-        for handler, fd, events in [(self._handlers.get(fd), fd, events) for fd, events in ready]:
-            if handler is not None and self._handlers.get(fd) is handler:
+        """A few of what is ready, one by one: what is not asked for stays first in Linux's list."""
+        until = self._loop.now + _TURN_SECONDS
+        for _ in range(_EVENTS_OF_A_TURN):
+            ready = self._epoll.poll(0, 1)
+            for fd, events in ready:
+                handler = self._handlers[fd]
                 self._loop.guarded(partial(handler.on_event, fd, events), handler)
+            if not ready or self._epoll.closed or time.monotonic() > until:
+                return
 
     def close(self) -> None:
         """All of its descriptors are forgotten."""

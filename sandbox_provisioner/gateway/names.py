@@ -10,7 +10,7 @@ May import: facilities.network.wish.addresses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from sandbox_provisioner.facilities.network.wish.addresses import SYNTHETIC_IPV4, SYNTHETIC_IPV6
@@ -23,6 +23,8 @@ _FIRST = 256
 MOST_NAMES = 4096
 # Programs keep an address for longer than its TTL says.
 REST_SECONDS = 600.0
+# What comes so soon after a look-up goes where that led.
+FRESH_SECONDS = 10.0
 _MOST_LOOKED_AT = 64
 
 
@@ -35,7 +37,11 @@ class Binding:
     used_at: float
     connections: int = 0
     addresses: tuple[str, ...] = ()
-    looked_up_at: float = field(default=-REST_SECONDS)
+    looked_up_at: float = 0.0
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether its look-up was a moment ago."""
+        return bool(self.addresses) and now - self.looked_up_at < FRESH_SECONDS
 
     @property
     def v4(self) -> str:

@@ -105,6 +105,7 @@ def test_requests_for_the_name_may_go_whatever_their_bodies_hold(said):
         request("GET / HTTP/1.1", NAME, "Transfer-Encoding: chunked") + b"0\r\nno field\r\n",
         request("GET / HTTP/1.1", NAME, "Transfer-Encoding: chunked") + b"1" * 5000,
         b"GET /" + b"a" * 70000,
+        request("GET / HTTP/1.1", NAME, "X:" + " " * 60000 + "\0"),  # in a moment, not in a year
     ],
 )
 def test_what_is_for_another_or_may_be_read_in_two_ways_is_refused(said):

@@ -176,6 +176,16 @@ def test_a_second_hello_has_to_name_the_same(between):
                 one.feed(second)
 
 
+@pytest.mark.parametrize("early", [records(bytes(40), *[1] * 40, kind=0x17),
+                                   records(bytes(70000), *[16000] * 5, kind=0x17)])  # fmt: skip
+def test_a_second_hello_does_not_take_forever(early):
+    one = gate()
+    one.feed(GOOD)
+    one.answer(RETRY_HELLO)
+    with pytest.raises(Refused):
+        one.feed(early)
+
+
 @given(st.lists(st.binary(max_size=80), max_size=8), st.binary(max_size=60), st.booleans())
 def test_whatever_comes_is_judged_refused_or_held_back(pieces, answer, is_tls):
     one = First(NAME, 443)
