@@ -9,6 +9,7 @@ May import: hello, head, refused.
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 from sandbox_provisioner.gateway.head import TOKEN_CHARACTERS, Requests
@@ -17,9 +18,15 @@ from sandbox_provisioner.gateway.refused import Refused
 
 HTTP_PORT = 80
 _MOST = 1 << 14
-# What a server may overlook before a request.
-_BLANKS = b"\r\n \t\v\f"
+# What a server may overlook before a request, or take for the blank in one: Python's http.server
+# goes by str.split(), which has all of these.
+_BLANKS = b"\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0"
+# In a first line: a request; one of HTTP/0.9 to a proxy; one that a careless proxy takes for such.
+_REQUEST = re.compile(rb"HTTP/|\sHTTPS?://|^\s*CONNECT\s+\S+:", re.IGNORECASE)
 _TLS_MAJOR = 3
+# Go's crypto/tls takes each version below this for that of a first record, and an alert before it.
+_NO_TLS_MAJOR = 0x10
+_HANDSHAKE_OF_HELLO, _ALERT = (0x16, 1), (0x15, b"\0\2")
 _SSL2_HELLO = 1
 
 
@@ -101,15 +108,23 @@ def judge_of(first: bytes, name: str, port: int) -> Judge | None:
         return Requests(name)
     if first and first[0] in RECORD_TYPES:
         return _of_tls(first, name)
-    if first and first[0] & 0x80:
-        return _of_ssl2(first)
-    return _of_text(first, name)
+    if _may_be_request(first):
+        return _of_text(first, name)
+    return _of_ssl2(first) if first[0] & 0x80 else Anything()
 
 
 def _of_tls(first: bytes, name: str) -> Judge | None:
     if len(first) < 2:
         return None
-    return Hellos(name) if first[1] == _TLS_MAJOR else Anything()
+    if first[1] == _TLS_MAJOR:
+        return Hellos(name)
+    if first[1] >= _NO_TLS_MAJOR:
+        return Anything()
+    if len(first) < 6:
+        return None
+    if (first[0], first[5]) == _HANDSHAKE_OF_HELLO or (first[0], first[3:5]) == _ALERT:
+        raise Refused("what its client says looks like TLS, of a version that there is not")
+    return Anything()
 
 
 def _of_ssl2(first: bytes) -> Judge | None:
@@ -124,15 +139,17 @@ def _of_ssl2(first: bytes) -> Judge | None:
     raise Refused("its client begins with a hello of SSL 2, which names no server")
 
 
-def _of_text(first: bytes, name: str) -> Judge | None:
-    """Whatever has a method and "HTTP/" in its first line, be it as wrong as it may."""
+def _may_be_request(first: bytes) -> bool:
+    """Whether it has a method in front, as far as it is there."""
     text = first.lstrip(_BLANKS)
     after_method = text.lstrip(TOKEN_CHARACTERS)
-    is_method = after_method != text and after_method[:1] in (b"", b" ", b"\t", b"\v", b"\f")
-    if text and not is_method:
-        return Anything()
-    line, end, _ = text.partition(b"\n")
-    if b"HTTP/" in line.upper():
+    return not text or (after_method != text and after_method[:1] in _BLANKS)
+
+
+def _of_text(first: bytes, name: str) -> Judge | None:
+    """Whatever has a method and "HTTP/" in its first line, be it as wrong as it may."""
+    line, end, _ = first.lstrip(_BLANKS).partition(b"\n")
+    if _REQUEST.search(line):
         return Requests(name)
     if end:
         return Anything()

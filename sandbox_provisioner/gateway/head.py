@@ -33,6 +33,8 @@ _LENGTH = re.compile(rb"\d{1,18}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})(?: .*)?")
 _SWITCHING = 101
+# In these a host could be named that nobody sees: RFC 7540, 3.2, and RFC 2817, 3.
+_UNFOLLOWED = re.compile(rb"(?:h2|http|tls).*", re.DOTALL)
 _SINGLE = {b"host", b"content-length", b"transfer-encoding"}
 
 
@@ -96,8 +98,9 @@ class Requests:
         return 0 if is_interim and _END_OF_HEAD not in self._answer else number
 
     def _switch(self) -> None:
-        if self._upgrade.startswith(b"h2"):
-            raise Refused("it goes on in HTTP/2, whose requests are not followed")
+        for protocol in self._upgrade.split(b","):
+            if _UNFOLLOWED.fullmatch(protocol.strip()):
+                raise Refused("it goes on in HTTP/2 or TLS, whose requests are not followed")
         self.is_open, self.wants_answer = True, False
 
     def _step(self) -> int:
@@ -178,12 +181,12 @@ def read_head(head: bytes, name: str) -> Framing:
 
 
 def _fields(lines: list[bytes]) -> dict[bytes, bytes]:
-    """By their names in small letters; of those that may come more than once, the last."""
+    """By their names in small letters; those that come more than once as one (RFC 9110, 5.3)."""
     found: dict[bytes, bytes] = {}
     for name, value in map(_field, lines):
         if name in _SINGLE and name in found:
             raise _ambiguous(f"more than one {name.decode()}")
-        found[name] = value
+        found[name] = found[name] + b", " + value if name in found else value
     return found
 
 

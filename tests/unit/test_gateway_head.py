@@ -80,6 +80,14 @@ def test_requests_for_the_name_may_go_whatever_their_bodies_hold(said):
         request("GET / http/1.1"),
         request("GET  / HTTP/1.1"),
         request("GET\t/ HTTP/1.1"),
+        request("GET\r/ HTTP/1.1"),
+        request("GET\x1c/ HTTP/1.1"),
+        request("GET\xa0/ HTTP/1.1"),
+        b"\x1f" + GET,
+        b"\x85" + EVIL,
+        b"\xa0" + EVIL,
+        b"CONNECT example.org:443\r\n\r\n",
+        b"GET http://example.org/\r\n\r\n",
         request("GET / HTTP/1.1 "),
         request("GET /\x01 HTTP/1.1"),
         b" " + GET,
@@ -130,7 +138,9 @@ def test_nothing_of_a_request_for_another_goes():
         b"\0\0\0\x08\x04\xd2\x16\x2f",
         b'{"jsonrpc": "2.0"}',
         b"GET /\r\n",
-        b"\x16\x02",
+        b"\x16\x01\0\0\x01\0\0\0",
+        b"\x15\x01\0\0\x03\0",
+        b"\x16\x10",
         b"\xff\xff\x02",
         b"\x80\x00\x01\x09",
     ],
@@ -186,10 +196,19 @@ def test_where_the_server_stays_with_http_requests_go_on_to_be_judged():
         one.feed(EVIL)
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 101 Switching\r\n", b"a" * 70000])
-def test_http_2_is_not_switched_to_and_answers_have_an_end(answer):
-    with pytest.raises(Refused):
-        upgraded(answer, said=UPGRADE.replace(b"websocket", b"h2c"))
+@pytest.mark.parametrize(
+    "asked",
+    [b"h2c", b"websocket, h2c", b"x,\tH2C", b"h2c\r\nUpgrade: websocket",
+     b"websocket\r\nUpgrade: h2c", b"TLS/1.0", b"HTTP/2.0, x"],
+)  # fmt: skip
+def test_what_could_name_another_host_unseen_is_not_switched_to(asked):
+    with pytest.raises(Refused, match="requests are not followed"):
+        upgraded(b"HTTP/1.1 101 Switching\r\n", said=UPGRADE.replace(b"websocket", asked))
+
+
+def test_answers_have_an_end():
+    with pytest.raises(Refused, match="too long"):
+        upgraded(b"a" * 70000)
 
 
 def test_a_later_request_for_another_protocol_is_no_way_out():
@@ -227,7 +246,8 @@ def _hosts_by_another_parser(said: bytes) -> set[bytes]:
     """Those of the requests that a plain server finds, which stops at what it does not know."""
     hosts = set()
     while said:
-        said = said.removeprefix(b"\r\n") if said.startswith(b"\r\n") else said
+        while said.startswith(b"\r\n"):
+            said = said.removeprefix(b"\r\n")
         head, end, said = said.partition(b"\r\n\r\n")
         if not end:
             break

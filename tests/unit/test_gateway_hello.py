@@ -87,6 +87,21 @@ def test_a_hello_that_names_nobody_is_refused():
     assert "names no server" in why(records(message(body()[:-2])))
 
 
+@pytest.mark.parametrize("version", [b"\0\0", b"\2\1", b"\4\0", b"\x0f\xff"])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_hello_in_a_record_of_a_version_that_some_servers_overlook_is_refused(version, size):
+    """Go's crypto/tls takes each below 0x1000 for a first record, and an alert before it."""
+    evil = records(message(body(names(b"example.org"))), size)
+    evil = evil[:1] + version + evil[3:]
+    warning = records(b"\1\0", kind=0x15)
+    for said in (evil, warning[:1] + version + warning[3:] + evil):
+        assert "looks like TLS" in why(said)
+        one = gate()
+        assert one.feed(said[:5]) == b""
+        with pytest.raises(Refused):
+            one.feed(said[5:6])
+
+
 def test_a_hello_may_be_in_pieces_of_any_size():
     said = records(message(body(names(NAME.encode()))), 1, 2, 1, 30)
     one = gate()
