@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from sandbox_provisioner.facilities.network.tell.counts import Writer
 from sandbox_provisioner.facilities.network.wish.rules import Rules, Verdict
 from sandbox_provisioner.gateway.connection import Connection, Target
-from sandbox_provisioner.gateway.listeners import Arrivals, wanted_by
+from sandbox_provisioner.gateway.listeners import Arrivals
 from sandbox_provisioner.gateway.lookups import Found, Lookups
 from sandbox_provisioner.gateway.loop import READ, Group, Loop, Timer
 from sandbox_provisioner.gateway.meter import Bucket, Tally
@@ -132,11 +132,10 @@ class Box:
         most = self.settings.new_per_second
         return Bucket(most, most, self.loop.now) if most else None
 
-    def _arrived(self, client: socket.socket) -> None:
+    def _arrived(self, client: socket.socket, address: str, port: int) -> None:
         if self._new is not None:
             self._new.take(1)
-        address, port = wanted_by(client)
-        binding = self.names.at(address) if is_synthetic(address) else None
+        binding = self.names.at(address)
         target = Target(address, port, binding)
         if why := self._why_no_more():
             self.refuse(target, why)

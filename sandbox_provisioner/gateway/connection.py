@@ -36,6 +36,7 @@ FIRST_BYTES_SECONDS = 10.0
 _DIAL_SECONDS = 5.0
 _LAST_DIAL_SECONDS = 30.0
 _MOST_ADDRESSES = 8
+_ESTABLISHED = b"\1"  # tcp(7), TCP_INFO: its first byte is the state, TCP_ESTABLISHED
 _RESET = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: on, for 0 s: close(2) sends RST
 
 
@@ -131,7 +132,7 @@ class Connection:
 
     def _dial_next(self) -> None:
         self._drop_server()
-        while self._addresses and self._server is None:
+        while self._addresses and self._server is None and not self.is_over:
             self.dialled = self._addresses.popleft()
             self._begin_dialling()
         if self._server is None:
@@ -150,6 +151,11 @@ class Connection:
             server.close()
             return
         self._server = server
+        if (
+            server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED
+        ):  # on this host
+            self._dialled()
+            return
         seconds = _DIAL_SECONDS if self._addresses else _LAST_DIAL_SECONDS
         self._set_timer(seconds, self._dial_next)
         self._box.group.watch(server.fileno(), self, WRITE)

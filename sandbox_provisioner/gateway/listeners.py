@@ -8,47 +8,34 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-import struct
 from collections.abc import Callable
 
 from sandbox_provisioner.gateway.loop import READ, Group, Loop, Timer
 
-# linux/netfilter_ipv4.h and netfilter_ipv6/ip6_tables.h: SO_ORIGINAL_DST, of either family.
-_ORIGINAL = 80
-_IPV4 = struct.Struct("!2xH4s8x")  # struct sockaddr_in
-_IPV6 = struct.Struct("!2xH4x16s4x")  # struct sockaddr_in6
 _AT_ONCE = 8
 _NONE_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_SECONDS = 0.2
 
 
 def wanted_by(client: socket.socket) -> tuple[str, int]:
-    """Where the program on the other end of *client* wanted to go: that stands in Linux's table of
-    connections, where a rule has redirected it, and otherwise is the socket's own address."""
-    own, port = client.getsockname()[:2]
-    address = ipaddress.ip_address(own.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    try:
-        if address.version == 4 or mapped:
-            found = client.getsockopt(socket.SOL_IP, _ORIGINAL, _IPV4.size)
-            port, raw = _IPV4.unpack(found)
-        else:
-            found = client.getsockopt(socket.IPPROTO_IPV6, _ORIGINAL, _IPV6.size)
-            port, raw = _IPV6.unpack(found)
-        address = ipaddress.ip_address(raw)
-    except OSError:
-        address = mapped or address
-    return str(address), port
+    """Where the program on the other end of *client* wanted to go: in the box every address is its
+    own, so that a connection arrives at the very one (ip(7), IP_TRANSPARENT)."""
+    address, port = client.getsockname()[:2]
+    if ":" in address:
+        own = ipaddress.IPv6Address(address.partition("%")[0])
+        address = str(own.ipv4_mapped or own)
+    return address, port
 
 
 class Arrivals:
-    """The listeners of one box for TCP. *arrived* is called with each connection."""
+    """The listeners of one box for TCP. *arrived* is called with each connection, and
+    the address and the port that it was meant for."""
 
     def __init__(
         self,
         loop: Loop,
         group: Group,
-        arrived: Callable[[socket.socket], None],
+        arrived: Callable[[socket.socket, str, int], None],
         seconds_to_next: Callable[[], float],
     ) -> None:
         self._loop = loop
@@ -81,7 +68,7 @@ class Arrivals:
                     self._wait(_PAUSE_SECONDS)
                 return
             client.setblocking(False)
-            self._arrived(client)
+            self._arrived(client, *wanted_by(client))
 
     def on_mistake(self) -> None:
         """That connection is lost, when its object is."""

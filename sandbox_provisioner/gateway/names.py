@@ -61,6 +61,7 @@ class Names:
         self._most = most
         self._by_name: dict[str, Binding] = {}  # who was used last stands last
         self._by_number: dict[int, Binding] = {}
+        self._by_address: dict[str, Binding] = {}
         self._next = _FIRST
 
     def bind(self, name: str, now: float) -> Binding | None:
@@ -71,6 +72,7 @@ class Names:
                 return None
             binding = Binding(name, self._free_number(), now)
             self._by_number[binding.number] = binding
+            self._by_address[binding.v4] = self._by_address[binding.v6] = binding
         binding.used_at = now
         self._by_name[name] = binding
         return binding
@@ -78,6 +80,7 @@ class Names:
     def forget(self, binding: Binding) -> None:
         """It led nowhere, and nobody was given its address."""
         del self._by_name[binding.name], self._by_number[binding.number]
+        del self._by_address[binding.v4], self._by_address[binding.v6]
 
     def _drop_oldest(self, now: float) -> bool:
         for _ in range(min(_MOST_LOOKED_AT, len(self._by_name))):
@@ -104,21 +107,12 @@ class Names:
         self._next = self._next + 1 if self._next + 1 < _ADDRESSES else _FIRST
 
     def at(self, address: str) -> Binding | None:
-        """What *address* stands for now."""
-        number = _number_of(address)
-        return None if number is None else self._by_number.get(number)
-
-
-def _number_of(address: str) -> int | None:
-    if ":" in address:
-        number = int(IPv6Address(address)) - _FIRST_OF_V6
-    else:
-        number = int(IPv4Address(address)) - _FIRST_OF_V4
-    return number if 0 <= number < _ADDRESSES else None
+        """What *address*, as Linux writes it, stands for now."""
+        return self._by_address.get(address)
 
 
 def is_synthetic(address: str) -> bool:
     """Whether *address* stands for a name, or could."""
     if ":" in address:
         return IPv6Address(address) in SYNTHETIC_IPV6
-    return _number_of(address) is not None
+    return IPv4Address(address) in SYNTHETIC_IPV4
