@@ -167,6 +167,10 @@ class Loop:
             if handler is not None:
                 self.guarded(handler.on_mistake)
 
+    def close(self) -> None:
+        """No more turns."""
+        self._epoll.close()
+
     def log(self, text: str) -> None:
         """To standard error, so much a minute and no more; whoever reads that may be gone."""
         if self.now - self._log_from > _MINUTE_SECONDS:
