@@ -17,7 +17,7 @@ from boxes import USER_IDS, WARM
 from stand_in import PATIENCE_SECONDS, in_place_of_the_gateway
 from users import as_user
 
-from sandbox_provisioner import network_trial
+from sandbox_provisioner import host, network_trial
 from sandbox_provisioner.errors import HostError, LaunchError
 from sandbox_provisioner.facilities.network import plan as network
 from sandbox_provisioner.facilities.network.plan.tables import who_gets_what
@@ -399,6 +399,21 @@ def test_a_box_that_nobody_would_dial_for_does_not_start(sandbox, monkeypatch):
     with pytest.raises(LaunchError, match=r"hand-out-listeners.*nobody was there to dial"):
         with sandbox(network=GATEWAY):
             pass
+
+
+def test_a_machine_without_ipv6_gives_its_boxes_none(sandbox, monkeypatch):
+    monkeypatch.setattr(host, "has_ipv6", lambda: False)
+    with in_place_of_the_gateway(monkeypatch) as outside:
+        with sandbox(network=GATEWAY) as box:
+            outside.take()
+            assert sorted(outside.listeners) == ["tcp4", "udp4"]
+            box.send(connect_and_talk, "93.184.216.34", 443)
+            connection, _ = outside.accept()
+            with connection:
+                connection.sendall(b"from outside")
+                assert box.receive()[0] == "from outside"
+            with pytest.raises(OSError, match=r"ENETUNREACH|101"):
+                box.call(connect_and_talk, "2001:db8::7", 443)
 
 
 # -- where Linux hands nothing over

@@ -700,3 +700,16 @@ def test_the_gateway_may_splice_and_nobody_else() -> None:
     assert changed == {("splice", ALLOW)}
     for profile in (seccomp.KERNEL, seccomp.SHARED, seccomp.NURSERY, seccomp.NETWORKED):
         assert dict(seccomp.verdicts(profile))["splice"] != ALLOW
+
+
+def test_tables_of_networks_are_set_up_in_no_nursery_but_one_whose_kernels_have_a_gateway() -> None:
+    def answers(profile: str) -> list[int]:
+        rule = dict(seccomp.verdicts(profile))["socket"]
+        assert isinstance(rule, Rule)
+        kind = seccomp.AF_NETLINK, seccomp.SOCK_RAW
+        return [number for number in range(64) if judge(rule, (*kind, number)) == ALLOW]
+
+    route, netfilter = seccomp.NETLINK_ROUTE, seccomp.NETLINK_NETFILTER
+    assert answers(seccomp.NETWORKED) == [route, netfilter]
+    for profile in (seccomp.KERNEL, seccomp.NURSERY, seccomp.GATEWAY):
+        assert answers(profile) == [route]
