@@ -39,6 +39,7 @@ from sandbox_provisioner.facilities.environment.facts.kernel_files import (
 from sandbox_provisioner.facilities.environment.plan.variables import handed_on
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IdRange, find_id_range
 from sandbox_provisioner.facilities.network.facts.configured import Files
+from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
 from sandbox_provisioner.facilities.network.facts.packages import (
     Packages,
     expanded_rules,
@@ -181,6 +182,7 @@ class LocalLauncher:
             memory_above=above,
             catch_obstacle=catch_obstacle(facts) if network is Network.GATEWAY else "",
             resolver=find_resolver() if network is Network.HOST else (),
+            name_servers=name_servers() if network is Network.CARD else (),
             server_environment=caller.environment,
             network_allow=expanded_rules(spec.network.allow, packages),
             packages=packages,

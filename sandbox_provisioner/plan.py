@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum
+from ipaddress import IPv4Address
 
 from sandbox_provisioner.facilities.caps.cgroup import Bound
 from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
@@ -140,7 +141,8 @@ class Site:
     *network_allow* are the rules of the kernel's network, those of presets in their place, which
     *packages* tells more of.
     *catch_obstacle* is why Linux does not hand all connections of a box to one listener, "" if it
-    does. *resolver* is how the machine finds names, for a box that has the machine's own network.
+    does. *resolver* is how the machine finds names, for a box that has the machine's own network;
+    *name_servers* whom it asks, for one that has a card.
     *opened* closes the descriptors of `places`: whoever made the site does, when the start is done.
     """
 
@@ -161,6 +163,7 @@ class Site:
     held: Mapping[str, int] = field(default_factory=dict)
     catch_obstacle: str = ""
     resolver: tuple[ResolverPlace, ...] = ()
+    name_servers: tuple[IPv4Address, ...] = ()
     server_environment: Mapping[str, str] = field(default_factory=dict)
     network_allow: tuple[str, ...] = ()
     packages: Packages = field(default_factory=Packages)

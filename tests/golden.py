@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -80,6 +81,7 @@ TOLD = Packages(
     rules=("index.example.org:443 from packages",),
     variables={"PIP_INDEX_URL": "https://index.example.org/simple"},
 )
+ASKED = (IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2"))
 
 ROOT = HostFacts(
     uid=0,
@@ -282,7 +284,7 @@ def with_network(mode: Network, start: Callable[[LaunchRequest, Site], Plans]) -
         files = replace(site.files, own_site=OWN_SITE, readonly=(*site.files.readonly, SHOWN))
         site = replace(site, files=files, network_allow=TOLD.rules, packages=TOLD)
         held = {"network": -1} if start in {cold, child, claim} else {}
-        site = replace(site, facts=facts, resolver=RESOLVER, held=held)
+        site = replace(site, facts=facts, resolver=RESOLVER, held=held, name_servers=ASKED)
         return start(replace(request, spec=spec), site)
 
     return of_network

@@ -201,6 +201,7 @@ def check(start: Start) -> None:
     if start.site.facts.obstacle:
         raise start.site.facts.obstacle
     ids.check(start.site)
+    network.check(start)
     workdir.check(start.site)
     volumes.check(start.site)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ from sandbox_provisioner.facilities.network.card import addresses, reach
 from sandbox_provisioner.facilities.network.card.ruleset import Reach
 from sandbox_provisioner.facilities.network.facts import routes
 from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
+from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
+from sandbox_provisioner.facilities.network.wish.pool import parse_pool
 from sandbox_provisioner.facilities.network.wish.rules import Rules
 
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -47,22 +50,29 @@ def test_name_servers_are_those_that_a_box_can_ask(tmp_path: Path):
 @pytest.mark.parametrize("text", ["100.64.0.0/8", "8.8.8.0/24", "100.64.0.1/10", "all", "fd00::/8"])
 def test_a_pool_that_is_not_private_is_refused(text: str):
     with pytest.raises(SpecError, match="read network_pool"):
-        addresses.parse_pool(text)
+        parse_pool(text)
 
 
 def test_a_pool_is_gone_through_once_without_what_ends_in_0_or_255():
-    pool = addresses.parse_pool("10.0.0.0/23")
+    pool = parse_pool("10.0.0.0/23")
     found = [str(address) for address in addresses.candidates(pool, 300)]
     assert len(found) == len(set(found)) == 508
     assert found[0] == "10.0.1.44"
     assert not [address for address in found if address.endswith((".0", ".255"))]
 
 
-def test_hosts_of_a_domain_cannot_be_had_with_a_card():
-    reach.refuse_domains(Rules.read(["data.example.org"], ["10.0.0.0/8"]))
-    for rules in (Rules.read(["*.example.org"]), Rules.read(["all"], ["*.example.org"])):
-        with pytest.raises(SpecError, match=r"a domain has no list of its hosts.*gateway"):
-            reach.refuse_domains(rules)
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ({"allow": ("*.example.org",)}, "a domain has no list of its hosts"),
+        ({"allow": ("all",), "deny": ("*.example.org:443",)}, "a domain has no list of its hosts"),
+        ({"audit": True}, "packets have addresses and no names"),
+        ({"pool": "8.8.8.0/24"}, "its addresses may be somebody else's"),
+    ],
+)
+def test_what_a_card_cannot_do_is_refused_before_anything_else(wish: dict[str, Any], told: str):
+    with pytest.raises(SpecError, match=told):
+        NetworkWish(mode=Network.CARD, **wish)
 
 
 def test_a_name_leads_to_a_private_address_only_with_a_rule_for_that():

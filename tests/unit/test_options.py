@@ -35,6 +35,7 @@ network_allow: List[Unicode] = [] --network-allow
 network_audit: Bool = False --network-audit
 network_connections: Union[Int, Unicode, Dict] or None = None --network-connections
 network_deny: List[Unicode] = [] --network-deny
+network_pool: Unicode = '100.64.0.0/10'
 network_quota: Union[Int, Unicode] or None = None --network-quota
 network_rate: Union[Int, Unicode, Dict] or None = None --network-rate
 on_missing: Dict[Enum['refuse', 'warn']] = {} --on-missing

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.errors import HostError
 
 # 169.254.1.1 is nobody's: the box has a fixed neighbour for it, and nothing answers there.
 GATEWAY = IPv4Address("169.254.1.1")
 INSIDE = "eth0"
 _ATTEMPT = "give a kernel a network card"
-# What no public network has: a pool elsewhere would hide others from this host (RFC 6890).
-_POOLS = tuple(map(IPv4Network, ("100.64.0.0/10", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +20,6 @@ class Taken:
 
     block: IPv4Network
     by: str
-
-
-def parse_pool(text: str) -> IPv4Network:
-    """The pool that the option `network_pool` names; SpecError."""
-    remedy = 'Write a range of private addresses that this host does not use: "100.64.0.0/16".'
-    attempt = f"read network_pool, {text!r}"
-    try:
-        pool = IPv4Network(text)
-    except ValueError as error:
-        raise SpecError(attempt=attempt, answer=str(error), remedy=remedy) from None
-    if not any(pool.subnet_of(private) for private in _POOLS):
-        answer = "its addresses may be somebody else's"
-        raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
-    return pool
 
 
 def refuse_collision(pool: IPv4Network, taken: Iterable[Taken]) -> None:

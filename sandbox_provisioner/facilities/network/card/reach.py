@@ -2,7 +2,7 @@
 compared with.
 
 A packet has no name: names are looked up once, when the card is made, and what they lead to then is
-judged. So hosts *of a domain* cannot be had, and whoever needs them takes the gateway.
+judged. Hosts *of a domain* cannot be had so: `wish/network.py` refuses such a rule.
 """
 
 from __future__ import annotations
@@ -10,25 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 
-from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.network.card.ruleset import Reach
 from sandbox_provisioner.facilities.network.wish.addresses import SPECIAL_IPV4, Special
 from sandbox_provisioner.facilities.network.wish.rules import Rule, Rules
 
 Resolve = Callable[[str], Iterable[IPv4Address]]
 _EVERYWHERE = IPv4Network("0.0.0.0/0")
-
-
-def refuse_domains(rules: Rules) -> None:
-    """SpecError where a rule is about all hosts of a domain."""
-    for option, part in (("network_allow", rules.allow), ("network_deny", rules.deny)):
-        if rule := next((rule for rule in part if rule.below), None):
-            raise SpecError(
-                attempt=f"read {option}, {rule.text!r}",
-                answer='with network = "card" names are looked up when the kernel starts, and a '
-                "domain has no list of its hosts",
-                remedy='Name the hosts themselves, or their addresses, or set network = "gateway".',
-            )
 
 
 def reaches(rules: Rules, resolve: Resolve) -> list[Reach]:

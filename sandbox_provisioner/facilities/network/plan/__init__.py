@@ -113,11 +113,29 @@ def files(start: Start) -> Iterator[Step]:
         yield Step("file", ("/etc/hostname", f"{host}\n"))
         return
     hosts = f"127.0.0.1 localhost {host}\n::1 localhost ip6-localhost\n"
-    resolv = _RESOLV if has_channel(start) else "# This sandbox has no network.\n"
     yield Step("file", ("/etc/hosts", hosts))
     yield Step("file", ("/etc/hostname", f"{host}\n"))
-    yield Step("file", ("/etc/resolv.conf", resolv))
+    yield Step("file", ("/etc/resolv.conf", _resolv(start)))
     yield Step("file", ("/etc/nsswitch.conf", _NSSWITCH))
+
+
+def _resolv(start: Start) -> str:
+    if mode(start) is Network.GATEWAY:
+        return _RESOLV
+    if mode(start) is Network.CARD:
+        return "".join(f"nameserver {address}\n" for address in start.site.name_servers)
+    return "# This sandbox has no network.\n"
+
+
+def check(start: Start) -> None:
+    """HostError where whoever starts the kernel may not make interfaces."""
+    if mode(start) is Network.CARD and not start.site.facts.privileged:
+        raise HostError(
+            attempt='use network = "card"',
+            answer="only the machine's own root may make network interfaces on it",
+            remedy='Set network = "gateway", which needs no rights, or have root start kernels for '
+            "users: a broker does that.",
+        )
 
 
 # -- the machine's own network

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.facilities.network.wish.pool import POOL, parse_pool
 from sandbox_provisioner.facilities.network.wish.rules import EVERYTHING, Rule, parse, place
 from sandbox_provisioner.units import at_least
 
@@ -37,7 +38,8 @@ class NetworkWish:
     """The network of one sandbox. *allow* and *deny* are rules as `rules.parse` reads them.
 
     *up* is what the kernel sends. Of rates and *quota_bytes*, which counts both directions, 0 is
-    no limit. With *audit* every name that was wanted is noted down.
+    no limit. With *audit* every name that was wanted is noted down. *pool* is what a card has its
+    address from.
     """
 
     mode: Network = Network.NONE
@@ -49,17 +51,36 @@ class NetworkWish:
     connections: int = CONNECTIONS
     new_per_second: int = NEW_PER_SECOND
     audit: bool = False
+    pool: str = POOL
 
     def __post_init__(self) -> None:
         if self.mode in {Network.NONE, Network.HOST}:
             if asked := next(self._asked(), ""):
                 raise _without_network(asked)
             return
-        for rule in _checked("network_allow", self.allow):
-            assert rule.text
-        for number, rule in enumerate(_checked("network_deny", self.deny)):
+        allow, deny = _checked("network_allow", self.allow), _checked("network_deny", self.deny)
+        for number, rule in enumerate(deny):
             _check_denied(rule, place("network_deny", number))
         self._check_limits()
+        if self.mode is Network.CARD:
+            parse_pool(self.pool)
+            self._check_card((*allow, *deny))
+
+    def _check_card(self, rules: Iterable[Rule]) -> None:
+        """A packet has no name: names are looked up once, when the card is made."""
+        if rule := next((rule for rule in rules if rule.below), None):
+            raise SpecError(
+                attempt=f'use {rule.text!r} with network = "card"',
+                answer="names are looked up when the kernel starts, and a domain has no list of "
+                "its hosts",
+                remedy='Name the hosts, or their addresses, or set network = "gateway".',
+            )
+        if self.audit:
+            raise SpecError(
+                attempt='use network_audit with network = "card"',
+                answer="packets have addresses and no names",
+                remedy='Set network = "gateway" to learn which names a kernel wants.',
+            )
 
     def _asked(self) -> Iterator[str]:
         """The options that say something of a network."""

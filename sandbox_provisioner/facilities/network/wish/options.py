@@ -15,6 +15,7 @@ from sandbox_provisioner.facilities.network.wish.network import (
     Network,
     NetworkWish,
 )
+from sandbox_provisioner.facilities.network.wish.pool import POOL
 from sandbox_provisioner.units import parse_bits, parse_bytes
 
 
@@ -94,6 +95,13 @@ class NetworkOptions(HasTraits):
         config=True,
         flag="network-audit",
     )
+    network_pool = Unicode(
+        POOL,
+        help="Private addresses that neither this machine nor its network uses, which cards have "
+        "theirs from.",
+    ).tag(
+        config=True,
+    )
 
 
 def network_wish(options: NetworkOptions) -> NetworkWish:
@@ -111,6 +119,7 @@ def network_wish(options: NetworkOptions) -> NetworkWish:
         connections=_count(counts.get("at_once", CONNECTIONS)),
         new_per_second=_count(counts.get("new_per_second", NEW_PER_SECOND)),
         audit=options.network_audit,
+        pool=options.network_pool,
     )
 
 
