@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox_provisioner.caller import Caller
+from sandbox_provisioner.card_life import CardAttachment
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.contract import Labels, Stdio
 from sandbox_provisioner.descriptors import afford_a_start
@@ -292,6 +293,8 @@ class LocalLauncher:
 
     def attachment(self, request: LaunchRequest) -> Attachment | None:
         """What joins the kernel of *request*, whose start begins, to its network."""
+        if request.spec.network.mode is Network.CARD:
+            return CardAttachment(request, self.tell_once)
         if request.spec.network.mode is not Network.GATEWAY:
             return None
         life = gateway_life(self.runtime(), perform_whole, self.warn)

@@ -18,6 +18,7 @@ from pathlib import Path
 from sandbox_provisioner import removal
 from sandbox_provisioner.descriptors import for_clean_up, is_readable
 from sandbox_provisioner.facilities.caps import cgroup
+from sandbox_provisioner.facilities.network.card import maker
 from sandbox_provisioner.locks import Locked, is_free, locked
 from sandbox_provisioner.records import (
     BUILDING,
@@ -29,6 +30,7 @@ from sandbox_provisioner.records import (
     joined_stand_ins,
     open_init,
 )
+from sandbox_provisioner.spec import Network
 from sandbox_provisioner.traces import Traces
 
 # How long is spent on a kernel's many files while somebody waits for a start. What there is more
@@ -101,6 +103,8 @@ def _sweep_one(folder: RecordFolder, record: Record) -> bool:
         return False
     if pidfd is not None:
         _end(pidfd, record.end_signal)
+    if record.network == Network.CARD:
+        maker.remove_those_of(record.sandbox_id)
     tree = cgroup.open_existing(cgroup_facts(record), record.tree)
     made = joined_stand_ins(record.made, record.planned)
     Traces(record=replace(record, made=made), folder=folder, tree=tree, kill=True).remove_now()

@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
 
+from sandbox_provisioner.facilities.network.card import netlink, nft
 from sandbox_provisioner.facilities.network.card.maker import in_namespace
 from sandbox_provisioner.inside import kernel_calls as kernel
 
@@ -136,3 +139,17 @@ def dumped(kind: str, word: str) -> list[str]:
     """What the calling thread's namespace has of *kind* ("addr", "link", "route"), with *word*."""
     with IPRoute() as route:
         return [str(found) for found in getattr(route, kind)("dump") if word in str(found)]
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait for what Linux does in its own time, and tells nobody of."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        select.poll().poll(10)
+
+
+def names_in_table() -> list[str]:
+    """All chains of the calling thread's namespace."""
+    found = netlink.read(nft.GET_CHAIN, every=True)
+    return [netlink.attributes(text)[3].rstrip(b"\0").decode() for text in found]

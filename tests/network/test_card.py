@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +27,9 @@ from card_hosts import (
     apart,
     connect,
     dumped,
+    eventually,
     listening,
+    names_in_table,
     new_namespace,
     play_host,
     refusal,
@@ -39,7 +40,7 @@ from pyroute2 import IPRoute
 
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.network.card import addresses, maker, netlink, nft, reach
-from sandbox_provisioner.facilities.network.card.maker import Order
+from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
 from sandbox_provisioner.facilities.network.wish.rules import Rules
 from sandbox_provisioner.records import start_time
 
@@ -56,7 +57,7 @@ def order(*allow: str, deny: tuple[str, ...] = (), **more: Any) -> Order:
         return [IPv4Address(PUBLIC)]
 
     made = Order(
-        sandbox_id=ID, pool=POOL, own=(IPv4Address(HOST),), resolvers=(IPv4Address(RESOLVER),),
+        sandbox_id=ID, pool=POOL, resolvers=(IPv4Address(RESOLVER),),
         reaches=tuple(reach.reaches(rules, resolve)),
         at_host=tuple(reach.reaches_at_host(rules, resolve)),
         up_bits=0, down_bits=0, quota_bytes=0, connections=512, new_per_second=100,
@@ -65,9 +66,13 @@ def order(*allow: str, deny: tuple[str, ...] = (), **more: Any) -> Order:
     return replace(made, **more)
 
 
+def prepared(wish: Order, *own: str) -> Prepared:
+    return maker.prepare(wish, maker.check_host(wish.pool, map(IPv4Address, own)))
+
+
 def new_card(box: int, *allow: str, **more: Any) -> IPv4Address:
     """The address of one that *box* has now."""
-    card = maker.prepare(order(*allow, **more))
+    card = prepared(order(*allow, **more))
     maker.attach(card, box)
     return card.pair.address
 
@@ -76,14 +81,6 @@ def counted(address: IPv4Address) -> maker.Counts:
     found = maker.counts(address)
     assert found
     return found
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait for what Linux does in its own time, and tells nobody of."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        select.poll().poll(10)
 
 
 # -- with whom it speaks
@@ -303,7 +300,7 @@ def test_ipv6_is_off_at_both_ends():
     def host() -> None:
         play_host()
         box = new_namespace()
-        card = maker.prepare(order("all"))
+        card = prepared(order("all"))
         maker.attach(card, box)
         for place, name in ((box, addresses.INSIDE), (host_namespace(), card.pair.name)):
             text = within(place, lambda: read("if_inet6"))
@@ -462,11 +459,6 @@ def wait_for_end(route: IPRoute, mac: str) -> None:
                 return
 
 
-def names_in_table() -> list[str]:
-    found = netlink.read(nft.GET_CHAIN, every=True)
-    return [netlink.attributes(text)[3].rstrip(b"\0").decode() for text in found]
-
-
 def test_what_a_killed_maker_left_is_swept_and_nothing_else():
     def host() -> None:
         play_host()
@@ -502,10 +494,10 @@ def test_an_interface_of_the_same_name_is_somebody_elses():
         pool = IPv4Network("100.64.0.4/31")
         with IPRoute() as route:
             route.link("add", ifname="sbxc-64400004", kind="veth")
-        card = maker.prepare(order("all", pool=pool))
+        card = prepared(order("all", pool=pool))
         assert card.pair.address == IPv4Address("100.64.0.5")
         with pytest.raises(HostError, match=r"100.64.0.4/31: all of them are taken"):
-            maker.prepare(order("all", pool=pool))
+            prepared(order("all", pool=pool))
         maker.give_up(card)
         assert "arrive-64400005" not in names_in_table()
 
@@ -562,7 +554,7 @@ def test_a_host_that_forwards_nothing_is_told_of_and_left_as_it_is():
         play_host()
         write("ipv4/conf/up0/forwarding", "0")
         with pytest.raises(HostError, match=r"net.ipv4.conf.up0.forwarding is 0") as caught:
-            maker.prepare(order("all"))
+            prepared(order("all"))
         assert "sysctl -w net.ipv4.conf.up0.forwarding=1" in caught.value.remedy
         assert "gateway" in caught.value.remedy
         assert names_in_table() == []
@@ -584,7 +576,7 @@ def test_a_pool_that_the_host_uses_is_refused_by_the_name_of_the_other(pool: str
         play_host()
         add_route("10.1.0.0/16", GATE)
         with pytest.raises(HostError, match=told):
-            maker.prepare(order("all", pool=IPv4Network(pool), own=(IPv4Address("192.168.7.7"),)))
+            prepared(order("all", pool=IPv4Network(pool)), "192.168.7.7")
         assert names_in_table() == []
 
     apart(host)
@@ -595,7 +587,7 @@ def test_a_table_of_our_name_that_is_not_ours_is_left_alone():
         play_host()
         netlink.apply([nft.new_table("sandbox_provisioner")])
         with pytest.raises(HostError, match=r"of another version of this program, or of somebody"):
-            maker.prepare(order("all"))
+            prepared(order("all"))
         assert names_in_table() == []
 
     apart(host)
@@ -604,7 +596,7 @@ def test_a_table_of_our_name_that_is_not_ours_is_left_alone():
 def test_the_hosts_own_namespace_gets_no_card():
     def host() -> None:
         play_host()
-        card = maker.prepare(order("all"))
+        card = prepared(order("all"))
         with pytest.raises(OSError, match="this host's own"):
             maker.attach(card, host_namespace())
         assert not [name for name in names_in_table() if name.startswith("arrive")]
@@ -617,7 +609,7 @@ def test_a_step_that_fails_leaves_nothing():
         play_host()
         box = new_namespace()
         within(box, occupy_name)
-        card = maker.prepare(order("all"))
+        card = prepared(order("all"))
         with pytest.raises(OSError, match=r"make eth0 of sbxc-\w+: File exists"):
             maker.attach(card, box)
         assert not [name for name in names_in_table() if name.startswith("arrive")]

@@ -27,7 +27,7 @@ class Init:
 def gateway():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        channel = Channel(theirs.detach())
+        channel = Channel(theirs.detach(), is_network=True)
         yield ours, channel
         for fd, _ in channel.waits():
             os.close(fd)

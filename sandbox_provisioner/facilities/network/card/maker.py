@@ -24,7 +24,7 @@ import secrets
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -37,6 +37,7 @@ from sandbox_provisioner.facilities.network.card.addresses import Taken
 from sandbox_provisioner.facilities.network.card.ruleset import Entry, Reach
 from sandbox_provisioner.facilities.network.facts import routes
 from sandbox_provisioner.facilities.network.plan.netlink import Messages
+from sandbox_provisioner.facilities.network.tell.counts import Traffic
 from sandbox_provisioner.inside import kernel_calls as kernel
 
 if TYPE_CHECKING:
@@ -61,13 +62,11 @@ _SIOCGIFMTU = 0x8921  # netdevice(7)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What a card shall be. *own* are the host's addresses, *resolvers* its name servers, *reaches*
-    and *at_host* as of `Entry`; of bits and bytes 0 is no limit. *owner* tells people, and `sweep`,
-    whose it is."""
+    """What a card shall be. *resolvers* are the host's name servers, *reaches* and *at_host* as of
+    `Entry`; of bits and bytes 0 is no limit. *owner* tells people, and `sweep`, whose it is."""
 
     sandbox_id: str
     pool: IPv4Network
-    own: tuple[IPv4Address, ...]
     resolvers: tuple[IPv4Address, ...]
     reaches: tuple[Reach, ...]
     at_host: tuple[Reach, ...]
@@ -89,6 +88,17 @@ class Counts:
     refused: int = 0
     used_up: bool = False
 
+    def traffic(self, *, is_last: bool = False) -> Traffic:
+        """The same as of any network; packets have no names."""
+        return Traffic(
+            up_bytes=self.up_bytes,
+            down_bytes=self.down_bytes,
+            connections=self.connections,
+            refusals=self.refused,
+            quota_used_up=self.used_up,
+            is_last=is_last,
+        )
+
 
 @dataclass(slots=True)
 class Prepared:
@@ -100,11 +110,14 @@ class Prepared:
     on_host: Messages
 
 
-def prepare(order: Order) -> Prepared:
-    """All of a card that does not need the box. HostError where this host cannot have cards;
-    OSError; then nothing is left."""
-    uplink = _check_host(order)
-    _make_table()
+def load() -> None:
+    """Import what makes cards, which takes a while at the first time."""
+    _links()
+
+
+def prepare(order: Order, uplink: str) -> Prepared:
+    """All of a card that does not need the box, on a host of which `check_host` has told *uplink*.
+    HostError where there is no address left; OSError; then nothing is left."""
     for guard in _guards(order.pool):
         with contextlib.suppress(FileExistsError):
             netlink.tell(guard)
@@ -138,9 +151,10 @@ def _links() -> ModuleType:
     return importlib.import_module(f"{__package__}.links")
 
 
-def _check_host(order: Order) -> str:
-    """The interface by which this host reaches the world; HostError where it hands nothing on from
-    there, or has a part of the pool for something else."""
+def check_host(pool: IPv4Network, own: Iterable[IPv4Address]) -> str:
+    """The interface by which this host reaches the world. HostError where it hands nothing on from
+    there, has a part of *pool* for something else, or somebody else's table has the name of
+    ours."""
     found = routes.routes()
     uplink = routes.uplink(found)
     if uplink and not routes.forwards(uplink):
@@ -150,8 +164,9 @@ def _check_host(order: Order) -> str:
         for route in found
         if not route.interface.startswith(ruleset.INTERFACE)
     ]
-    others += [Taken(IPv4Network(address), "an address") for address in order.own]
-    addresses.refuse_collision(order.pool, others)
+    others += [Taken(IPv4Network(address), "an address") for address in own]
+    addresses.refuse_collision(pool, others)
+    _make_table()
     return uplink
 
 
@@ -329,32 +344,46 @@ def _text(value: bytes) -> str:
 
 def counts(address: IPv4Address) -> Counts | None:
     """What the card with *address* has counted; None where there is none."""
-    found = {}
     key = ruleset.key_of(address)
-    for name, kind, data in objects():
-        what, _, whose = name.partition("-")
-        if whose == key:
-            found[what] = kind, data
-    if not found:
+    try:
+        found = {name: _object(f"{name}-{key}", nft.COUNTER) for name in ruleset.COUNTERS}
+    except FileNotFoundError:
         return None
-    packets = {"connections", "refused"}
-    number = {
-        what: int.from_bytes(data[2 if what in packets else 1], "big")
-        for what, (kind, data) in found.items()
-        if kind == nft.COUNTER
-    }
-    quota = found.get("quota", (0, {}))[1]
-    used_up = bool(quota) and int.from_bytes(quota[4], "big") >= int.from_bytes(quota[1], "big")
-    return Counts(number["up"], number["down"], number["connections"], number["refused"], used_up)
+    return Counts(
+        up_bytes=_number(found["up"][_BYTES]),
+        down_bytes=_number(found["down"][_BYTES]),
+        connections=_number(found["connections"][_PACKETS]),
+        refused=_number(found["refused"][_PACKETS]),
+        used_up=is_used_up(address),
+    )
 
 
-def objects() -> Iterator[tuple[str, int, dict[int, bytes]]]:
-    """Name, kind and data of each object of our table."""
-    table = nft.text(1, ruleset.TABLE)
-    for text in netlink.read(nft.GET_OBJECT, table, every=True):
-        parts = netlink.attributes(text)
-        if _text(parts[1]) == ruleset.TABLE:
-            yield _text(parts[2]), int.from_bytes(parts[3], "big"), netlink.attributes(parts[4])
+# NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS; NFTA_QUOTA_BYTES, NFTA_QUOTA_CONSUMED
+_BYTES, _PACKETS, _ALLOWED, _CONSUMED = 1, 2, 1, 4
+
+
+def quota_of(address: IPv4Address) -> str:
+    """How its quota is called."""
+    return f"quota-{ruleset.key_of(address)}"
+
+
+def is_used_up(address: IPv4Address) -> bool:
+    """Whether it has a quota, and that is used up."""
+    try:
+        quota = _object(quota_of(address), nft.QUOTA)
+    except FileNotFoundError:
+        return False
+    return _number(quota[_CONSUMED]) >= _number(quota[_ALLOWED])
+
+
+def _object(name: str, kind: int) -> dict[int, bytes]:
+    """The data of that object of our table; FileNotFoundError where there is none."""
+    (text,) = netlink.read(nft.GET_OBJECT, nft.object_key(ruleset.TABLE, name, kind))
+    return netlink.attributes(netlink.attributes(text)[4])
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, "big")
 
 
 def remove(address: IPv4Address) -> None:
@@ -366,7 +395,11 @@ def remove(address: IPv4Address) -> None:
 
 
 def _remove(key: str) -> None:
-    quota = any(name == f"quota-{key}" for name, _, _ in objects())
+    try:
+        _object(f"quota-{key}", nft.QUOTA)
+        quota = True
+    except FileNotFoundError:
+        quota = False
     with contextlib.suppress(FileNotFoundError):  # somebody else has done it
         netlink.apply(ruleset.remove(key, quota=quota))
 
@@ -392,3 +425,12 @@ def sweep(lives: Callable[[int, int], bool]) -> list[str]:
             _remove(key)
             gone.append(match[1])
     return gone
+
+
+def remove_those_of(sandbox_id: str) -> None:
+    """Remove what our table has for the box of *sandbox_id*, which has ended; nothing where this
+    host, or who asks, has none of it."""
+    with contextlib.suppress(OSError):
+        for key, comment in _cards().items():
+            if (match := _OWNER.fullmatch(comment)) and match[1] == sandbox_id:
+                _remove(key)

@@ -18,12 +18,14 @@ from sandbox_provisioner.facilities.network.plan.netlink import NETFILTER, ROUTE
 
 _CAPPED, _SOL_NETLINK = 10, 270  # NETLINK_CAP_ACK: an answer does not repeat what was asked
 _ERROR, _DONE = 2, 3
+_TABLES = 1 << 6  # NFNLGRP_NFTABLES
 _LINKS, _STATE, _IS_UP = 1, 16, 6  # RTMGRP_LINK, IFLA_OPERSTATE, IF_OPER_UP
 _MOST_BYTES = 1 << 20
 _HEADER = struct.Struct("=IHHII")
 
 
-def _open(protocol: int) -> socket.socket:
+def opened(protocol: int) -> socket.socket:
+    """A socket to that part of Linux."""
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
     channel = socket.socket(socket.AF_NETLINK, kind, protocol)
     channel.setsockopt(_SOL_NETLINK, _CAPPED, 1)
@@ -34,7 +36,7 @@ def _open(protocol: int) -> socket.socket:
 def tell(messages: Messages) -> None:
     """Let Linux do all of *messages*, which are numbered from 1; OSError with the name of that
     which it refuses first."""
-    with _open(messages.protocol) as channel:
+    with opened(messages.protocol) as channel:
         channel.send(messages.data)
         for kind, number, body in _received(channel):
             error = -struct.unpack_from("=i", body)[0] if kind == _ERROR else 0
@@ -45,7 +47,7 @@ def tell(messages: Messages) -> None:
 
 def watch_links() -> socket.socket:
     """One that tells of each change of an interface."""
-    channel = _open(ROUTE)
+    channel = opened(ROUTE)
     channel.bind((0, _LINKS))
     return channel
 
@@ -58,6 +60,21 @@ def await_running(changes: socket.socket, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         while not any(_runs(body) for _, _, body in _messages(changes.recv(_MOST_BYTES))):
             pass
+
+
+def watch_tables() -> socket.socket:
+    """One that tells of each change of what nf_tables has, and of quotas that are used up."""
+    channel = opened(NETFILTER)
+    channel.bind((0, _TABLES))
+    return channel
+
+
+def tells_of(changes: socket.socket, name: str) -> bool:
+    """Whether what has come there may be about *name*; also where too much has come to be kept."""
+    try:
+        return name.encode() in changes.recv(_MOST_BYTES)
+    except OSError:  # ENOBUFS
+        return True
 
 
 def _runs(body: bytes) -> bool:
@@ -73,25 +90,39 @@ def apply(messages: Sequence[Message]) -> None:
 
 def read(kind: int, body: bytes = b"", *, every: bool = False) -> list[bytes]:
     """The attributes of what nf_tables has; OSError."""
-    message = nft.get(kind, body, every=every)
-    found: list[bytes] = []
-    with _open(NETFILTER) as channel:
-        channel.send(message.encoded(1))
-        while True:
-            for answer, _, content in _received(channel, wait=every):
-                if answer == _ERROR and (error := -struct.unpack_from("=i", content)[0]):
-                    raise OSError(error, f"Linux refuses to {message.what}: {os.strerror(error)}")
-                if answer in {_ERROR, _DONE}:
-                    return found
-                found.append(content[4:])
+    with opened(NETFILTER) as channel:
+        channel.send(nft.get(kind, body, every=every).encoded(1))
+        found = dumped(channel) if every else _answered(channel)
+        return [content[4:] for content in found]  # behind struct nfgenmsg
 
 
-def _received(channel: socket.socket, *, wait: bool = False) -> Iterator[tuple[int, int, bytes]]:
+def dumped(channel: socket.socket) -> Iterator[bytes]:
+    """The content of each message of a dump, which *channel* has been asked for; OSError."""
+    while True:
+        for kind, _, content in _messages(channel.recv(_MOST_BYTES)):
+            if kind == _DONE:
+                return
+            _raise_error(kind, content)
+            yield content
+
+
+def _answered(channel: socket.socket) -> Iterator[bytes]:
+    for kind, _, content in _received(channel):
+        _raise_error(kind, content)
+        if kind != _ERROR:
+            yield content
+
+
+def _raise_error(kind: int, content: bytes) -> None:
+    if kind == _ERROR and (error := -struct.unpack_from("=i", content)[0]):
+        raise OSError(error, f"Linux refuses to tell what there is: {os.strerror(error)}")
+
+
+def _received(channel: socket.socket) -> Iterator[tuple[int, int, bytes]]:
     """Type, number and content of each message that is there."""
-    flags = 0 if wait else socket.MSG_DONTWAIT
     while True:
         try:
-            text = channel.recv(_MOST_BYTES, flags)
+            text = channel.recv(_MOST_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         yield from _messages(text)

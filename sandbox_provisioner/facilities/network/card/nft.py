@@ -194,9 +194,14 @@ def _object(table: str, name: str, kind: int, data: bytes) -> Message:
     return Message(f"make the object {name}", NEW_OBJECT, CREATE | EXCLUSIVE, body)
 
 
+def object_key(table: str, name: str, kind: int) -> bytes:
+    """What tells one object."""
+    return text(1, table) + text(2, name) + number(3, kind)
+
+
 def delete_object(table: str, name: str, kind: int) -> Message:
     """No rule may name it."""
-    body = text(1, table) + text(2, name) + number(3, kind)
+    body = object_key(table, name, kind)
     return Message(f"delete the object {name}", DELETE_OBJECT, 0, body)
 
 

@@ -58,7 +58,7 @@ def hand_out_listeners(box: Box) -> None:
     for fd in fds:
         os.close(fd)
     network.listeners.clear()
-    network.watch = Channel(network.channel_fd)
+    network.watch = Channel(network.channel_fd, is_network=True)
 
 
 def await_card(box: Box) -> None:
@@ -71,6 +71,7 @@ def await_card(box: Box) -> None:
     word, text = wire.parts(os.read(network.channel_fd, wire.LONGEST))
     if word != wire.UP:
         raise OSError(errno.ENETDOWN, text or "who makes network cards has ended")
+    network.watch = Channel(network.channel_fd, is_network=False)
 
 
 def _channel(box: Box) -> int:

@@ -31,10 +31,12 @@ _LOST = (
 
 
 class Channel(Watcher):
-    """The channel to the gateway, as long as it is there."""
+    """The channel to the gateway, or to who has made the box's card, as long as it is there."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, is_network: bool) -> None:
+        """*is_network*: with its end the network has ended, too."""
         self._fd = fd
+        self._is_network = is_network
         self._left = float(_SENTENCES)
         self._since = time.monotonic()
 
@@ -53,8 +55,9 @@ class Channel(Watcher):
             return
         os.close(self._fd)
         self._fd = -1
-        init.say(_LOST)
-        init.tell(wire.NETWORK_LOST)
+        if self._is_network:
+            init.say(_LOST)
+            init.tell(wire.NETWORK_LOST)
 
     def _read(self) -> bytes:
         """A message; b"" at the end, also where it has left unread what we had told it."""

@@ -1,0 +1,225 @@
+"""card_life.py - in the launching process: the network card of each kernel that has one, from its
+start to its end. Only the machine's own root may make them.
+
+::
+
+    start of a kernel ──socketpair──▶ one end to PID 1, which sends its namespace, and waits
+                                      the other to a thread, which has a card ready by then
+    "up"              ──▶ PID 1       the kernel can begin
+    "say SENTENCE"    ──▶ PID 1       its quota is used up
+    its end           ◀── PID 1       the box has ended: the thread writes down what was counted,
+                                      and removes what our table has for it, which takes 12 ms
+
+The server may end before: a card that is there needs nobody, and what it leaves is swept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Network
+
+from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
+from sandbox_provisioner.facilities.network.card import connections, maker, netlink, reach
+from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
+from sandbox_provisioner.facilities.network.facts.own_addresses import own_addresses
+from sandbox_provisioner.facilities.network.wish.pool import parse_pool
+from sandbox_provisioner.facilities.network.wish.rules import Rules
+from sandbox_provisioner.inside import wire
+from sandbox_provisioner.inside.kernel_calls import receive_descriptors
+from sandbox_provisioner.plan import LaunchRequest, Site
+from sandbox_provisioner.records import RecordFolder, start_time
+from sandbox_provisioner.units import format_bytes
+
+_LOOK_UPS = 8
+_STEP = "network-card"
+Warn = Callable[[str], None]
+
+
+class CardAttachment:
+    """The network of one start: `ledger.Attachment`."""
+
+    def __init__(self, request: LaunchRequest, warn: Warn) -> None:
+        """Its channel; meanwhile what makes cards is loaded."""
+        self._request = request
+        self._warn = warn
+        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._made: Future[None] = Future()
+        self._is_served = False
+        _begin(maker.load)
+
+    @property
+    def fd(self) -> int:
+        """PID 1's end."""
+        return self._theirs.fileno()
+
+    def register(self, folder: RecordFolder, site: Site) -> None:
+        """Begin with the card. HostError where this host cannot have any."""
+        if not site.facts.privileged:
+            return  # `orders.check` refuses it
+        uplink = maker.check_host(_pool_of(self._request), _own_ipv4())
+        server = _CardServer(self._request, folder, site, self._ours)
+        self._is_served = True
+        _begin(lambda: server.serve(uplink, self._made, self._warn))
+
+    async def joined(self) -> None:
+        """Return when the kernel has its card; SandboxError if it cannot have one."""
+        await asyncio.wrap_future(self._made)
+
+    def close(self) -> None:
+        """Close our copy of PID 1's end; ours is the thread's."""
+        self._theirs.close()
+        if not self._is_served:
+            self._ours.close()
+
+
+def _begin(act: Callable[[], None]) -> None:
+    """In a thread that nobody waits for: one that serves a kernel lives as long as that."""
+    threading.Thread(target=act, name="sandbox-card", daemon=True).start()
+
+
+def _pool_of(request: LaunchRequest) -> IPv4Network:
+    return parse_pool(request.spec.network.pool)
+
+
+def _own_ipv4() -> list[IPv4Address]:
+    return [IPv4Address(address) for address in own_addresses() if ":" not in address]
+
+
+class _CardServer:
+    """Serves one kernel, in a thread."""
+
+    def __init__(
+        self, request: LaunchRequest, folder: RecordFolder, site: Site, channel: socket.socket
+    ) -> None:
+        self._request = request
+        self._folder = folder
+        self._site = site
+        self._channel = channel
+
+    def serve(self, uplink: str, made: Future[None], warn: Warn) -> None:
+        """From the card's making to the box's end."""
+        with self._channel, contextlib.ExitStack() as held:
+            try:
+                card, box = self._make(uplink, warn, held)
+            except Exception as error:
+                self._tell(wire.FAILED, str(error))
+                made.set_exception(_told(error))
+                return
+            made.set_result(None)
+            self._wait_for_end(card, box)
+            if found := maker.counts(card.pair.address):
+                self._folder.write_last_counts(found.traffic(is_last=True))
+            maker.remove(card.pair.address)
+
+    def _make(self, uplink: str, warn: Warn, held: contextlib.ExitStack) -> tuple[Prepared, int]:
+        card = maker.prepare(self._order(warn), uplink)
+        box = self._receive_namespace()
+        if box < 0:
+            maker.give_up(card)
+            raise OSError("the kernel has ended before it had a network")
+        held.callback(os.close, box)
+        maker.attach(card, box)
+        self._folder.note_card(card.pair.address)
+        self._tell(wire.UP)
+        return card, box
+
+    def _order(self, warn: Warn) -> Order:
+        wish, pool = self._request.spec.network, _pool_of(self._request)
+        rules = Rules.read(self._site.network_allow, wish.deny, [str(pool), *own_addresses()])
+        addresses = _look_up(rules, warn)
+        sandbox_id = self._request.sandbox_id
+        return Order(
+            sandbox_id=sandbox_id,
+            pool=pool,
+            resolvers=self._site.name_servers,
+            reaches=tuple(reach.reaches(rules, addresses.__getitem__)),
+            at_host=tuple(reach.reaches_at_host(rules, addresses.__getitem__)),
+            up_bits=wish.up_bits,
+            down_bits=wish.down_bits,
+            quota_bytes=wish.quota_bytes,
+            connections=wish.connections,
+            new_per_second=wish.new_per_second,
+            owner=maker.owner(sandbox_id, os.getpid(), start_time(os.getpid())),
+        )
+
+    def _receive_namespace(self) -> int:
+        """That of the box, as PID 1 sends it; -1 where it has ended."""
+        word, fds = receive_descriptors(self._channel.fileno())
+        return fds[0] if word and fds else -1
+
+    def _tell(self, word: str, *rest: str) -> None:
+        with contextlib.suppress(OSError):  # PID 1 has ended
+            self._channel.send(wire.message(word, *rest)[: wire.LONGEST])
+
+    def _wait_for_end(self, card: Prepared, box: int) -> None:
+        """Until PID 1 has ended; meanwhile the quota may be used up."""
+        if self._request.spec.network.quota_bytes:
+            with netlink.watch_tables() as changes:
+                self._watch_quota(card, box, changes)
+        while self._channel.recv(wire.LONGEST):
+            pass
+
+    def _watch_quota(self, card: Prepared, box: int, changes: socket.socket) -> None:
+        address = card.pair.address
+        poll = select.poll()
+        for waited in (self._channel, changes):
+            poll.register(waited, select.POLLIN)
+        while not maker.is_used_up(address):
+            if any(fd == self._channel.fileno() for fd, _ in poll.poll()):
+                return
+            netlink.tells_of(changes, maker.quota_of(address))
+        maker.in_namespace(box, lambda: connections.end_connections(address))
+        size = format_bytes(self._request.spec.network.quota_bytes)
+        self._tell(wire.SAY, f"This kernel has sent and received {size}, which is {_QUOTA}")
+
+
+_QUOTA = (
+    "all that network_quota allows it: its connections have ended, and new ones are refused. Ask "
+    "for more with network_quota."
+)
+
+
+def _told(error: Exception) -> SandboxError:
+    if isinstance(error, SandboxError):
+        return error
+    return LaunchError(
+        attempt="give the kernel a network card",
+        answer=str(error),
+        remedy='See jupyter sandbox doctor, or set network = "gateway".',
+        step=_STEP,
+    )
+
+
+def _look_up(rules: Rules, warn: Warn) -> dict[str, list[IPv4Address]]:
+    """The addresses of all names of *rules*. A name that leads nowhere now opens nothing; HostError
+    where it was to be refused."""
+    denied = {rule.name for rule in rules.deny if rule.name}
+    names = {rule.name for rule in rules.allow if rule.name} | denied
+    found: dict[str, list[IPv4Address]] = {}
+    with ThreadPoolExecutor(_LOOK_UPS) as pool:
+        for name, addresses in zip(names, pool.map(_addresses_of, names), strict=True):
+            if not addresses and name in denied:
+                raise HostError(
+                    attempt=f"find the addresses of {name}, which network_deny has",
+                    answer="this machine's name servers tell none",
+                    remedy="Name the addresses themselves, or leave it out.",
+                )
+            if not addresses:
+                warn(f"{name} has no address of IPv4 now: this kernel will not reach it.")
+            found[name] = addresses
+    return found
+
+
+def _addresses_of(name: str) -> list[IPv4Address]:
+    try:
+        found = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [*dict.fromkeys(IPv4Address(entry[4][0]) for entry in found)]
