@@ -311,7 +311,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
     async def _prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         self._refuse_unknown_keys()
         kwargs["cwd"] = os.path.abspath(kwargs.get("cwd") or os.getcwd())
-        self.spec = self.spec_for(kwargs["cwd"])
+        # A share of the memory is one of what the groups around us have: files of the host.
+        self.spec = await off_loop(self.spec_for, kwargs["cwd"])
         self._refuse_silent_weakness()
         keep_templates_out(self)
         if self.parent:

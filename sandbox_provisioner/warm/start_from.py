@@ -176,9 +176,9 @@ async def perform_in_two(
     with stage("await-child"):
         await child.here()
     with stage("open"):
+        await opener.here()
         family = Family(nursery.record.init_pid, child.pid)
-        outside = orders.compile_opening(made.request, site, family)
-        await _let_open(opener, outside, site)
+        outside = await off_loop(_begin_opening, made, opener, site, family)
         fds = await opener.opened()
         if not fds and child.has_failed():  # nothing can be opened for one that has ended
             raise told_by(child, inside, site)
@@ -194,12 +194,8 @@ async def start_from_spare(
 ) -> LocalHandle:
     """Bind *spare*, which runs already in groups of its own, to the start *made*."""
     made.report = spare.report
-    site = replace(made.joined(site), first_id=source.record.first_id)
-    with stage("compile-plan"):
-        outside, inside = orders.compile_claim(made.request, site)
-    await _let_open(opener, outside, site)
-    with stage("take-record"):
-        await off_loop(made.take_record, source.folder, source.record, site)
+    await opener.here()
+    site, outside, inside = await off_loop(_take_over, made, source, opener, site)
     if made.tree and made.record.cgroup_manager:
         made.tree.hold_by(await _string(spare))
     with stage("open"):
@@ -212,9 +208,23 @@ async def start_from_spare(
     return await made.handle(spare, sealed=True)
 
 
-async def _let_open(opener: Performer, outside: Plan, site: Site) -> None:
-    await opener.here()
-    await off_loop(opener.begin, outside, site.descriptors)
+def _begin_opening(made: Ledger, opener: Performer, site: Site, family: Family) -> Plan:
+    outside = orders.compile_opening(made.request, site, family)
+    opener.begin(outside, site.descriptors)
+    return outside
+
+
+def _take_over(
+    made: Ledger, source: Spare, opener: Performer, site: Site
+) -> tuple[Site, Plan, Plan]:
+    """Let *opener* begin, and meanwhile make the spare's record our own."""
+    site = replace(made.joined(site), first_id=source.record.first_id)
+    with stage("compile-plan"):
+        outside, inside = orders.compile_claim(made.request, site)
+    opener.begin(outside, site.descriptors)
+    with stage("take-record"):
+        made.take_record(source.folder, source.record, site)
+    return site, outside, inside
 
 
 async def _performed(performer: Performer, opener: Performer, site: Site, plan: Plan) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -155,7 +154,7 @@ def test_who_has_no_swap_after_all_is_interrupted_before_its_cap(missing, share)
     limits = Limits(
         memory_bytes=512 << 20, swap_bytes=1 << 30, interrupt_share=0.92, interrupt_by_default=True
     )
-    facts = replace(FACTS, cgroups=replace(FACTS.cgroups, missing=missing))
+    facts = dataclasses.replace(FACTS, cgroups=dataclasses.replace(FACTS.cgroups, missing=missing))
     site = site_of(facts, memory_group=(1, "/cg/memory/abc"))
     spec = SandboxSpec(workdir=WORKDIR, limits=limits)
     plan = plan_of(site, spec=spec, connection_file=("kernel.json", "{}"))
