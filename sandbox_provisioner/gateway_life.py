@@ -25,7 +25,7 @@ import os
 import socket
 import subprocess
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -41,7 +41,7 @@ from sandbox_provisioner.errors import LaunchError, SandboxError
 from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.facilities.environment.facts.kernel_files import find_kernel_files
-from sandbox_provisioner.facilities.network.facts.own_addresses import own_addresses
+from sandbox_provisioner.facilities.network.facts.own_addresses import hub_addresses, own_addresses
 from sandbox_provisioner.facilities.network.facts.resolver import find_resolver
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
@@ -86,9 +86,10 @@ class BoxOfGateway:
     counts: int
     survives: bool = False
 
-    def message(self) -> bytes:
-        """What the gateway is told of it."""
-        return wire.message(wire.BOX, json.dumps({"id": self.sandbox_id, **self.rules}))
+    def message(self, own: Sequence[str]) -> bytes:
+        """What the gateway is told of it; *own* are addresses that no rule for all means."""
+        told = {"id": self.sandbox_id, **self.rules, "own_addresses": own}
+        return wire.message(wire.BOX, json.dumps(told))
 
 
 class GatewayAttachment:
@@ -150,9 +151,11 @@ class _Gone(Exception):
 class RunningGateway:
     """One gateway process: its handle, and our end of its control socket."""
 
-    def __init__(self, handle: LocalHandle, control: socket.socket) -> None:
+    def __init__(self, handle: LocalHandle, control: socket.socket, hub: Sequence[str]) -> None:
+        """*hub* are addresses of who has started this server, if somebody has."""
         self.handle = handle
         self._control = control
+        self._hub = hub
         self._patience_seconds = _FIRST_ANSWER_SECONDS
         self._survivors: set[str] = set()
         keep_from_children(self)
@@ -170,7 +173,11 @@ class RunningGateway:
         if box.survives:
             self._outlive(box.sandbox_id)
         try:
-            socket.send_fds(self._control, [box.message()], [box.channel, box.counts])
+            socket.send_fds(
+                self._control,
+                [box.message([*own_addresses(), *self._hub])],
+                [box.channel, box.counts],
+            )
             answer = self._answer()
         except ConnectionError:
             raise _Gone("it has ended", self._last_words()) from None
@@ -311,12 +318,13 @@ class GatewayLife:
                 self._warn(str(error))  # what is left goes with the next sweep
 
     async def _start(self) -> RunningGateway:
+        hub = await off_loop(hub_addresses, Caller.this_process().environment)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, contextlib.ExitStack() as undo:
             undo.callback(ours.close)
             handle = await _start_box(self._runtime, self._perform, self._warn, theirs)
             undo.pop_all()
-            return RunningGateway(handle, ours)
+            return RunningGateway(handle, ours, hub)
 
 
 async def _start_box(
@@ -359,7 +367,7 @@ def _rules_of(request: LaunchRequest, site: Site) -> dict[str, Any]:
     """What the gateway has to know of a kernel, as JSON can hold it."""
     wish = asdict(request.spec.network)
     del wish["mode"]
-    return wish | {"allow": site.network_allow, "own_addresses": own_addresses()}
+    return wish | {"allow": site.network_allow}
 
 
 def _folder_of(name: str) -> str:

@@ -14,7 +14,7 @@ from sandbox_provisioner.app import network
 from sandbox_provisioner.contract import Labels
 from sandbox_provisioner.ends import End
 from sandbox_provisioner.errors import SpecError
-from sandbox_provisioner.facilities.network.facts.own_addresses import own_addresses
+from sandbox_provisioner.facilities.network.facts.own_addresses import hub_addresses, own_addresses
 from sandbox_provisioner.facilities.network.tell.counts import OfName, Traffic, Writer
 from sandbox_provisioner.facilities.network.tell.notices import Refusals
 from sandbox_provisioner.facilities.network.tell.said import as_option, most_used, summary
@@ -60,7 +60,7 @@ def test_a_line_for_the_log_has_the_sums_and_who_was_refused() -> None:
 
 def test_a_line_names_a_few_of_many() -> None:
     many = {f"n{number}.example": OfName(refusals=1) for number in range(20)}
-    assert summary(Traffic(refusals=20, names=many)).endswith("n12.example (1), 15 more names")
+    assert summary(Traffic(refusals=20, names=many)).endswith("n12.example (1), 15 more")
 
 
 def test_what_is_pasted_allows_what_was_wanted() -> None:
@@ -198,3 +198,19 @@ def test_this_machines_addresses_are_those_that_it_answers_to(tmp_path: Path) ->
     assert found == ["10.9.8.7", "192.0.2.2", "fd00::2"]
     assert own_addresses(tmp_path / "none", tmp_path / "none") == []
     assert not {"127.0.0.1", "::1"} & {*own_addresses()}
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses"),
+    [
+        ("http://127.0.0.1:8081/hub/api", ["127.0.0.1"]),
+        ("https://[2001:db8::7]/hub/api", ["2001:db8::7"]),
+        ("http://localhost:8081/hub/api", ["127.0.0.1"]),
+        ("http://hub.invalid:8081/hub/api", []),
+        ("http://[", []),
+        ("", []),
+    ],
+)
+def test_the_hub_is_known_by_what_it_tells_its_servers(url: str, addresses: list[str]) -> None:
+    assert {*addresses} <= {*hub_addresses({"JUPYTERHUB_API_URL": url})}
+    assert bool(addresses) == bool(hub_addresses({"JUPYTERHUB_API_URL": url}))

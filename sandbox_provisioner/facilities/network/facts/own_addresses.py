@@ -1,11 +1,14 @@
-"""own_addresses.py - whoever launches; reads only: by which addresses this machine is reached."""
+"""own_addresses.py - whoever launches; reads only: the addresses of this machine and of its hub."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import socket
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # proc_net(5) has them, and getifaddrs(3) is not in Python's library.
 _IPV4, _IPV6 = Path("/proc/self/net/fib_trie"), Path("/proc/self/net/if_inet6")
@@ -22,6 +25,17 @@ def own_addresses(ipv4: Path = _IPV4, ipv6: Path = _IPV6) -> list[str]:
         lines = ipv6.read_text().splitlines()
         found.update(str(IPv6Address(int(line.split()[0], 16))) for line in lines)
     return sorted(text for text in found if not _is_everywhere(ip_address(text)))
+
+
+def hub_addresses(environment: Mapping[str, str]) -> list[str]:
+    """Those of the hub that has started a server with *environment*; none where there is none, or
+    nobody knows it. Asks a name server perhaps."""
+    with contextlib.suppress(ValueError, OSError):
+        host = urlsplit(environment.get("JUPYTERHUB_API_URL", "")).hostname
+        if host:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            return sorted({str(where[0]).partition("%")[0] for *_, where in found})
+    return []
 
 
 def _is_everywhere(address: IPv4Address | IPv6Address) -> bool:

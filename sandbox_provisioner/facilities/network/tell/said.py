@@ -37,7 +37,7 @@ def _number(count: int, what: str) -> str:
 def _named(names: Mapping[str, OfName]) -> str:
     shown = [f"{name} ({found.refusals})" for name, found in list(names.items())[:_MOST_NAMED]]
     more = len(names) - len(shown)
-    return ", ".join([*shown, *([f"{more} more names"] if more else [])])
+    return ", ".join([*shown, *([f"{more} more"] if more else [])])
 
 
 def refused(names: Mapping[str, OfName]) -> dict[str, OfName]:
