@@ -15,6 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+_FOLDERS = (
+    "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "JUPYTER_DATA_DIR", "JUPYTER_PATH",
+    "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME",
+    "XDG_RUNTIME_DIR",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
@@ -26,6 +32,12 @@ class Caller:
     cwd: str
     umask: int
     environment: Mapping[str, str]
+
+    @property
+    def own_folders(self) -> frozenset[str]:
+        """Those that variables name as the settings, data and sockets of the server."""
+        paths = (path for name in _FOLDERS for path in self.environment.get(name, "").split(":"))
+        return frozenset(path.rstrip("/") for path in paths if path.startswith("/"))
 
     @classmethod
     def this_process(cls) -> Caller:

@@ -49,8 +49,9 @@ def examine(found: Findings) -> list[Check]:
 
 
 def _linux(host: HostFacts) -> Check:
-    version, oldest = (".".join(map(str, number)) for number in (host.kernel, OLDEST_KERNEL))
-    if host.kernel >= OLDEST_KERNEL:
+    kernel = host.machine.kernel
+    version, oldest = (".".join(map(str, number)) for number in (kernel, OLDEST_KERNEL))
+    if kernel >= OLDEST_KERNEL:
         return Check(facility="Linux", state=State.OK, found=f"{version} ({oldest} or newer)")
     return Check(
         facility="Linux",
@@ -62,12 +63,12 @@ def _linux(host: HostFacts) -> Check:
 
 
 def _machine(host: HostFacts) -> Check:
-    if host.machine in MACHINES:
-        return Check(facility="machine", state=State.OK, found=host.machine)
+    if host.machine.architecture in MACHINES:
+        return Check(facility="machine", state=State.OK, found=host.machine.architecture)
     return Check(
         facility="machine",
         state=State.MISSING,
-        found=host.machine,
+        found=host.machine.architecture,
         effect="No sandbox starts: there is no system call filter for this machine.",
         remedy=f"Use one of: {', '.join(MACHINES)}.",
     )

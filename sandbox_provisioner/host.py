@@ -44,68 +44,71 @@ _IDMAPPED_SINCE = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
-    """What is true here. *obstacle* is why there are no namespaces here, as a HostError, or None.
-    *landlock* is the version of Landlock's ABI, 0 without it; *ipv6* whether boxes have IPv6.
+class Machine:
+    """What is so here whoever asks. *landlock* is the version of Landlock's ABI, 0 without it;
+    *ipv6* whether boxes have IPv6."""
 
-    *privileged* is the machine's own root; a root that a container limits is not.
-    *homes* are the home directories that this machine knows of, *own_folders* those that variables
-    of the environment name as the settings, data and sockets of this server; *server* is what it
-    runs and imports.
-    """
-
-    uid: int
-    gid: int
-    home: str
-    privileged: bool
     kernel: tuple[int, int]
-    machine: str
-    obstacle: HostError | None
-    cgroups: CgroupFacts
+    architecture: str
     root_links: Mapping[str, str]
     system_directories: tuple[str, ...]
     system_files: tuple[str, ...]
-    homes: frozenset[str]
-    own_folders: frozenset[str]
-    cwd: str
     landlock: int = 0
     ipv6: bool = False
-    umask: int = 0o022
+
+    @classmethod
+    def probe(cls) -> Machine:
+        """Look at it."""
+        links, directories = system_tree()
+        return cls(
+            kernel=_kernel_release(),
+            architecture=os.uname().machine,
+            root_links=links,
+            system_directories=directories,
+            system_files=system_files(),
+            landlock=landlock_version(),
+            ipv6=has_ipv6(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What this *machine* lets the *caller* do. *obstacle* is why there are no namespaces here, as
+    a HostError, or None.
+
+    *privileged* is the machine's own root; a root that a container limits is not.
+    *homes* are the home directories that this machine knows of, with the caller's; *server* is what
+    that one runs and imports.
+    """
+
+    machine: Machine
+    caller: Caller
+    privileged: bool
+    obstacle: HostError | None
+    cgroups: CgroupFacts
+    homes: frozenset[str]
     server: Server = field(default_factory=Server)
 
     @property
     def asker(self) -> Asker:
         """Who opens what a kernel is given. Anybody can set HOME: that one counts for nothing."""
-        return Asker.of(self.uid, self.homes - {self.home})
+        return Asker.of(self.caller.uid, self.homes - {self.caller.home})
 
     @classmethod
     def probe(cls, server_places: Iterable[str] = (), caller: Caller | None = None) -> HostFacts:
         """Look at this machine for *caller*, who is this process unless somebody else is named;
         *server_places* are more that the server runs. Costs a few ms, starts nothing."""
-        caller = caller or Caller.this_process()
-        kernel = _kernel_release()
-        links, directories = system_tree()
+        caller, machine = caller or Caller.this_process(), Machine.probe()
         status = Path("/proc/self/status").read_text()
         privileged = caller.uid == 0 and _has_capability(21, status) and _maps_all_ids()
         return cls(
-            uid=caller.uid,
-            gid=caller.gid,
-            home=caller.home,
+            machine=machine,
+            caller=caller,
             privileged=privileged,
-            kernel=kernel,
-            machine=os.uname().machine,
-            obstacle=_obstacle(kernel, privileged=privileged),
+            obstacle=_obstacle(machine, privileged=privileged),
             cgroups=survey(),
-            root_links=links,
-            system_directories=directories,
-            system_files=system_files(),
             homes=_homes(caller.home),
-            own_folders=_own_folders(caller.environment),
-            cwd=caller.cwd,
-            landlock=landlock_version(),
-            ipv6=has_ipv6(),
-            umask=caller.umask,
-            server=this_server(caller.cwd, server_places),
+            server=this_server(caller.cwd, caller.environment, server_places),
         )
 
 
@@ -121,16 +124,6 @@ def _homes(own: str) -> frozenset[str]:
     return frozenset(home.rstrip("/") for home in homes if home.startswith("/")) - too_short - {""}
 
 
-def _own_folders(environment: Mapping[str, str]) -> frozenset[str]:
-    names = (
-        "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "JUPYTER_DATA_DIR", "JUPYTER_PATH",
-        "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME",
-        "XDG_RUNTIME_DIR",
-    )  # fmt: skip
-    paths = (path for name in names for path in environment.get(name, "").split(":"))
-    return frozenset(path.rstrip("/") for path in paths if path.startswith("/"))
-
-
 def _has_capability(number: int, status: str) -> bool:
     match = re.search(r"CapEff:\s*([0-9a-f]+)", status)
     return bool(match and int(match[1], 16) >> number & 1)
@@ -142,20 +135,20 @@ def _maps_all_ids() -> bool:
     return first[:2] == ["0", "0"] and int(first[2]) >= 1 << 31
 
 
-def _obstacle(kernel: tuple[int, int], *, privileged: bool) -> HostError | None:
+def _obstacle(machine: Machine, *, privileged: bool) -> HostError | None:
     """Why user namespaces, and with them every sandbox, cannot be had here; None where they can."""
     attempt = "use namespaces on this machine"
-    machine = os.uname().machine
+    kernel = machine.kernel
     if kernel < OLDEST_KERNEL:
         return HostError(
             attempt=attempt,
             answer=f"this is Linux {kernel[0]}.{kernel[1]}",
             remedy=f"Linux {OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or newer is needed.",
         )
-    if machine not in MACHINES:
+    if machine.architecture not in MACHINES:
         return HostError(
             attempt=attempt,
-            answer=f"there is no system call filter for {machine}",
+            answer=f"there is no system call filter for {machine.architecture}",
             remedy=f"The machines that have one are: {', '.join(MACHINES)}.",
         )
     cause = current_obstacle(privileged=privileged)
@@ -234,9 +227,9 @@ class WorkdirFacts:
             covered = find_covered(
                 place,
                 covers,
-                home=facts.home,
+                home=facts.caller.home,
                 homes=facts.homes,
-                own_folders=facts.own_folders,
+                own_folders=facts.caller.own_folders,
                 run_by_host=run_by_host,
             )
         except TooManyFolders as error:
@@ -290,7 +283,7 @@ class VolumeFacts:
 def _is_idmappable(mount: Mount, facts: HostFacts) -> bool:
     """mount_setattr(2): the file system can do it, and nobody has done it yet."""
     since = _IDMAPPED_SINCE.get(mount.filesystem, (1 << 16, 0))
-    return facts.kernel >= since and not mount.idmapped
+    return facts.machine.kernel >= since and not mount.idmapped
 
 
 def _unmapped(place: Place, facts: HostFacts) -> tuple[Mount, ...]:

@@ -178,7 +178,7 @@ class LocalLauncher:
             volumes=volumes,
             join_files=tree.join_files,
             id_range=_id_range(spec, facts),
-            user_tasks=0 if counts_alone else count_tasks(facts.uid),
+            user_tasks=0 if counts_alone else count_tasks(facts.caller.uid),
             memory_group=tree.memory_group,
             memory_above=above,
             catch_obstacle=catch_obstacle(facts) if network is Network.GATEWAY else "",
@@ -242,8 +242,8 @@ class LocalLauncher:
             files.program,
             request.environment,
             Files(
-                uid=facts.uid,
-                home=facts.home,
+                uid=facts.caller.uid,
+                home=facts.caller.home,
                 visible=frozenset(request.spec.covers.home_visible),
                 writable=tuple(filter(None, (workdir.source, *writable))),
                 covered=workdir.out_of_reach,
@@ -371,9 +371,11 @@ def _keep_apart(runtime: Path, site: Site) -> None:
 
 def _counts_everywhere(facts: HostFacts) -> bool:
     """Whether RLIMIT_NPROC is needed, and counts more than the box (`facilities/caps/plan`)."""
-    return "pids" in facts.cgroups.missing and facts.kernel < (5, 14) and not facts.privileged
+    return (
+        "pids" in facts.cgroups.missing and facts.machine.kernel < (5, 14) and not facts.privileged
+    )
 
 
 def _id_range(spec: SandboxSpec, facts: HostFacts) -> IdRange | None:
     wished = spec.user_ids is UserIds.RANGE and not facts.privileged
-    return find_id_range(facts.uid) if wished else None
+    return find_id_range(facts.caller.uid) if wished else None

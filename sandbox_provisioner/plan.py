@@ -183,18 +183,18 @@ class Site:
     @property
     def uid(self) -> int:
         """The kernel's user id inside: never 0, also where a container's root starts it."""
-        return KERNEL_ID if self.facts.privileged else self.facts.uid or KERNEL_ID
+        return KERNEL_ID if self.facts.privileged else self.facts.caller.uid or KERNEL_ID
 
     @property
     def gid(self) -> int:
         """The kernel's group id inside: never 0, which some platforms give to every user."""
-        return KERNEL_ID if self.facts.privileged else self.facts.gid or KERNEL_ID
+        return KERNEL_ID if self.facts.privileged else self.facts.caller.gid or KERNEL_ID
 
     @property
     def outside_uid(self) -> int:
         """The kernel's user id as the host sees it."""
         if not self.facts.privileged:
-            return self.facts.uid
+            return self.facts.caller.uid
         return (
             self.first_id + KERNEL_ID if self.workdir.idmappable else self.workdir.place.owner_uid
         )
@@ -203,7 +203,7 @@ class Site:
     def outside_gid(self) -> int:
         """The kernel's group id as the host sees it."""
         if not self.facts.privileged:
-            return self.facts.gid
+            return self.facts.caller.gid
         return (
             self.first_id + KERNEL_ID if self.workdir.idmappable else self.workdir.place.owner_gid
         )
@@ -211,7 +211,7 @@ class Site:
     @property
     def home(self) -> str:
         """HOME inside: the work directory if it is the server's own home, as users expect there."""
-        is_own = os.path.realpath(self.facts.home) == self.workdir.source
+        is_own = os.path.realpath(self.facts.caller.home) == self.workdir.source
         return self.workdir.path if is_own else HOME
 
 

@@ -39,7 +39,11 @@ def _answer_of(*command: str) -> str:
 
 def _root() -> str:
     facts = HostFacts.probe()
-    return "" if facts.privileged else f"uid {facts.uid} has not the rights of the machine's root"
+    return (
+        ""
+        if facts.privileged
+        else f"uid {facts.caller.uid} has not the rights of the machine's root"
+    )
 
 
 def _cgroup() -> str:
@@ -119,7 +123,7 @@ def _public_python() -> str:
 
 
 def _landlock() -> str:
-    return "" if HostFacts.probe().landlock else "this Linux has no Landlock"
+    return "" if HostFacts.probe().machine.landlock else "this Linux has no Landlock"
 
 
 def ordinary_python() -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 from sandbox_provisioner import orders
+from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import Bound, CgroupFacts
 from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles, OwnSite
@@ -26,7 +27,7 @@ from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, IdRange
 from sandbox_provisioner.facilities.network.facts.packages import Packages
 from sandbox_provisioner.facilities.network.facts.resolver import ResolverPlace
 from sandbox_provisioner.facilities.workdir.facts.covers import Covered
-from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
+from sandbox_provisioner.host import HostFacts, Machine, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.plan import HOME, Family, LaunchRequest, Plan, Site, Step
@@ -40,6 +41,7 @@ from sandbox_provisioner.spec import (
     Volume,
 )
 from sandbox_provisioner.warm.obstacles import obstacle
+from tests.hosts import host_with
 
 FOLDER = Path(__file__).parent / "unit" / "golden"
 
@@ -84,23 +86,21 @@ TOLD = Packages(
 ASKED = (IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2"))
 
 ROOT = HostFacts(
-    uid=0,
-    gid=0,
-    home="/root",
+    machine=Machine(
+        kernel=(6, 12),
+        architecture="x86_64",
+        root_links={"/bin": "usr/bin", "/lib": "usr/lib"},
+        system_directories=("/usr", "/etc/alternatives"),
+        system_files=("/etc/ld.so.cache", "/etc/localtime"),
+        landlock=6,
+    ),
+    caller=Caller(uid=0, gid=0, home="/root", cwd="/", umask=0o022, environment={}),
     privileged=True,
-    kernel=(6, 12),
-    machine="x86_64",
     obstacle=None,
     cgroups=CgroupFacts(version=1, bases={}, missing={}),
-    root_links={"/bin": "usr/bin", "/lib": "usr/lib"},
-    system_directories=("/usr", "/etc/alternatives"),
-    system_files=("/etc/ld.so.cache", "/etc/localtime"),
     homes=frozenset({"/root", "/home/ann"}),
-    own_folders=frozenset(),
-    cwd="/",
-    landlock=6,
 )
-USER = replace(
+USER = host_with(
     ROOT,
     uid=1000,
     gid=1001,
@@ -280,7 +280,7 @@ def with_network(mode: Network, start: Callable[[LaunchRequest, Site], Plans]) -
 
     def of_network(request: LaunchRequest, site: Site) -> Plans:
         spec = replace(request.spec, network=NetworkWish(mode=mode))
-        facts = replace(site.facts, ipv6=True)
+        facts = host_with(site.facts, ipv6=True)
         files = replace(site.files, own_site=OWN_SITE, readonly=(*site.files.readonly, SHOWN))
         site = replace(site, files=files, network_allow=TOLD.rules, packages=TOLD)
         held = {"network": -1} if start in {cold, child, claim} else {}

@@ -107,7 +107,7 @@ class DoctorApp(SandboxCommand):
             workdir=_answer(lambda: _work_directory(here, host)),
             sysctls=dict(_sysctls()),
             surroundings=Surroundings.probe(),
-            id_range=_answer(lambda: find_id_range(host.uid)),
+            id_range=_answer(lambda: find_id_range(host.caller.uid)),
             runtime=str(runtime) if usable else runtime,
             runtime_free_bytes=shutil.disk_usage(runtime).free if usable else 0,
             entry_point=_entry_point(),

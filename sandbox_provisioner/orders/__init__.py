@@ -62,11 +62,11 @@ def compile_claim(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
 
 def compile_network_trial(facts: HostFacts) -> Plan:
     """What a launcher tries, for nobody, that a kernel with a gateway needs of this Linux."""
-    maps = f"0 {facts.uid} 1", f"0 {facts.gid} 1"
+    maps = f"0 {facts.caller.uid} 1", f"0 {facts.caller.gid} 1"
     steps = (
         Step("unshare-user-namespace", maps),
         Step("unshare", ("network",)),
-        *network.trial(ipv6=facts.ipv6),
+        *network.trial(ipv6=facts.machine.ipv6),
         Step("hand-over"),
     )
     return Plan(steps)

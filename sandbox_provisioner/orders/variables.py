@@ -42,7 +42,7 @@ def before_installs(
 def _of_installs(request: LaunchRequest, site: Site, found: Mapping[str, str]) -> dict[str, str]:
     told = site.packages.variables
     facts = site.facts
-    shown = (*facts.system_directories, *facts.system_files, *site.files.readonly)
+    shown = (*facts.machine.system_directories, *facts.machine.system_files, *site.files.readonly)
     certificates = installs.of_certificates(request.environment, told, shown)
     plain = {name: value for name, value in told.items() if name not in installs.OF_FILES}
     return installs.variables(found, site.files.program, site.files.own_site, plain | certificates)

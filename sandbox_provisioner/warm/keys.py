@@ -90,7 +90,7 @@ def made_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str
         real_path(program),
         freshness(program),
         site.files.readonly,
-        site.facts.system_files,
+        site.facts.machine.system_files,
         sorted((name, v) for name, v in variables.items() if not late.fullmatch(name)),
         preload,
         (site.uid, site.gid),
@@ -130,7 +130,8 @@ def spare_key_of(request: LaunchRequest, site: Site, key: str) -> str:
     spec = replace(request.spec, workdir=HOME, volumes=(), limits=limits)
     name = request.connection_file[0] if request.connection_file else ""
     words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
-    box = (repr(spec), by_default, words, request.pump, request.logged, site.home, site.facts.umask)
+    umask = site.facts.caller.umask
+    box = (repr(spec), by_default, words, request.pump, request.logged, site.home, umask)
     # They are made with the box, by variables that a nursery's key leaves out.
     told = sorted(files_from_caps(variables_for(request, site)).items())
     return _digest((key, *box, told))[:16]

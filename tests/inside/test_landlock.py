@@ -35,7 +35,7 @@ LANDLOCK = {"confinement": Confinement.LANDLOCK}
 WAIVED = {name: OnMissing.WARN for name in ("memory", "cpu", "cpuset", "pids")}
 REFUSED = {"EPERM", "EACCES"}
 signals_are_kept_back = pytest.mark.skipif(
-    HostFacts.probe().landlock < 6, reason="Landlock keeps back signals since version 6"
+    HostFacts.probe().machine.landlock < 6, reason="Landlock keeps back signals since version 6"
 )
 
 

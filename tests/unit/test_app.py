@@ -24,15 +24,17 @@ from sandbox_provisioner.app.command import SandboxCommand, UsageError
 from sandbox_provisioner.app.listing import format_age
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.app.twins import twin_of, write_twin
+from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.checks import Check, Findings, Kernel, State
 from sandbox_provisioner.errors import COLUMNS, HostError, LaunchError, SpecError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
 from sandbox_provisioner.facilities.ids.facts import IdRange
 from sandbox_provisioner.facilities.namespaces.facts import APPARMOR, Surroundings
 from sandbox_provisioner.facilities.workdir.tell import WATCHERS
-from sandbox_provisioner.host import HostFacts, WorkdirFacts
+from sandbox_provisioner.host import HostFacts, Machine, WorkdirFacts
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
+from tests.hosts import host_with
 
 Command = Callable[..., str]
 
@@ -411,24 +413,24 @@ NO_NAMESPACES = HostError(attempt="make namespaces", answer="EPERM", remedy="Ask
 
 
 def host_facts(**changes: Any) -> HostFacts:
-    facts: dict[str, Any] = {
-        "uid": 1000,
-        "gid": 1000,
-        "home": "/home/u",
-        "privileged": False,
-        "kernel": (6, 8),
-        "machine": "x86_64",
-        "obstacle": None,
-        "cgroups": CgroupFacts(version=2, bases=MappingProxyType({}), missing={}),
-        "root_links": {},
-        "system_directories": ("/usr",),
-        "system_files": (),
-        "homes": frozenset(),
-        "own_folders": frozenset(),
-        "cwd": "/home/u",
-        "landlock": 7,
-    }
-    return HostFacts(**facts | changes)
+    facts = HostFacts(
+        machine=Machine(
+            kernel=(6, 8),
+            architecture="x86_64",
+            root_links={},
+            system_directories=("/usr",),
+            system_files=(),
+            landlock=7,
+        ),
+        caller=Caller(
+            uid=1000, gid=1000, home="/home/u", cwd="/home/u", umask=0o022, environment={}
+        ),
+        privileged=False,
+        obstacle=None,
+        cgroups=CgroupFacts(version=2, bases=MappingProxyType({}), missing={}),
+        homes=frozenset(),
+    )
+    return host_with(facts, **changes)
 
 
 def workdir_facts(**changes: Any) -> WorkdirFacts:
@@ -507,7 +509,7 @@ def test_doctor_finds_nothing_where_everything_works() -> None:
     ("facility", "changes", "remedy"),
     [
         ("Linux", {"host": host_facts(kernel=(5, 4))}, "Boot Linux 5.12"),
-        ("machine", {"host": host_facts(machine="riscv64")}, "x86_64, aarch64"),
+        ("machine", {"host": host_facts(architecture="riscv64")}, "x86_64, aarch64"),
         ("user namespaces", around({"user.max_user_namespaces": "0"}), "=28633"),
         ("user namespaces", around({"kernel.unprivileged_userns_clone": "0"}), "=1"),
         ("user namespaces", refused({APPARMOR: "1"}), "restrict_unprivileged_userns=0"),

@@ -18,13 +18,14 @@ from sandbox_provisioner.facilities.workdir.facts.covers import Covered
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.places import Folders
 from sandbox_provisioner.spec import Covers, Volume, relative
+from tests.hosts import host_with
 
 COVERS = Covers(home_directories=(".ssh",), home_files=(".bashrc",), home_frozen=(".cargo",))
 
 
 def probe(path: Path, **changes: Any) -> Covered:
-    nothing = {"homes": frozenset(), "home": "/x", "own_folders": frozenset(), "cwd": "/"}
-    facts = dataclasses.replace(HostFacts.probe(), **{**nothing, **changes})
+    nothing = {"homes": frozenset(), "home": "/x", "environment": {}, "cwd": "/"}
+    facts = host_with(HostFacts.probe(), **{**nothing, **changes})
     return look_at(str(path), facts, COVERS).covered
 
 
@@ -86,7 +87,7 @@ def test_secrets_among_programs_that_are_shown_are_covered_by_their_real_paths(
     (tmp_path / ".cargo/linked").symlink_to("../mine")
     secrets = (".cargo/cred*", ".cargo/versions/*/token", ".cargo/linked", ".nvm/*")
     covers = dataclasses.replace(COVERS, home_secrets=secrets)
-    facts = dataclasses.replace(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
+    facts = host_with(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
     found = look_at(str(tmp_path), facts, covers).covered
     assert found.files == (".cargo/credentials", ".cargo/versions/1/token", "mine")
     assert found.frozen == (".cargo",)
@@ -95,7 +96,7 @@ def test_secrets_among_programs_that_are_shown_are_covered_by_their_real_paths(
 def test_a_name_that_would_be_seen_has_no_link_for_a_stand_in(tmp_path: Path) -> None:
     """File browsers show links to nothing, and no sockets."""
     covers = dataclasses.replace(COVERS, home_frozen=("bin", ".cargo"))
-    facts = dataclasses.replace(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
+    facts = host_with(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
     found = look_at(str(tmp_path), facts, covers).covered
     assert found.sockets == ("bin",)
     assert found.links == (".bashrc", ".cargo")
@@ -312,7 +313,7 @@ def test_programs_in_a_home_are_read_only_where_they_are(tmp_path: Path) -> None
 def test_a_part_of_a_home_is_covered_by_what_lies_in_it(tmp_path: Path) -> None:
     covers = Covers(home_directories=(".local/share/jupyter", ".local/bin", ".ssh"))
     (tmp_path / ".local").mkdir()
-    facts = dataclasses.replace(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
+    facts = host_with(HostFacts.probe(), homes=frozenset({str(tmp_path)}), cwd="/")
     found = look_at(f"{tmp_path}/.local", facts, covers).covered
     assert {"share/jupyter", "bin"} <= set(found.directories)
 
@@ -412,7 +413,8 @@ def test_the_machine_is_looked_at_on_behalf_of_whoever_asks(
         uid=4711, gid=4712, home=home, cwd=home, umask=0o077, environment={"IPYTHONDIR": "/of/it"}
     )  # fmt: skip
     facts = HostFacts.probe(caller=asks)
-    found = facts.uid, facts.gid, facts.home, facts.cwd, facts.umask, facts.privileged
+    who = facts.caller
+    found = who.uid, who.gid, who.home, who.cwd, who.umask, facts.privileged
     assert found == (4711, 4712, home, home, 0o077, False)
-    assert facts.own_folders == {"/of/it"}
+    assert facts.caller.own_folders == {"/of/it"}
     assert "/of/the/launching/process" not in facts.homes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import venv
@@ -19,6 +18,7 @@ from sandbox_provisioner.facilities.environment.facts.kernel_files import (
 )
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.spec import relative
+from tests.hosts import host_with
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def shows(found, path):
 
 def test_our_own_interpreter_brings_its_environment(facts):
     found = find_kernel_files([sys.executable], os.environ, facts)
-    system = facts.system_directories
+    system = facts.machine.system_directories
     for path in {sys.prefix, sys.base_prefix}:
         assert shows(found, path) or any(relative(path, folder) is not None for folder in system)
     assert found.program == sys.executable
@@ -129,9 +129,7 @@ def test_a_program_that_is_not_executable_is_told_from_a_missing_one(facts, tmp_
 def test_a_whole_home_is_never_shown_because_it_is_on_the_path(facts, tmp_path):
     home = tmp_path / "home"
     (home / "package").mkdir(parents=True)
-    crowded = HostFacts(**{
-        name: getattr(facts, name) for name in facts.__dataclass_fields__ if name != "homes"
-    }, homes=frozenset({str(home)}))  # fmt: skip
+    crowded = host_with(facts, homes=frozenset({str(home)}))
     extra = [str(home), str(tmp_path), str(home / "package"), "/tmp", "/etc", "/home"]
     found = find_kernel_files(["/bin/sh"], {}, crowded, extra)
     assert found.readonly == (str(home / "package"),)
@@ -221,7 +219,7 @@ def test_what_is_left_out_of_the_path_and_of_the_command_is_told(facts, tmp_path
 
 
 def test_r_is_told_where_its_users_packages_are(facts, tmp_path):
-    home = dataclasses.replace(facts, home=str(tmp_path))
+    home = host_with(facts, home=str(tmp_path))
     library = tmp_path / "R/x86_64-pc-linux-gnu-library"
     library.mkdir(parents=True)
     for argv in ([make_program(tmp_path / "r/bin/R"), "-e", "1"], ["env", tmp_path / "r/bin/R"]):

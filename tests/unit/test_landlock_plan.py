@@ -26,11 +26,10 @@ from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record
 from sandbox_provisioner.spec import Confinement, Limits, Network, NetworkWish, SandboxSpec, Volume
+from tests.hosts import host_with
 
 FOLDER = "/run/user/1000/sandbox-provisioner/abc"
-ORDINARY = dataclasses.replace(
-    FACTS, uid=1000, gid=1000, privileged=False, home="/home/me", landlock=7
-)
+ORDINARY = host_with(FACTS, uid=1000, gid=1000, privileged=False, home="/home/me", landlock=7)
 
 
 def site_of(facts=ORDINARY, workdir=WORKDIR_FACTS, files=FILES, **changes):
@@ -131,18 +130,18 @@ def test_a_volume_elsewhere_than_outside_is_refused():
 )
 def test_a_host_or_a_server_that_it_does_not_fit_is_refused(changes, words):
     with pytest.raises(HostError, match=words):
-        plan_of(site_of(dataclasses.replace(ORDINARY, **changes)))
+        plan_of(site_of(host_with(ORDINARY, **changes)))
 
 
 def test_missing_namespaces_are_no_obstacle():
     obstacle = HostError(attempt="use namespaces", answer="no", remedy="none")
-    assert plan_of(site_of(dataclasses.replace(ORDINARY, obstacle=obstacle))).steps
+    assert plan_of(site_of(host_with(ORDINARY, obstacle=obstacle))).steps
 
 
 def test_a_waived_cap_becomes_a_resource_limit():
     limits = Limits(pids=100, memory_bytes=1 << 30)
     missing = {"pids": "not writable", "memory": "not writable"}
-    facts = dataclasses.replace(ORDINARY, cgroups=CgroupFacts(version=0, bases={}, missing=missing))
+    facts = host_with(ORDINARY, cgroups=CgroupFacts(version=0, bases={}, missing=missing))
     found = {step.words for step in plan_of(site_of(facts, user_tasks=7), limits).steps}
     wanted = {("nproc=107:107",), (f"data={1 << 30}:{1 << 30}",)}
     assert wanted <= found
@@ -154,7 +153,7 @@ def test_what_is_lost_is_told_in_the_plan():
     text = plan_of().describe()
     assert all(lost in text for lost in losses(ORDINARY))
     assert "signals" not in " ".join(losses(ORDINARY))
-    assert "signals" in " ".join(losses(dataclasses.replace(ORDINARY, landlock=5)))
+    assert "signals" in " ".join(losses(host_with(ORDINARY, landlock=5)))
 
 
 def test_a_sandbox_without_a_pid_namespace_is_not_ended_by_killing_its_init():

@@ -17,6 +17,7 @@ from leaks import Watch
 from sandbox_provisioner.facilities.caps.cgroup import open_tree, survey
 from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.spec import Limits
+from tests.groups import ended
 
 pytest_plugins = ["pytester"]
 
@@ -106,7 +107,7 @@ def test_a_control_group_is_found(own_watch):
     tree = open_tree(survey(), "test-left", Limits(pids=8), lambda _: False, print)
     tree.create(Limits(pids=8))
     assert [line for line in own_watch.leaks() if "cgroup: " in line and "test-left" in line]
-    tree.remove_blocking()
+    ended(survey(), "test-left")
     assert own_watch.leaks() == []
 
 

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
 from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
 from sandbox_provisioner.facilities.ids.facts import IdRange
 from sandbox_provisioner.facilities.workdir.facts.covers import Covered
-from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
+from sandbox_provisioner.host import HostFacts, Machine, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.inside.wire import decode
 from sandbox_provisioner.launcher.verbs import VERBS
 from sandbox_provisioner.mounts import Mount
@@ -21,25 +22,24 @@ from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step
 from sandbox_provisioner.spec import WRITTEN_THROUGH, Limits, SandboxSpec, UserIds, Volume
+from tests.hosts import host_with
 
 WORKDIR = "/srv/me"
 FIRST_ID = 0x70000000
 
 FACTS = HostFacts(
-    uid=0,
-    gid=0,
-    home="/root",
+    machine=Machine(
+        kernel=(6, 18),
+        architecture="x86_64",
+        root_links={"/bin": "usr/bin"},
+        system_directories=("/usr",),
+        system_files=("/etc/localtime",),
+    ),
+    caller=Caller(uid=0, gid=0, home="/root", cwd="/", umask=0o022, environment={}),
     privileged=True,
-    kernel=(6, 18),
-    machine="x86_64",
     obstacle=None,
     cgroups=CgroupFacts(version=0, bases={}, missing={}),
-    root_links={"/bin": "usr/bin"},
-    system_directories=("/usr",),
-    system_files=("/etc/localtime",),
     homes=frozenset(),
-    own_folders=frozenset(),
-    cwd="/",
 )
 WORKDIR_PLACE = Place(
     path=WORKDIR,
@@ -74,7 +74,7 @@ def site_of(facts=FACTS, workdir=WORKDIR_FACTS, files=FILES, **changes):
     return Site(facts=facts, workdir=workdir, files=files, first_id=FIRST_ID, **changes)
 
 
-ORDINARY = changed(FACTS, uid=1000, gid=1001, privileged=False, home="/home/me")
+ORDINARY = host_with(FACTS, uid=1000, gid=1001, privileged=False, home="/home/me")
 
 
 def plan_of(site=None, **options):
@@ -258,13 +258,13 @@ def test_an_ordinary_user_maps_only_themselves():
 
 
 def test_a_containers_root_starts_kernels_that_are_nobodys_root():
-    plan = plan_of(site_of(changed(ORDINARY, uid=0, gid=0)))
+    plan = plan_of(site_of(host_with(ORDINARY, uid=0, gid=0)))
     assert words_of(plan, "unshare-user-namespace") == [("1000 0 1", "1000 0 1")]
     assert words_of(plan, "become") == [("1000", "1000")]
 
 
 def test_a_user_whose_group_is_roots_has_another_one_inside():
-    plan = plan_of(site_of(changed(ORDINARY, gid=0)))
+    plan = plan_of(site_of(host_with(ORDINARY, gid=0)))
     assert words_of(plan, "unshare-user-namespace") == [("1000 1000 1", "1000 0 1")]
 
 
@@ -302,7 +302,7 @@ def test_a_root_server_has_its_own_ranges_whatever_is_asked():
 def test_an_obstacle_of_the_host_is_raised_as_it_is():
     obstacle = HostError(attempt="try", answer="no", remedy="Wait.")
     with pytest.raises(HostError) as caught:
-        plan_of(site_of(changed(FACTS, obstacle=obstacle)))
+        plan_of(site_of(host_with(FACTS, obstacle=obstacle)))
     assert caught.value is obstacle
 
 
@@ -439,11 +439,11 @@ def test_the_home_inside_is_the_work_directory_only_where_it_is_the_servers_own(
         return next(pair for pair in pairs if pair.startswith("HOME="))
 
     assert home(site_of()) == "HOME=/home/jovyan"
-    assert home(site_of(changed(FACTS, home=WORKDIR))) == f"HOME={WORKDIR}"
+    assert home(site_of(host_with(FACTS, home=WORKDIR))) == f"HOME={WORKDIR}"
 
 
 def test_the_filter_is_that_of_the_machine():
-    other = plan_of(site_of(changed(FACTS, machine="aarch64")))
+    other = plan_of(site_of(host_with(FACTS, architecture="aarch64")))
     assert words_of(other, "system-call-filter") != words_of(plan_of(), "system-call-filter")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.machinery
 import os
 import subprocess
@@ -23,6 +22,7 @@ from sandbox_provisioner.facilities.workdir.facts.run_by_host import (
 )
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.spec import Covers
+from tests.hosts import host_with
 
 
 def places(work: Path, **server: Any) -> set[str]:
@@ -110,7 +110,7 @@ def test_what_is_there_becomes_read_only_and_what_is_not_gets_a_stand_in(tmp_pat
     server = Server(
         programs=tuple(("PATH", f"{tmp_path}/{name}") for name in ("tools/bin", "dangling"))
     )
-    facts = dataclasses.replace(HostFacts.probe(), server=server, homes=frozenset(), cwd="/")
+    facts = host_with(HostFacts.probe(), server=server, homes=frozenset(), cwd="/")
     with ExitStack() as opened:
         found = WorkdirFacts.probe(str(tmp_path), facts, Covers(), opened)
     assert found.covered.frozen == (".venv",)
@@ -183,7 +183,7 @@ def test_what_was_moved_there_is_not_taken_for_what_every_python_has(
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for _ in range(2):
         look_there_last(str(tmp_path), sys.path)
-        assert notice(str(tmp_path), this_server("/")) == ""
+        assert notice(str(tmp_path), this_server("/", os.environ)) == ""
     assert str(tmp_path) in sys.path
 
 
@@ -220,7 +220,7 @@ def test_this_process_tells_what_it_has(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", f"{tmp_path}/bin::relative")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/lib")
     monkeypatch.setattr(sys, "path", ["/of/this/command", *sys.path])
-    found = this_server("/start", ("/more",))
+    found = this_server("/start", os.environ, ("/more",))
     assert {("PATH", f"{tmp_path}/bin"), ("PATH", "/start"), ("PATH", "/start/relative")} <= set(
         found.programs
     )

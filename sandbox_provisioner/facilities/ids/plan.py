@@ -30,9 +30,10 @@ def check(site: Site) -> None:
                 "/etc/fuse.conf has to say user_allow_other), or work on another file system.",
             )
     if site.facts.privileged and not workdir.idmappable and workdir.place.owner_uid == 0:
+        linux = ".".join(map(str, site.facts.machine.kernel))
         raise HostError(
             attempt=f"show {workdir.path} to a kernel that is not root",
-            answer=f"it belongs to root, and Linux {'.'.join(map(str, site.facts.kernel))} cannot "
+            answer=f"it belongs to root, and Linux {linux} cannot "
             f"map the ids of a mount of {workdir.place.filesystem}",
             remedy=f"Give it to an ordinary user (chown), or work on a file system such as ext4, "
             f"xfs or btrfs, so that the files in {workdir.path} can keep their owner.",
@@ -82,12 +83,12 @@ def _own(start: Start) -> Step:
             remedy='Set user_ids to "single".',
         )
     why = "the user's own id, and for every other one of /etc/subuid's; mapped by set-uid helpers"
-    maps = ids.maps(facts.uid, facts.gid, site.uid, site.gid)
+    maps = ids.maps(facts.caller.uid, facts.caller.gid, site.uid, site.gid)
     return Step("map-user-namespace", (ids.newuidmap, ids.newgidmap, *maps), why)
 
 
 def _single(site: Site) -> tuple[str, str]:
-    return f"{site.uid} {site.facts.uid} 1", f"{site.gid} {site.facts.gid} 1"
+    return f"{site.uid} {site.facts.caller.uid} 1", f"{site.gid} {site.facts.caller.gid} 1"
 
 
 def map_owners(start: Start) -> Iterator[Step]:

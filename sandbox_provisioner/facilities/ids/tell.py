@@ -13,7 +13,7 @@ def user_ids(found: Findings) -> Check:
     facility, host, ids = "user ids of kernels", found.host, found.id_range
     if host.privileged:
         return Check(facility=facility, state=State.OK, found=f"a range of {IDS} for each kernel")
-    if host.uid == 0:
+    if host.caller.uid == 0:
         return Check(
             facility=facility,
             state=State.NOTE,

@@ -186,13 +186,13 @@ def limit_without_groups(start: Start) -> Iterator[Step]:
 
 def allow(start: Start) -> Iterator[Step]:
     """The rules."""
-    site, facts, folder = start.site, start.site.facts, _folder(start)
+    site, machine, folder = start.site, start.site.facts.machine, _folder(start)
     is_kernel = start.request.connection_file is not None
-    why = f"version {facts.landlock}: everything it knows is forbidden but for what follows"
-    yield Step("landlock-rules", (str(facts.landlock),), why)
-    programs = (*facts.system_directories, *site.files.readonly)
+    why = f"version {machine.landlock}: everything it knows is forbidden but for what follows"
+    yield Step("landlock-rules", (str(machine.landlock),), why)
+    programs = (*machine.system_directories, *site.files.readonly)
     yield Step("landlock-allow", ("run", *programs), "the system's and the kernel's programs")
-    yield Step("landlock-allow", ("read", *facts.system_files), "what programs need of /etc")
+    yield Step("landlock-allow", ("read", *machine.system_files), "what programs need of /etc")
     yield Step("landlock-allow", ("use", *(f"/dev/{name}" for name in _DEVICES)))
     yield Step("landlock-allow", ("read", *(f"/proc/{name}" for name in _PROC)))
     names = ("home", "tmp", "jupyter") if is_kernel else ("home", "tmp")

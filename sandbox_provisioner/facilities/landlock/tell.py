@@ -16,7 +16,7 @@ _SIGNALS_SINCE = 6
 def obstacle(facts: HostFacts) -> HostError | None:
     """Why this confinement cannot be had by this user here; None where it can."""
     attempt = 'use confinement = "landlock"'
-    if facts.landlock < 1:
+    if facts.machine.landlock < 1:
         return HostError(
             attempt=attempt,
             answer="this Linux has no Landlock, or it is not switched on",
@@ -24,7 +24,7 @@ def obstacle(facts: HostFacts) -> HostError | None:
             "parameter lsm= (see /sys/kernel/security/lsm); a container's system call filter has "
             "to allow landlock_create_ruleset.",
         )
-    if facts.uid == 0:
+    if facts.caller.uid == 0:
         return HostError(
             attempt=attempt,
             answer="the server is root, and the kernel would be, too",
@@ -45,9 +45,9 @@ def losses(facts: HostFacts) -> tuple[str, ...]:
         "no mode, owner or attribute changes by a file's name: shutil.copy and git init fail",
         "tmp_limit, shm_limit and hostname have no effect",
     )
-    if facts.landlock < _SIGNALS_SINCE:
+    if (known := facts.machine.landlock) < _SIGNALS_SINCE:
         lost += (
-            f"version {facts.landlock} of Landlock cannot keep back signals (6 can, Linux 6.12): "
+            f"version {known} of Landlock cannot keep back signals (6 can, Linux 6.12): "
             "the kernel can end any process of its user, the server too",
         )
     return lost
@@ -55,9 +55,9 @@ def losses(facts: HostFacts) -> tuple[str, ...]:
 
 def version(found: Findings) -> Check:
     """Whether it can be had, and how much of it."""
-    host = found.host
-    facility, problem = "landlock", obstacle(host)
-    if host.landlock < 1 and problem:
+    facility, problem = "landlock", obstacle(found.host)
+    known = found.host.machine.landlock
+    if known < 1 and problem:
         return Check(
             facility=facility,
             state=State.NOTE,
@@ -66,7 +66,7 @@ def version(found: Findings) -> Check:
             "namespaces, and weaker.)",
             remedy=lines(problem.steps),
         )
-    lost = "" if host.landlock >= _SIGNALS_SINCE else "; signals are kept back since ABI 6 only"
+    lost = "" if known >= _SIGNALS_SINCE else "; signals are kept back since ABI 6 only"
     refused = f"; this server cannot use it: {problem.answer}" if problem else ""
-    known = f"ABI {host.landlock}{lost}{refused}"
-    return Check(facility=facility, state=State.OK, found=known)
+    text = f"ABI {known}{lost}{refused}"
+    return Check(facility=facility, state=State.OK, found=text)

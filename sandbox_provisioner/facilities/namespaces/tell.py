@@ -45,7 +45,7 @@ def allowed(found: Findings) -> Check:
             effect=NO_SANDBOX,
             remedy=lines(forbidden.steps),
         )
-    who = "the machine's root" if host.privileged else f"uid {host.uid}"
+    who = "the machine's root" if host.privileged else f"uid {host.caller.uid}"
     where = f" in {around.place}" if around.place else ""
     return Check(facility=facility, state=State.OK, found=f"allowed for {who}{where}")
 
@@ -54,7 +54,7 @@ def _suspect(found: Findings) -> Check:
     """No setting forbids them, but no sandbox starts here: who may have forbidden it."""
     around, privileged = found.surroundings, found.host.privileged
     is_held = around.is_held_by_apparmor and not privileged
-    facility, user = "user namespaces", f"uid {found.host.uid}"
+    facility, user = "user namespaces", f"uid {found.host.caller.uid}"
     if not (is_held or around.is_confined or around.filtered or around.chrooted):
         return Check(facility=facility, state=State.OK, found=f"no setting forbids them to {user}")
     cause = cause_of(errno.EPERM, "", around, privileged=privileged)

@@ -49,7 +49,7 @@ def terminal(start: Start) -> Iterator[Step]:
 
 def umask(start: Start) -> Iterator[Step]:
     """umask(2)."""
-    mask = f"{start.site.facts.umask:04o}"
+    mask = f"{start.site.facts.caller.umask:04o}"
     yield Step("umask", (mask,), "the server's: who may read new files")
 
 

@@ -36,10 +36,10 @@ _MASKED = (
 
 def take(start: Start) -> Iterator[Step]:
     """What every sandbox on this machine sees of it."""
-    for path in start.site.facts.system_directories:
+    for path in start.site.facts.machine.system_directories:
         words = (path, path, *READ_ONLY)
         yield Step("take", words, "the system's programs, read-only", TAKE_REMEDY)
-    for path in start.site.facts.system_files:
+    for path in start.site.facts.machine.system_files:
         yield Step("take", (path, path, *READ_ONLY), remedy=TAKE_REMEDY)
     for name in _DEVICES:
         device = (f"/dev/{name}", f"/dev/{name}", "nosuid", "noexec")
@@ -49,15 +49,15 @@ def take(start: Start) -> Iterator[Step]:
 def new(start: Start) -> Iterator[Step]:
     """An empty root, and the system's directories in it."""
     yield Step("new-root", (_STAGING, str(_SKELETON_BYTES)), "an empty tmpfs; only what follows")
-    for link, text in start.site.facts.root_links.items():
+    for link, text in start.site.facts.machine.root_links.items():
         yield Step("symlink", (link, text))
-    for path in sorted(start.site.facts.system_directories):
+    for path in sorted(start.site.facts.machine.system_directories):
         yield Step("attach", (path,))
 
 
 def system_files(start: Start) -> Iterator[Step]:
     """After the box's own: nothing of the host's replaces those."""
-    for path in start.site.facts.system_files:
+    for path in start.site.facts.machine.system_files:
         yield Step("attach", (path,))
 
 

@@ -14,7 +14,7 @@ def check(site: Site) -> None:
     """A mount point can be made in the box's own /etc, not in what shows there of the host's."""
     for facts in site.volumes:
         target = facts.volume.target
-        for path in site.facts.system_files:
+        for path in site.facts.machine.system_files:
             if relative(target, path) and not os.path.exists(target):
                 raise SpecError(
                     attempt=f"show the volume {facts.volume.source} at {target}",

@@ -168,7 +168,7 @@ def _needed_by(behind: Behind, facts: HostFacts, reader: Reader) -> _Needed:
         own, modules = _folders_on_way(command.program, reader), list[Found]()
         if is_python(command.program):
             python = find_python_files(
-                command.program, command.words, command.environment, facts.home, reader
+                command.program, command.words, command.environment, facts.caller.home, reader
             )
             own += python.environment
             modules += python.modules
@@ -182,7 +182,7 @@ def _needed_by(behind: Behind, facts: HostFacts, reader: Reader) -> _Needed:
         else:
             own += _installation_of(command.program, reader)
         if is_r(command.program):
-            libraries, variables = find_r_files(command.environment, facts.home)
+            libraries, variables = find_r_files(command.environment, facts.caller.home)
             modules += libraries
             needed.variables |= variables
         named = _files_named(command.words)
@@ -277,7 +277,10 @@ class _Sorter:
         self.too_broad: set[str] = set()
         self.doubtful: set[str] = set()
         self.real: dict[str, str] = {}
-        self.system = (*facts.system_directories, *facts.root_links, *facts.system_files)
+        machine = facts.machine
+        self.system = (
+            *machine.system_directories, *machine.root_links, *machine.system_files,
+        )  # fmt: skip
         self._judged: dict[Found, set[str]] = {}
 
     def usable(self, found: Iterable[Found]) -> tuple[str, ...]:
@@ -336,7 +339,8 @@ class _Sorter:
 
     def _is_harmless(self, path: str) -> bool:
         """Whether *path* may be shown to a kernel that may have named it itself."""
-        seen = (*self.given.writable, *self.facts.system_directories, *self.facts.server.prefixes)
+        system, server = self.facts.machine.system_directories, self.facts.server.prefixes
+        seen = (*self.given.writable, *system, *server)
         return _within_any(path, seen) or self._is_installation(path)
 
     def _is_installation(self, path: str) -> bool:

@@ -48,7 +48,7 @@ def bring_up(start: Start) -> Iterator[Step]:
 def _caught(start: Start) -> Iterator[Step]:
     """Where all that programs send is caught: by one listener for all ports, or, where Linux hands
     nothing over, by one for each port that a rule names."""
-    ipv6 = start.site.facts.ipv6
+    ipv6 = start.site.facts.machine.ipv6
     yield _netlink(every_address_is_ours(ipv6=ipv6), "every address leads back into the box")
     if why := start.site.catch_obstacle:
         ports, why = ports_of(start.site.network_allow), f"no other ports, since {why}"

@@ -11,7 +11,7 @@ MODULES = "nf_tables nft_tproxy nft_reject_inet"
 def gateway(found: Findings) -> Check:
     """Whether all that a kernel sends reaches its gateway, or what comes to some ports alone."""
     facility, why = 'network = "gateway"', found.catch_obstacle
-    families = "IPv4 and IPv6" if found.host.ipv6 else "IPv4"
+    families = "IPv4 and IPv6" if found.host.machine.ipv6 else "IPv4"
     if not why:
         text = f"TCP to any port, and names, over {families}"
         return Check(facility=facility, state=State.OK, found=text)

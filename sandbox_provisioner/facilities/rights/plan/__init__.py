@@ -37,7 +37,7 @@ def filter_nursery(start: Start) -> Iterator[Step]:
 
 def filter_step(start: Start, profile: str, why: str) -> Step:
     """The filter of *profile* as a step."""
-    program = compile_filter(start.site.facts.machine, profile)
+    program = compile_filter(start.site.facts.machine.architecture, profile)
     shown = (f"({len(program) // 8} statements)",)
     detail = tuple(describe(profile).split("\n"))
     return Step("system-call-filter", (program, profile), why, shown=shown, detail=detail)

@@ -16,7 +16,7 @@ import importlib.machinery
 import os
 import site
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import sandbox_provisioner
@@ -67,15 +67,23 @@ class Server:
     cwd: str = "/"
 
 
-def this_server(cwd: str, more: Iterable[str] = ()) -> Server:
-    """Look at this process, which was started in *cwd*; *more* are places that only it knows of."""
+def this_server(cwd: str, environment: Mapping[str, str], more: Iterable[str] = ()) -> Server:
+    """Look at this process, and at what it was started with: in *cwd*, with *environment*; *more*
+    are places that only it knows of."""
+
+    def entries(variable: str) -> list[str]:
+        return _entries(environment.get(variable, ""), cwd)
+
     files = [getattr(module, "__file__", None) for module in tuple(sys.modules.values())]
     return Server(
         prefixes=tuple({sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}),
-        programs=tuple((name, path) for name in _PROGRAM_PATHS for path in _entries(name, cwd)),
-        modules=(*_entries("PYTHONPATH", cwd), *_shared(sys.path)),
+        programs=tuple((name, path) for name in _PROGRAM_PATHS for path in entries(name)),
+        modules=(*entries("PYTHONPATH"), *_shared(sys.path)),
         imported=tuple([file for file in files if isinstance(file, str)]),
-        single=(*_user_places(), *(p for name in _SINGLE for p in _entries(name, cwd))),
+        single=(
+            *_user_places(),
+            *(p for name in _SINGLE for p in entries(name)),
+        ),
         more=tuple(more),
         cwd=cwd,
     )
@@ -93,9 +101,8 @@ def _shared(path: list[str]) -> list[str]:
     return [entry for entry in path[_first_shared(path) :] if entry not in _moved]
 
 
-def _entries(variable: str, cwd: str) -> list[str]:
-    """The paths in a variable; an empty or relative one is meant as seen from *cwd*."""
-    text = os.environ.get(variable, "")
+def _entries(text: str, cwd: str) -> list[str]:
+    """The paths in a variable's *text*; an empty or relative one is meant as seen from *cwd*."""
     return [os.path.normpath(os.path.join(cwd, path)) for path in text.split(":")] if text else []
 
 
