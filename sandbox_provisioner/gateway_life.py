@@ -366,7 +366,8 @@ def _request() -> LaunchRequest:
 def _rules_of(request: LaunchRequest, site: Site) -> dict[str, Any]:
     """What the gateway has to know of a kernel, as JSON can hold it."""
     wish = asdict(request.spec.network)
-    del wish["mode"]
+    for name in ("mode", "pool"):  # they are the box's own, and the card's
+        del wish[name]
     return wish | {"allow": site.network_allow}
 
 
