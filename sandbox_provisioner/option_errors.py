@@ -58,6 +58,8 @@ def _kind(trait: TraitType[Any, Any]) -> str:
         return " or ".join(f'"{value}"' for value in trait.values or ())
     if isinstance(trait, Integer) and trait.min is not None:
         return f"a whole number, at least {trait.min}"
+    if any(isinstance(one, Dict) for one in getattr(trait, "trait_types", ())):
+        return "a number, a text or a dictionary"
     inner = getattr(trait, "_value_trait", None)
     if isinstance(inner, Enum):
         return f"a dictionary, each value {_kind(inner)}"
