@@ -21,6 +21,7 @@ from sandbox_provisioner.gateway.connection import Connection, Target
 from sandbox_provisioner.gateway.listeners import Arrivals
 from sandbox_provisioner.gateway.lookups import Found, Lookups
 from sandbox_provisioner.gateway.loop import READ, Group, Loop, Timer
+from sandbox_provisioner.gateway.machine import own_address
 from sandbox_provisioner.gateway.meter import Bucket, Tally
 from sandbox_provisioner.gateway.mover import Pipes, Share
 from sandbox_provisioner.gateway.names import Binding, Names, is_synthetic
@@ -231,7 +232,12 @@ class Box:
         return verdict.allowed
 
     def look_up(self, binding: Binding, then: Callable[[Found], None]) -> bool:
-        """Let *then* have its addresses; False where too many wait for theirs."""
+        """Let *then* have its addresses; False where too many wait for theirs, or the quota is used
+        up: a look-up tells somebody the name."""
+        if self._tally.is_used_up:
+            self._tally.refused(binding.name)
+            self._book.changed()
+            return False
 
         def found(what: Found) -> None:
             if self.is_over:
@@ -334,15 +340,17 @@ class Verdicts:
     """What *rules* say, kept as long as they hold: to judge takes as long as to dial."""
 
     rules: Rules
-    _kept: dict[tuple[str | None, str, int], Verdict] = field(default_factory=dict)
+    _kept: dict[tuple[str | None, str, int, str], Verdict] = field(default_factory=dict)
 
     def of(self, name: str | None, address: str, port: int) -> Verdict:
-        """As `Rules.judge`."""
-        asked = name, address, port
+        """As `Rules.judge`, with what is this machine's own by now."""
+        own = own_address(address)
+        asked = name, address, port, own
         if asked not in self._kept:
             if len(self._kept) >= _MOST_VERDICTS:
                 self._kept.clear()
-            self._kept[asked] = self.rules.judge(*asked)
+            rules = self.rules.with_own(own) if own else self.rules
+            self._kept[asked] = rules.judge(name, address, port)
         return self._kept[asked]
 
 

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 THREADS = 16
 MOST_WAITING = 64
+# Each is judged before one is dialled.
+MOST_ADDRESSES = 64
 _STACK_BYTES = 1 << 19  # what getaddrinfo(3) needs is far less than the usual 8 MiB
 _NO_SUCH = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 _AT_ONCE = 2
@@ -118,4 +120,5 @@ def look_up(name: str) -> Found:
         return Found((), failed=error.errno not in _NO_SUCH)
     except (OSError, UnicodeError):
         return Found((), failed=True)
-    return Found(tuple(dict.fromkeys(str(address[0]) for *_, address in found)))
+    addresses = dict.fromkeys(str(address[0]) for *_, address in found)
+    return Found(tuple(addresses)[:MOST_ADDRESSES])

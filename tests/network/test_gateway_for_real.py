@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 
 import dnslib
@@ -163,6 +164,27 @@ def test_a_name_that_leads_to_what_is_not_public_is_refused(box, world, addresse
     assert is_name_refused(inside, "rebound.example.org", ECHO)
     assert "it leads to" in inside.sentence()
     assert world.echo.accepted == before
+
+
+@pytest.mark.parametrize("address", ["93.184.216.99", "2606:2800:220::99"])
+def test_an_address_that_the_machine_has_got_meanwhile_is_refused(box, world, address):
+    """IPv6 makes a new one each day, a VPN when it comes up."""
+    inside = box(allow=["all"], own_addresses=["172.31.255.2"])
+    named = box(allow=["all", address])
+    with world.listen_on_machine(ECHO) as listener:
+        world.machine.ip(f"address add {address} dev lo")
+        try:
+            assert is_refused(inside, address, ECHO)
+            assert "an address of this machine" in inside.sentence()
+            world.dns.zone["own.example.org"] = [address]
+            assert is_name_refused(inside, "own.example.org", ECHO)
+            listener.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            with named.connect(address, ECHO):
+                when(lambda: select.select([listener], [], [], 0)[0], bool)
+        finally:
+            world.machine.ip(f"address del {address} dev lo")
 
 
 def test_of_a_name_with_several_addresses_the_allowed_ones_are_dialled(box, world):

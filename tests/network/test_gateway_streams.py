@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import dnslib
 import pytest
 from test_gateway_for_real import echoes, heard, is_name_refused, is_reset
 from world import ECHO, FIRST_BYTES_SECONDS, FLOOD, HTTP, TLS, UNHEARD, Box, World, when
@@ -211,8 +212,8 @@ def test_a_rate_holds_in_each_direction(box):
         assert time.monotonic() - begun > 0.48
 
 
-def test_when_the_quota_is_used_up_the_network_ends(box):
-    inside = box(allow=[NAME], quota_bytes=100_000)
+def test_when_the_quota_is_used_up_the_network_ends(world, box):
+    inside = box(allow=["*.example.org"], quota_bytes=100_000)
     bystander = inside.connect_to(NAME, ECHO)
     with inside.connect_to(NAME, FLOOD) as one:
         one.sendall(b"10000000\n")
@@ -224,6 +225,9 @@ def test_when_the_quota_is_used_up_the_network_ends(box):
     assert is_reset(bystander)
     assert "used up its network_quota of 100000 bytes" in inside.sentence()
     assert is_name_refused(inside, NAME, ECHO)
-    found = inside.counts_when(lambda counts: counts.refusals)
+    world.dns.asked.clear()
+    assert inside.query("tells-a-secret.example.org").header.rcode == dnslib.RCODE.SERVFAIL
+    assert world.dns.asked == []
+    found = inside.counts_when(lambda counts: counts.refusals > 1)
     assert found.quota_used_up
     assert found.up_bytes + found.down_bytes == 100_000

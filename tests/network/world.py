@@ -1,8 +1,9 @@
 """world.py - in the test process: network namespaces of the tests' own, a gateway in one of them.
 
-Nothing here touches the machine's network. The *world* has servers at addresses that look public, a
-private and a link-local one; a gateway runs in it as a user without rights. Each *box* has a
-loopback interface to which every address leads, as a sandbox has.
+Nothing here touches this machine's network. The *world* has servers at addresses that look public,
+a private and a link-local one; a *machine* is joined to it by a cable, and a gateway runs there as
+a user without rights. Each *box* has a loopback interface to which every address leads, as a
+sandbox has.
 """
 
 from __future__ import annotations
@@ -42,12 +43,23 @@ PATIENCE_SECONDS = 20.0
 _CLONE_NEWNET = kernel_calls.CLONE_NEWNET
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _WORLD = """
-link set lo up
+address add 172.31.255.1/30 dev world
+address add 2606:2800:221::1/64 dev world nodad
+link set world up
 address add 93.184.216.34/32 dev lo
 address add 93.184.216.35/32 dev lo
 address add 10.7.7.7/32 dev lo
 address add 169.254.169.254/32 dev lo
 address add 2606:2800:220::34/128 dev lo nodad
+"""
+_MACHINE = """
+link set lo up
+link add machine type veth peer name world netns {}
+address add 172.31.255.2/30 dev machine
+address add 2606:2800:221::2/64 dev machine nodad
+link set machine up
+route add default via 172.31.255.1
+route add default via 2606:2800:221::1
 """
 _BOX = """
 link set lo up
@@ -237,11 +249,23 @@ def certificate(folder: Path, *names: str) -> Path:
     return path
 
 
+def _listener(port: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    made.bind(("::", port))
+    made.listen(1000)
+    return made
+
+
 class World:
-    """The namespace with all servers, and a gateway."""
+    """The namespace with all servers, and a machine with a gateway and a name server."""
 
     def __init__(self, folder: Path) -> None:
-        self.place = Place(_WORLD, mounts=True)
+        self.place = Place("link set lo up")
+        tid = self.place.call(threading.get_native_id)
+        self.machine = Place(_MACHINE.format(tid), mounts=True)
+        self.place.ip(_WORLD)
         self.folder = folder
         self.dns = Dns()
         self.hosts: list[str] = []
@@ -263,25 +287,20 @@ class World:
             "hosts": f"127.0.0.1 localhost\n{WEB} in-hosts.example.org\n",
             "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
         }
-        self.place.call(kernel_calls.make_mounts_private)
+        self.machine.call(kernel_calls.make_mounts_private)
         for name, text in texts.items():
             path = self.folder / name
             path.write_text(text)
             command = ["mount", "--bind", str(path), os.path.realpath(f"/etc/{name}")]
-            self.place.call(lambda c=command: subprocess.run(c, check=True))  # type: ignore[misc]
+            self.machine.call(lambda c=command: subprocess.run(c, check=True))  # type: ignore[misc]
 
-    def listen(self, port: int, address: str = "::") -> socket.socket:
+    def listen(self, port: int) -> socket.socket:
         """A listener here, for both families."""
+        return self.place.call(lambda: _listener(port))
 
-        def listener() -> socket.socket:
-            made = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            made.bind((address, port))
-            made.listen(1000)
-            return made
-
-        return self.place.call(listener)
+    def listen_on_machine(self, port: int) -> socket.socket:
+        """One on the machine on which the gateway runs."""
+        return self.machine.call(lambda: _listener(port))
 
     def _serve(self, port: int, serve: Callable[[socket.socket], None]) -> Serving:
         serving = Serving(self.listen(port), serve)
@@ -289,7 +308,7 @@ class World:
         return serving
 
     def _serve_dns(self) -> None:
-        listener = self.place.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        listener = self.machine.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         listener.bind((NAMESERVER, 53))
         threading.Thread(target=self.dns.serve, args=(listener,), daemon=True).start()
 
@@ -324,6 +343,7 @@ class World:
         for close in self._closers:
             close()
         self.place.close()
+        self.machine.close()
 
 
 # A client's first bytes are not waited for as long as for people's programs.
@@ -349,7 +369,7 @@ class Gateway:
         paths += [path for path in sys.path if path.endswith("site-packages")]
         identity = [f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--bounding-set=-all"]
         command = ["setpriv", *identity, ordinary_python(), "-I", "-c", _BOOT, *paths]
-        self.process = world.place.call(
+        self.process = world.machine.call(
             lambda: subprocess.Popen(
                 command, stdin=theirs, stdout=self.errors, stderr=self.errors, env={}, cwd="/"
             )

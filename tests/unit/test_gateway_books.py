@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.gateway import lookups
 from sandbox_provisioner.gateway.meter import OTHERS, Bucket, Rate, Tally
 from sandbox_provisioner.gateway.seats import Seats
 from sandbox_provisioner.gateway.settings import Settings, read_changes, read_settings
@@ -70,6 +72,13 @@ def test_a_quota_is_of_both_directions():
     tally.passed(tally.connected("a:1"), down=5)
     assert tally.left_bytes == 0
     assert Tally(0).left_bytes > 1 << 60
+
+
+def test_of_a_names_many_addresses_some_are_enough(monkeypatch):
+    """Each is judged, in which time nobody else is served."""
+    many = [(socket.AF_INET, 1, 6, "", (f"192.0.{n // 250}.{n % 250}", 0)) for n in range(4000)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [*many, *many])
+    assert lookups.look_up("data.example.org").addresses == tuple(f"192.0.0.{n}" for n in range(64))
 
 
 def test_the_last_connections_are_for_boxes_that_have_few():

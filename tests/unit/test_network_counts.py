@@ -77,6 +77,22 @@ def test_fewer_names_than_before_leave_no_rest_of_the_old_ones():
     assert read_counts(paper.read).names == {"a:1": OfName(connections=1)}
 
 
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_disk_that_was_full_spoils_but_what_was_to_be_written_then(failing):
+    paper, errors = Paper(), [None] * failing + [OSError(28, "No space left on device")]
+
+    def write(text: bytes, position: int) -> None:
+        if errors and (error := errors.pop(0)):
+            raise error
+        paper.write(text, position)
+
+    writer = Writer(write)
+    with pytest.raises(OSError, match="space"):
+        writer.all(SOME)
+    writer.all(SOME)
+    assert read_counts(paper.read) == SOME
+
+
 def test_a_reader_who_comes_in_the_middle_reads_again():
     paper = Paper()
     writer = Writer(paper.write)

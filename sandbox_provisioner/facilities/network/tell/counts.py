@@ -105,7 +105,7 @@ class Writer:
     def all(self, traffic: Traffic) -> None:
         """The numbers and the names."""
         text = names_text(traffic.names)
-        self._changes += 1
+        self._changes |= 1  # it is odd already where writing failed, as on a full disk
         self.numbers(traffic)
         self._write(text, _HEADER.size)
         self._changes, self._length = self._changes + 1, len(text)

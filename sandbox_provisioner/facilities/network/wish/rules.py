@@ -148,6 +148,10 @@ class Rules:
             tuple(map(own_special, own)),
         )
 
+    def with_own(self, address: str) -> Rules:
+        """The same where *address* is one of this machine's own, too."""
+        return replace(self, own=(own_special(address), *self.own))
+
     @property
     def allows(self) -> str:
         """What is allowed, for a sentence."""
