@@ -16,7 +16,7 @@ from sandbox_provisioner.app.running import Sandbox, directories_of_others, look
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.errors import COMMAND, SpecError
 from sandbox_provisioner.facilities.network.tell.counts import OfName, Traffic
-from sandbox_provisioner.facilities.network.tell.said import as_option, by_traffic, refused, summary
+from sandbox_provisioner.facilities.network.tell.said import as_option, by_traffic, summary
 from sandbox_provisioner.handle import short_id
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.units import format_bytes
@@ -120,11 +120,10 @@ def as_text(sandbox: Sandbox, traffic: Traffic) -> str:
     if traffic.names:
         shown = [*by_traffic(traffic.names).items()]
         lines += ["", table([_HEAD, *(_row(name, of_name) for name, of_name in shown)])]
-    if traffic.unnamed:
-        lines.append(f"There were {traffic.unnamed} names more.")
-    if refused(traffic.names):
         lines += ["", "All of it allowed, for its kernel.json or a configuration file:", ""]
         lines.append(one_line(as_option(wanted(traffic))))
+    if traffic.unnamed:
+        lines += ["", f"Of {traffic.unnamed} more names there is no record."]
     return "\n".join(lines)
 
 
