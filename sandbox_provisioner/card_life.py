@@ -25,6 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 
+from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
 from sandbox_provisioner.facilities.network.card import connections, maker, netlink, reach
 from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
@@ -38,6 +39,8 @@ from sandbox_provisioner.records import RecordFolder, start_time
 from sandbox_provisioner.units import format_bytes
 
 _LOOK_UPS = 8
+# The start that the card is for goes on meanwhile.
+_QUIET_SECONDS = 0.2
 _STEP = "network-card"
 Warn = Callable[[str], None]
 
@@ -113,6 +116,8 @@ class _CardServer:
                 made.set_exception(_told(error))
                 return
             made.set_result(None)
+            if not is_readable(self._channel.fileno(), _QUIET_SECONDS):
+                maker.compile_ahead(card.shape)
             self._wait_for_end(card, box)
             if found := maker.counts(card.pair.address):
                 self._folder.write_last_counts(found.traffic(is_last=True))

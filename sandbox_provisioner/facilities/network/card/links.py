@@ -46,8 +46,8 @@ _HEADER = struct.Struct("=IHHII")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """A pair that shall be: *name* is that of the host's end, and *host* the namespace that it goes
-    to, from the box's. *up_bits* may leave the box in a second, *down_bits* reach it; 0 is no
-    limit. *alias* is what ip-link(8) shows of whose it is."""
+    to, as seen from the box. *up_bits* may leave the box in a second, *down_bits* reach it; 0 is no
+    limit."""
 
     address: IPv4Address
     name: str
@@ -55,7 +55,6 @@ class Pair:
     mtu: int
     up_bits: int
     down_bits: int
-    alias: str
 
 
 Request = tuple[str, Callable[[Any], object]]
@@ -140,7 +139,7 @@ def on_host(pair: Pair) -> Messages:
             *_shape(index, name, pair.down_bits, pair.mtu),
             (
                 f"bring {name} up",
-                lambda b: b.link("set", index=index, ifalias=pair.alias, **_RUNNING),
+                lambda b: b.link("set", index=index, **_RUNNING),
             ),
             (
                 f"tell {name} its neighbour",
