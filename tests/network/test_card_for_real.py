@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from boxes import Boxes
-from card_hosts import OTHER, PUBLIC, apart, eventually, listening, names_in_table, play_host
+from boxes import Boxes, request_for, run, start
+from card_hosts import (
+    OTHER,
+    PUBLIC,
+    apart,
+    eventually,
+    listening,
+    names_in_table,
+    play_host,
+    refusal,
+)
 
-from sandbox_provisioner import card_life
+from sandbox_provisioner import card_life, stages
+from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import HostError, LaunchError
+from sandbox_provisioner.facilities.network.card import maker
 from sandbox_provisioner.inside import wire
+from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
+from sandbox_provisioner.records import start_time
 from sandbox_provisioner.spec import Network, NetworkWish
+from sandbox_provisioner.stem import stem
 from sandbox_provisioner.story import ExitStory
+from sandbox_provisioner.sweeping import sweep
+from sandbox_provisioner.warm.make_nursery import make_nursery
+from sandbox_provisioner.warm.make_spare import make_spare
+from sandbox_provisioner.warm.start_from import start_warm
 
 pytestmark = pytest.mark.requires("root")
 
@@ -37,8 +59,7 @@ def connect(address: str) -> str:
 
 def nothing_is_left() -> bool:
     """Of any card: neither in our table nor of interfaces."""
-    interfaces = [name for _, name in socket.if_nameindex() if name.startswith("sbxc-")]
-    return not interfaces and not any(name.startswith("arrive-") for name in names_in_table())
+    return not cards() and not any(name.startswith("arrive-") for name in names_in_table())
 
 
 def test_a_kernel_speaks_with_whom_its_rules_name_and_its_end_tells_how_much(sandbox: Boxes):
@@ -150,3 +171,101 @@ def test_a_host_that_cannot_have_cards_is_told_of_before_anything_is_made(
         assert not [name for name in os.listdir(runtime_dir) if len(name) == 12]
 
     apart(host)
+
+
+CONNECTION = (
+    '{"transport": "ipc", "ip": "/run/kernel/s", "key": "k", "signature_scheme": "hmac-sha256",'
+    ' "shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}'
+)
+
+
+@pytest.mark.slow("a nursery of its own: one without a network makes no spare with one")
+@pytest.mark.requires("cgroup-pids")
+def test_a_forked_kernel_and_a_spare_get_a_card_when_they_are_somebodys(
+    workdir: Path, runtime_dir: Path
+):
+    def host() -> None:
+        world, launcher = play_host(), LocalLauncher(runtime_dir=str(runtime_dir))
+        request = kernel_request(workdir)
+        nursery = run(make_nursery(launcher, request, Labels(), Warmth(idle_seconds=300)))
+        assert nursery
+        with listening(world):
+            from_warmth(launcher, request)
+            wish = Warmth(spares=1, idle_seconds=300)
+            assert run(make_spare(launcher, request, Labels(), wish))
+            assert nothing_is_left()  # whoever waits for a start has none yet
+            from_warmth(launcher, kernel_request(workdir), spare=True)
+        run(nursery.close())
+        stem.end()
+
+    apart(host)
+
+
+def from_warmth(launcher: LocalLauncher, request: LaunchRequest, *, spare: bool = False) -> None:
+    """A kernel that is forked, or a spare, with the card that it asks for."""
+    handle = run(start_warm(launcher, request, Labels(), SILENT, Warmth()))
+    assert handle.record.nursery
+    assert bool(handle.record.group) == spare
+    namespace = os.open(f"/proc/{handle.record.init_pid}/ns/net", os.O_RDONLY)
+    assert refusal(namespace, PUBLIC) == ""
+    assert refusal(namespace, OTHER) == "Connection refused"
+    os.close(namespace)
+    run(handle.close())
+    eventually(nothing_is_left)
+
+
+SILENT = Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
+
+
+def kernel_request(workdir: Path) -> LaunchRequest:
+    name = "/run/jupyter/kernel.json"
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", name]
+    wish = card(f"{PUBLIC}:80")
+    return request_for(
+        workdir, argv, connection_file=("kernel.json", CONNECTION), pump=True, network=wish
+    )
+
+
+@pytest.mark.parametrize("when", ["make-record", "write-record", "later"])
+def test_what_a_killed_server_leaves_of_a_card_is_swept(
+    workdir: Path, runtime_dir: Path, watch: Any, when: str
+):
+    def host() -> None:
+        play_host()
+        ours, theirs = os.pipe()
+        pid = os.fork()
+        if not pid:
+            serve_until_killed(workdir, runtime_dir, when, theirs)
+        os.close(theirs)
+        os.read(ours, 1)  # "later" tells; whoever is killed before ends it
+        if when == "later":
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        eventually(lambda: not cards())
+        LocalLauncher(runtime_dir=str(runtime_dir)).sweep()
+        maker.sweep(lives)
+        assert nothing_is_left()
+
+    apart(host)
+    eventually(lambda: not sweep(runtime_dir) and os.listdir(runtime_dir) == ["lock"])
+
+
+def serve_until_killed(workdir: Path, runtime_dir: Path, when: str, told: int) -> None:
+    """In a process of its own, which does not return."""
+
+    def die(step: str) -> None:
+        if step == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    stages.fail_here = die  # type: ignore[assignment]
+    start(LocalLauncher(runtime_dir=str(runtime_dir)), request_for(workdir, network=card("all")))
+    os.write(told, b"!")
+    signal.pause()
+
+
+def cards() -> list[str]:
+    return [name for _, name in socket.if_nameindex() if name.startswith("sbxc-")]
+
+
+def lives(pid: int, began: int) -> bool:
+    return start_time(pid) == began
