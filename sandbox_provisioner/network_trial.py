@@ -35,10 +35,14 @@ _answer = _Answer()
 
 
 def catch_obstacle(facts: HostFacts) -> str:
-    """Why it cannot, as Linux tells it; "" if it can."""
+    """Why it cannot, as Linux tells it; "" if it can, or if that could not be found out: then the
+    start itself, which has the same steps, tells why."""
     if time.monotonic() >= _answer.until:
-        _answer.obstacle = _found(orders.compile_network_trial(facts))
-        _answer.until = time.monotonic() + _AGAIN_SECONDS if _answer.obstacle else float("inf")
+        plan = orders.compile_network_trial(facts)
+        failure = _failure_of(plan)
+        _answer.obstacle = failure.text if failure and _is_of_tables(failure, plan) else ""
+        lasts = _AGAIN_SECONDS if _answer.obstacle else 0.0 if failure else float("inf")
+        _answer.until = time.monotonic() + lasts
     return _answer.obstacle
 
 
@@ -47,14 +51,14 @@ def forget() -> None:
     _answer.until = 0.0
 
 
-def _found(plan: Plan) -> str:
-    """What fails before the tables is told by the start itself, which has that step too."""
+def _failure_of(plan: Plan) -> Failure | None:
     with ThreadPoolExecutor(1) as own:  # the caller's may run a loop already
-        failure = own.submit(asyncio.run, _tried(plan)).result()
-    if failure is None or failure.verb != "netlink":
-        return ""
-    is_tables = plan.steps[failure.step - 1].words[0] == str(NETFILTER)
-    return failure.text if is_tables else ""
+        return own.submit(asyncio.run, _tried(plan)).result()
+
+
+def _is_of_tables(failure: Failure, plan: Plan) -> bool:
+    step = plan.steps[failure.step - 1]
+    return step.verb == "netlink" and step.words[0] == str(NETFILTER)
 
 
 async def _tried(plan: Plan) -> Failure | None:

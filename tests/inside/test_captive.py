@@ -469,6 +469,15 @@ def test_more_ports_than_can_be_handed_out_are_refused(sandbox, without_tables):
         sandbox.explain(network=NetworkWish(mode=Network.GATEWAY, allow=allow))
 
 
+def test_a_trial_that_could_not_be_made_says_nothing_of_the_next_start(
+    sandbox, without_tables, monkeypatch
+):
+    monkeypatch.setenv(wire.FAIL_AT, "unshare")
+    assert len([s for s in sandbox.explain(network=GATEWAY).steps if s.verb == "netlink"]) == 2
+    monkeypatch.delenv(wire.FAIL_AT)
+    assert len([s for s in sandbox.explain(network=GATEWAY).steps if s.verb == "netlink"]) == 1
+
+
 def test_this_machine_has_all_that_it_takes(sandbox):
     steps = [step.verb for step in sandbox.explain(network=GATEWAY).steps]
     assert steps.count("netlink") == 2

@@ -8,6 +8,7 @@ import pytest
 from golden import REQUEST, ROOT, site_of
 
 from sandbox_provisioner import orders
+from sandbox_provisioner.facilities.network.facts.ipv6 import has_ipv6
 from sandbox_provisioner.facilities.network.facts.resolver import ResolverPlace, find_resolver
 from sandbox_provisioner.spec import Network, NetworkWish
 
@@ -52,3 +53,14 @@ def test_a_box_with_the_machines_network_makes_none_and_finds_names_as_the_machi
     assert [path for path in made if path.startswith("/etc/host")] == ["/etc/hostname"]
     (limits,) = (step.words for step in steps if step.verb == "own-limits")
     assert not [word for word in limits if word.startswith("net/")]
+
+
+@pytest.mark.parametrize(
+    ("every", "new", "answer"), [("0", "0", True), ("1", "0", False), ("0", "1", False)]
+)
+def test_boxes_have_ipv6_where_no_administrator_has_switched_it_off(tmp_path, every, new, answer):
+    assert not has_ipv6(str(tmp_path))
+    for name, text in (("all", every), ("default", new)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "disable_ipv6").write_text(f"{text}\n")
+    assert has_ipv6(str(tmp_path)) is answer

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-_DISABLED = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
+_FOLDER = "/proc/sys/net/ipv6/conf"
 
 
-def has_ipv6(path: str = _DISABLED) -> bool:
-    """ip-sysctl.rst: there is no such file without it. Where an administrator has switched it off
-    for all interfaces, boxes have none either."""
+def has_ipv6(folder: str = _FOLDER) -> bool:
+    """ip-sysctl.rst: there is no such folder without it. Where an administrator has switched it off
+    for all interfaces, or for new ones, which a new namespace may take over, boxes have none."""
     with contextlib.suppress(OSError):
-        return Path(path).read_text().strip() == "0"
+        found = (Path(folder, which, "disable_ipv6").read_text() for which in ("all", "default"))
+        return all(text.strip() == "0" for text in found)
     return False
