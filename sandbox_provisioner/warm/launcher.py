@@ -7,7 +7,8 @@ from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.warm import ahead
-from sandbox_provisioner.warm.start_from import start_warm, why_cold
+from sandbox_provisioner.warm.obstacles import obstacle
+from sandbox_provisioner.warm.start_from import start_warm
 
 
 class WarmLauncher(LocalLauncher):
@@ -18,7 +19,7 @@ class WarmLauncher(LocalLauncher):
         """Why no start of *request* can be prepared, "" if one can."""
         site, _ = self.survey(request)
         with site.opened:
-            return why_cold(request, site)
+            return obstacle(request, site)
 
     async def start_prepared(
         self, request: LaunchRequest, labels: Labels, stdio: Stdio, warmth: Warmth

@@ -59,7 +59,7 @@ _PACKAGE = os.path.dirname(os.path.abspath(sandbox_provisioner.__file__))
 # What is appended to the path is taken from it again: a kernel shall find what it would find.
 _BOOT = (
     "import sys; sys.path[:1] = [p for p in sys.path[:1] if p]; sys.path.append(sys.argv[1]); "
-    "from sandbox_provisioner.warm.nursery import main; sys.path.pop(); main(sys.argv[2:])"
+    "from sandbox_provisioner.nursery.main import main; sys.path.pop(); main(sys.argv[2:])"
 )
 
 

@@ -31,13 +31,12 @@ from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Sit
 from sandbox_provisioner.stem import stem
 from sandbox_provisioner.warm.found import CLAIMS, Nursery, find, spare_link, spares
 from sandbox_provisioner.warm.keys import (
-    Command,
     key_of,
     made_of,
     of_no_notebook,
     spare_key_of,
 )
-from sandbox_provisioner.warm.obstacles import obstacle, spare_obstacle
+from sandbox_provisioner.warm.obstacles import obstacle, obstacle_anywhere, spare_obstacle
 from sandbox_provisioner.warm.start_from import begin_inside, perform_in_two
 
 KIND = "spare"
@@ -60,7 +59,7 @@ async def make_spare(
     Returns when it can be claimed; *when_ended* is called in a thread when it ends, whosever it is
     then. Raises SandboxError or WarmUnavailable if it fails; then nothing is left of it.
     """
-    if Command.of(request.argv) is None:
+    if obstacle_anywhere(request):  # nobody has to look at the host
         return False
     found = await off_loop(_nursery_for, launcher, request, warmth)
     if found is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sandbox_provisioner.plan import HOME, LaunchRequest, Site
 from sandbox_provisioner.spec import Confinement, UserIds, relative
+from sandbox_provisioner.warm.keys import Command, is_usual
 
 
 def obstacle(request: LaunchRequest, site: Site) -> str:
@@ -19,6 +20,8 @@ def obstacle(request: LaunchRequest, site: Site) -> str:
 
 def obstacle_anywhere(request: LaunchRequest) -> str:
     """The same for what no look at the host would change."""
+    if Command.of(request.argv) is None:
+        return "its command is not that of a usual IPython kernel"
     if request.survive_server:
         return "it shall outlive its server"
     if request.spec.confinement is not Confinement.NAMESPACES:
@@ -28,7 +31,7 @@ def obstacle_anywhere(request: LaunchRequest) -> str:
 
 def spare_obstacle(request: LaunchRequest, site: Site) -> str:
     """Why *request* cannot be bound to a spare, "" if it can; where a nursery could serve it."""
-    if not request.connection_file or request.argv[-4:-2] != ("-m", "ipykernel_launcher"):
+    if not request.connection_file or not is_usual(request):
         return "its command line is not that of a usual IPython kernel"
     if "curve_secretkey" in request.connection_file[1]:
         return "its sockets are to be encrypted with keys of its own"

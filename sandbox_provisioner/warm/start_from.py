@@ -40,17 +40,11 @@ from sandbox_provisioner.plan import Family, LaunchRequest, Plan, Site
 from sandbox_provisioner.stages import stage
 from sandbox_provisioner.stem import stem
 from sandbox_provisioner.warm.found import Nursery, Spare, claim, find, is_any
-from sandbox_provisioner.warm.keys import Command, key_of, made_of, spare_key_of
+from sandbox_provisioner.warm.keys import key_of, made_of, spare_key_of
 from sandbox_provisioner.warm.obstacles import obstacle, obstacle_anywhere, spare_obstacle
 
 _NO_NURSERY = "there is no nursery for it (yet)"
-_OTHER_COMMAND = "its command is not that of a usual IPython kernel"
 Compiled = Callable[[LaunchRequest, Site], Plan]
-
-
-def why_cold(request: LaunchRequest, site: Site) -> str:
-    """Why no start of *request* can be warm, "" if one can."""
-    return _OTHER_COMMAND if Command.of(request.argv) is None else obstacle(request, site)
 
 
 async def start_warm(
@@ -62,7 +56,7 @@ async def start_warm(
     Raises WarmUnavailable where there is none that is ready, or it failed; SandboxError for what no
     start could do. In both cases nothing is left of it, unless it is NotUndone.
     """
-    if why := _OTHER_COMMAND if Command.of(request.argv) is None else obstacle_anywhere(request):
+    if why := obstacle_anywhere(request):
         raise WarmUnavailable(why, never=True)
     made = Ledger(launcher.runtime(), request, labels, launcher.attachment(request))
     performer, opener = Performer(stdio), Performer()
@@ -109,7 +103,7 @@ class _Beginning:
             opener.ask(stem)
         with stage("survey"):
             site, tree = launcher.look(made.request, opened)
-        if why := why_cold(made.request, site):
+        if why := obstacle(made.request, site):
             raise WarmUnavailable(why, never=True)
         with stage("find-source"):
             source = self._source(site)

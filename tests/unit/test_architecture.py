@@ -144,7 +144,7 @@ def test_what_is_pure_in_the_launchers_room_stays_so():
 def test_only_one_file_speaks_to_the_c_library():
     users = {module_of(path) for path in FILES if "ctypes" in imports_of(path)}
     # The other one writes into objects of Python's own.
-    assert users == {f"{NAME}.inside.kernel_calls", f"{NAME}.warm.immortal"}
+    assert users == {f"{NAME}.inside.kernel_calls", f"{NAME}.nursery.immortal"}
 
 
 def test_a_real_launcher_loads_nothing_that_a_start_does_not_need():
@@ -185,6 +185,16 @@ def test_the_collector_leaves_alone_what_launchers_share_with_the_stem():
 
 
 # -- the other rooms
+
+
+NURSERY = sorted(PACKAGE.glob("nursery/*.py"))
+
+
+@pytest.mark.parametrize("path", NURSERY, ids=lambda path: path.name)
+def test_what_runs_in_a_nursery_knows_nothing_of_who_launches(path):
+    """Every kernel inherits what is loaded there."""
+    own = f"{NAME}.nursery"
+    assert {name for name in ours_of(path) if not name.startswith(own)} <= LAUNCHER
 
 
 def test_only_one_file_speaks_to_systemd():
@@ -458,7 +468,7 @@ def test_only_a_servers_configuration_loads_the_contents_manager():
 
 def test_jupyter_is_known_to_the_server_side_alone():
     known = {
-        "provisioner", "last_words", "app", "contents", "warm", "broker", "unboxed", "templates",
+        "provisioner", "last_words", "app", "contents", "nursery", "broker", "unboxed", "templates",
     }  # fmt: skip
     for path in FILES:
         if _top_names(path) & {"jupyter_client", "jupyter_core", "zmq", "tornado", "ipykernel"}:

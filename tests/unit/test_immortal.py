@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import sandbox_provisioner
-from sandbox_provisioner.warm import immortal
+from sandbox_provisioner.nursery import immortal
 
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from sandbox_provisioner.warm import immortal
+from sandbox_provisioner.nursery import immortal
 def function(): return ("a constant", 12345678901)
 names = {"a name " + str(len(sys.path)): [object()]}
 print(immortal.immortalize())

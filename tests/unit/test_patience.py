@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from sandbox_provisioner.warm import ahead, nursery
-from sandbox_provisioner.warm.nursery import Patience
+from sandbox_provisioner.nursery import main as nursery
+from sandbox_provisioner.nursery.main import Patience
+from sandbox_provisioner.warm import ahead
 
 Wait = Callable[[float], None]
 

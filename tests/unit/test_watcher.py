@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner.warm import preload
-from sandbox_provisioner.warm.preload import WHY, Watcher, empty_home, put_in_home
+from sandbox_provisioner.nursery import preload
+from sandbox_provisioner.nursery.preload import WHY, Watcher, empty_home, put_in_home
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_who_asks_for_the_directory_is_noticed_and_whom_python_asks_for_is_not(h
 def test_threads_and_processes_are_noticed() -> None:
     script = (
         "import subprocess, sys, threading\n"
-        "from sandbox_provisioner.warm.preload import _has_children, is_one_thread\n"
+        "from sandbox_provisioner.nursery.preload import _has_children, is_one_thread\n"
         "print(is_one_thread(), _has_children())\n"
         "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         "child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)\n"

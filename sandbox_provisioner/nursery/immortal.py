@@ -1,4 +1,4 @@
-"""warm/immortal.py - runs in a nursery, before it forks: ends the counting of references.
+"""nursery/immortal.py - runs in a nursery, before it forks: ends the counting of references.
 
 In Python looking at an object is writing to its count of references, and a page that a kernel
 writes to is its own from then on. Since Python 3.12 (PEP 683) there are objects whose count stays

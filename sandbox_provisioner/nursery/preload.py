@@ -1,9 +1,9 @@
-"""warm/preload.py - runs in a nursery, before it forks: imports the modules that a person named.
+"""nursery/preload.py - runs in a nursery, before it forks: imports the modules that a person named.
 
 What a module decides when it is imported is decided for every kernel. So it finds what it would
 find in a kernel's first cell: the variables of one that has been rehearsed, its command line, its
-shell, its streams (`warm/kernel.py`), an empty home at the same path. What it leaves in that home
-every kernel gets. Where it looked at what is each kernel's own, or holds what kernels would share,
+shell, its streams (`kernel.py`), an empty home at the same path. What it leaves in that home every
+kernel gets. Where it looked at what is each kernel's own, or holds what kernels would share,
 no kernel can have it from here: `Watcher` says why, and it is imported in each kernel as ever.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from sandbox_provisioner.warm.kernel import Kernel
+from sandbox_provisioner.nursery.kernel import Kernel
 
 _MOST_HOME_BYTES = 4 << 20
 _MOST_HOME_FILES = 256

@@ -1,4 +1,4 @@
-"""warm/nursery.py - runs in a nursery's box, in the kernel's own interpreter: preload, wait, fork.
+"""nursery/main.py - runs in a nursery's box, in the kernel's own interpreter: preload, wait, fork.
 
 Imports before the fork only what a kernel would import; `inside/` does the rest. It holds no
 socket but the one that requests come through, no ZeroMQ context, no thread and no secret, since
@@ -29,15 +29,16 @@ from sandbox_provisioner.inside import kernel_calls, wire
 from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.inside.say import say_who
 from sandbox_provisioner.launcher import enter
-from sandbox_provisioner.warm.immortal import immortalize
-from sandbox_provisioner.warm.kernel import Kernel, initialized, is_unusual
-from sandbox_provisioner.warm.pages import forget_lookups, plug
-from sandbox_provisioner.warm.preload import (
+from sandbox_provisioner.nursery.immortal import immortalize
+from sandbox_provisioner.nursery.kernel import Kernel, initialized, is_unusual
+from sandbox_provisioner.nursery.pages import forget_lookups, plug
+from sandbox_provisioner.nursery.preload import (
     WHY,
     Watcher,
     empty_home,
     import_all,
     is_one_thread,
+    open_files,
     put_in_home,
 )
 
@@ -82,7 +83,8 @@ def main(argv: Sequence[str]) -> None:
 
     rehearsal = _import_base()
     kernel = Kernel()
-    if not is_one_thread() or len(_sockets()) > 1:
+    sockets = [what for _, what in open_files() if what.startswith("socket:")]
+    if not is_one_thread() or len(sockets) > 1:
         raise SystemExit("ipykernel itself starts threads or opens sockets")
     _be_like_a_kernel(rehearsal)
     empty_home(home)
@@ -175,18 +177,6 @@ def _be_like_a_kernel(rehearsal: Rehearsal) -> None:
     with contextlib.suppress(ImportError):
         launcher = importlib.import_module("ipykernel_launcher")
         sys.argv = [os.path.abspath(launcher.__file__ or ""), "-f", "/any"]
-
-
-def _sockets() -> list[str]:
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue  # the listing's own
-        if target.startswith("socket:") and int(name) > 2:
-            found.append(name)
-    return found
 
 
 def _rehearse() -> Rehearsal:

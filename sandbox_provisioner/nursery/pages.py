@@ -1,4 +1,4 @@
-"""warm/pages.py - runs in a nursery, before it forks: arranges memory so that children share it.
+"""nursery/pages.py - runs in a nursery, before it forks: arranges memory so that children share it.
 
 A page is shared until somebody writes to it, and in Python looking at an object is writing to its
 count of references. What every kernel looks at or makes is brought together here, as far as that

@@ -1,4 +1,4 @@
-"""warm/kernel.py - runs in a nursery, and in what it forks: a kernel, built as far as can be.
+"""nursery/kernel.py - runs in a nursery, and in what it forks: a kernel, built as far as can be.
 
 Before the fork there are the application, with its command line read, and the shell. After it comes
 what one process alone may have: sockets, threads, the history's database, folders, random sources.
@@ -24,7 +24,7 @@ from typing import Any
 from sandbox_provisioner.facilities.process.inside import Spare
 from sandbox_provisioner.inside import orders, wire
 from sandbox_provisioner.inside.box import Box
-from sandbox_provisioner.warm.pages import ListedModules, bring_names_together
+from sandbox_provisioner.nursery.pages import ListedModules, bring_names_together
 
 _FILE_OPTION = "-f"
 # The sections of a configuration that the usual command line makes.
