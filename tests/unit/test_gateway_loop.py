@@ -181,6 +181,10 @@ def test_a_box_with_many_names_waits_for_itself(monkeypatch):
         lookups.forget("flood")
         assert lookups.ask("flood", "again", _nobody)
         assert asked == ["f0", "f1", "o"]
+        for box in "abcd":
+            for number in range(3):
+                assert lookups.ask(box, f"{box}{number}", _nobody)
+        assert asked[3:] == ["a0", "a1", "b0", "b1", "c0", "d0"]  # half of the threads are busy
     finally:
         os.close(lookups.event)
 
@@ -220,7 +224,8 @@ def test_connections_of_a_box_take_turns_at_its_rate(loop):
         one: Connection = Parked(line, heard, number)  # type: ignore[assignment]
         line.park(one)
     loop.run(lambda: len(heard) >= 16)
-    assert line.room() == 0
+    loop.now += 1
+    assert line.room() == 0  # for who comes now, while others wait
     turns = [heard.count(number) for number in range(4)]
     assert min(turns) >= 4 >= max(turns) - 1
     line.close()
