@@ -22,6 +22,7 @@ from sandbox_provisioner.app.command import (
 from sandbox_provisioner.app.terminal import relayed
 from sandbox_provisioner.contract import Handle, Labels, Launcher, Stdio
 from sandbox_provisioner.errors import LaunchError, in_lines
+from sandbox_provisioner.facilities.network.tell.said import summary
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner, user_name
@@ -73,8 +74,8 @@ class RunApp(SandboxCommand):
             story = asyncio.run(run_in_box(provisioner.launcher, request))
         except LaunchError as error:
             raise _for_a_command(error, command[0]) from None
-        if reason := _reason(story):
-            print(spoken(in_lines(one_line(reason))), file=sys.stderr)
+        for sentence in filter(None, (_refused(story), _reason(story))):
+            print(spoken(in_lines(one_line(sentence))), file=sys.stderr)
         raise SystemExit(_status(story))
 
 
@@ -153,6 +154,13 @@ def _reason(story: ExitStory) -> str:
         return ""
     from_outside = "The box was ended from outside, so how the command ended is not known."
     return from_outside if story.kind is EndKind.OUTSIDE else story.reason
+
+
+def _refused(story: ExitStory) -> str:
+    """What its network was refused: a command has no cell that it could be shown under."""
+    if story.network is None or not story.network.refusals:
+        return ""
+    return f"Over its network: {summary(story.network)}. Ask for names with network_allow."
 
 
 def _status(story: ExitStory) -> int:

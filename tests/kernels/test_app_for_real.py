@@ -141,6 +141,13 @@ def test_run_says_when_the_cap_on_memory_ended_the_command(jupyter_sandbox: Run)
     assert max(map(len, ended.stderr.splitlines())) <= 80
 
 
+def test_run_says_at_the_end_what_its_network_was_refused(jupyter_sandbox: Run) -> None:
+    options = ("--network=gateway", "--network-allow=allowed.test")
+    ended = jupyter_sandbox("run", *options, "--", "getent", "ahostsv4", "refused.test")
+    assert (ended.stdout, ended.returncode) == ("", 2)
+    assert "1 refused: refused.test (1)" in " ".join(ended.stderr.split())
+
+
 def test_run_hands_on_no_variable_that_is_not_asked_for(
     jupyter_sandbox: Run, environment: dict[str, str]
 ) -> None:
