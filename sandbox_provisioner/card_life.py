@@ -27,8 +27,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
-from sandbox_provisioner.facilities.network.card import connections, maker, netlink, reach
+from sandbox_provisioner.facilities.network.card import connections, firewall, maker, netlink, reach
 from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
+from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
 from sandbox_provisioner.facilities.network.facts.own_addresses import own_addresses
 from sandbox_provisioner.facilities.network.wish.pool import parse_pool
 from sandbox_provisioner.facilities.network.wish.rules import Rules
@@ -93,6 +94,20 @@ def _pool_of(request: LaunchRequest) -> IPv4Network:
 
 def _own_ipv4() -> list[IPv4Address]:
     return [IPv4Address(address) for address in own_addresses() if ":" not in address]
+
+
+def obstacle(pool: str) -> SandboxError | str:
+    """Why this host cannot have cards of *pool*, "" if it can; nothing is changed."""
+    try:
+        maker.try_one()
+        maker.refuse_unfit_host(parse_pool(pool), _own_ipv4())
+        firewall.refuse_one_that_drops()
+        name_servers()
+    except SandboxError as error:
+        return error
+    except OSError as error:
+        return str(error.strerror or error)
+    return ""
 
 
 class _CardServer:

@@ -51,7 +51,8 @@ class Findings:
     """What was found out. *sysctls* are those that this Linux has.
 
     *catch_obstacle* is why Linux hands the connections of a kernel to no one listener, "" if it
-    does, or if no sandbox starts at all. *id_range* is what an ordinary user's kernels can have;
+    does, or if no sandbox starts at all; *card* is why kernels of a root server cannot have a
+    network card, "" if they can. *id_range* is what an ordinary user's kernels can have;
     *runtime* is a directory or the error instead, *trial* the milliseconds that a sandbox took or
     the error instead, and *uncapped_trial* the same without the caps that are missing here, where
     the first one failed; *server* the program `jupyter` on the PATH if it is of another
@@ -73,6 +74,7 @@ class Findings:
     trial: float | SandboxError
     uncapped_trial: float | SandboxError | None = None
     catch_obstacle: str = ""
+    card: SandboxError | str = ""
 
 
 def lines(steps: Sequence[str]) -> str:

@@ -40,6 +40,7 @@ def examine(found: Findings) -> list[Check]:
         _entry_point(found),
         *_kernels(found.kernels),
         network.gateway(found),
+        network.card(found),
         *workdir.watchers(found),
         caps.core_dumps(found),
         _leftovers(found),

@@ -20,7 +20,7 @@ from typing import Any
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from traitlets import Bool, Integer
 
-from sandbox_provisioner import doctor
+from sandbox_provisioner import card_life, doctor
 from sandbox_provisioner.app.command import (
     COMMON_ALIASES,
     COMMON_FLAGS,
@@ -116,6 +116,7 @@ class DoctorApp(SandboxCommand):
             left_sandboxes=left_sandboxes(runtime) if usable else (),
             left_groups=left_groups(runtime) if usable else (),
             catch_obstacle=_catch_obstacle(host),
+            card=card_life.obstacle(provisioner.network_pool) if host.privileged else "",
             **_trials(provisioner, host),
         )
 

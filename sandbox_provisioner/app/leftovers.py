@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from sandbox_provisioner.facilities.caps import cgroup
-from sandbox_provisioner.records import all_records, open_init
+from sandbox_provisioner.facilities.network.card import maker
+from sandbox_provisioner.records import all_records, open_init, start_time
 from sandbox_provisioner.traces import Traces
 
 _SETTLE_SECONDS = 5.0
@@ -61,3 +62,12 @@ def remove_left_groups(runtime: Path) -> tuple[str, ...]:
         tree = cgroup.open_existing(cgroup.survey(), name)
         Traces(tree=tree, kill=True).remove_now()
     return found
+
+
+def remove_left_cards() -> tuple[str, ...]:
+    """Remove what our table has for boxes without a record that have ended, as has who made them;
+    the ids of their sandboxes. An ordinary user has none, and may not even look."""
+    try:
+        return tuple(maker.sweep(lambda pid, began: start_time(pid) == began))
+    except PermissionError:
+        return ()

@@ -18,7 +18,7 @@ from typing import Any
 from traitlets import Bool, Enum, Float
 
 from sandbox_provisioner.app.command import COMMON_ALIASES, COMMON_FLAGS, SandboxCommand
-from sandbox_provisioner.app.leftovers import remove_left_groups
+from sandbox_provisioner.app.leftovers import remove_left_cards, remove_left_groups
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import Usage, open_existing
 from sandbox_provisioner.facilities.network.tell.counts import Traffic
@@ -362,9 +362,12 @@ class CollectApp(SandboxCommand):
         for name in gone:
             print(f"Removed the sandbox {one_line(name)}, whose server is gone.")
         groups = remove_left_groups(runtime)
+        cards = remove_left_cards()
         for name in groups:
             print(f"Removed the empty control group {name}.")
-        if not gone and not groups and not stuck:
+        for name in cards:
+            print(f"Removed what the network card of {one_line(name)} had left.")
+        if not any((gone, groups, cards, stuck)):
             print("Nothing to remove.")
         for sentence in stuck:
             print(f"jupyter sandbox: {one_line(sentence)}", file=sys.stderr)

@@ -523,6 +523,40 @@ def test_another_firewalls_tables_stay_as_they_are():
     apart(host)
 
 
+def test_a_firewall_that_drops_what_is_forwarded_is_told_of_unless_it_knows_us():
+    def host() -> None:
+        play_host()
+        netlink.apply([nft.new_table("filter"), drops_all("forward")])
+        with pytest.raises(HostError, match="table inet filter, chain forward") as caught:
+            prepared(order("all"))
+        assert "nft insert rule inet filter forward iifname 'sbxc-*'" in caught.value.remedy
+        assert names_in_table() == ["forward"]
+        known = nft.INCOMING + nft.equals(b"sbxc-") + nft.verdict(nft.ACCEPT)
+        netlink.apply([nft.rule("filter", "forward", known)])
+        prepared(order("all"))
+
+    apart(host)
+
+
+def drops_all(chain: str) -> nft.Message:
+    made = nft.base_chain("filter", chain, 2, 0)
+    accept, drop = nft.number(5, nft.ACCEPT), nft.number(5, nft.DROP)
+    return replace(made, body=made.body.replace(accept, drop))
+
+
+def test_a_trial_makes_a_whole_card_and_leaves_the_host_alone():
+    def host() -> None:
+        maker.try_one()
+        assert names_in_table() == []
+        assert [name for _, name in socket.if_nameindex()] == ["lo", *made_with_each_namespace()]
+
+    apart(host)
+
+
+def made_with_each_namespace() -> list[str]:
+    return within(new_namespace(), lambda: [name for _, name in socket.if_nameindex()][1:])
+
+
 def rules_of(table: str) -> list[bytes]:
     found = netlink.read(nft.GET_RULE, every=True)
     return [text for text in found if netlink.attributes(text)[1] == table.encode() + b"\0"]

@@ -501,6 +501,17 @@ def test_doctor_tells_of_a_linux_that_hands_over_no_connections() -> None:
     assert "sudo modprobe -a nf_tables" in found.remedy
 
 
+def test_doctor_tells_why_kernels_cannot_have_a_network_card() -> None:
+    told = "Linux refuses to make the object quota-64400001: Operation not supported"
+    root = host_facts(privileged=True)
+    found = check('network = "card"', host=root, card=told)
+    assert (found.state, found.found) == (State.NOTE, told)
+    assert "modprobe -a nf_tables" in found.remedy
+    error = HostError(attempt="a", answer="this host forwards nothing", remedy="Let it forward.")
+    found = check('network = "card"', host=root, card=error)
+    assert (found.found, found.remedy) == ("this host forwards nothing", "Let it forward.")
+
+
 def test_doctor_finds_nothing_where_everything_works() -> None:
     assert {found.state for found in doctor.examine(HEALTHY)} == {State.OK}
 

@@ -26,6 +26,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -33,7 +34,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.facilities.network.card import addresses, netlink, nft, ruleset
+from sandbox_provisioner.facilities.network.card import addresses, firewall, netlink, nft, ruleset
 from sandbox_provisioner.facilities.network.card.addresses import Taken
 from sandbox_provisioner.facilities.network.card.ruleset import Entry, Reach
 from sandbox_provisioner.facilities.network.facts import routes
@@ -159,11 +160,11 @@ def compile_ahead(shape: Shape) -> None:
         _ahead[shape] = _compiled(shape, address)
 
 
-def _compiled(shape: Shape, address: IPv4Address) -> Prepared:
+def _compiled(shape: Shape, address: IPv4Address, host: int = -1) -> Prepared:
     pair = _links().Pair(
         address=address,
         name=ruleset.interface_of(ruleset.key_of(address)),
-        host=_own_namespace(),
+        host=_own_namespace() if host < 0 else host,
         mtu=shape.mtu,
         up_bits=shape.up_bits,
         down_bits=shape.down_bits,
@@ -189,9 +190,16 @@ def _links() -> ModuleType:
 
 
 def check_host(pool: IPv4Network, own: Iterable[IPv4Address]) -> str:
+    """The interface by which this host reaches the world; our table is there then. HostError where
+    this host cannot have cards of *pool*."""
+    uplink = refuse_unfit_host(pool, own)
+    _make_table()
+    return uplink
+
+
+def refuse_unfit_host(pool: IPv4Network, own: Iterable[IPv4Address]) -> str:
     """The interface by which this host reaches the world. HostError where it hands nothing on from
-    there, has a part of *pool* for something else, or somebody else's table has the name of
-    ours."""
+    there, or has a part of *pool* for something else; nothing is changed."""
     found = routes.routes()
     uplink = routes.uplink(found)
     if uplink and not routes.forwards(uplink):
@@ -203,7 +211,6 @@ def check_host(pool: IPv4Network, own: Iterable[IPv4Address]) -> str:
     ]
     others += [Taken(IPv4Network(address), "an address") for address in own]
     addresses.refuse_collision(pool, others)
-    _make_table()
     return uplink
 
 
@@ -225,6 +232,7 @@ def _no_forwarding(uplink: str) -> HostError:
 def _make_table() -> None:
     if _has_table():
         return
+    firewall.refuse_one_that_drops()
     with contextlib.suppress(FileExistsError):  # another server's was quicker
         netlink.apply(ruleset.table())
     if not _has_table():
@@ -475,3 +483,33 @@ def remove_those_of(sandbox_id: str) -> None:
         for key, comment in _cards().items():
             if (match := _OWNER.fullmatch(comment)) and match[1] == sandbox_id:
                 _remove(key)
+
+
+def try_one() -> None:
+    """Make a card with all that one can have, between two namespaces that nobody else has, and let
+    them go; OSError, which tells what this Linux lacks. Nothing of the host is touched."""
+    with ThreadPoolExecutor(1) as thread:
+        host, box = (thread.submit(_new_namespace).result() for _ in range(2))
+    try:
+        in_namespace(host, lambda: _try_in(host, box))
+    finally:
+        for fd in (host, box):
+            os.close(fd)
+
+
+def _new_namespace() -> int:
+    kernel.unshare(kernel.CLONE_NEWNET)
+    return os.open(_NET, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _try_in(host: int, box: int) -> None:
+    pool = IPv4Network("100.64.0.0/30")
+    shape = Shape(pool, _MTU, 1_000_000, 1_000_000)
+    order = Order(
+        sandbox_id="", pool=pool, resolvers=(), reaches=(), at_host=(), up_bits=shape.up_bits,
+        down_bits=shape.down_bits, quota_bytes=1, connections=1, new_per_second=1, owner="a trial",
+    )  # fmt: skip
+    netlink.apply(ruleset.table())
+    for guard in _guards(pool):
+        netlink.tell(guard)
+    attach(_compiled(shape, _reserve(order, None), host), box)

@@ -96,6 +96,13 @@ def read(kind: int, body: bytes = b"", *, every: bool = False) -> list[bytes]:
         return [content[4:] for content in found]  # behind struct nfgenmsg
 
 
+def read_all(kind: int) -> list[tuple[int, dict[int, bytes]]]:
+    """Family and attributes of all that nf_tables has of *kind*, in anybody's tables; OSError."""
+    with opened(NETFILTER) as channel:
+        channel.send(nft.get(kind, family=0, every=True).encoded(1))
+        return [(content[0], attributes(content[4:])) for content in dumped(channel)]
+
+
 def dumped(channel: socket.socket) -> Iterator[bytes]:
     """The content of each message of a dump, which *channel* has been asked for; OSError."""
     while True:
