@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from boxes import Box, Boxes
+from boxes import Box, Boxes, run
 from leaks import Watch
 from peer import NAME, Peer
 
@@ -45,6 +45,20 @@ def say(host: str, port: int) -> str:
     with socket.create_connection((host, port), 20) as connection:
         connection.sendall(b"\0hello")
         return connection.recv(100).decode()[1:]
+
+
+def send_much(host: str, port: int) -> str:
+    import socket
+
+    with socket.create_connection((host, port), 20) as connection:
+        try:
+            for _ in range(100):
+                connection.sendall(bytes(1024))
+                if not connection.recv(1 << 16):
+                    return "ended"
+        except OSError:
+            return "ended"
+    return "goes on"
 
 
 def is_refused(host: str, port: int) -> str:
@@ -183,6 +197,41 @@ def ask_again(sandbox: Boxes, peer: Peer) -> None:
     with sandbox(network=peer.wish()) as box:
         assert box.call(say, NAME, peer.port) == "hello"
         box.finish()
+
+
+def test_many_starts_leave_nothing_with_the_gateway(sandbox: Boxes, peer: Peer, runtime_dir: Path):
+    with sandbox(network=peer.wish()) as box:
+        (record,) = gateways(runtime_dir)
+        open_files = Path(f"/proc/{gateway_of(record)}/fd")
+        assert box.call(say, NAME, peer.port) == "hello"
+        ask_again(sandbox, peer)
+        before = len(os.listdir(open_files))
+        for _ in range(15):
+            with sandbox([sys.executable, "-c", "pass"], network=peer.wish()) as other:
+                assert other.wait().code == 0
+        ask_again(sandbox, peer)
+        assert len(os.listdir(open_files)) <= before
+        assert gateways(runtime_dir) == [record]
+
+
+def told_of(box: Box) -> list[str]:
+    """What the log is told when a server looks the next time."""
+    assert run(box.handle.look()) is None
+    return box.handle.notices()
+
+
+def test_a_quota_that_is_used_up_ends_connections_and_the_log_tells_of_it(
+    sandbox: Boxes, peer: Peer
+):
+    with sandbox(network=peer.wish(quota_bytes=2048), stderr=subprocess.DEVNULL) as box:
+        assert box.call(say, NAME, peer.port) == "hello"
+        assert box.call(send_much, NAME, peer.port) == "ended"
+        assert box.call(is_refused, NAME, peer.port) != "not refused"
+        while not (told := told_of(box)):  # what is counted stands in the file a moment later
+            pass
+        assert "has used up its network_quota" in " ".join(told)
+        story = box.finish()
+    assert story.network and story.network.quota_used_up
 
 
 def test_a_gateway_that_cannot_start_refuses_the_kernel_and_says_why(
