@@ -20,7 +20,7 @@ def _world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World | None]:
         return
     folder: Path = tmp_path_factory.mktemp("world")
     for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
+        parent.chmod(parent.stat().st_mode | 0o755)  # it may be /tmp
     world = World(folder)
     yield world
     world.close()

@@ -696,10 +696,23 @@ def test_programs_still_run(argv: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def test_the_gateway_may_splice_and_nobody_else() -> None:
-    changed = dict(seccomp.verdicts(seccomp.GATEWAY)).items() - dict(seccomp.verdicts()).items()
-    assert changed == {("splice", ALLOW)}
+    gateway, kernel = dict(seccomp.verdicts(seccomp.GATEWAY)), dict(seccomp.verdicts())
+    changed = {name for name in kernel if gateway[name] != kernel[name]}
+    assert changed == {"splice", "listen", "socket", "socketpair"}
+    assert gateway["splice"] == ALLOW
     for profile in (seccomp.KERNEL, seccomp.SHARED, seccomp.NURSERY, seccomp.NETWORKED):
         assert dict(seccomp.verdicts(profile))["splice"] != ALLOW
+
+
+def test_the_gateway_reaches_no_name_of_the_family_unix_and_is_nobodys_server() -> None:
+    gateway = dict(seccomp.verdicts(seccomp.GATEWAY))
+    assert gateway["listen"] == fail(errno.EPERM)
+    assert gateway["socketpair"] == fail(errno.EAFNOSUPPORT)
+    rule = gateway["socket"]
+    assert isinstance(rule, Rule)
+    for kind in (1, 2, 5):
+        assert judge(rule, (seccomp.AF_UNIX, kind, 0)) == fail(errno.EAFNOSUPPORT)
+    assert judge(rule, (seccomp.AF_INET6, seccomp.SOCK_STREAM, 0)) == ALLOW
 
 
 def test_tables_of_networks_are_set_up_in_no_nursery_but_one_whose_kernels_have_a_gateway() -> None:

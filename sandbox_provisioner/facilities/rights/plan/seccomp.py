@@ -245,12 +245,13 @@ NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 TCP_ULP = 31
 
 
-def making_socket(tells: str, *netlink: int) -> Rule:
+def making_socket(tells: str, *netlink: int, has_unix: bool = True) -> Rule:
     """For socket(2), with these protocols of netlink(7)."""
+    unix = (Case((Word(0, (AF_UNIX,)),), ALLOW),) if has_unix else ()
     return Rule(
-        f"families unix, inet and inet6 (tcp, udp, ping) and netlink ({tells})",
+        f"families {'unix, ' * has_unix}inet and inet6 (tcp, udp, ping) and netlink ({tells})",
         (
-            Case((Word(0, (AF_UNIX,)),), ALLOW),
+            *unix,
             Case(
                 (
                     Word(0, (AF_INET, AF_INET6)),
@@ -641,11 +642,19 @@ NETWORKED_CHECKED: dict[str, Rule] = {
     "socket": making_socket("route, netfilter", NETLINK_ROUTE, NETLINK_NETFILTER)
 }
 
-# ---- policy: what the network gateway may do besides ---------------------------------------------
+# ---- policy: what the network gateway may do, and what not ---------------------------------------
 
 # It moves bytes from socket to socket by pipes of its own. Of files it sees its interpreter and the
 # system, read-only, and it is a user of its own; kernels go on without.
 GATEWAY_ALLOWED = "splice"
+
+# It reads what strangers send, and has the machine's network: abstract names of the family unix are
+# there, behind which daemons of the machine listen, and ports at which it could be taken for them.
+GATEWAY_REFUSED: tuple[Refusal, ...] = (
+    Refusal(errno.EPERM, "listen", "the sockets at which it accepts are handed to it"),
+    Refusal(errno.EAFNOSUPPORT, "socketpair", "a datagram of one goes to any abstract name"),
+)
+GATEWAY_CHECKED: dict[str, Rule] = {"socket": making_socket("route", NETLINK_ROUTE, has_unix=False)}
 
 # ---- from policy to ranges of numbers ------------------------------------------------------------
 
@@ -678,7 +687,7 @@ def _verdicts_besides(profile: str) -> Iterator[tuple[str, Verdict]]:
     if profile == SHARED:
         return _shared_verdicts()
     if profile == GATEWAY:
-        return ((name, ALLOW) for name in GATEWAY_ALLOWED.split())
+        return _gateway_verdicts()
     return _nursery_verdicts(profile)
 
 
@@ -686,6 +695,13 @@ def _shared_verdicts() -> Iterator[tuple[str, Verdict]]:
     for refusal in SHARED_REFUSED:
         yield from ((name, fail(refusal.error)) for name in refusal.calls.split())
     yield from SHARED_CHECKED.items()
+
+
+def _gateway_verdicts() -> Iterator[tuple[str, Verdict]]:
+    yield from ((name, ALLOW) for name in GATEWAY_ALLOWED.split())
+    for refusal in GATEWAY_REFUSED:
+        yield from ((name, fail(refusal.error)) for name in refusal.calls.split())
+    yield from GATEWAY_CHECKED.items()
 
 
 def _nursery_verdicts(profile: str) -> Iterator[tuple[str, Verdict]]:
