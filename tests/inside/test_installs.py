@@ -38,7 +38,12 @@ def has_pip(program: str) -> bool:
 
 # Of a virtual environment, and the one that it was made from.
 OF_BOTH_KINDS = [sys.executable, str(Path(sys.executable).resolve())]
-PYTHONS = [program for program in dict.fromkeys(OF_BOTH_KINDS) if has_pip(program)]
+# Of the system's own "pip" may be another one's.
+PYTHONS = [
+    program
+    for program in dict.fromkeys(OF_BOTH_KINDS)
+    if has_pip(program) and not program.startswith(("/usr/bin/", "/usr/local/bin/"))
+]
 
 
 def wheel(folder):
@@ -106,16 +111,19 @@ def test_the_users_own_packages_are_still_found_and_come_second(
     monkeypatch.setenv("PYTHONUSERBASE", str(base))
 
     def look():
+        import site
+        import sys
+
         import by_a_path
         import of_this_user
         import tiny_thing
 
-        shell(f"pip install --no-index --ignore-installed {wheel('/tmp')}")
-        again = shell("python3 -c 'import tiny_thing; print(tiny_thing.__file__)'")
+        open(f"{site.getusersitepackages()}/tiny_thing.py", "w").close()
+        again = shell(f"{sys.executable} -c 'import tiny_thing; print(tiny_thing.__file__)'")
         return [m.__file__ for m in (by_a_path, of_this_user, tiny_thing)], again.strip()
 
     with with_network(program) as box:
-        before, after = box.call(look, using=(wheel, shell))
+        before, after = box.call(look, using=(shell,))
     assert before == [f"{base}/more/by_a_path.py", *(f"{packages}/{n}.py" for n in (
         "of_this_user", "tiny_thing"))]  # fmt: skip
     assert after.startswith("/home/jovyan/.local/")
