@@ -6,7 +6,7 @@ start to its end. Only the machine's own root may make them.
     start of a kernel ──socketpair──▶ one end to PID 1, which sends its namespace, and waits
                                       the other to a thread, which has a card ready by then
     "up"              ──▶ PID 1       the kernel can begin
-    "say SENTENCE"    ──▶ PID 1       its quota is used up
+    "say SENTENCE"    ──▶ PID 1       its quota is used up, or somebody has deleted our table
     its end           ◀── PID 1       the box has ended: the thread writes down what was counted,
                                       and removes what our table has for it, which takes 12 ms
 
@@ -18,17 +18,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
 from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
-from sandbox_provisioner.facilities.network.card import connections, firewall, maker, netlink, reach
+from sandbox_provisioner.facilities.network.card import connections, firewall, maker, reach
 from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
+from sandbox_provisioner.facilities.network.card.watch import Watch, Watched
 from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
 from sandbox_provisioner.facilities.network.facts.own_addresses import own_addresses
 from sandbox_provisioner.facilities.network.wish.pool import parse_pool
@@ -179,27 +180,32 @@ class _CardServer:
             self._channel.send(wire.message(word, *rest)[: wire.LONGEST])
 
     def _wait_for_end(self, card: Prepared, box: int) -> None:
-        """Until PID 1 has ended; meanwhile the quota may be used up."""
-        if self._request.spec.network.quota_bytes:
-            with netlink.watch_tables() as changes:
-                self._watch_quota(card, box, changes)
-        while self._channel.recv(wire.LONGEST):
-            pass
+        """Until PID 1 has ended; meanwhile the card may be lost, or its quota used up."""
+        lost, used_up = partial(self._lose, card), partial(self._cut_off, card, box)
+        _watch.add(Watched(card, lost=lost, used_up=used_up))
+        try:
+            while self._channel.recv(wire.LONGEST):
+                pass
+        finally:
+            _watch.remove(card)
 
-    def _watch_quota(self, card: Prepared, box: int, changes: socket.socket) -> None:
+    def _lose(self, card: Prepared) -> None:
+        maker.take_away(card)
+        self._tell(wire.SAY, _LOST)
+
+    def _cut_off(self, card: Prepared, box: int) -> None:
         address = card.pair.address
-        poll = select.poll()
-        for waited in (self._channel, changes):
-            poll.register(waited, select.POLLIN)
-        while not maker.is_used_up(address):
-            if any(fd == self._channel.fileno() for fd, _ in poll.poll()):
-                return
-            netlink.tells_of(changes, maker.quota_of(address))
-        maker.in_namespace(box, lambda: connections.end_connections(address))
+        with contextlib.suppress(OSError):  # the box has ended
+            maker.in_namespace(box, lambda: connections.end_connections(address))
         size = format_bytes(self._request.spec.network.quota_bytes)
         self._tell(wire.SAY, f"This kernel has sent and received {size}, which is {_QUOTA}")
 
 
+_watch = Watch()
+_LOST = (
+    "This kernel has no network any more: somebody has deleted the rules that held its network "
+    "card. The kernel goes on without; a new one gets a new network."
+)
 _QUOTA = (
     "all that network_quota allows it: its connections have ended, and new ones are refused. Ask "
     "for more with network_quota."

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from boxes import Boxes, request_for, run, start
 from card_hosts import (
+    HOST,
     OTHER,
     PUBLIC,
     apart,
@@ -27,7 +28,7 @@ from card_hosts import (
 from sandbox_provisioner import card_life, stages
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import HostError, LaunchError
-from sandbox_provisioner.facilities.network.card import maker
+from sandbox_provisioner.facilities.network.card import maker, netlink, nft
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
 from sandbox_provisioner.records import start_time
@@ -46,12 +47,12 @@ def card(*allow: str, **more: Any) -> NetworkWish:
     return NetworkWish(mode=Network.CARD, allow=allow, **more)
 
 
-def connect(address: str) -> str:
+def connect(address: str, port: int = 80) -> str:
     """Inside: "" where it can be reached."""
     import socket
 
     try:
-        socket.create_connection((address, 80), 10).close()
+        socket.create_connection((address, port), 10).close()
     except OSError as error:
         return str(error.strerror)
     return ""
@@ -137,6 +138,25 @@ def receive(address: str) -> str:
         except OSError as error:
             return str(error.strerror or error)
     return "the other side has ended it"
+
+
+def test_a_kernel_loses_its_card_with_the_table_that_holds_it(
+    sandbox: Boxes, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever reloads a firewall may flush all tables; the host's own services must not be open."""
+
+    def host() -> list[str]:
+        world, told = play_host(), note_what_is_told(monkeypatch)
+        wish = card("all")
+        with listening(world), socket.create_server((HOST, 81)), sandbox(network=wish) as box:
+            assert box.call(connect, PUBLIC) == ""
+            netlink.apply([nft.delete_table("sandbox_provisioner")])
+            eventually(lambda: len(told) == 2)
+            assert cards() == []
+            assert box.call(connect, HOST, 81) == "Network is unreachable"
+        return told
+
+    assert "somebody has deleted the rules that held its network card" in apart(host)[1]
 
 
 @pytest.mark.parametrize("step", ["await-card", "execute", "write-record"])

@@ -202,6 +202,16 @@ def test_only_one_file_speaks_to_systemd():
     assert users == {f"{NAME}.facilities.caps.cgroup.manager"}
 
 
+def test_only_one_file_loads_what_compiles_messages_for_interfaces_and_no_other_start_does():
+    users = {module_of(path) for path in FILES if "pyroute2" in _top_names(path)}
+    assert users == {f"{NAME}.facilities.network.card.links"}
+    script = f"import sys, {NAME}.provisioner, {NAME}.launch; print('pyroute2' in sys.modules)"
+    answer = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    assert answer.stdout == "False\n"
+
+
 def test_what_draws_tables_is_loaded_by_one_command_and_by_no_start():
     users = {module_of(path) for path in FILES if "rich" in _top_names(path)}
     assert users == {f"{NAME}.app.listing"}

@@ -357,6 +357,12 @@ def in_namespace(box: int, act: Callable[[], _Value]) -> _Value:
     return found[0]
 
 
+def take_away(card: Prepared) -> None:
+    """Delete both ends of the pair, if they are there."""
+    with contextlib.suppress(OSError):
+        _delete(card)
+
+
 def _delete(card: Prepared) -> None:
     """Both ends, from where either is."""
     netlink.tell(_links().deletion(card.pair))
@@ -403,7 +409,7 @@ def counts(address: IPv4Address) -> Counts | None:
         down_bytes=_number(found["down"][_BYTES]),
         connections=_number(found["connections"][_PACKETS]),
         refused=_number(found["refused"][_PACKETS]),
-        used_up=is_used_up(address),
+        used_up=_is_used_up(key),
     )
 
 
@@ -411,15 +417,9 @@ def counts(address: IPv4Address) -> Counts | None:
 _BYTES, _PACKETS, _ALLOWED, _CONSUMED = 1, 2, 1, 4
 
 
-def quota_of(address: IPv4Address) -> str:
-    """How its quota is called."""
-    return f"quota-{ruleset.key_of(address)}"
-
-
-def is_used_up(address: IPv4Address) -> bool:
-    """Whether it has a quota, and that is used up."""
+def _is_used_up(key: str) -> bool:
     try:
-        quota = _object(quota_of(address), nft.QUOTA)
+        quota = _object(ruleset.quota_of(key), nft.QUOTA)
     except FileNotFoundError:
         return False
     return _number(quota[_CONSUMED]) >= _number(quota[_ALLOWED])
@@ -445,7 +445,7 @@ def remove(address: IPv4Address) -> None:
 
 def _remove(key: str) -> None:
     try:
-        _object(f"quota-{key}", nft.QUOTA)
+        _object(ruleset.quota_of(key), nft.QUOTA)
         quota = True
     except FileNotFoundError:
         quota = False

@@ -69,12 +69,23 @@ def watch_tables() -> socket.socket:
     return channel
 
 
-def tells_of(changes: socket.socket, name: str) -> bool:
-    """Whether what has come there may be about *name*; also where too much has come to be kept."""
+def names_told(changes: socket.socket) -> set[str] | None:
+    """Of tables that are gone, and of objects that are new or used up, what `watch_tables` tells
+    next; None where more was told than could be kept. Waits for it."""
     try:
-        return name.encode() in changes.recv(_MOST_BYTES)
+        told = changes.recv(_MOST_BYTES)
     except OSError:  # ENOBUFS
-        return True
+        return None
+    names = set()
+    for kind, _, content in _messages(told):
+        if name := _NAMES.get(kind & 0xFF):
+            found = attributes(content[4:]).get(name, b"")
+            names.add(found.rstrip(b"\0").decode(errors="replace"))
+    return names
+
+
+# By the kind of a message the attribute with the name.
+_NAMES = {nft.DELETE_TABLE: 1, nft.NEW_OBJECT: 2}
 
 
 def _runs(body: bytes) -> bool:

@@ -79,6 +79,11 @@ def key_of(address: IPv4Address) -> str:
     return f"{int(address):08x}"
 
 
+def quota_of(key: str) -> str:
+    """How the quota of the card with *key* is called."""
+    return f"quota-{key}"
+
+
 def table() -> list[Message]:
     """Our table, where there is none."""
     by = {name: nft.INCOMING + nft.by_map(name) for name in ("arrive", "from", "host")}
@@ -125,7 +130,7 @@ def add(entry: Entry) -> list[Message]:
     key = entry.key
     objects = [nft.new_counter(TABLE, f"{name}-{key}") for name in COUNTERS]
     if entry.quota_bytes:
-        objects.append(nft.new_quota(TABLE, f"quota-{key}", entry.quota_bytes))
+        objects.append(nft.new_quota(TABLE, quota_of(key), entry.quota_bytes))
     chains = [nft.new_chain(TABLE, f"{part}-{key}", entry.comment) for part in _PARTS]
     lead = [nft.map_interface(TABLE, m, interface_of(key), f"{m}-{key}") for m in _MAPS]
     rules = (_arriving, _leaving, _to_host, _new, _counted, _coming, _refused)
@@ -143,7 +148,7 @@ def remove(key: str, *, quota: bool) -> list[Message]:
     chains = [f"{part}-{key}" for part in _PARTS]
     objects = [nft.delete_object(TABLE, f"{name}-{key}", nft.COUNTER) for name in COUNTERS]
     if quota:
-        objects.append(nft.delete_object(TABLE, f"quota-{key}", nft.QUOTA))
+        objects.append(nft.delete_object(TABLE, quota_of(key), nft.QUOTA))
     return [
         *(nft.unmap_interface(TABLE, name, interface_of(key)) for name in _MAPS),
         nft.remove_address(TABLE, _ADDRESSES, IPv4Address(int(key, 16))),
@@ -216,7 +221,7 @@ def _coming(entry: Entry) -> Iterator[Message]:
 
 def _within_quota(chain: str, entry: Entry, counter: str) -> Iterator[Message]:
     if entry.quota_bytes:
-        used_up = nft.object_named(nft.QUOTA, f"quota-{entry.key}")
+        used_up = nft.object_named(nft.QUOTA, quota_of(entry.key))
         yield _rule(chain, used_up, _go("no", entry))
     yield _rule(chain, _count(counter, entry), nft.verdict(nft.ACCEPT))
 
