@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from sandbox_provisioner.facilities.network.tell.counts import Writer
 from sandbox_provisioner.facilities.network.wish.rules import Rules, Verdict
@@ -173,11 +174,13 @@ class Box:
     def _dial_name(self, client: socket.socket, target: Target, binding: Binding) -> None:
         connection = self._begin(client, target)
         binding.connections += 1
+
+        def found(what: Found) -> None:
+            self.loop.guarded(partial(self._dial_judged, connection, what.addresses), connection)
+
         if binding.is_fresh(self.loop.now):
-            self._dial_judged(connection, binding.addresses)
-        elif not self.look_up(
-            binding, lambda found: self._dial_judged(connection, found.addresses)
-        ):
+            found(Found(binding.addresses))
+        elif not self.look_up(binding, found):
             connection.reset()
 
     def _dial_judged(self, connection: Connection, addresses: tuple[str, ...]) -> None:
@@ -244,7 +247,7 @@ class Box:
                 return
             if what.addresses:
                 binding.addresses, binding.looked_up_at = what.addresses, self.loop.now
-            then(what)
+            self.loop.guarded(partial(then, what))
 
         return self._shared.lookups.ask(self.settings.id, binding.name, found)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 # For pipes, look-ups, a few descriptors of each of some hundred boxes.
 _RESERVED_SHARE = 4
 _KEPT_SHARE = 8
+# Each takes 2 KB here, and more of Linux: what this process may take is bounded.
+_MOST = 40_000
 
 
 @dataclass(slots=True)
@@ -25,7 +27,7 @@ class Seats:
     @classmethod
     def of(cls, descriptors: int) -> Seats:
         """As many as so many descriptors are good for."""
-        return cls((descriptors - descriptors // _RESERVED_SHARE) // 2)
+        return cls(min(_MOST, (descriptors - descriptors // _RESERVED_SHARE) // 2))
 
     def has_one_for(self, taken_by_box: int, boxes: int) -> bool:
         """Whether a box that has *taken_by_box*, one of *boxes*, may have another one."""

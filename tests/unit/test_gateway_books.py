@@ -84,6 +84,7 @@ def test_of_a_names_many_addresses_some_are_enough(monkeypatch):
 def test_the_last_connections_are_for_boxes_that_have_few():
     seats = Seats.of(1000)
     assert seats.most == 375
+    assert Seats.of(1 << 20).most == 40_000
     seats.taken = 330
     assert not seats.has_one_for(300, boxes=2)
     assert seats.has_one_for(22, boxes=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from sandbox_provisioner.gateway.connection import Connection
+from sandbox_provisioner.gateway.listeners import Arrivals
 from sandbox_provisioner.gateway.lookups import MOST_WAITING, Found, Lookups
 from sandbox_provisioner.gateway.loop import READ, Group, Loop
 from sandbox_provisioner.gateway.mover import Pipes, Share, Way
@@ -93,6 +95,49 @@ def test_timers_come_in_their_order_and_those_of_who_has_gone_take_no_room(loop)
     loop.run(lambda: len(done) == 2)
     assert done == [1, 2]
     assert len(loop._timers) < 1100
+
+
+class NoneLeft:
+    """A listener of a process that has no descriptor left, until *again*."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.asked, self.again = fd, 0, False
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def setblocking(self, _flag: bool) -> None:
+        """It is none."""
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.asked += 1
+        if not self.again:
+            raise OSError(errno.EMFILE, "none left")
+        one, other = socket.socketpair()
+        other.close()
+        os.eventfd_read(self.fd)
+        return one, None
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def test_without_descriptors_it_waits_a_while_and_does_not_spin(loop, monkeypatch):
+    monkeypatch.setattr("sandbox_provisioner.gateway.listeners.wanted_by", lambda _: ("a", 1))
+    arrived: list[socket.socket] = []
+    group = Group(loop)
+    listener = NoneLeft(os.eventfd(1, os.EFD_NONBLOCK))
+    arrivals = Arrivals(loop, group, lambda one, *_: arrived.append(one), lambda: 0.0)
+    arrivals.add(listener)  # type: ignore[arg-type]
+    done: list[int] = []
+    loop.later(0.1, lambda: done.append(1))
+    loop.run(lambda: bool(done))
+    assert listener.asked == 1
+    listener.again = True
+    loop.run(lambda: bool(arrived))
+    arrivals.close()
+    group.close()
+    arrived[0].close()
 
 
 # -- pipes
