@@ -88,7 +88,7 @@ class Performer:
         self.status: int | None = None
         self.pipes: tuple[IO[bytes], ...] = ()
         self._launcher = -1  # its pidfd
-        self._report = -1
+        self._report_fd = -1
         self._has_init = False
 
     def ask(self, source: Source) -> None:
@@ -129,7 +129,7 @@ class Performer:
         caller's. It may be on its way yet."""
         self._has_init = any(step.verb == "fork-init" for step in plan.steps)
         with contextlib.ExitStack() as given:
-            self._report, report = os.pipe()
+            self._report_fd, report = os.pipe()
             given.callback(os.close, report)
             streams = Streams(self._stdio)
             given.callback(streams.sent)
@@ -152,7 +152,7 @@ class Performer:
         seconds = self.source.patience_seconds
         try:
             async with asyncio.timeout(seconds):
-                await self.report.read(self._report)
+                await self.report.read(self._report_fd)
         except TimeoutError:
             raise _not_done(f"it was not done after {seconds:g} s") from None
         # A launcher forked PID 1 long before the pipe's end, and has ended or is about to.
@@ -175,7 +175,7 @@ class Performer:
 
     def has_failed(self) -> bool:
         """Whether it has reported by now that a step failed, or is PID 1 and has ended."""
-        self.report.drain(self._report)
+        self.report.drain(self._report_fd)
         return self.report.failure is not None or is_readable(self.pidfd)
 
     @property
@@ -227,17 +227,17 @@ class Performer:
         if self._launcher >= 0:
             signal_to(self._launcher, signal.SIGKILL)
             await self._wait_for_launcher()
-        if self._report >= 0:
-            self.report.drain(self._report)  # a start that was cancelled may not know PID 1
+        if self._report_fd >= 0:
+            self.report.drain(self._report_fd)  # a start that was cancelled may not know PID 1
         if self._has_init and self.pidfd < 0:
             # Without a launcher, PID 1 speaks, or there is none.
             await readable_within(self.control.fileno(), WORD_SECONDS)
             self._hear_init()
 
     def _close_report(self) -> None:
-        if self._report >= 0:
-            os.close(self._report)
-            self._report = -1
+        if self._report_fd >= 0:
+            os.close(self._report_fd)
+            self._report_fd = -1
 
 
 def signal_to(pidfd: int, number: int) -> None:

@@ -119,7 +119,7 @@ class LaunchRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class NurseryPids:
     """The pids, as the server sees them, of a nursery's PID 1 and of its child, a PID 1 too."""
 
     init: int
@@ -158,7 +158,7 @@ class Site:
     sockets: str = ""
     exit_file: str = ""
     user_tasks: int = 0
-    family: Family | None = None
+    family: NurseryPids | None = None
     idle_seconds: float = 0.0
     held: Mapping[str, int] = field(default_factory=dict)
     catch_obstacle: str = ""

@@ -53,7 +53,7 @@ _ID_LENGTH = 12
 _RANGE = ".ids"
 BUSY, IDLE = "busy", "idle"
 BUILDING = ".building"  # locked by who makes a nursery
-# What a record that is not (yet) whole, or somebody else's file, is read as.
+# What reading a record raises that is not (yet) whole, or is somebody else's file.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 # A record names some hundred paths; nobody waits for the reading of more.
 _MOST_BYTES = 1 << 22

@@ -30,7 +30,7 @@ from sandbox_provisioner.facilities.workdir.facts.covers import Covered
 from sandbox_provisioner.host import HostFacts, Machine, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
-from sandbox_provisioner.plan import HOME, Family, LaunchRequest, Plan, Site, Step
+from sandbox_provisioner.plan import HOME, LaunchRequest, NurseryPids, Plan, Site, Step
 from sandbox_provisioner.spec import (
     Confinement,
     Limits,
@@ -40,7 +40,7 @@ from sandbox_provisioner.spec import (
     UserIds,
     Volume,
 )
-from sandbox_provisioner.warm.obstacles import obstacle
+from sandbox_provisioner.warm.why_cold import why_no_nursery
 from tests.hosts import host_with
 
 FOLDER = Path(__file__).parent / "unit" / "golden"
@@ -250,7 +250,7 @@ def nursery(request: LaunchRequest, site: Site) -> Plans:
 
 def child(request: LaunchRequest, site: Site) -> Plans:
     """A kernel that a nursery forks: one process opens what the other needs."""
-    family = Family(init=501, child=502)
+    family = NurseryPids(init=501, child=502)
     yield "by a launcher", orders.compile_opening(request, site, family)
     yield "by the nursery's child", orders.compile_fork(request, site)
 
@@ -259,7 +259,7 @@ def spare(request: LaunchRequest, site: Site) -> Plans:
     """A kernel that waits for a work directory."""
     spec = replace(request.spec, volumes=())
     own = replace(request, spec=spec, cwd=HOME, survive_server=True)
-    site = replace(of_nobody(site), idle_seconds=600.0, held={"claims": 9, "string": 10})
+    site = replace(of_nobody(site), idle_seconds=600.0, held={"claims": 9, "hold": 10})
     yield "", orders.compile_spare(own, site)
 
 
@@ -328,7 +328,7 @@ def render(case: str) -> str:
     """The text of *case*, "START-ASKER"; where there is no such start, why."""
     start, _, asker = case.rpartition("-")
     request, site = ASKERS[asker]
-    if start in WARM and (why := obstacle(request, site)):
+    if start in WARM and (why := why_no_nursery(request, site)):
         return f"Refused: {why}\n"
     with _fixed_machine():
         try:

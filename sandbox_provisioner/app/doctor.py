@@ -173,7 +173,7 @@ def _other_jupyter() -> str:
 
 
 def _trials(provisioner: SandboxProvisioner, host: HostFacts) -> dict[str, Any]:
-    """With the options in force, and, if that fails and caps lack here, without these."""
+    """With the options in force, and, if that fails and caps are missing here, without these."""
     trial = _answer(lambda: try_sandbox(provisioner, host))
     if not isinstance(trial, SandboxError) or not host.cgroups.missing:
         return {"trial": trial}

@@ -148,7 +148,7 @@ COLUMNS = (
         lambda found, width: _has_network(found, width) and width >= _NARROWER,
         numbers=True,
     ),
-    Column("processes", _plain(lambda s: str(s.usage.pids or "?")), numbers=True),
+    Column("processes", _plain(lambda s: str(s.usage.processes or "?")), numbers=True),
 )
 
 

@@ -90,7 +90,6 @@ class Sandbox:
             "started", "cpu_cores", "confinement", "network",
         )  # fmt: skip
         usage = asdict(self.usage)
-        usage["processes"] = usage.pop("pids")
         usage["memory_limit_bytes"] = self.record.memory_limit_bytes
         return {
             **{name: record[name] for name in shown},
@@ -172,7 +171,7 @@ def counted(pids: Sequence[int], pages: Pages | None) -> Usage:
     return Usage(
         memory_bytes=pages.pss_bytes if pages else None,
         cpu_seconds=ticks / os.sysconf("SC_CLK_TCK"),
-        pids=sum(int(fields[17]) for fields in found),
+        processes=sum(int(fields[17]) for fields in found),
     )
 
 

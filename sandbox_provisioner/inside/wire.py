@@ -37,7 +37,7 @@ it is about; descriptors come with it. *launcher* below is also a nursery's chil
 
     claims socket, of one spare; from the connection on it is the control socket
       server   ──connects──▶ PID 1
-      PID 1    ──"string" + a descriptor──▶ server    where systemd made the groups: it holds them
+      PID 1    ──"hold" + a descriptor──▶ server    where systemd made the groups: it holds them
 
     report pipe, of one plan (`record`)
       launcher ──"pid" N──▶ server                the host's pid of PID 1
@@ -85,7 +85,7 @@ FULL = "full"
 COVERED = "covered"
 SAY = "say"
 MADE = "made"  # in a report as well
-STRING = "string"
+HOLD = "hold"
 NETWORK_LOST = "network-lost"
 # On a network channel, which PID 1 is given by this name; SAY is one, too, and FAILED.
 NETWORK = "network"

@@ -101,9 +101,9 @@ def _await_server(box: Box, kernel_pid: int, children: int) -> None:
     for fd in (spare.claims_fd, spare.nursery_fd, box.control_fd, box.server_fd):
         os.close(fd)
     box.control_fd = server
-    if spare.string_fd >= 0:
-        kernel.send_descriptors(server, wire.message(wire.STRING), [spare.string_fd])
-        os.close(spare.string_fd)
+    if spare.hold_fd >= 0:
+        kernel.send_descriptors(server, wire.message(wire.HOLD), [spare.hold_fd])
+        os.close(spare.hold_fd)
 
 
 def _poll(*fds: int) -> select.poll:

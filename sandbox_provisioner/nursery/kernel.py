@@ -36,7 +36,8 @@ _LISTENERS = ("iopub_thread", "control_thread", "shell_channel_thread")
 _LATE = ("init_ipython_dir", "init_profile_dir", "init_history", "init_user_ns")
 
 
-# What is freed, and each name that is looked at, makes a shared page this process's own.
+# Freeing an object, or looking a name up, writes to a page, which is this process's own from then
+# on and no longer the nursery's. So we keep what we have used.
 _ours: list[str] = []
 _kept: list[object] = []
 

@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     _be_like_a_kernel(rehearsal)
     empty_home(home)
     watcher, failed = Watcher(), {}
-    if why := rehearsal.obstacle:
+    if why := rehearsal.why_not:
         refused = dict.fromkeys(wanted, why)
     bearable = [name for name in wanted if name not in refused]
     for name, error, why in import_all(bearable, watcher, kernel):
@@ -149,7 +149,7 @@ class Rehearsal(NamedTuple):
     makes_own_shell: bool = False
 
     @property
-    def obstacle(self) -> str:
+    def why_not(self) -> str:
         """The word of `WHY` that no module can be preloaded, "" if one can."""
         if not self.modules:
             return "rehearsal"

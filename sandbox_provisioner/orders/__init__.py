@@ -14,7 +14,7 @@ from dataclasses import replace
 from sandbox_provisioner.facilities.network import plan as network
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.orders import landlock, namespaces
-from sandbox_provisioner.plan import Family, Kind, LaunchRequest, Plan, Site, Start, Step
+from sandbox_provisioner.plan import Kind, LaunchRequest, NurseryPids, Plan, Site, Start, Step
 from sandbox_provisioner.spec import Confinement
 
 
@@ -39,7 +39,7 @@ def compile_fork(request: LaunchRequest, site: Site) -> Plan:
     return namespaces.inside(start)
 
 
-def compile_opening(request: LaunchRequest, site: Site, family: Family) -> Plan:
+def compile_opening(request: LaunchRequest, site: Site, family: NurseryPids) -> Plan:
     """The plan for the launcher that opens what a nursery's child, or a spare, waits for."""
     start = Start(request, replace(site, family=family), Kind.FORK)
     return namespaces.opening(start)

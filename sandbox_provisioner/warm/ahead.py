@@ -38,7 +38,7 @@ _PATIENCE_SECONDS = 10.0
 _AGAIN_SECONDS = 10.0
 _STOP_SECONDS = 3.0
 _AGAIN_AT_MOST_SECONDS = 1800.0
-# Below twice of what ends a spare none is made.
+# A spare is made only where twice as much memory is free as a spare needs to stay.
 _ROOM = 2
 # Some four nurseries: kernels are to come, too.
 _ROOM_BYTES = 256 << 20

@@ -7,8 +7,8 @@ from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.warm import ahead
-from sandbox_provisioner.warm.obstacles import obstacle
 from sandbox_provisioner.warm.start_from import start_warm
+from sandbox_provisioner.warm.why_cold import why_no_nursery
 
 
 class WarmLauncher(LocalLauncher):
@@ -19,7 +19,7 @@ class WarmLauncher(LocalLauncher):
         """Why no start of *request* can be prepared, "" if one can."""
         site, _ = self.survey(request)
         with site.opened:
-            return obstacle(request, site)
+            return why_no_nursery(request, site)
 
     async def start_prepared(
         self, request: LaunchRequest, labels: Labels, stdio: Stdio, warmth: Warmth

@@ -39,7 +39,7 @@ from sandbox_provisioner.stem import stem
 from sandbox_provisioner.story import ExitStory
 from sandbox_provisioner.warm.found import SOCKET, call, find, link_of
 from sandbox_provisioner.warm.keys import Command, bearable, key_of, made_of, of_no_notebook
-from sandbox_provisioner.warm.obstacles import obstacle
+from sandbox_provisioner.warm.why_cold import why_no_nursery
 
 KIND = "nursery"
 _READY_SECONDS = 180
@@ -76,7 +76,7 @@ async def make_nursery(
     """
     site, _ = await off_loop(launcher.survey_closed, request)  # a nursery is given none of it
     command, runtime = Command.of(request.argv), launcher.runtime()
-    if command is None or obstacle(request, site):
+    if command is None or why_no_nursery(request, site):
         return None
     made, preload = made_of(request, site, warmth.preload), bearable(request, site, warmth.preload)
     key = key_of(made, warmth.owner)

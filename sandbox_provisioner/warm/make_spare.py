@@ -36,8 +36,8 @@ from sandbox_provisioner.warm.keys import (
     of_no_notebook,
     spare_key_of,
 )
-from sandbox_provisioner.warm.obstacles import obstacle, obstacle_anywhere, spare_obstacle
 from sandbox_provisioner.warm.start_from import begin_inside, perform_in_two
+from sandbox_provisioner.warm.why_cold import why_no_nursery, why_no_nursery_anywhere, why_no_spare
 
 KIND = "spare"
 _FILE = "spare.json"
@@ -59,7 +59,7 @@ async def make_spare(
     Returns when it can be claimed; *when_ended* is called in a thread when it ends, whosever it is
     then. Raises SandboxError or WarmUnavailable if it fails; then nothing is left of it.
     """
-    if obstacle_anywhere(request):  # nobody has to look at the host
+    if why_no_nursery_anywhere(request):  # nobody has to look at the host
         return False
     found = await off_loop(_nursery_for, launcher, request, warmth)
     if found is None:
@@ -86,7 +86,7 @@ def _nursery_for(
     nursery that one can be made from."""
     # A spare gets a work directory when it is claimed.
     site, _ = launcher.survey_closed(request)
-    if obstacle(request, site) or spare_obstacle(request, site):
+    if why_no_nursery(request, site) or why_no_spare(request, site):
         return None
     runtime, made = launcher.runtime(), made_of(request, site, warmth.preload)
     for of in dict.fromkeys((warmth.owner, "")):
@@ -128,8 +128,8 @@ def _prepare(
     listener.bind(os.fspath(made.folder.path / CLAIMS))
     listener.listen(1)
     made.make_groups(tree, child.pid)
-    string = {"string": tree.string_fd} if tree.string_fd >= 0 else {}
-    site = replace(site, held={**site.held, "claims": listener.fileno(), **string})
+    hold = {"hold": tree.hold_fd} if tree.hold_fd >= 0 else {}
+    site = replace(site, held={**site.held, "claims": listener.fileno(), **hold})
     return site, begin_inside(made, child, site, orders.compile_spare)
 
 

@@ -36,12 +36,12 @@ from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.ledger import Ledger, NotUndone, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.performer import WORD_SECONDS, Performer
-from sandbox_provisioner.plan import Family, LaunchRequest, Plan, Site
+from sandbox_provisioner.plan import LaunchRequest, NurseryPids, Plan, Site
 from sandbox_provisioner.stages import stage
 from sandbox_provisioner.stem import stem
 from sandbox_provisioner.warm.found import Nursery, Spare, claim, find, is_any
 from sandbox_provisioner.warm.keys import key_of, made_of, spare_key_of
-from sandbox_provisioner.warm.obstacles import obstacle, obstacle_anywhere, spare_obstacle
+from sandbox_provisioner.warm.why_cold import why_no_nursery, why_no_nursery_anywhere, why_no_spare
 
 _NO_NURSERY = "there is no nursery for it (yet)"
 Compiled = Callable[[LaunchRequest, Site], Plan]
@@ -56,7 +56,7 @@ async def start_warm(
     Raises WarmUnavailable where there is none that is ready, or it failed; SandboxError for what no
     start could do. In both cases nothing is left of it, unless it is NotUndone.
     """
-    if why := obstacle_anywhere(request):
+    if why := why_no_nursery_anywhere(request):
         raise WarmUnavailable(why, never=True)
     made = Ledger(launcher.runtime(), request, labels, launcher.attachment(request))
     performer, opener = Performer(stdio), Performer()
@@ -103,7 +103,7 @@ class _Beginning:
             opener.ask(stem)
         with stage("survey"):
             site, tree = launcher.look(made.request, opened)
-        if why := obstacle(made.request, site):
+        if why := why_no_nursery(made.request, site):
             raise WarmUnavailable(why, never=True)
         with stage("find-source"):
             source = self._source(site)
@@ -122,7 +122,7 @@ class _Beginning:
         runtime, request = self.launcher.runtime(), self.made.request
         what = made_of(request, site, self.warmth.preload)
         keys = [key_of(what, owner) for owner in self._owners()]
-        if self.stdio.stdin == subprocess.DEVNULL and not spare_obstacle(request, site):
+        if self.stdio.stdin == subprocess.DEVNULL and not why_no_spare(request, site):
             for key in keys:
                 if spare := claim(runtime, spare_key_of(request, site, key)):
                     return spare
@@ -171,7 +171,7 @@ async def perform_in_two(
         await child.here()
     with stage("open"):
         await opener.here()
-        family = Family(nursery.record.init_pid, child.pid)
+        family = NurseryPids(nursery.record.init_pid, child.pid)
         outside = await off_loop(_begin_opening, made, opener, site, family)
         fds = await opener.opened()
         if not fds and child.has_failed():  # nothing can be opened for one that has ended
@@ -191,7 +191,7 @@ async def start_from_spare(
     await opener.here()
     site, outside, inside = await off_loop(_take_over, made, source, opener, site)
     if made.tree and made.record.cgroup_manager:
-        made.tree.hold_by(await _string(spare))
+        made.tree.own_by(await _hold_of(spare))
     with stage("open"):
         fds = await opener.opened()
         if not fds:
@@ -202,7 +202,7 @@ async def start_from_spare(
     return await made.handle(spare, sealed=True)
 
 
-def _begin_opening(made: Ledger, opener: Performer, site: Site, family: Family) -> Plan:
+def _begin_opening(made: Ledger, opener: Performer, site: Site, family: NurseryPids) -> Plan:
     outside = orders.compile_opening(made.request, site, family)
     opener.begin(outside, site.descriptors)
     return outside
@@ -228,7 +228,7 @@ async def _performed(performer: Performer, opener: Performer, site: Site, plan: 
     await opener.end()
 
 
-async def _string(spare: Performer) -> int:
+async def _hold_of(spare: Performer) -> int:
     """What holds its groups; LaunchError if it has ended."""
     fds = await spare.given(WORD_SECONDS)
     if not fds:

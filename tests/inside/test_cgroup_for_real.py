@@ -174,7 +174,7 @@ except OSError as error:
 """
     assert answer_of(member(tree, code)) == f"{errno.EAGAIN} {most}"
     usage = tree.usage()
-    assert usage.pids == most
+    assert usage.processes == most
     assert usage.pids_limit_hits == 1
     assert len(tree.pids()) == most
 
@@ -310,7 +310,7 @@ def test_remove_twice_is_fine_and_takes_our_directory_along(
     for group in groups_of(tree):
         assert not group.parent.exists() or any(d.is_dir() for d in group.parent.iterdir())
     assert tree.pids() == []
-    assert tree.usage().pids is None
+    assert tree.usage().processes is None
 
 
 def test_two_trees_live_side_by_side(

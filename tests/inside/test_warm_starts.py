@@ -31,7 +31,7 @@ from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
 from sandbox_provisioner.performer import Performer
-from sandbox_provisioner.plan import Family, Plan
+from sandbox_provisioner.plan import NurseryPids, Plan
 from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.spec import Limits, Network, NetworkWish, Volume
 from sandbox_provisioner.stem import stem
@@ -88,7 +88,7 @@ def names(launcher: LocalLauncher) -> list[str]:
 def verbs_of(launcher: LocalLauncher, request: LaunchRequest) -> set[str]:
     site, _ = launcher.survey(request)
     site.opened.close()
-    opening = orders.compile_opening(request, site, Family(1, 2))
+    opening = orders.compile_opening(request, site, NurseryPids(1, 2))
     parts = (opening, orders.compile_fork(request, site))
     return {step.verb for part in parts for step in part.steps}
 
@@ -263,7 +263,7 @@ def test_what_a_process_has_given_to_a_handle_it_does_not_close() -> None:
     process.connect(ours)
     process.meet(os.getpid(), 0, os.pidfd_open(os.getpid()))
     process.begin(Plan(()))
-    report = process._report
+    report = process._report_fd
     pidfd, control = process.detach()
     other = os.open(os.devnull, os.O_RDONLY)
     assert other == report
@@ -282,7 +282,7 @@ def test_a_child_that_has_ended_when_the_server_looks_has_said_why(
     records, here = names(nursery), Nursery.here
 
     async def late(source: Nursery, child: Performer) -> None:
-        await readable(child._report)
+        await readable(child._report_fd)
         await here(source, child)
         await readable(child.pidfd)
 

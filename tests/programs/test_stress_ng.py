@@ -64,7 +64,7 @@ def how_the_host_does(sandbox: Any, box: Any) -> dict[str, list[float]]:
         seen["seconds"].append(time.monotonic() - begun)
         usage = box.handle.usage()
         seen["memory"].append(usage.memory_bytes)
-        seen["pids"].append(usage.pids)
+        seen["pids"].append(usage.processes)
         seen["ptys"].append(int(PTYS.read_text()))
     return seen
 

@@ -440,7 +440,7 @@ ASKS_NOBODY = (
     "confinement.py", "handle.py", "host.py", "launch.py", "ledger.py",
     "meeting.py", "performer.py", "places.py", "plan.py", "stem.py", "warm/ahead.py",
     "warm/found.py", "warm/keys.py", "warm/launcher.py", "warm/make_nursery.py",
-    "warm/make_spare.py", "warm/obstacles.py", "warm/start_from.py",
+    "warm/make_spare.py", "warm/why_cold.py", "warm/start_from.py",
 )  # fmt: skip
 
 

@@ -657,7 +657,7 @@ def test_v2_tells_usage_in_plain_units(facts: CgroupFacts) -> None:
         memory_peak_bytes=2 * MIB,
         memory_limit_bytes=512 * MIB,
         cpu_seconds=2.5,
-        pids=3,
+        processes=3,
         oom_kills=1,
         pids_limit_hits=4,
     )

@@ -41,7 +41,7 @@ def sandbox(name: str = "Python 3", *, used: int | None = 64 * MIB, **more: Any)
         notebook=more.pop("notebook", ""),
         nursery=more.pop("nursery", ""),
     )
-    usage = Usage(memory_bytes=used, pids=3)
+    usage = Usage(memory_bytes=used, processes=3)
     return Sandbox(record=record, state=more.pop("state", "idle"), usage=usage, **more)
 
 
@@ -153,7 +153,7 @@ def test_without_a_group_a_family_of_processes_is_counted() -> None:
         pages = Pages.of(family)
         usage = running.counted(family, pages)
         parent.stdin.close()
-    assert (len(family), family[0], usage.pids) == (2, parent.pid, 2)
+    assert (len(family), family[0], usage.processes) == (2, parent.pid, 2)
     assert pages and usage.memory_bytes == pages.pss_bytes > MIB
     assert usage.cpu_seconds is not None and usage.cpu_seconds < 60
     assert running.counted([], None) == Usage()

@@ -87,11 +87,11 @@ def open_tree(
     HostError otherwise. *disk* is the one of the work directory, "MAJOR:MINOR", "" where there is
     none, or no cap needs to know.
     """
-    missing = {cap.facility: why for cap in limits.asked if (why := cap.obstacle(disk))}
+    missing = {cap.facility: why for cap in limits.asked if (why := cap.why_not(disk))}
     missing |= facts.missing
-    lacking = [cap for cap in limits.asked if cap.facility in missing]
+    missing_caps = [cap for cap in limits.asked if cap.facility in missing]
     # Nobody has asked for a default: `explain` and `doctor` tell.
-    wished = [cap for cap in lacking if cap.facility not in limits.by_default]
+    wished = [cap for cap in missing_caps if cap.facility not in limits.by_default]
     refused = [cap for cap in wished if not may_lack(cap.facility)]
     if refused:
         raise _cannot_cap(facts, limits, {cap: missing[cap.facility] for cap in refused})
@@ -102,7 +102,7 @@ def open_tree(
         )
     if facts.version == 0:
         return NullTree(facts, name)
-    waived = {cap.facility for cap in lacking}
+    waived = {cap.facility for cap in missing_caps}
     return _driver(facts)(facts, name, limits.without(waived).asked, waived, disk)
 
 

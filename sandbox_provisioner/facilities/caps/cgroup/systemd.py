@@ -41,7 +41,7 @@ class SystemdTree(V2Tree):
     """The tree of one sandbox in a scope; `open_tree` makes it, `CgroupTree` documents it."""
 
     _keeper: subprocess.Popen[bytes] | None = None
-    _string = -1
+    _hold = -1
     _emptied: float | None = None
 
     @property
@@ -87,9 +87,9 @@ class SystemdTree(V2Tree):
         return False
 
     @property
-    def string_fd(self) -> int:
+    def hold_fd(self) -> int:
         """The write end of the pipe that the keeper waits at the other end of."""
-        return self._keeper.stdin.fileno() if self._keeper and self._keeper.stdin else self._string
+        return self._keeper.stdin.fileno() if self._keeper and self._keeper.stdin else self._hold
 
     def let_go(self) -> None:
         if self._keeper and self._keeper.stdin:
@@ -97,22 +97,22 @@ class SystemdTree(V2Tree):
             _left.append(self._keeper)
             self._keeper = None
 
-    def hold_by(self, string: int) -> None:
-        self._string = string
+    def own_by(self, hold: int) -> None:
+        self._hold = hold
         keep_from_children(self)
 
     def forget(self) -> None:
-        """In a child that was forked: the string shall end with us."""
+        """In a child that was forked: the hold shall end with us."""
         if self._keeper and self._keeper.stdin:
             self._keeper.stdin.close()
-        if self._string >= 0:
-            os.close(self._string)
-            self._string = -1
+        if self._hold >= 0:
+            os.close(self._hold)
+            self._hold = -1
 
     def _end_keeper(self) -> None:
-        if self._string >= 0:
-            os.close(self._string)
-            self._string = -1
+        if self._hold >= 0:
+            os.close(self._hold)
+            self._hold = -1
         if self._keeper is None:
             # Another process started it.
             kill_listed(self._keeper_group)
@@ -150,7 +150,7 @@ class SystemdTree(V2Tree):
         return f"{self._scope}/keeper"
 
 
-# Keepers that end with a string that somebody else has now; our children all the same.
+# Keepers that end with a hold that somebody else has now; our children all the same.
 _left: list[subprocess.Popen[bytes]] = []
 
 

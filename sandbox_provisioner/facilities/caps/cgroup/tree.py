@@ -39,7 +39,7 @@ class Usage:
     memory_peak_bytes: int | None = None
     memory_limit_bytes: int | None = None
     cpu_seconds: float | None = None
-    pids: int | None = None
+    processes: int | None = None
     oom_kills: int | None = None
     pids_limit_hits: int | None = None
 
@@ -106,17 +106,17 @@ class CgroupTree(Protocol):
         ...
 
     @property
-    def string_fd(self) -> int:
+    def hold_fd(self) -> int:
         """A descriptor that has to stay open somewhere for the groups to outlive their processes;
         -1 where they do anyway."""
         ...
 
     def let_go(self) -> None:
-        """Leave the groups to whoever has a duplicate of `string_fd`; they stay as they are."""
+        """Leave the groups to whoever has a duplicate of `hold_fd`; they stay as they are."""
         ...
 
-    def hold_by(self, string: int) -> None:
-        """Own what another process has let go of, by a duplicate of its `string_fd`."""
+    def own_by(self, hold: int) -> None:
+        """Own what another process has let go of, by a duplicate of its `hold_fd`."""
         ...
 
     def removing(self, timeout_seconds: float = 5.0) -> Iterator[float]:
@@ -256,13 +256,13 @@ class Tree(ABC):
         return sorted({pid for group in self.groups for pid in files.read_pids(group)})
 
     @property
-    def string_fd(self) -> int:
+    def hold_fd(self) -> int:
         return -1
 
     def let_go(self) -> None:  # noqa: B027  # directories stay by themselves
         pass
 
-    def hold_by(self, string: int) -> None:  # noqa: B027
+    def own_by(self, hold: int) -> None:  # noqa: B027
         pass
 
     def removing(self, timeout_seconds: float = 5.0) -> Iterator[float]:
@@ -344,7 +344,7 @@ class NullTree:
     join_files: tuple[str, ...] = ()
     memory_group: tuple[int, str] | None = None
     is_own = False
-    string_fd = -1
+    hold_fd = -1
 
     def __init__(self, facts: CgroupFacts, name: str) -> None:
         check_name(name)
@@ -394,7 +394,7 @@ class NullTree:
     def let_go(self) -> None:
         """Nothing was made."""
 
-    def hold_by(self, string: int) -> None:
+    def own_by(self, hold: int) -> None:
         """Nothing was made."""
 
     def removing(self, timeout_seconds: float = 5.0) -> Iterator[float]:

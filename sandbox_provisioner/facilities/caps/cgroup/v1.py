@@ -71,7 +71,7 @@ class V1Tree(Tree):
             memory_peak_bytes=self._number("memory", "memory.max_usage_in_bytes"),
             memory_limit_bytes=limit if limit is not None and limit < UNLIMITED_BYTES else None,
             cpu_seconds=None if cpu_nanoseconds is None else cpu_nanoseconds / 1e9,
-            pids=self._number("pids", "pids.current"),
+            processes=self._number("pids", "pids.current"),
             oom_kills=self._event("memory", "memory.oom_control", "oom_kill"),
             pids_limit_hits=self._hits("pids"),
         )

@@ -50,7 +50,7 @@ class V2Tree(Tree):
             memory_peak_bytes=files.read_number(self._file("memory.peak")),
             memory_limit_bytes=files.read_number(self._file("memory.max")),
             cpu_seconds=None if cpu_microseconds is None else cpu_microseconds / 1e6,
-            pids=files.read_number(self._file("pids.current")),
+            processes=files.read_number(self._file("pids.current")),
             oom_kills=files.read_keyed(self._file("memory.events")).get("oom_kill"),
             pids_limit_hits=hits_of(self._group),
         )
@@ -160,13 +160,13 @@ class V2Tree(Tree):
         """Enable in the groups below *directory* what the tree needs and they have not yet."""
         path = f"{directory}/cgroup.subtree_control"
         used = (_ALWAYS | self._controllers) & self._facts.bases.keys()
-        lacking = sorted(used - files.read_words(path))
-        if not lacking:
+        missing = sorted(used - files.read_words(path))
+        if not missing:
             return
         Setting(
             path=path,
-            value=" ".join(f"+{controller}" for controller in lacking),
-            attempt=f"enable {', '.join(lacking)} for sandbox {self._name}",
+            value=" ".join(f"+{controller}" for controller in missing),
+            attempt=f"enable {', '.join(missing)} for sandbox {self._name}",
             remedy=self._enabling_remedy(directory),
             same=_are_enabled,
         ).apply()

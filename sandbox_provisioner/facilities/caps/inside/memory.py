@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from sandbox_provisioner.inside.watcher import Init
 
-# Kernel memory on v1 is counted as a whole, caches of file names included: so much is not cache.
+# v1 counts kernel memory as a whole, caches of file names included. We take no more of it to be no
+# cache than the cap divided by this.
 _KERNEL_PART = 32
 # Between two interrupts without a fall below the share; it also bounds their number.
 _SMALLEST_STEP = 64

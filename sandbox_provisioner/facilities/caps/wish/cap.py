@@ -83,7 +83,7 @@ class Cap(ABC):
     needs: ClassVar[Mapping[int, str]] = MappingProxyType({})
     #: Whether what it writes names the *disk* of the work directory.
     needs_disk: ClassVar[bool] = False
-    #: What a person can do where `obstacle` tells something, or what it `needs` is missing.
+    #: What a person can do where `why_not` tells something, or what it `needs` is missing.
     remedy: ClassVar[tuple[str, ...]] = ()
     #: The file, by the version of cgroups, in which a group above ours tells what it has.
     above: ClassVar[Mapping[int, str]] = MappingProxyType({})
@@ -113,7 +113,7 @@ class Cap(ABC):
     def properties(self, limits: Any, disk: str) -> Iterator[Property]:
         """The same for a scope of systemd: systemd.resource-control(5)."""
 
-    def obstacle(self, disk: str) -> str:
+    def why_not(self, disk: str) -> str:
         """Why it cannot be had on this *disk*; "" where it can."""
         return ""
 

@@ -80,7 +80,7 @@ class Io(Cap):
             for which in ("IOReadBandwidthMax", "IOWriteBandwidthMax"):
                 yield which, ("a(st)", [(f"/dev/block/{disk}", limits.io_bytes_per_second)])
 
-    def obstacle(self, disk: str) -> str:
+    def why_not(self, disk: str) -> str:
         return "" if disk else "the work directory lies on no disk of this machine"
 
 

@@ -50,7 +50,7 @@ class Spare:
     much memory is available, it waits; pipes to and from the kernel; what it is bound to."""
 
     def __init__(self) -> None:
-        self.nursery_fd = self.claims_fd = self.string_fd = -1
+        self.nursery_fd = self.claims_fd = self.hold_fd = -1
         self.unclaimed: tuple[float, int] | None = None
         self.binding = self.ready = (-1, -1)
         self.bound = b""
@@ -88,13 +88,13 @@ def await_opened(box: Box) -> None:
 
 
 def stay_unclaimed(box: Box, idle_seconds: str, least_bytes: str) -> None:
-    """Init waits for a server to claim this spare, so long, and while the machine has so much
-    memory available; the kernel waits for its binding (`claim.py`)."""
+    """Init waits for a server to claim this spare, for *idle_seconds* at most, and only while the
+    machine has *least_bytes* of memory available; the kernel waits for its binding (`claim.py`)."""
     spare = box.part(Spare)
     spare.unclaimed = float(idle_seconds), int(least_bytes)
     spare.binding, spare.ready = os.pipe(), os.pipe()
     (spare.claims_fd,) = box.named["claims"]
-    spare.string_fd = box.named.get("string", [-1])[0]
+    spare.hold_fd = box.named.get("hold", [-1])[0]
 
 
 def bind_kernel(box: Box, path: str, *words: str) -> None:

@@ -152,8 +152,8 @@ class Budget:
         if not self.dropped:
             return None
         self._refill()
-        lacking = max(0.0, BYTES_PER_SECOND - self.left)
-        return int(1000 * lacking / BYTES_PER_SECOND + 0.999)
+        missing = max(0.0, BYTES_PER_SECOND - self.left)
+        return int(1000 * missing / BYTES_PER_SECOND + 0.999)
 
     def notice(self, *, now: bool = False) -> bytes:
         """The line about what was dropped, b"" if nothing was, or it is too soon."""

@@ -1,4 +1,4 @@
-"""warm/obstacles.py - pure: which starts a nursery, or a spare, cannot serve."""
+"""warm/why_cold.py - pure: which starts a nursery, or a spare, cannot serve."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from sandbox_provisioner.spec import Confinement, UserIds, relative
 from sandbox_provisioner.warm.keys import Command, is_usual
 
 
-def obstacle(request: LaunchRequest, site: Site) -> str:
+def why_no_nursery(request: LaunchRequest, site: Site) -> str:
     """Why *request* cannot come from a nursery, "" if it can."""
-    if why := obstacle_anywhere(request):
+    if why := why_no_nursery_anywhere(request):
         return why
     if request.spec.user_ids is UserIds.RANGE and not site.facts.privileged:
         return "it wants a range of user ids"
@@ -18,7 +18,7 @@ def obstacle(request: LaunchRequest, site: Site) -> str:
     return ""
 
 
-def obstacle_anywhere(request: LaunchRequest) -> str:
+def why_no_nursery_anywhere(request: LaunchRequest) -> str:
     """The same for what no look at the host would change."""
     if Command.of(request.argv) is None:
         return "its command is not that of a usual IPython kernel"
@@ -29,7 +29,7 @@ def obstacle_anywhere(request: LaunchRequest) -> str:
     return ""
 
 
-def spare_obstacle(request: LaunchRequest, site: Site) -> str:
+def why_no_spare(request: LaunchRequest, site: Site) -> str:
     """Why *request* cannot be bound to a spare, "" if it can; where a nursery could serve it."""
     if not request.connection_file or not is_usual(request):
         return "its command line is not that of a usual IPython kernel"
