@@ -34,6 +34,7 @@ from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.records import RecordFolder
 from sandbox_provisioner.spec import Limits, Network, NetworkWish, Volume
 from sandbox_provisioner.stages import SERVER_STEPS
+from sandbox_provisioner.stem import interpreter as stem_interpreter
 from sandbox_provisioner.stem import stem
 
 pytestmark = pytest.mark.requires("userns")
@@ -57,8 +58,14 @@ def everything(workdir, new_folder, monkeypatch):
     (workdir / ".git").mkdir()
     (workdir / ".git/config").touch()
     limits = Limits(pids=64, memory_bytes=256 * MIB, interrupt_share=0.92)
+    # A Python of no virtual environment, which leaves out what a user has installed for herself.
+    python, own = stem_interpreter(), new_folder()
+    library = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    (own / library).mkdir(parents=True)
     with in_place_of_the_gateway(monkeypatch):
         yield {
+            "argv": (python, "-c", boxes.PROGRAM),
+            "environment": {**os.environ, "PYTHONUSERBASE": str(own)},
             "limits": Limits() if missing("cgroup-memory") else limits,
             "network": NetworkWish(mode=Network.GATEWAY),
             "volumes": (Volume(source=str(new_folder()), target="/data"),),
