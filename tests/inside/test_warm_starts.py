@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,13 @@ CONNECTION = (
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[LocalLauncher]:
     """A launcher whose nursery is ready for `kernel_request`; all tests here share it."""
+    yield from launcher_with_nursery(kernel_request)
+
+
+def launcher_with_nursery(request_in: Callable[[Path], LaunchRequest]) -> Iterator[LocalLauncher]:
     runtime, workdir = (Path(tempfile.mkdtemp(prefix="sbx-", dir="/run")) for _ in range(2))
     launcher = LocalLauncher(runtime_dir=str(runtime))
-    handle = run(
-        make_nursery(launcher, kernel_request(workdir), Labels(), Warmth(idle_seconds=300))
-    )
+    handle = run(make_nursery(launcher, request_in(workdir), Labels(), Warmth(idle_seconds=300)))
     assert handle
     yield launcher
     run(handle.close())
@@ -480,30 +482,64 @@ with socket.create_connection(("93.184.216.34", 443), 10) as connection:
 """
 
 
-@pytest.mark.slow("a nursery of its own: one without a network makes no spare with one")
+def networked_request(workdir: Path) -> LaunchRequest:
+    request = kernel_request(workdir)
+    return replace(request, spec=replace(request.spec, network=NetworkWish(mode=Network.GATEWAY)))
+
+
+@pytest.fixture(scope="module")
+def networked() -> Iterator[LocalLauncher]:
+    """A launcher whose nursery is ready for `networked_request`: one whose kernels have no network
+    allows them less."""
+    yield from launcher_with_nursery(networked_request)
+
+
+NETWORK_STEPS = ("netlink", "listen", "hand-out-listeners")
+
+
+@pytest.mark.requires("root", "cgroup-pids")
+@pytest.mark.parametrize("step", NETWORK_STEPS)
+def test_a_failing_step_of_a_warm_starts_network_is_named_and_leaves_nothing(
+    networked: LocalLauncher, workdir: Path, monkeypatch: Any, step: str
+) -> None:
+    records = names(networked)
+    monkeypatch.setenv(FAIL_AT, step)
+    with in_place_of_the_gateway(monkeypatch):
+        with pytest.raises(WarmUnavailable, match=rf"\[{step}( [^]]+)?\].*made to fail"):
+            run(start_warm(networked, networked_request(workdir), Labels(), QUIET, Warmth()))
+    assert names(networked) == records
+
+
 @pytest.mark.requires("root", "cgroup-pids")
 def test_a_spare_has_its_network_ahead_and_hands_it_out_when_it_is_claimed(
-    workdir: Path, runtime_dir: Path, monkeypatch: Any
+    networked: LocalLauncher, workdir: Path, monkeypatch: Any
 ) -> None:
-    launcher = LocalLauncher(runtime_dir=str(runtime_dir))
-    spec = replace(kernel_request(workdir).spec, network=NetworkWish(mode=Network.GATEWAY))
-    request = replace(kernel_request(workdir), spec=spec)
-    parent = run(make_nursery(launcher, request, Labels(), Warmth(idle_seconds=300)))
-    assert parent
-    assert run(make_spare(launcher, request, Labels(), Warmth(spares=1, idle_seconds=300)))
+    request, warmth = networked_request(workdir), Warmth(spares=1, idle_seconds=300)
+    assert run(make_spare(networked, request, Labels(), warmth))
     with in_place_of_the_gateway(monkeypatch) as outside:
-        handle = run(start_warm(launcher, request, Labels(), SILENT, Warmth()))
+        handle = run(start_warm(networked, request, Labels(), SILENT, Warmth()))
         outside.take()
-        steps = {
-            step.verb
-            for step in orders.compile_claim(request, launcher.survey_closed(request)[0])[1].steps
-        }
-        assert not steps & {"netlink", "listen"}
+        assert handle.record.group  # of the spare
+        site, _ = networked.survey_closed(request)
+        steps = {step.verb for step in orders.compile_claim(request, site)[1].steps}
+        assert steps & {*NETWORK_STEPS} == {"hand-out-listeners"}
         with subprocess.Popen([sys.executable, "-c", CALL, str(handle.record.init_pid)]) as caller:
             connection, meant_for = outside.accept()
             with connection:
                 connection.sendall(b"from outside")
         assert (caller.returncode, meant_for) == (0, ("93.184.216.34", 443))
         run(handle.close())
-    run(parent.close())
-    stem.end()
+
+
+@pytest.mark.requires("root", "cgroup-pids")
+def test_a_spare_that_cannot_hand_out_its_network_is_nobodys_kernel(
+    networked: LocalLauncher, workdir: Path, monkeypatch: Any
+) -> None:
+    records = names(networked)
+    request, warmth = networked_request(workdir), Warmth(spares=1, idle_seconds=300)
+    assert run(make_spare(networked, request, Labels(), warmth))
+    monkeypatch.setenv(FAIL_AT, "hand-out-listeners")
+    with in_place_of_the_gateway(monkeypatch):
+        with pytest.raises(WarmUnavailable, match=r"\[hand-out-listeners\].*made to fail"):
+            run(start_warm(networked, request, Labels(), SILENT, Warmth()))
+    assert names(networked) == records
