@@ -340,6 +340,35 @@ def test_a_nursery_that_ends_when_it_is_asked_is_no_error_of_the_start(
     assert names(nursery) == records
 
 
+@pytest.mark.requires("root", "cgroup-pids")
+def test_no_plan_is_compiled_and_nobody_is_asked_on_the_loop(
+    nursery: LocalLauncher, workdir: Path, monkeypatch: Any
+) -> None:
+    """It serves all users of a server."""
+    threads: dict[str, threading.Thread] = {}
+
+    def noted(where: Any, name: str) -> None:
+        real = getattr(where, name)
+
+        def called(*words: Any) -> Any:
+            threads[name] = threading.current_thread()
+            return real(*words)
+
+        monkeypatch.setattr(where, name, called)
+
+    of_start = {"compile_fork": orders, "compile_opening": orders, "ask": Performer}
+    of_start |= {"begin": Performer, "look": LocalLauncher, "find": start_from}
+    for name, where in of_start.items():
+        noted(where, name)
+    run(run_and_close(start_warm(nursery, kernel_request(workdir), Labels(), QUIET, Warmth())))
+    assert set(threads) == set(of_start)
+    assert threading.current_thread() not in threads.values()
+
+
+async def run_and_close(start: Any) -> None:
+    await (await start).close()
+
+
 # -- the stem
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import golden
 import pytest
+from jupyter_client.kernelspec import KernelSpec
 from traitlets.config import Config
 
 from sandbox_provisioner import host
@@ -44,6 +47,25 @@ def test_where_a_group_above_has_less_it_is_half_of_that(
 ) -> None:
     monkeypatch.setattr(host, "memory_bounds", lambda facts: [4 * GIB, 1 << 62])
     assert wish().memory_bytes == 2 * GIB
+
+
+def test_what_the_options_read_of_the_host_they_read_beside_the_loop(
+    wish: Wish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share of the memory is one of what the groups around this process have."""
+    threads: list[threading.Thread] = []
+
+    def look() -> CgroupFacts:
+        threads.append(threading.current_thread())
+        return CgroupFacts(version=0, bases={}, missing={})
+
+    monkeypatch.setattr(host, "survey", look)
+    spec = KernelSpec(argv=["python", "-m", "ipykernel_launcher"], display_name="boxed")
+    provisioner = SandboxProvisioner(kernel_spec=spec)
+    asyncio.run(provisioner._prepared({"cwd": "/srv", "env": {}}))
+    assert provisioner.spec.limits.memory_bytes == 8 * GIB
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 @pytest.mark.parametrize(("value", "expected"), [("50%", 8 * GIB), ("25%", 4 * GIB), ("1G", GIB)])
