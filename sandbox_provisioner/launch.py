@@ -237,6 +237,7 @@ class LocalLauncher:
         """What the rule "packages" means here, if it is asked for."""
         if PACKAGES not in request.spec.network.allow:
             return Packages()
+        covers = request.spec.covers
         writable = (v.source for v in volumes if not v.volume.readonly)
         found = find_packages(
             files.program,
@@ -244,7 +245,7 @@ class LocalLauncher:
             Files(
                 uid=facts.caller.uid,
                 home=facts.caller.home,
-                visible=frozenset(request.spec.covers.home_visible),
+                guarded=covers.guarded,
                 writable=tuple(filter(None, (workdir.source, *writable))),
                 covered=workdir.out_of_reach,
             ),

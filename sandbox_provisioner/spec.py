@@ -290,6 +290,12 @@ class Covers:
                     remedy='Write it as seen from the home directory, such as ".ssh".',
                 )
 
+    @property
+    def guarded(self) -> frozenset[str]:
+        """What of a home no kernel ever writes: it is covered, and nobody's work directory."""
+        names = (*self.home_directories, *self.home_files)
+        return frozenset(n for n in names if n.partition("/")[0] not in self.home_visible)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:

@@ -316,14 +316,22 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+GUARDED = frozenset({".config", ".npmrc"})
+
+
 def read(path: Path, **options) -> tuple[str, list[str]]:
-    files = Files(**{"uid": 0, "visible": frozenset({".git"}), **options})
+    files = Files(**{"uid": 0, "guarded": GUARDED, **options})
     return files.text(str(path)), files.doubted
 
 
 def test_a_file_counts_only_where_no_kernel_can_have_written_it(home):
     believed = home / ".config/pip/pip.conf"
-    doubted = [home / "work/pip.conf", home / ".git/pip.conf", home.parent / "pip.conf"]
+    doubted = [
+        home / "work/pip.conf",
+        home / ".git/pip.conf",
+        home / ".npmrc2",
+        home.parent / "pip.conf",
+    ]
     for path in (believed, *doubted):
         path.parent.mkdir(exist_ok=True)
         path.write_text("told")
@@ -388,7 +396,7 @@ def test_what_has_changed_counts_at_the_next_start(home):
     environment = {"XDG_CONFIG_DIRS": str(home / "none")}
 
     def found(**more: str) -> str:
-        files = Files(uid=0, home=str(home))
+        files = Files(uid=0, home=str(home), guarded=GUARDED)
         return " ".join(find_packages(sys.executable, environment | more, files).rules)
 
     assert "a.corp" not in found()

@@ -227,3 +227,10 @@ def test_a_volume_neither_replaces_nor_shows_the_system(text):
 
 def test_a_volume_may_show_more_of_etc_read_only():
     assert Volume.parse("/etc/profile.d:/etc/profile.d").target == "/etc/profile.d"
+
+
+def test_what_of_a_home_no_kernel_writes_is_what_is_covered_and_not_made_visible():
+    covers = Covers(home_directories=(".a", ".b/c", ".d"), home_files=(".e",), home_visible=(".b",))
+    assert covers.guarded == {".a", ".d", ".e"}
+    assert ".config" in Covers().guarded
+    assert ".git" not in Covers().guarded

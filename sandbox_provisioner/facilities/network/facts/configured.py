@@ -3,8 +3,8 @@
 Who writes such a file says with whom kernels may speak. So one counts only if no kernel can have
 written it: not this one, and none that worked somewhere else before. Kernels write into work
 directories and writable volumes, with the rights of their server. What lies in the system's trees
-is in none of these, nor is what begins with a dot in a home: every kernel that works there finds it
-covered. What belongs to root is out of reach of an ordinary user's.
+is in none of these; nor is what `Covers` names in a home, which is no work directory, and is
+covered in every one around it. What belongs to root is out of reach of an ordinary user's.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Said:
 class Files:
     """Reads configuration files of the user *uid*, whose *home* it is.
 
-    *visible* are names in a home that kernels may write although they begin with a dot, *writable*
-    real paths that this kernel may write, but for *covered* below them. Files that are there and do
+    *guarded* are names in it that no kernel ever writes, *writable* real paths that this kernel may
+    write, but for *covered* below them. Files that are there and do
     not count are noted down in *doubted*, and in *seen* the state of all that was looked at.
     """
 
     uid: int
     home: str
-    visible: frozenset[str] = frozenset()
+    guarded: frozenset[str] = frozenset()
     writable: tuple[str, ...] = ()
     covered: tuple[str, ...] = ()
     doubted: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Files:
     @property
     def who(self) -> tuple[object, ...]:
         """All that decides on what is read, and what counts."""
-        return self.uid, self.home, self.visible, self.writable, self.covered
+        return self.uid, self.home, self.guarded, self.writable, self.covered
 
     def look(self, path: str) -> None:
         """Note down the state of *path*, before it is used."""
@@ -122,8 +122,7 @@ class Files:
         if is_of_system(path):
             return True
         below = relative(path, self.home) or relative(path, real_path(self.home)) or ""
-        name = below.partition("/")[0]
-        if name.startswith(".") and name not in self.visible:
+        if any(relative(below, name) is not None for name in self.guarded):
             return True
         return self.uid != 0 and _is_roots(path)
 
