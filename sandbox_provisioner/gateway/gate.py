@@ -23,6 +23,8 @@ _MOST = 1 << 14
 _BLANKS = b"\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0"
 # In a first line: a request; one of HTTP/0.9 to a proxy; one that a careless proxy takes for such.
 _REQUEST = re.compile(rb"HTTP/|\sHTTPS?://|^\s*CONNECT\s+\S+:", re.IGNORECASE)
+# A message of LDAP (RFC 4511, 4.1.1) whose length is a blank: a bind without a name, and StartTLS.
+_LDAP = re.compile(rb"0[\t-\r\x1c- ]\x02")
 _TLS_MAJOR = 3
 # Go's crypto/tls takes each version below this for that of a first record, and an alert before it.
 _NO_TLS_MAJOR = 0x10
@@ -141,6 +143,8 @@ def _of_ssl2(first: bytes) -> Judge | None:
 
 def _may_be_request(first: bytes) -> bool:
     """Whether it has a method in front, as far as it is there."""
+    if _LDAP.match(first):
+        return False
     text = first.lstrip(_BLANKS)
     after_method = text.lstrip(TOKEN_CHARACTERS)
     return not text or (after_method != text and after_method[:1] in _BLANKS)
