@@ -47,7 +47,7 @@ from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.ledger import Ledger, undone_if_it_fails
+from sandbox_provisioner.ledger import Ledger, closed_if_it_fails, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.performer import WORD_SECONDS, Performer
 from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
@@ -111,8 +111,8 @@ class GatewayAttachment:
 
     def register(self, folder: RecordFolder, site: Site) -> None:
         """Let the gateway know of it; PID 1 may speak to it before."""
-        channel = self._channel.detach()
         counts = folder.make_counts()
+        channel = self._channel.detach()
         box = BoxOfGateway(
             sandbox_id=self._request.sandbox_id,
             rules=_rules_of(self._request, site),
@@ -339,11 +339,12 @@ async def _start_box(
         await off_loop(performer.ask, stem)
         site, plan, tree = await off_loop(_prepare, made, warn)
         handle = await perform(made, performer, site, plan, tree)
+    async with closed_if_it_fails(handle):
         # PID 1 leaves its end to the gateway, which ends with the last kernel; as long as there is
         # none that outlives us nobody else has to leave it alone.
         handle.record = replace(handle.record, survives_server=False)
         await off_loop(handle.folder.write, handle.record)
-        return handle
+    return handle
 
 
 def _request() -> LaunchRequest:

@@ -176,7 +176,8 @@ class Ledger:
         """
         await off_loop(self._write_running, performer)
         if self.network:
-            await self.network.joined()
+            with stage("join-network"):
+                await self.network.joined()
             self.network.close()
         assert self.folder and self.tree
         pidfd, control = performer.detach()

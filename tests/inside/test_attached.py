@@ -183,7 +183,7 @@ def test_a_start_that_fails_leaves_nothing_with_the_gateway(
             other.finish()
         ask_again(sandbox, peer)
         before = len(os.listdir(open_files))
-        for step in ("hand-out-listeners", "execute", "write-record"):
+        for step in ("hand-out-listeners", "execute", "join-network"):
             monkeypatch.setenv(wire.FAIL_AT, step)
             with pytest.raises(LaunchError), sandbox(network=peer.wish()):
                 pass

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 # proc_net(5) has them, and getifaddrs(3) is not in Python's library.
 _IPV4, _IPV6 = Path("/proc/self/net/fib_trie"), Path("/proc/self/net/if_inet6")
+# A router has a million routes there; who dials asks Linux once more of each address.
+_MOST_BYTES = 1 << 20
 _LOCAL = re.compile(r"\|-- ([\d.]+)\n(?:\s+/\d+ .*\n)*?\s+/32 host LOCAL\n", re.ASCII)
 
 
@@ -19,8 +21,8 @@ def own_addresses(ipv4: Path = _IPV4, ipv6: Path = _IPV6) -> list[str]:
     """All of them, as text, but for those that every machine has. Where there is no file of a
     family this machine does not have that family."""
     found: set[str] = set()
-    with contextlib.suppress(FileNotFoundError):
-        found.update(_LOCAL.findall(ipv4.read_text()))
+    with contextlib.suppress(FileNotFoundError), ipv4.open() as file:
+        found.update(_LOCAL.findall(file.read(_MOST_BYTES)))
     with contextlib.suppress(FileNotFoundError):
         lines = ipv6.read_text().splitlines()
         found.update(str(IPv6Address(int(line.split()[0], 16))) for line in lines)
