@@ -134,9 +134,10 @@ class LocalLauncher:
             return []
 
     def survey(self, request: LaunchRequest) -> tuple[Site, CgroupTree]:
-        """Find out all that `compile_for` needs; starts and changes nothing but the order of our
-        own sys.path, so that nothing in the work directory comes before a module of ours. The
-        caller closes what has been opened: ``site.opened``."""
+        """Find out all that `compile_for` needs; starts no sandbox (`network_trial.py` starts a
+        launcher), and changes nothing but the order of our own sys.path, so that nothing in the
+        work directory comes before a module of ours. The caller closes what has been opened:
+        ``site.opened``."""
         with ExitStack() as opened:
             site, tree = self.look(request, opened)
             return replace(site, opened=opened.pop_all()), tree

@@ -440,7 +440,7 @@ def _set_option(fd: int, level: int, option: int) -> None:
 
 def tell_netlink(protocol: int, messages: bytes, names: tuple[str, ...]) -> None:
     """netlink(7): write *messages*, numbered from 1, each of which Linux acknowledges while we do;
-    CallFailed with that one of *names* whose message it refuses."""
+    CallFailed with that one of *names* whose message it refuses. It may refuse a batch as such."""
     fd = new_socket(_AF_NETLINK, _SOCK_RAW | _SOCK_NONBLOCK, protocol)
     try:
         os.write(fd, messages)
@@ -448,7 +448,7 @@ def tell_netlink(protocol: int, messages: bytes, names: tuple[str, ...]) -> None
         while left:
             for number, code in _answers(os.read(fd, 1 << 16)):
                 if code:
-                    name = names[number - 1] if number else "(the first)"
+                    name = names[number - 1] if 0 < number <= len(names) else "(all of them)"
                     raise CallFailed("netlink", code, protocol=protocol, message=name)
                 left -= 1
     finally:

@@ -459,7 +459,7 @@ def test_there_the_ports_that_rules_name_are_listened_at_and_no_others(
 
 def test_what_linux_said_is_told(sandbox, without_tables):
     (why,) = (step.why for step in sandbox.explain(network=GATEWAY).steps if step.verb == "listen")
-    assert why.startswith("no other ports, since netlink(protocol=12, message='(the first)')")
+    assert why.startswith("no other ports, since netlink(protocol=12, message='(all of them)')")
     assert "ENOTSUP" in why
 
 

@@ -494,7 +494,7 @@ def test_doctor_tells_of_landlock() -> None:
 
 
 def test_doctor_tells_of_a_linux_that_hands_over_no_connections() -> None:
-    why = "netlink(protocol=12, message='(the first)') failed: ENOTSUP (Operation not supported)"
+    why = "netlink(protocol=12, message='(all of them)') failed: ENOTSUP (Operation not supported)"
     found = check('network = "gateway"', catch_obstacle=why)
     assert found.state is State.NOTE
     assert why in found.found
