@@ -135,19 +135,26 @@ class _CardServer:
             if not is_readable(self._channel.fileno(), _QUIET_SECONDS):
                 maker.compile_ahead(card.shape)
             self._wait_for_end(card, box)
-            if found := maker.counts(card.pair.address):
-                self._folder.write_last_counts(found.traffic(is_last=True))
-            maker.remove(card.pair.address)
+            try:
+                self._end(card)
+            except OSError as error:
+                warn(f"What the network card of a kernel has left cannot be removed: {error}")
+
+    def _end(self, card: Prepared) -> None:
+        if found := maker.counts(card.pair.address):
+            self._folder.write_last_counts(found.traffic(is_last=True))
+        maker.remove(card.pair.address)
 
     def _make(self, uplink: str, warn: Warn, held: contextlib.ExitStack) -> tuple[Prepared, int]:
         card = maker.prepare(self._order(warn), uplink)
-        box = self._receive_namespace()
-        if box < 0:
-            maker.give_up(card)
-            raise OSError("the kernel has ended before it had a network")
-        held.callback(os.close, box)
-        maker.attach(card, box)
-        self._folder.note_card(card.pair.address)
+        try:
+            box = self._receive_namespace()
+            held.callback(os.close, box)
+            maker.attach(card, box)
+            self._folder.note_card(card.pair.address)
+        except BaseException:
+            maker.remove(card.pair.address)
+            raise
         self._tell(wire.UP)
         return card, box
 
@@ -171,9 +178,11 @@ class _CardServer:
         )
 
     def _receive_namespace(self) -> int:
-        """That of the box, as PID 1 sends it; -1 where it has ended."""
-        word, fds = receive_descriptors(self._channel.fileno())
-        return fds[0] if word and fds else -1
+        """That of the box, as PID 1 sends it; OSError where that has ended."""
+        _, fds = receive_descriptors(self._channel.fileno())
+        if not fds:
+            raise OSError("the kernel has ended before it had a network")
+        return fds[0]
 
     def _tell(self, word: str, *rest: str) -> None:
         with contextlib.suppress(OSError):  # PID 1 has ended
@@ -184,8 +193,9 @@ class _CardServer:
         lost, used_up = partial(self._lose, card), partial(self._cut_off, card, box)
         _watch.add(Watched(card, lost=lost, used_up=used_up))
         try:
-            while self._channel.recv(wire.LONGEST):
-                pass
+            with contextlib.suppress(ConnectionError):  # it has not read what we said
+                while self._channel.recv(wire.LONGEST):
+                    pass
         finally:
             _watch.remove(card)
 

@@ -249,8 +249,12 @@ def _make_table() -> None:
 
 def _has_table() -> bool:
     """Whether there is our table, as this version makes it."""
+    return _has_chain(ruleset.LAYOUT)
+
+
+def _has_chain(name: bytes) -> bool:
     try:
-        return bool(netlink.read(nft.GET_CHAIN, ruleset.LAYOUT))
+        return bool(netlink.read(nft.GET_CHAIN, name))
     except FileNotFoundError:
         return False
 
@@ -439,7 +443,7 @@ def remove(address: IPv4Address) -> None:
     """Remove what our table has for *address*; more than once is fine. Its interfaces end with the
     box."""
     key = ruleset.key_of(address)
-    if key in _cards():
+    if _has_chain(ruleset.chain_of(key)):
         _remove(key)
 
 

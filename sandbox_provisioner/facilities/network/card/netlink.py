@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -18,6 +19,8 @@ from sandbox_provisioner.facilities.network.plan.netlink import NETFILTER, ROUTE
 
 _CAPPED, _SOL_NETLINK = 10, 270  # NETLINK_CAP_ACK: an answer does not repeat what was asked
 _ERROR, _DONE = 2, 3
+_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
+_TRIES = 50
 _TABLES = 1 << 6  # NFNLGRP_NFTABLES
 _LINKS, _STATE, _IS_UP = 1, 16, 6  # RTMGRP_LINK, IFLA_OPERSTATE, IF_OPER_UP
 _MOST_BYTES = 1 << 20
@@ -101,17 +104,30 @@ def apply(messages: Sequence[Message]) -> None:
 
 def read(kind: int, body: bytes = b"", *, every: bool = False) -> list[bytes]:
     """The attributes of what nf_tables has; OSError."""
-    with opened(NETFILTER) as channel:
-        channel.send(nft.get(kind, body, every=every).encoded(1))
-        found = dumped(channel) if every else _answered(channel)
-        return [content[4:] for content in found]  # behind struct nfgenmsg
+    message = nft.get(kind, body, every=every)
+    found = _every(message) if every else _one(message)
+    return [content[4:] for content in found]  # behind struct nfgenmsg
 
 
 def read_all(kind: int) -> list[tuple[int, dict[int, bytes]]]:
     """Family and attributes of all that nf_tables has of *kind*, in anybody's tables; OSError."""
+    found = _every(nft.get(kind, family=0, every=True))
+    return [(content[0], attributes(content[4:])) for content in found]
+
+
+def _every(message: Message) -> list[bytes]:
+    """What a dump has. Where somebody changes the tables meanwhile it may lack something: again."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(InterruptedError), opened(NETFILTER) as channel:
+            channel.send(message.encoded(1))
+            return list(dumped(channel))
+    raise OSError(errno.EAGAIN, f"Linux changes what it is to tell: {message.what}")
+
+
+def _one(message: Message) -> list[bytes]:
     with opened(NETFILTER) as channel:
-        channel.send(nft.get(kind, family=0, every=True).encoded(1))
-        return [(content[0], attributes(content[4:])) for content in dumped(channel)]
+        channel.send(message.encoded(1))
+        return list(_answered(channel))
 
 
 def dumped(channel: socket.socket) -> Iterator[bytes]:
@@ -148,7 +164,9 @@ def _received(channel: socket.socket) -> Iterator[tuple[int, int, bytes]]:
 
 def _messages(text: bytes) -> Iterator[tuple[int, int, bytes]]:
     while len(text) >= _HEADER.size:
-        length, kind, _, number, _ = _HEADER.unpack_from(text)
+        length, kind, flags, number, _ = _HEADER.unpack_from(text)
+        if flags & _INTERRUPTED:
+            raise InterruptedError
         yield kind, number, text[_HEADER.size : length]
         text = text[length + -length % 4 :]
 

@@ -32,6 +32,7 @@ INTERFACE = "sbxc-"
 MARK = 1 << 27
 # Whoever changes what the table is made of changes this, too.
 _LAYOUT = "layout-1"
+# What tells, to nf_tables, a chain of that name.
 LAYOUT = nft.text(1, TABLE) + nft.text(3, _LAYOUT)
 # Hooks and priorities of linux/netfilter.h and netfilter_ipv4.h. Ours come behind the usual ones,
 # so that what another firewall has changed of a packet is what is judged.
@@ -118,6 +119,11 @@ def _rule(chain: str, *expressions: bytes) -> Message:
 def key_in(chain: str) -> str:
     """The key of the card that *chain* is of, once for each card; otherwise ""."""
     return chain.removeprefix("arrive-") if chain.startswith("arrive-") else ""
+
+
+def chain_of(key: str) -> bytes:
+    """What tells, to nf_tables, the chain that a card has if it has anything."""
+    return nft.text(1, TABLE) + nft.text(3, f"arrive-{key}")
 
 
 def interface_of(key: str) -> str:
