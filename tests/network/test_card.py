@@ -281,9 +281,9 @@ def test_arp_is_neither_heard_nor_answered():
         with within(box, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as raw:
             raw.bind((addresses.INSIDE, 0x0806))
             wrong = b"\x0a" * 6
-            for operation, sender in ((1, address.packed), (2, IPv4Address("169.254.1.1").packed)):
-                body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation) + wrong + sender
-                raw.send(b"\xff" * 6 + wrong + b"\x08\x06" + body + bytes(6) + address.packed)
+            for operation, target in ((1, IPv4Address(HOST)), (2, address)):
+                body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, operation) + wrong + address.packed
+                raw.send(b"\xff" * 6 + wrong + b"\x08\x06" + body + bytes(6) + target.packed)
             with listening(world):
                 assert refusal(box, PUBLIC) == ""  # what was sent before has come
             raw.setblocking(False)
@@ -570,6 +570,7 @@ def test_without_our_table_nothing_of_a_box_is_forwarded():
         new_card(box, "all")
         with listening(world):
             assert refusal(box, PUBLIC) == ""
+            within(world, lambda: add_route(str(POOL), HOST))  # it would answer
             netlink.apply([nft.delete_table("sandbox_provisioner")])
             for address in (PUBLIC, PRIVATE, METADATA):
                 assert refusal(box, address, seconds=0.2), address

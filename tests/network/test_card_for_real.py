@@ -28,10 +28,9 @@ from card_hosts import (
 from sandbox_provisioner import card_life, stages
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import HostError, LaunchError
-from sandbox_provisioner.facilities.network.card import maker, netlink, nft
+from sandbox_provisioner.facilities.network.card import netlink, nft
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
-from sandbox_provisioner.records import start_time
 from sandbox_provisioner.spec import Network, NetworkWish
 from sandbox_provisioner.stem import stem
 from sandbox_provisioner.story import ExitStory
@@ -263,7 +262,6 @@ def test_what_a_killed_server_leaves_of_a_card_is_swept(
         os.waitpid(pid, 0)
         eventually(lambda: not cards())
         LocalLauncher(runtime_dir=str(runtime_dir)).sweep()
-        maker.sweep(lives)
         assert nothing_is_left()
 
     apart(host)
@@ -285,7 +283,3 @@ def serve_until_killed(workdir: Path, runtime_dir: Path, when: str, told: int) -
 
 def cards() -> list[str]:
     return [name for _, name in socket.if_nameindex() if name.startswith("sbxc-")]
-
-
-def lives(pid: int, began: int) -> bool:
-    return start_time(pid) == began
