@@ -148,9 +148,10 @@ def attempt(
 
     *expect* is the answer in all variants but for *answers*; "A|B" is either. *control* is what it
     answers without a box, where *without* may stand in for the function; *no_control* is why it has
-    none, and *present* whether this machine has what is attacked. *alone* means that its kernel,
-    which has *options*, is nobody else's. *needs* are facilities, as of the mark "requires".
-    *unscoped* is the answer under a Landlock that does not judge signals yet: see SECURITY.md.
+    none, and *present* whether this machine has what is attacked. Its kernel has *options*, and is
+    shared by those that have the same; *alone* means that it is nobody else's. *needs* are
+    facilities, as of the mark "requires". *unscoped* is the answer under a Landlock that does not
+    judge signals yet: see SECURITY.md.
     """
 
     def note(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ import calls  # noqa: F401
 import deputy  # noqa: F401
 import files  # noqa: F401
 import floods  # noqa: F401
+import gateway  # noqa: F401
 import homes  # noqa: F401
 import left_behind  # noqa: F401
 import limits  # noqa: F401

@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from frame import Attempt, Variant, source_of
 from jupyter_client.manager import KernelManager
 from tools import SECRET
 
+from sandbox_provisioner import gateway_life
 from sandbox_provisioner.facilities.rights.plan.syscall_numbers import NUMBERS
 from sandbox_provisioner.provisioner import StartRefused
 from sandbox_provisioner.unboxed import guarded_command
@@ -40,6 +43,12 @@ def prelude() -> str:
     numbers = {name: both[_MACHINE] for name, both in NUMBERS.items() if both[_MACHINE] is not None}
     text = (Path(__file__).parent / "tools.py").read_text()
     return text.replace("NUMBERS: dict[str, int] = {}", f"NUMBERS = {numbers}")
+
+
+class _TellSecret(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        """To whoever comes."""
+        self.request.sendall(SECRET.encode())
 
 
 class Stage:
@@ -108,6 +117,7 @@ class Stage:
             listener.listen(64)
         port = listener.getsockname()[1]
         (self.place / "open/socket").chmod(0o777)
+        own, own_port = self._serve_secret()
         self.facts |= {
             "place": str(self.place),
             "workdir": str(self.workdir),
@@ -119,6 +129,9 @@ class Stage:
             "runtime": str(self.runtime),
             "abstract": abstract,
             "port": port,
+            "own": own,
+            "own_port": own_port,
+            "name": socket.gethostname(),
             "pid": victim.pid,
             "server": os.getpid(),
             "marker": MARKER,
@@ -132,6 +145,17 @@ class Stage:
             "release_agent": _release_agent(),
             **self._ipc(),
         }
+
+    def _serve_secret(self) -> tuple[str, int]:
+        """A server at an address of this machine that may be no loopback address."""
+        server = socketserver.ThreadingTCPServer(
+            (socket.gethostbyname(socket.gethostname()), 0), _TellSecret
+        )
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        self.closing.callback(server.server_close)
+        self.closing.callback(server.shutdown)
+        address, port = server.server_address[:2]
+        return str(address), port
 
     def _ipc(self) -> dict[str, Any]:
         """A shared memory segment, a queue, and a file in /dev/shm."""
@@ -268,7 +292,9 @@ class Kernel:
         """Let it make these *attempts*, all in one cell."""
         self.run(f"exec(compile({prelude()!r}, 'tools', 'exec'))")
         said = self.run(f"print(run_jobs({jobs_of(attempts)!r}, {dict(facts)!r}))")
-        return {int(number): answer for number, answer in json.loads(said).items()}
+        # What the gateway has to say stands beside it.
+        found = next(line for line in said.splitlines() if line.startswith("{"))
+        return {int(number): answer for number, answer in json.loads(found).items()}
 
 
 def jobs_of(attempts: Iterable[Attempt], *, plain: bool = False) -> list[Any]:
@@ -300,6 +326,7 @@ def stage_for(variant: Variant) -> Iterator[Stage]:
     """One, which is gone at the end, with all that was started in it."""
     with contextlib.ExitStack() as closing:
         stage = Stage(variant, closing)
+        closing.callback(gateway_life.end_own)
         closing.callback(ahead.end_own)
         yield stage
 

@@ -6,7 +6,10 @@ answer pays for it.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import pytest
 import rooms  # noqa: F401
@@ -35,24 +38,27 @@ def cases(*, alone: bool, inside: bool):
             yield pytest.param(attempt, variant, id=name, marks=marks)
 
 
-def answers_of(variant: Variant) -> dict[int, str]:
-    """What all attempts that share a kernel have answered."""
-    found = _outcome_of(variant)
+def answers_of(variant: Variant, options: Mapping[str, Any]) -> dict[int, str]:
+    """What all attempts that share a kernel with *options* have answered."""
+    found = _outcome_of(variant, json.dumps(options))
     if isinstance(found, Exception):
         raise found
     return found
 
 
 @cache
-def _outcome_of(variant: Variant) -> dict[int, str] | Exception:
+def _outcome_of(variant: Variant, options_text: str) -> dict[int, str] | Exception:
     """They are made once, also if that fails."""
+    options = json.loads(options_text)
     shared = [
-        a for a in table.values() if a.inside and not a.alone and a.answer(variant) is not None
+        a
+        for a in table.values()
+        if a.inside and not a.alone and a.answer(variant) is not None and a.options == options
     ]
     try:
         with stage_for(variant) as stage:
             stage.fill()
-            with stage.kernel() as kernel:
+            with stage.kernel(**options) as kernel:
                 found = kernel.answers(shared, stage.facts_inside(kernel))
                 assert kernel.run("6 * 7") == "42"
             return found | {a.number: a.after(host_of(stage)) for a in shared if a.after}
@@ -62,7 +68,7 @@ def _outcome_of(variant: Variant) -> dict[int, str] | Exception:
 
 @pytest.mark.parametrize(("attempt", "variant"), [*cases(alone=False, inside=True)])
 def test_an_attempt_fails(attempt: Attempt, variant: Variant):
-    assert answers_of(variant)[attempt.number] in attempt.allowed(variant)
+    assert answers_of(variant, attempt.options)[attempt.number] in attempt.allowed(variant)
 
 
 @pytest.mark.parametrize(("attempt", "variant"), [*cases(alone=True, inside=True)])
