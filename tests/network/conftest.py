@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +17,7 @@ def _world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World | None]:
     if missing("root"):
         yield None
         return
-    folder: Path = tmp_path_factory.mktemp("world")
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(parent.stat().st_mode | 0o755)  # it may be /tmp
-    world = World(folder)
+    world = World(tmp_path_factory.mktemp("world"))
     yield world
     world.close()
 
