@@ -26,6 +26,7 @@ from typing import Any
 
 import requests
 import websocket
+from clients import text_of
 
 from sandbox_provisioner.records import Record, all_records, open_init
 from sandbox_provisioner.sweeping import sweep
@@ -360,17 +361,3 @@ def _is_idle_of(asked: str) -> Callable[[Json], bool]:
 def kind_of(message: Json) -> str:
     """The type of *message*."""
     return str(message["header"]["msg_type"])
-
-
-def text_of(messages: Sequence[Json]) -> str:
-    """What a person sees of *messages* under the cell."""
-    texts = []
-    for message in messages:
-        content = message["content"]
-        if kind_of(message) == "stream":
-            texts.append(content["text"])
-        elif kind_of(message) in {"execute_result", "display_data"}:
-            texts.append(content["data"].get("text/plain", ""))
-        elif kind_of(message) == "error":
-            texts.append(f"{content['ename']}: {content['evalue']}")
-    return "".join(texts)

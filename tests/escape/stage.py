@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import clients
 import pytest
 from frame import Attempt, Variant, source_of
 from jupyter_client.manager import KernelManager
@@ -277,16 +278,7 @@ class Kernel:
 
     def run(self, code: str) -> str:
         """What *code* printed or answered, with the text of an error."""
-        found: list[str] = []
-
-        def note(message: Mapping[str, Any]) -> None:
-            content = message["content"]
-            found.append(content.get("text") or content.get("data", {}).get("text/plain") or "")
-            if message["msg_type"] == "error":
-                found.append(f"{content['ename']}: {content['evalue']}")
-
-        self.client.execute_interactive(code, output_hook=note, timeout=PATIENCE)
-        return "".join(found)
+        return clients.run(self.client, code)
 
     def answers(self, attempts: Iterable[Attempt], facts: Mapping[str, Any]) -> dict[int, str]:
         """Let it make these *attempts*, all in one cell."""

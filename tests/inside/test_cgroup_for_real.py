@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from groups import ended, removed
 
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.facilities.caps.cgroup import (
@@ -25,7 +26,6 @@ from sandbox_provisioner.facilities.caps.cgroup import (
     survey,
 )
 from sandbox_provisioner.spec import Limits
-from tests.groups import ended, removed
 
 pytestmark = pytest.mark.requires("cgroup")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import clients
 import pytest
 from boxes import WARM
 from jupyter_client.manager import KernelManager
@@ -81,16 +82,7 @@ class Kernel:
 
     def run(self, code: str, **options: Any) -> str:
         """What *code* printed or answered, with the text of an error."""
-        found: list[str] = []
-
-        def note(message: dict[str, Any]) -> None:
-            content = message["content"]
-            found.append(content.get("text") or content.get("data", {}).get("text/plain") or "")
-            if message["msg_type"] == "error":
-                found.append(f"{content['ename']}: {content['evalue']}")
-
-        self.client.execute_interactive(code, output_hook=note, timeout=PATIENCE, **options)
-        return "".join(found)
+        return clients.run(self.client, code, **options)
 
     def start(self, code: str) -> str:
         """Start *code* and return when it runs: the id of the request.

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import clients
 import pytest
 from jupyter_client.manager import start_new_kernel
 from leaks import Watch
@@ -481,13 +482,8 @@ def test_an_installed_twin_starts_and_is_boxed(
     try:
         for _, record in all_records(runtime_dir):
             watch.expect_gone(record, runtime_dir)
-        said: list[str] = []
-        client.execute_interactive(
-            "import os; print(os.getpid() < 10, os.environ['MEM_LIMIT'])",
-            output_hook=lambda message: said.append(message["content"].get("text", "")),
-            timeout=PATIENCE_SECONDS,
-        )
-        assert "".join(said).split() == ["True", str(512 << 20)]
+        said = clients.run(client, "import os; print(os.getpid() < 10, os.environ['MEM_LIMIT'])")
+        assert said.split() == ["True", str(512 << 20)]
         [found] = json.loads(jupyter_sandbox("list", "--json").stdout)
         assert found["kernel_id"] == manager.provisioner.kernel_id
     finally:

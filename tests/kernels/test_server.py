@@ -13,6 +13,7 @@ from pathlib import Path
 from signal import SIGINT, SIGTERM
 
 import pytest
+from clients import text_of
 from jupyter_programs import (
     EAT_MEMORY,
     PATIENCE_SECONDS,
@@ -22,7 +23,6 @@ from jupyter_programs import (
     Server,
     kind_of,
     parent_of,
-    text_of,
 )
 from leaks import Watch
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from facilities import missing
+from hosts import host_with
 from jupyter_client.kernelspec import KernelSpec
 from traitlets import TraitError
 
@@ -34,7 +35,6 @@ from sandbox_provisioner.facilities.workdir.tell import WATCHERS
 from sandbox_provisioner.host import HostFacts, Machine, WorkdirFacts
 from sandbox_provisioner.mounts import Mount
 from sandbox_provisioner.places import Place
-from tests.hosts import host_with
 
 Command = Callable[..., str]
 

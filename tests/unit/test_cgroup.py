@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from groups import ended, removed
 
 from sandbox_provisioner.errors import HostError, SpecError, in_lines
 from sandbox_provisioner.facilities.caps.cgroup import (
@@ -36,7 +37,6 @@ from sandbox_provisioner.facilities.caps.cgroup.remedies import own_v1
 from sandbox_provisioner.facilities.caps.cgroup.tree import hits_of
 from sandbox_provisioner.facilities.caps.wish import FACILITIES
 from sandbox_provisioner.spec import Limits
-from tests.groups import ended, removed
 
 CONTROLLERS = ["cpu", "cpuset", "io", "memory", "pids"]
 ALL = " ".join(["cpuset", "cpu", "io", "memory", "pids"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import host_with
 
 from sandbox_provisioner import places
 from sandbox_provisioner.caller import Caller
@@ -18,7 +19,6 @@ from sandbox_provisioner.facilities.workdir.facts.covers import Covered
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.places import Folders
 from sandbox_provisioner.spec import Covers, Volume, relative
-from tests.hosts import host_with
 
 COVERS = Covers(home_directories=(".ssh",), home_files=(".bashrc",), home_frozen=(".cargo",))
 

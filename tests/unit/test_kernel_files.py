@@ -7,6 +7,7 @@ import sys
 import venv
 
 import pytest
+from hosts import host_with
 
 from sandbox_provisioner import python_files
 from sandbox_provisioner.errors import LaunchError
@@ -18,7 +19,6 @@ from sandbox_provisioner.facilities.environment.facts.kernel_files import (
 )
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.spec import relative
-from tests.hosts import host_with
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hosts import host_with
 from test_plan import FACTS, FILES, WORKDIR, WORKDIR_FACTS, place_of
 
 from sandbox_provisioner.errors import HostError, SpecError
@@ -26,7 +27,6 @@ from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record
 from sandbox_provisioner.spec import Confinement, Limits, Network, NetworkWish, SandboxSpec, Volume
-from tests.hosts import host_with
 
 FOLDER = "/run/user/1000/sandbox-provisioner/abc"
 ORDINARY = host_with(FACTS, uid=1000, gid=1000, privileged=False, home="/home/me", landlock=7)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import leaks
 import pytest
+from groups import ended
 from leaks import Watch
 
 from sandbox_provisioner.facilities.caps.cgroup import open_tree, survey
 from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.spec import Limits
-from tests.groups import ended
 
 pytest_plugins = ["pytester"]
 

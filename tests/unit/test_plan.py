@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hosts import host_with
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,6 @@ from sandbox_provisioner.orders import compile_for
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.plan import LaunchRequest, Plan, Site, Step
 from sandbox_provisioner.spec import WRITTEN_THROUGH, Limits, SandboxSpec, UserIds, Volume
-from tests.hosts import host_with
 
 WORKDIR = "/srv/me"
 FIRST_ID = 0x70000000

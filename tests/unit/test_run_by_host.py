@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import host_with
 
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import (
@@ -22,7 +23,6 @@ from sandbox_provisioner.facilities.workdir.facts.run_by_host import (
 )
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.spec import Covers
-from tests.hosts import host_with
 
 
 def places(work: Path, **server: Any) -> set[str]:

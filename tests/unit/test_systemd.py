@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from groups import ended, removed
 from jeepney import DBusErrorResponse, HeaderFields, MessageType
 from jeepney.low_level import Header, Message
 
@@ -29,7 +30,6 @@ from sandbox_provisioner.facilities.caps.cgroup import (
 from sandbox_provisioner.facilities.caps.cgroup.systemd import SystemdTree
 from sandbox_provisioner.facilities.caps.wish.cap import Property
 from sandbox_provisioner.spec import Limits
-from tests.groups import ended, removed
 
 MIB = 1 << 20
 LIMITS = Limits(
