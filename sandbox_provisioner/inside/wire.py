@@ -29,7 +29,7 @@ it is about; descriptors come with it. *launcher* below is also a nursery's chil
 
     network channel, of one sandbox; each side keeps its end as long as it lives
       PID 1    ──"listeners NAMES" + a socket for each──▶ gateway    tcp4, tcp6, udp4, udp6
-      gateway  ──"say SENTENCE"──▶ PID 1          to the person at the notebook
+      gateway, server ──"say SENTENCE"──▶ PID 1   to the person at the notebook
       PID 1    ──"netns" + its namespace──▶ server    where the network is a card
       server   ──"up", or "failed TEXT"──▶ PID 1  which waits for it
       gateway  ──its end──▶ PID 1                 there is no network any more
