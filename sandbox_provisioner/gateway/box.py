@@ -9,6 +9,7 @@ May import: everything in this room but main; facilities.network.tell.counts, in
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -19,7 +20,7 @@ from functools import partial
 from sandbox_provisioner.facilities.network.tell.counts import Writer
 from sandbox_provisioner.facilities.network.wish.rules import Rules, Verdict
 from sandbox_provisioner.gateway.connection import Connection, Target
-from sandbox_provisioner.gateway.listeners import Arrivals
+from sandbox_provisioner.gateway.listeners import Arrivals, is_listener
 from sandbox_provisioner.gateway.lookups import Found, Lookups
 from sandbox_provisioner.gateway.loop import READ, Group, Loop, Timer
 from sandbox_provisioner.gateway.machine import own_address
@@ -105,13 +106,14 @@ class Box:
         """What it said was nothing that we expect."""
 
     def _listen(self, fd: int, *, is_wanted: bool) -> None:
-        """What a listener is for is its own to say."""
+        """What a listener is for is its own to say; what is none is closed."""
         try:
             listener = socket.socket(fileno=fd)
         except OSError:
             os.close(fd)
-            raise
-        if not is_wanted or len(self._arrivals) + len(self._datagrams) >= _MOST_LISTENERS:
+            return
+        has_room = len(self._arrivals) + len(self._datagrams) < _MOST_LISTENERS
+        if not (is_wanted and has_room and is_listener(listener)):
             listener.close()
             return
         self.has_ipv6 |= listener.family == socket.AF_INET6
@@ -377,22 +379,24 @@ class Book:
             self._names_timer = self._loop.later(_WRITE_NAMES_SECONDS, self._write_all)
 
     def _write(self) -> None:
+        """Where the disk is full: with the next change."""
         self._timer = None
-        self._writer.numbers(self._tally.traffic(with_names=False))
+        with contextlib.suppress(OSError):
+            self._writer.numbers(self._tally.traffic(with_names=False))
 
     def _write_all(self) -> None:
         self._names_timer = None
-        self._writer.all(self._tally.traffic(with_names=True))
+        with contextlib.suppress(OSError):
+            self._writer.all(self._tally.traffic(with_names=True))
 
     def close(self) -> None:
         """Write the last of it."""
         for timer in (self._timer, self._names_timer):
             if timer is not None:
                 timer.cancel()
-        try:
+        with contextlib.suppress(OSError):
             self._writer.all(replace(self._tally.traffic(with_names=True), is_last=True))
-        finally:
-            os.close(self._fd)
+        os.close(self._fd)
 
 
 def _quota_is_used_up(quota_bytes: int) -> str:

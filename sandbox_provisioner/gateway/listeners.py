@@ -27,6 +27,15 @@ def wanted_by(client: socket.socket) -> tuple[str, int]:
     return address, port
 
 
+def is_listener(one: socket.socket) -> bool:
+    """Whether connections or datagrams of IP can arrive at it; else nobody could wait for them."""
+    if one.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    if one.type == socket.SOCK_STREAM:
+        return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    return one.type == socket.SOCK_DGRAM
+
+
 class Arrivals:
     """The listeners of one box for TCP. *arrived* is called with each connection, and
     the address and the port that it was meant for."""

@@ -421,11 +421,11 @@ class Box:
     """A box that a gateway serves. `call` calls a function in its namespace."""
 
     def __init__(self, gateway: Gateway, name: str, *, ports: tuple[int, ...] = PORTS,
-                 **settings: Any) -> None:  # fmt: skip
+                 file: Any = None, **settings: Any) -> None:  # fmt: skip
         self.id = name
         self.place = Place(_BOX)
         self.gateway = gateway
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115
+        self.file = file or tempfile.TemporaryFile()  # noqa: SIM115
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel.settimeout(PATIENCE_SECONDS)
         told = json.dumps({"id": name, **settings})
