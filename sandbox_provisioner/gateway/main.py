@@ -9,7 +9,8 @@ network, and what comes by its control socket, which is its standard input::
 
 When the server ends, boxes may live on: the last of them takes the gateway with it.
 
-May import: everything in this room; inside.kernel_calls, inside.wire.
+May import: everything in this room; facilities.network.tell.counts, inside.kernel_calls,
+inside.wire.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import socket
 from collections.abc import Sequence
 
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.facilities.network.tell.counts import MOST_BYTES
 from sandbox_provisioner.gateway.box import Box, Shared
 from sandbox_provisioner.gateway.lookups import Lookups
 from sandbox_provisioner.gateway.loop import Loop
@@ -104,12 +106,20 @@ def main(_argv: Sequence[str] = ()) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the server, and for kernels
     # A name is looked up as it stands: "data" is not "data.example.org" (resolv.conf(5), search).
     os.environ["LOCALDOMAIN"] = ""
+    _bound_files()
     loop, lookups = Loop(), Lookups()
     shared = Shared(loop, lookups, Seats.of(_raise_descriptors()))
     loop.add(lookups.event, lookups.collect)
     with socket.socket(fileno=_CONTROL) as socket_of_server:
         control = Control(shared, socket_of_server)
         loop.run(lambda: control.is_over and not shared.boxes)
+
+
+def _bound_files() -> None:
+    """The files of counts lie where others write too, and stay as small as they are read."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 def _raise_descriptors() -> int:

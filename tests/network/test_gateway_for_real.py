@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import select
 import socket
+from pathlib import Path
 
 import dnslib
 import pytest
 from world import ECHO, METADATA, PRIVATE, UNHEARD, WEB, WEB6, Box, when
+
+from sandbox_provisioner.facilities.network.tell.counts import MOST_BYTES
 
 pytestmark = pytest.mark.requires("root", "ordinary-user")
 NAME = "data.example.org"
@@ -246,9 +249,13 @@ def test_new_limits_hold_for_what_is_there(world, box):
 
 
 def test_it_has_no_rights_and_gets_none(world):
+    assert world.gateway.say("what").startswith("failed ")  # by now it runs
     assert world.gateway.status("Uid").split() == ["54321"] * 4
     assert world.gateway.status("NoNewPrivs") == "1"
     assert int(world.gateway.status("CapEff"), 16) == 0
+    limits = Path(f"/proc/{world.gateway.process.pid}/limits").read_text().splitlines()
+    (files,) = [line.split()[3:5] for line in limits if line.startswith("Max file size")]
+    assert files == [str(MOST_BYTES)] * 2
 
 
 def test_with_a_box_all_goes_that_was_its(world, box):
