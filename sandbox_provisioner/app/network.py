@@ -16,7 +16,13 @@ from sandbox_provisioner.app.running import Sandbox, directories_of_others, look
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.errors import COMMAND, SpecError
 from sandbox_provisioner.facilities.network.tell.counts import OfName, Traffic
-from sandbox_provisioner.facilities.network.tell.said import as_option, by_traffic, summary
+from sandbox_provisioner.facilities.network.tell.said import (
+    as_option,
+    as_rules,
+    by_traffic,
+    only_refused,
+    summary,
+)
 from sandbox_provisioner.handle import short_id
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.units import format_bytes
@@ -32,10 +38,11 @@ class NetworkApp(SandboxCommand):
     usage = "jupyter sandbox network KERNEL [--json]"
     description = (
         "Show what has gone over the network of a kernel that runs, by name: with whom, over how "
-        "many connections, how much in each direction, and what was refused; then all of it as "
-        "network_allow, to be pasted. KERNEL is its id as jupyter sandbox list shows it, or the "
-        "beginning of it, or its notebook. With network_audit every name that it looks up counts "
-        "as wanted, also one with which no connection was made."
+        "many connections, how much in each direction, and what was refused; then what was let "
+        "through as network_allow, to be pasted, and by itself what was only refused. KERNEL is "
+        "its id as jupyter sandbox list shows it, or the beginning of it, or its notebook. With "
+        "network_audit every name that it looks up counts as let through, also one with which no "
+        "connection was made."
     )
     examples = """
     jupyter sandbox network 134530eb
@@ -105,13 +112,14 @@ def as_json(sandbox: Sandbox, traffic: Traffic) -> dict[str, Any]:
         "kernel_id": sandbox.record.kernel_id,
         "network": sandbox.record.network,
         **told,
-        "network_allow": sorted(wanted(traffic)),
+        "network_allow": spoken_with(traffic),
+        "network_refused": as_rules(only_refused(traffic.names)),
     }
 
 
-def wanted(traffic: Traffic) -> list[str]:
-    """All with whom the kernel has spoken, or wanted to."""
-    return list(traffic.names)
+def spoken_with(traffic: Traffic) -> list[str]:
+    """As rules, whom the kernel has spoken with, or with network_audit looked up."""
+    return as_rules(traffic.names.keys() - only_refused(traffic.names).keys())
 
 
 def as_text(sandbox: Sandbox, traffic: Traffic) -> str:
@@ -120,10 +128,13 @@ def as_text(sandbox: Sandbox, traffic: Traffic) -> str:
     if traffic.names:
         shown = [*by_traffic(traffic.names).items()]
         lines += ["", table([_HEAD, *(_row(name, of_name) for name, of_name in shown)])]
-        lines += ["", "All of it allowed, for its kernel.json or a configuration file:", ""]
-        lines.append(one_line(as_option(wanted(traffic))))
+        lines += ["", "What was let through, for its kernel.json or a configuration file:", ""]
+        lines.append(as_option(spoken_with(traffic)))
+    if asked := as_rules(only_refused(traffic.names)):
+        lines += ["", "What was only refused: add what you know, a kernel can make up any.", ""]
+        lines.append(", ".join(map(json.dumps, asked)))
     if traffic.unnamed:
-        lines += ["", f"Of {traffic.unnamed} more names there is no record."]
+        lines += ["", f"{traffic.unnamed} more times it wanted names that there is no room for."]
     return "\n".join(lines)
 
 

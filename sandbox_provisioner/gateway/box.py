@@ -40,6 +40,8 @@ _MOST_LISTENERS = 64
 _MOST_VERDICTS = 1000
 _WRITE_SECONDS = 0.05
 _WRITE_NAMES_SECONDS = 1.0
+# So many names are written in 3 ms, in which nobody else is served.
+_NAMES_A_SECOND = 500
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -361,7 +363,7 @@ class Verdicts:
 
 class Book:
     """The file of counts *fd*, in which *tally* is to stand: soon after each change, and its names
-    once a second at the most."""
+    once a second at the most, or more seldom the more there are."""
 
     def __init__(self, loop: Loop, fd: int, tally: Tally) -> None:
         self._loop = loop
@@ -376,7 +378,8 @@ class Book:
         if self._timer is None:
             self._timer = self._loop.later(_WRITE_SECONDS, self._write)
         if self._names_timer is None:
-            self._names_timer = self._loop.later(_WRITE_NAMES_SECONDS, self._write_all)
+            seconds = max(_WRITE_NAMES_SECONDS, len(self._tally.by_name) / _NAMES_A_SECOND)
+            self._names_timer = self._loop.later(seconds, self._write_all)
 
     def _write(self) -> None:
         """Where the disk is full: with the next change."""

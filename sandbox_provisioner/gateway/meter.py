@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandbox_provisioner.facilities.network.tell.counts import MOST_NAMES, OfName, Traffic
+from sandbox_provisioner.facilities.network.tell.counts import NamesRoom, OfName, Traffic
 
 # The name of all those that there is no room for.
 OTHERS = "(others)"
@@ -85,23 +85,24 @@ class OfOne:
 
 @dataclass(slots=True)
 class Tally:
-    """What has passed, in all and by name. *most_names* bounds how many are told apart; of the
-    others there is but the sum, under `OTHERS`, and how many times one of them was met."""
+    """What has passed, in all and by name. Those that have *room* are told apart; of the others
+    there is but the sum, under `OTHERS`, and how many times one of them was met."""
 
     quota_bytes: int
     totals: OfOne = field(default_factory=OfOne)
     by_name: dict[str, OfOne] = field(default_factory=dict)
-    most_names: int = MOST_NAMES - 1
+    room: NamesRoom = field(default_factory=NamesRoom)
     unnamed: int = 0
     is_used_up: bool = False
-    is_changed: bool = True
+
+    def __post_init__(self) -> None:
+        self.room.take(OTHERS)
 
     def of(self, name: str) -> OfOne:
         """The counts of *name*."""
-        self.is_changed = True
         found = self.by_name.get(name)
         if found is None:
-            if len(self.by_name) >= self.most_names:
+            if not self.room.take(name):
                 self.unnamed += 1
                 name = OTHERS
             found = self.by_name.setdefault(name, OfOne())
@@ -124,7 +125,6 @@ class Tally:
         for counts in (one, self.totals):
             counts.up_bytes += up
             counts.down_bytes += down
-        self.is_changed = True
 
     @property
     def left_bytes(self) -> int:

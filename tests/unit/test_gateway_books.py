@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.facilities.network.tell.counts import NamesRoom, Writer, read_counts
 from sandbox_provisioner.gateway import lookups
+from sandbox_provisioner.gateway.box import Book
 from sandbox_provisioner.gateway.meter import OTHERS, Bucket, Rate, Tally
 from sandbox_provisioner.gateway.seats import Seats
 from sandbox_provisioner.gateway.settings import Settings, read_changes, read_settings
@@ -52,7 +55,7 @@ def test_a_bucket_fills_up_and_no_further():
 
 
 def test_counts_are_kept_by_name_as_long_as_there_is_room():
-    tally = Tally(0, most_names=2)
+    tally = Tally(0, room=NamesRoom(names=3))
     one = tally.connected("a:1")
     tally.passed(one, up=3, down=4)
     tally.refused("b:1")
@@ -63,6 +66,37 @@ def test_counts_are_kept_by_name_as_long_as_there_is_room():
     assert list(found.names) == ["a:1", "b:1", OTHERS]
     assert found.names[OTHERS].down_bytes == found.unnamed == 2
     assert tally.traffic(with_names=False).names == {}
+
+
+def test_what_is_left_out_of_long_names_is_counted_too():
+    tally = Tally(0)
+    for number in range(5000):
+        tally.refused(f"{number:0250}")
+    told = tally.traffic(with_names=True)
+    assert len(told.names) < 4000
+    assert told.names[OTHERS].refusals == told.unnamed == 5000 - len(told.names) + 1
+    paper = bytearray()
+    Writer(lambda text, at: paper.__setitem__(slice(at, at + len(text)), text)).all(told)
+    assert read_counts(lambda most, at: bytes(paper[at : at + most])) == told
+
+
+def test_many_names_are_written_more_seldom(tmp_path):
+    class Delays:
+        def __init__(self):
+            self.asked = []
+
+        def later(self, seconds, _what):
+            self.asked.append(seconds)
+
+    loop, tally = Delays(), Tally(0)
+    book = Book(loop, os.open(tmp_path / "counts", os.O_WRONLY | os.O_CREAT), tally)
+    book.changed()
+    for number in range(4000):
+        tally.of(f"{number}")
+    book.changed()
+    book.close()
+    assert loop.asked[1] == 1.0
+    assert max(loop.asked[2:]) == 8.0
 
 
 def test_a_quota_is_of_both_directions():

@@ -12,13 +12,14 @@ import pytest
 from sandbox_provisioner.facilities.network.tell.counts import (
     MOST_BYTES,
     MOST_NAMES,
+    NamesRoom,
     OfName,
     Traffic,
     Writer,
-    names_text,
     read_counts,
 )
 
+FIELDS = ("up_bytes", "down_bytes", "connections", "refusals")
 NAMES = {
     "data.example.org:443": OfName(up_bytes=7, down_bytes=1 << 40, connections=3),
     "example.org": OfName(refusals=2),
@@ -145,8 +146,17 @@ def test_what_is_shown_is_bounded_whatever_is_there():
     assert all(len(name) <= 300 for name in found)
 
 
-def test_more_names_than_there_is_room_for_are_not_written():
-    names = {f"{number:0250}.example:443": OfName() for number in range(6000)}
-    text = names_text(names)
-    assert len(text) <= MOST_BYTES
-    assert json.loads(text)
+@pytest.mark.parametrize("letter", ["x", "\N{REPLACEMENT CHARACTER}", '"'])
+def test_all_names_that_have_room_are_written_however_long_and_large(letter):
+    room, most = NamesRoom(), OfName(**dict.fromkeys(FIELDS, (1 << 63) - 1))
+    names = {name: most for n in range(6000) if room.take(name := f"{n:05}{letter * 245}")}
+    assert len(names) < 6000
+    paper = Paper()
+    Writer(paper.write).all(Traffic(names=names))
+    assert MOST_BYTES * 0.99 < len(paper.text) <= MOST_BYTES
+    assert read_counts(paper.read).names == names
+
+
+def test_no_more_names_have_room_than_are_read():
+    room = NamesRoom()
+    assert sum(room.take(f"{n}.example:443") for n in range(6000)) == MOST_NAMES

@@ -17,7 +17,7 @@ from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.network.facts.own_addresses import hub_addresses, own_addresses
 from sandbox_provisioner.facilities.network.tell.counts import OfName, Traffic, Writer
 from sandbox_provisioner.facilities.network.tell.notices import Refusals
-from sandbox_provisioner.facilities.network.tell.said import as_option, most_used, summary
+from sandbox_provisioner.facilities.network.tell.said import as_rules, most_used, summary
 from sandbox_provisioner.facilities.network.wish.rules import Rules, parse
 from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.story import ExitStory
@@ -64,12 +64,47 @@ def test_a_line_names_a_few_of_many() -> None:
 
 
 def test_what_is_pasted_allows_what_was_wanted() -> None:
-    option, _, value = as_option(NAMES).partition(" = ")
-    assert option == "network_allow"
-    rules = Rules.read(json.loads(value))
+    rules = Rules.read(as_rules(NAMES))
     for name in NAMES:
         assert rules.judge_name(name.partition(":")[0]).allowed
         assert parse(name, "here").text == name
+
+
+def test_addresses_are_pasted_as_they_are_judged() -> None:
+    wanted = {"192.0.2.7:25": "192.0.2.7", "[2001:db8::7]:443": "2001:db8::7",
+              "[::ffff:10.1.2.3]:80": "::ffff:10.1.2.3"}  # fmt: skip
+    assert as_rules(wanted) == ["10.1.2.3:80", "192.0.2.7:25", "[2001:db8::7]:443"]
+    rules = Rules.read(as_rules(wanted))
+    for label, address in wanted.items():
+        assert rules.judge(None, address, int(label.rpartition(":")[2])).allowed
+
+
+# What a kernel can ask a name server for, and what each may come to.
+PLANTED = {
+    "all": ["all."], "all:443": ["all.:443"], "packages": ["packages."], "package": ["package."],
+    "(others)": [], "*.com": [], "*.com:443": [], "10.0.0.0/8": [], "10.1.2.3": [], "": [], ":": [],
+    "[::/0]:443": [], "0x7f.1": [], "all from packages": [], "a,b": [], "a.example:443,80": [],
+    "a.example:0": [], "a.example:\u0663": ["a.example:3"], "a.example:" + "9" * 5000: [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("refusals", [0, 1])
+@pytest.mark.parametrize("planted", PLANTED)
+def test_no_name_that_a_kernel_makes_up_is_pasted_as_another_rule(
+    planted: str, refusals: int
+) -> None:
+    names = NAMES | {planted: OfName(refusals=refusals)}
+    told = network.as_json(sandbox("a"), Traffic(names=names))
+    lists = told["network_allow"], told["network_refused"]
+    assert {*lists[not refusals]} <= {*as_rules(NAMES)}
+    found = [*lists[refusals]]
+    assert [rule for rule in found if rule not in NAMES] == PLANTED[planted]
+    read = Rules.read(found)
+    assert all(rule.name and not (rule.below or rule.everything or rule.preset)
+               for rule in read.allow)  # fmt: skip
+    assert f"network_allow = {json.dumps(told['network_allow'])}" in network.as_text(
+        sandbox("a"), Traffic(names=names)
+    )
 
 
 def test_an_end_holds_a_bounded_number_of_names() -> None:
@@ -96,6 +131,12 @@ def test_refusals_are_told_once_for_each_name_and_not_for_ever() -> None:
     (told,) = heard.new(Traffic(refusals=2000, names=many), KERNEL)
     assert told.count("example") == 47
     assert heard.new(Traffic(refusals=2001, names=many), KERNEL) == []
+
+
+def test_a_refusal_is_told_though_its_name_is_written_later_than_its_number() -> None:
+    heard = Refusals()
+    assert heard.new(Traffic(refusals=3), KERNEL) == []
+    assert heard.new(SOME, KERNEL) == ["Kernel 134530eb was refused example.org, example.net:25."]
 
 
 def test_a_used_up_quota_is_told_once() -> None:
@@ -125,7 +166,8 @@ def test_the_command_shows_all_names_and_what_would_allow_them() -> None:
     lines = text.splitlines()
     assert lines[0].startswith("Kernel id-a: 42 MiB down")
     assert lines[4].split() == ["data.example.org:443", "16", "42", "MiB", "1", "MiB"]
-    assert lines[-1] == as_option(NAMES)
+    assert 'network_allow = ["data.example.org:443"]' in lines
+    assert lines[-1] == '"example.net:25", "example.org"'
 
 
 def test_the_page_tells_of_every_field_that_the_command_prints() -> None:

@@ -6,6 +6,8 @@ whoever shows it reads it at any time::
     0    ten numbers of 64 bits, little-endian: see `_HEADER`; always current
     80   JSON: by name, what went there; written once a second at most, and at the end
 
+Who writes keeps the names that `NamesRoom` has room for: all of these are written.
+
 The gateway, in which bytes of strangers are parsed, may write anything there: what is read is of a
 bounded size, and what is no counts counts as none. A reader takes no lock: the number of changes is
 odd while the names are written, and another one afterwards.
@@ -15,19 +17,21 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 MOST_BYTES = 1 << 20
 MOST_NAMES = 4096
 _VERSION = 1
-# Version, bytes up, bytes down, connections, refusals, whether the quota is used up, names that had
-# no room, changes of the names, their length in bytes, whether nothing is written any more.
+# Version, bytes up, bytes down, connections, refusals, whether the quota is used up, how often one
+# of the names that have no room was met, changes of the names, their length in bytes, whether
+# nothing is written any more.
 _HEADER = struct.Struct("<10Q")
 _LONGEST_NAME = 300  # a name of 253 letters, and its port
 _TRIES = 5
 _MOST = 1 << 63
+_LONGEST_NUMBERS = len(":[,,,],") + 4 * len(str(_MOST))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +47,8 @@ class OfName:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
     """What a sandbox has sent (*up_bytes*) and received, over which connections, and what it was
-    refused. *names* has it by name, "data.example.org:443"; those of *unnamed* more had no room.
-    *is_last*: the sandbox has ended, and nothing comes after it.
+    refused. *names* has it by name, "data.example.org:443"; *unnamed* more times it was a name
+    that had no room. *is_last*: the sandbox has ended, and nothing comes after it.
     """
 
     up_bytes: int = 0
@@ -73,19 +77,28 @@ def header(traffic: Traffic, changes: int = 0, length: int = 0) -> bytes:
     )
 
 
+@dataclass(slots=True)
+class NamesRoom:
+    """What there is room for behind the header, whatever the numbers of each name come to be."""
+
+    names: int = MOST_NAMES
+    bytes: int = MOST_BYTES - _HEADER.size - len("{}")
+
+    def take(self, name: str) -> bool:
+        """Room for *name*; False where there is none."""
+        size = len(json.dumps(name)) + _LONGEST_NUMBERS
+        if not self.names or size > self.bytes:
+            return False
+        self.names -= 1
+        self.bytes -= size
+        return True
+
+
 def names_text(names: Mapping[str, OfName]) -> bytes:
-    """The names, for what comes behind the header; as many as there is room for."""
-    text = _encoded(names.items())
-    while len(text) > MOST_BYTES - _HEADER.size:
-        names = dict(list(names.items())[: len(names) // 2])
-        text = _encoded(names.items())
-    return text
-
-
-def _encoded(names: Iterable[tuple[str, OfName]]) -> bytes:
+    """The names, for what comes behind the header."""
     found = {
         name: [counts.up_bytes, counts.down_bytes, counts.connections, counts.refusals]
-        for name, counts in names
+        for name, counts in names.items()
     }
     return json.dumps(found, separators=(",", ":")).encode()
 

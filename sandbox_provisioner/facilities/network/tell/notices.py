@@ -35,8 +35,10 @@ class Refusals:
         if traffic is None:
             return []
         told = []
-        if traffic.refusals != self._seen:
-            self._seen = traffic.refusals
+        # Not the sum of all: it is written before the names are.
+        refusals = sum(found.refusals for found in traffic.names.values())
+        if refusals != self._seen:
+            self._seen = refusals
             room = _MOST_TOLD - len(self._told)
             names = [name for name in refused(traffic.names) if name not in self._told][:room]
             self._told.update(names)

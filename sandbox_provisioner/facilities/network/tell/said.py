@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
 
+from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.network.tell.counts import OfName, Traffic
+from sandbox_provisioner.facilities.network.wish.addresses import meant_by, read_address
+from sandbox_provisioner.facilities.network.wish.names import host_name
+from sandbox_provisioner.facilities.network.wish.rules import Rule, parse
 from sandbox_provisioner.units import format_bytes
 
 _MOST_NAMED = 5
@@ -63,6 +68,35 @@ def most_used(traffic: Traffic) -> dict[str, OfName]:
     return dict(kept)
 
 
-def as_option(names: Iterable[str]) -> str:
-    """*names* as the option that would allow them, to be pasted."""
-    return f"network_allow = {json.dumps(sorted(names), ensure_ascii=True)}"
+def as_rules(labels: Iterable[str]) -> list[str]:
+    """What would allow those of *labels* that name one host, or address and port, and nothing else:
+    code in the kernel can ask for a name that is a rule of another meaning, such as "all"."""
+    return sorted({rule for label in labels if (rule := _as_rule(label))})
+
+
+def _as_rule(label: str) -> str:
+    """As `Target.label` writes it, or a name alone; "" where it is none."""
+    whom, colon, port = label.rpartition(":") if ":" in label else (label, "", "")
+    try:
+        ports = (int(port),) if colon else ()
+        address = read_address(whom.removeprefix("[").removesuffix("]")) if colon else None
+        if address is not None:
+            rule = Rule(block=ip_network(meant_by(address)), ports=ports)
+        else:
+            rule = Rule(name=host_name(whom), ports=ports)
+        return rule.text if parse(rule.text, label) == rule else ""
+    except (ValueError, SpecError):
+        return ""
+
+
+def only_refused(names: Mapping[str, OfName]) -> dict[str, OfName]:
+    """Those of *names* that were refused, and no byte of which has passed."""
+    return {
+        name: found for name, found in refused(names).items()
+        if not found.up_bytes + found.down_bytes
+    }  # fmt: skip
+
+
+def as_option(rules: Iterable[str]) -> str:
+    """*rules* as the option that has them, to be pasted."""
+    return f"network_allow = {json.dumps([*rules], ensure_ascii=True)}"
