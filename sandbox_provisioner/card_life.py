@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
-from sandbox_provisioner.descriptors import is_readable
+from sandbox_provisioner.descriptors import is_readable, private_pair
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
 from sandbox_provisioner.facilities.network.card import connections, firewall, maker, reach
 from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
@@ -54,7 +54,7 @@ class CardAttachment:
         """Its channel; meanwhile what makes cards is loaded."""
         self._request = request
         self._warn = warn
-        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours, self._theirs = private_pair()
         self._made: Future[None] = Future()
         self._is_served = False
         _begin(maker.load)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,21 @@ def keep_from_children(owner: Private) -> None:
     """Let what *owner* has end in each child that this process forks, as long as *owner* lives.
     A program that is executed gets none of it anyway."""
     _private.add(owner)
+
+
+class _PrivateSocket(socket.socket):
+    def forget(self) -> None:
+        self.close()
+
+
+def private_pair() -> tuple[socket.socket, socket.socket]:
+    """The ends of a channel of whole messages, on which an end is a word: neither stays open in a
+    child that this process forks."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = (_PrivateSocket(fileno=end.detach()) for end in ends)
+    keep_from_children(ours)
+    keep_from_children(theirs)
+    return ours, theirs
 
 
 def _forget_all() -> None:

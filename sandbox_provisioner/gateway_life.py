@@ -17,7 +17,6 @@ network from then on: nothing but the gateway ever opens one.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import importlib.util
 import json
@@ -25,7 +24,7 @@ import os
 import socket
 import subprocess
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -36,7 +35,7 @@ import sandbox_provisioner
 from sandbox_provisioner import orders
 from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.contract import Labels, Stdio
-from sandbox_provisioner.descriptors import is_readable, keep_from_children
+from sandbox_provisioner.descriptors import is_readable, keep_from_children, private_pair
 from sandbox_provisioner.errors import LaunchError, SandboxError
 from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
@@ -54,6 +53,7 @@ from sandbox_provisioner.plan import HOME, LaunchRequest, Plan, Site
 from sandbox_provisioner.records import Record, RecordFolder, open_init
 from sandbox_provisioner.spec import Limits, Network, NetworkWish, SandboxSpec
 from sandbox_provisioner.stem import interpreter, stem
+from sandbox_provisioner.sweeping import before_removal
 
 KIND = "gateway"
 NAME = "network gateway"
@@ -99,8 +99,7 @@ class GatewayAttachment:
         """Its channel; meanwhile the gateway is made, if there is none."""
         self._request = request
         self._life = life
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._theirs = theirs
+        self._channel, self._theirs = private_pair()
         self._taken_in: Future[None] | None = None
         life.begin()
 
@@ -112,16 +111,15 @@ class GatewayAttachment:
     def register(self, folder: RecordFolder, site: Site) -> None:
         """Let the gateway know of it; PID 1 may speak to it before."""
         counts = folder.make_counts()
-        channel = self._channel.detach()
         box = BoxOfGateway(
             sandbox_id=self._request.sandbox_id,
             rules=_rules_of(self._request, site),
-            channel=channel,
+            channel=self._channel.fileno(),
             counts=counts,
             survives=self._request.survive_server,
         )
         self._taken_in = self._life.take_in(box)
-        self._taken_in.add_done_callback(partial(_close_all, (channel, counts)))
+        self._taken_in.add_done_callback(partial(_close_both, self._channel, counts))
 
     async def joined(self) -> None:
         """Return when the gateway serves it; SandboxError if none can be had."""
@@ -129,14 +127,16 @@ class GatewayAttachment:
             await asyncio.wrap_future(self._taken_in)
 
     def close(self) -> None:
-        """Close our copies: from here on the end of PID 1 is the end of the channel."""
-        self._channel.close()
+        """Close our copies: from here on the end of PID 1 is the end of the channel. What the
+        gateway gets of them is open until it has got it."""
         self._theirs.close()
+        if self._taken_in is None:
+            self._channel.close()
 
 
-def _close_all(fds: Iterable[int], _: Future[None]) -> None:
-    for fd in fds:
-        os.close(fd)
+def _close_both(channel: socket.socket, counts: int, _: Future[None]) -> None:
+    channel.close()
+    os.close(counts)
 
 
 class _Gone(Exception):
@@ -158,11 +158,6 @@ class RunningGateway:
         self._hub = hub
         self._patience_seconds = _FIRST_ANSWER_SECONDS
         self._survivors: set[str] = set()
-        keep_from_children(self)
-
-    def forget(self) -> None:
-        """In a child that was forked: its end is a word to the gateway."""
-        self._control.close()
 
     def lives(self) -> bool:
         """Whether it has not ended."""
@@ -219,7 +214,7 @@ class RunningGateway:
 
     def leave(self) -> None:
         """This process ends: the gateway takes no more kernels; where one of those that it has
-        outlives us it stays, else it goes with all else that is ours (`records.py`)."""
+        outlives us it stays, else it goes with all else that is ours (`sweeping.py`)."""
         runtime = self.handle.folder.path.parent
         if not any(_is_there(runtime / name) for name in self._survivors):
             with contextlib.suppress(OSError):
@@ -319,7 +314,7 @@ class GatewayLife:
 
     async def _start(self) -> RunningGateway:
         hub = await off_loop(hub_addresses, Caller.this_process().environment)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = private_pair()
         with theirs, contextlib.ExitStack() as undo:
             undo.callback(ours.close)
             handle = await _start_box(self._runtime, self._perform, self._warn, theirs)
@@ -442,4 +437,4 @@ def _leave() -> None:
         life.leave()
 
 
-atexit.register(_leave)
+before_removal(_leave)

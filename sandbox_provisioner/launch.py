@@ -318,7 +318,7 @@ async def start_cold(
     """Start *request* by a launcher of its own; see `LocalLauncher.start`."""
     made = Ledger(launcher.runtime(), request, labels, launcher.attachment(request))
     performer = Performer(stdio)
-    async with undone_if_it_fails() as undo:
+    async with undone_if_it_fails() as undo, made.told_by_network():
         undo.push_async_callback(made.remove)
         undo.push_async_callback(performer.end)
         with ExitStack() as opened:

@@ -16,12 +16,14 @@ from sandbox_provisioner.contract import Labels, WarmUnavailable
 from sandbox_provisioner.descriptors import for_clean_up
 from sandbox_provisioner.errors import (
     HostError,
+    LaunchError,
     SandboxError,
     told_as_host_error,
     told_as_internal_error,
 )
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.facilities.caps.plan import enforced
+from sandbox_provisioner.facilities.network.tell import REFUSED_AT
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
@@ -129,6 +131,16 @@ class Ledger:
         if self.network is None:
             return site
         return replace(site, held={**site.held, wire.NETWORK: self.network.fd})
+
+    @contextlib.asynccontextmanager
+    async def told_by_network(self) -> AsyncIterator[None]:
+        """A start: what PID 1 has found ended is told by who has ended it."""
+        try:
+            yield
+        except LaunchError as error:
+            if self.network and error.step == REFUSED_AT:
+                await self.network.joined()
+            raise
 
     def make_record(self, site: Site) -> Site:
         """Make the folder with the record; *site* with what the plan has to know of them."""

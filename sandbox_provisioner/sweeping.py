@@ -190,3 +190,9 @@ def _sweep_held(folder: RecordFolder) -> None:
 
 
 atexit.register(_remove_held)
+
+
+def before_removal(act: Callable[[], None]) -> None:
+    """Let *act* be called at the end of this process, before what it still has is removed: what was
+    registered last is called first."""
+    atexit.register(act)

@@ -82,11 +82,11 @@ class Control:
 
     def _take_in(self, rest: str, fds: list[int]) -> str:
         settings = read_settings(rest)
-        if settings.id in self._shared.boxes:
-            raise ValueError(f"there is a box {settings.id!r} already")
         if len(fds) != _DESCRIPTORS:
             raise ValueError("with a box come a channel and a file of counts")
         settings.rules()
+        if former := self._shared.boxes.get(settings.id):
+            former.close()  # its kernel has ended, whoever keeps the channel open: it starts anew
         channel, counts = socket.socket(fileno=fds.pop(0)), fds.pop(0)
         self._shared.boxes[settings.id] = Box(self._shared, settings, channel, counts)
         return settings.id

@@ -61,7 +61,7 @@ async def start_warm(
     made = Ledger(launcher.runtime(), request, labels, launcher.attachment(request))
     performer, opener = Performer(stdio), Performer()
     try:
-        async with undone_if_it_fails() as undo:
+        async with undone_if_it_fails() as undo, made.told_by_network():
             undo.push_async_callback(made.remove)
             undo.push_async_callback(opener.end)  # it makes a file in the folder
             undo.push_async_callback(performer.end)

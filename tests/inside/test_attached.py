@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from boxes import Box, Boxes, run
@@ -244,6 +245,50 @@ def test_a_gateway_that_cannot_start_refuses_the_kernel_and_says_why(
     assert all_records(runtime_dir) == []
 
 
+def test_a_gateway_that_refuses_a_kernel_says_why(
+    sandbox: Boxes, peer: Peer, monkeypatch: pytest.MonkeyPatch
+):
+    """Its PID 1 knows no more than that the channel has ended."""
+    with sandbox(network=peer.wish()):  # from here on the gateway answers first
+        monkeypatch.setattr(gateway_life, "_rules_of", lambda *_: {"what": 1})
+        for _ in range(5):
+            with pytest.raises(LaunchError) as caught, sandbox(network=peer.wish()):
+                pass
+            assert "the network gateway refused: nobody knows 'what'" in caught.value.answer
+
+
+def test_a_child_that_is_forked_during_a_start_keeps_no_box_in_the_gateway(
+    sandbox: Boxes, peer: Peer, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    children, alive = [], os.pipe()
+    register = gateway_life.GatewayAttachment.register
+
+    def forked(attachment: gateway_life.GatewayAttachment, *words: Any) -> None:
+        for step in (lambda: None, lambda: register(attachment, *words)):
+            step()
+            if not (child := os.fork()):
+                os.close(alive[1])
+                os.read(alive[0], 1)
+                os._exit(0)
+            children.append(child)
+
+    with sandbox(network=peer.wish()):
+        (record,) = gateways(runtime_dir)
+        open_files = Path(f"/proc/{gateway_of(record)}/fd")
+        ask_again(sandbox, peer)
+        before = len(os.listdir(open_files))
+        monkeypatch.setattr(gateway_life.GatewayAttachment, "register", forked)
+        with sandbox(network=peer.wish()):
+            pass
+        monkeypatch.undo()
+        ask_again(sandbox, peer)
+        assert len(os.listdir(open_files)) <= before
+    for fd in alive[::-1]:
+        os.close(fd)
+    for child in children:
+        os.waitpid(child, 0)
+
+
 SERVER = """
 import asyncio, json, os, sys
 from boxes import request_for
@@ -296,6 +341,21 @@ def test_a_server_that_ends_takes_its_gateway_along(
         process.wait(30)
         wait_for_end(record)
         sweep(runtime_dir)
+        assert all_records(runtime_dir) == []
+
+
+def test_a_server_whose_lasting_kernels_have_ended_leaves_nothing(
+    peer: Peer, runtime_dir: Path, workdir: Path, watch: Watch
+):
+    with server(runtime_dir, workdir, peer, survives=True) as (box, process, let_go):
+        assert box.call(say, NAME, peer.port) == "hello"
+        (record,) = gateways(runtime_dir)
+        watch.expect_gone(record, runtime_dir)
+        (kernel,) = (one for _, one in all_records(runtime_dir) if one != record)
+        box._stdin.close()
+        wait_for_end(kernel)
+        let_go()
+        process.wait(30)
         assert all_records(runtime_dir) == []
 
 

@@ -226,13 +226,23 @@ def test_with_an_audit_each_name_that_was_wanted_is_noted(box):
 # -- what the server says
 
 
+def test_a_box_that_is_there_already_makes_way_for_its_kernels_next_start(world, box):
+    """Somebody has kept its channel open, such as a child that the server has forked."""
+    former = box(allow=[NAME, WEB])
+    one = former.connect(WEB, ECHO)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        told = f'box {{"id": "{former.id}"}}', theirs.fileno(), former.file.fileno()
+        assert world.gateway.say(*told) == f"ok {former.id}"
+        assert is_reset(one)
+
+
 def test_a_servers_mistakes_are_answered(world, box):
     inside = box()
     for text in ("", "what", 'box {"id": "x"}', "box [", "limits nobody {}", 'limits "', "\xff"):
         if text:
             assert world.gateway.say(text).startswith("failed ")
     fds = inside.channel.fileno(), inside.file.fileno()
-    assert world.gateway.say(f'box {{"id": "{inside.id}"}}', *fds).startswith("failed ")
     assert "no rule!" in world.gateway.say('box {"id": "x", "allow": ["no rule!"]}', *fds)
     assert world.gateway.say(f'limits {inside.id} {{"allow": ["a b"]}}').startswith("failed ")
 
