@@ -177,6 +177,7 @@ _FACILITIES: dict[str, Callable[[], str]] = {
     "chromium": _program("chromium", "chromium-browser", "google-chrome"),
     "bwrap": _program("bwrap"),
     "setpriv": _program("setpriv"),
+    "openssl": _program("openssl"),
     "strace": _program("strace"),
     "cpython-tests": _module("test.test_threading"),
     "stress-ng": _program("stress-ng"),

@@ -17,7 +17,7 @@ import pytest
 
 from sandbox_provisioner.spec import Network, NetworkWish
 
-pytestmark = pytest.mark.requires("userns")
+pytestmark = pytest.mark.requires("userns", "openssl")
 
 NAME = socket.gethostname()
 JAVA = """

@@ -15,7 +15,7 @@ import pytest
 from test_gateway_for_real import echoes
 from world import ECHO, UNHEARD, WEB, Box, Gateway, Hosts, World, when
 
-pytestmark = pytest.mark.requires("root", "ordinary-user")
+pytestmark = pytest.mark.requires("root", "ordinary-user", "openssl")
 NAME = "data.example.org"
 PIPES = 8  # that a gateway may have made for good; a box has more descriptors
 EVIL = b"GET / HTTP/1.1\r\nHost: evil.example.org\r\n\r\n"

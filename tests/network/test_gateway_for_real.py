@@ -12,7 +12,7 @@ from world import ECHO, METADATA, PRIVATE, UNHEARD, WEB, WEB6, Box, when
 
 from sandbox_provisioner.facilities.network.tell.counts import MOST_BYTES
 
-pytestmark = pytest.mark.requires("root", "ordinary-user")
+pytestmark = pytest.mark.requires("root", "ordinary-user", "openssl")
 NAME = "data.example.org"
 
 

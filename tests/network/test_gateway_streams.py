@@ -15,7 +15,7 @@ import pytest
 from test_gateway_for_real import echoes, heard, is_name_refused, is_reset
 from world import ECHO, FIRST_BYTES_SECONDS, FLOOD, HTTP, TLS, UNHEARD, Box, World, when
 
-pytestmark = pytest.mark.requires("root", "ordinary-user")
+pytestmark = pytest.mark.requires("root", "ordinary-user", "openssl")
 NAME = "data.example.org"
 GET = f"GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode()
 EVIL = GET.replace(b"data", b"evil")
