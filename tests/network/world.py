@@ -375,6 +375,7 @@ class Gateway:
             )
         )
         theirs.close()
+        assert self.say("are you there").startswith("failed ")  # by now it is what it will be
 
     def status(self, key: str) -> str:
         """A line of proc_pid_status(5)."""
