@@ -172,6 +172,7 @@ class _CardServer:
             up_bits=wish.up_bits,
             down_bits=wish.down_bits,
             quota_bytes=wish.quota_bytes,
+            used_bytes=wish.used_bytes,
             connections=wish.connections,
             new_per_second=wish.new_per_second,
             owner=maker.owner(sandbox_id, os.getpid(), start_time(os.getpid())),

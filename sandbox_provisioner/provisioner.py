@@ -177,6 +177,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         self._ending = False
         self._busy: bool | None = None  # as it was noted down
         self._ends_file: EndsFile | None = None
+        self._network_bytes = 0  # of all starts: a restart brings no new network_quota
 
     # -- what is asked for
 
@@ -462,7 +463,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             handle = await self._start_cold(request, labels, stdio)
         if lives_on:  # when the kernel's sockets are waited for: a thread takes time to begin
             later = asyncio.get_running_loop().call_soon
-            later(self.launcher.prepare, request, labels, warmth)
+            of_any_kernel = replace(request, spec=self.spec)
+            later(self.launcher.prepare, of_any_kernel, labels, warmth)
         return handle
 
     def _tell_cold(self, error: WarmUnavailable) -> None:
@@ -490,7 +492,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             cmd = [_replaced(word, paths, inside) for word in cmd]
         return LaunchRequest(
             sandbox_id=self.sandbox_id,
-            spec=self.spec,
+            spec=self._spec_of_this_start(),
             argv=tuple(cmd),
             environment=kwargs.get("env", os.environ),
             env_keep=tuple(self.env_keep),
@@ -501,6 +503,11 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             server_places=self._server_places(),
             logged=tuple(_logged(kwargs.get("stdout"), kwargs.get("stderr"))),
         )
+
+    def _spec_of_this_start(self) -> SandboxSpec:
+        network = self.spec.network
+        used_bytes = self._network_bytes if network.quota_bytes else 0
+        return replace(self.spec, network=replace(network, used_bytes=used_bytes))
 
     def _resources(self, cmd: list[str]) -> tuple[str, ...]:
         """The kernelspec's own folder, if its argv names it ({resource_dir})."""
@@ -644,6 +651,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
                 self.story = story
                 self.end = End.of(story, handle.labels, cell="", seconds=time.time())
             if story and story.network:
+                self._network_bytes += story.network.up_bytes + story.network.down_bytes
                 self.log.info("Kernel %s: %s", self.kernel_id, one_line(summary(story.network)))
         self._close_ends_file()
 

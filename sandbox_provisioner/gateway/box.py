@@ -72,7 +72,7 @@ class Box:
         self._verdicts = Verdicts(settings.rules())
         self._channel = channel
         self._connections: set[Connection | Stream] = set()
-        self._tally = Tally(settings.quota_bytes)
+        self._tally = Tally(settings.quota_bytes, settings.used_bytes)
         self._book = Book(shared.loop, counts, self._tally)
         self._sentences = Sentences(shared.loop, channel)
         self._server = NameServer(self)
@@ -242,8 +242,8 @@ class Box:
         """Let *then* have its addresses; False where too many wait for theirs, or the quota is used
         up: a look-up tells somebody the name."""
         if self._tally.is_used_up:
-            self._tally.refused(binding.name)
-            self._book.changed()
+            why = _quota_is_used_up(self._tally.quota_bytes)
+            self._refuse(binding.name, Verdict(allowed=False, why=why))
             return False
 
         def found(what: Found) -> None:
@@ -262,8 +262,11 @@ class Box:
         self._refuse_verdict(target, Verdict(allowed=False, why=why))
 
     def _refuse_verdict(self, target: Target, verdict: Verdict) -> None:
-        self._tally.refused(target.label)
-        self._sentences.say(target.label, verdict.sentence(target.label))
+        self._refuse(target.label, verdict)
+
+    def _refuse(self, label: str, verdict: Verdict) -> None:
+        self._tally.refused(label)
+        self._sentences.say(label, verdict.sentence(label))
         self._book.changed()
 
     # -- bytes

@@ -86,9 +86,11 @@ class OfOne:
 @dataclass(slots=True)
 class Tally:
     """What has passed, in all and by name. Those that have *room* are told apart; of the others
-    there is but the sum, under `OTHERS`, and how many times one of them was met."""
+    there is but the sum, under `OTHERS`, and how many times one of them was met. *used_bytes* of
+    the quota were used before."""
 
     quota_bytes: int
+    used_bytes: int = 0
     totals: OfOne = field(default_factory=OfOne)
     by_name: dict[str, OfOne] = field(default_factory=dict)
     room: NamesRoom = field(default_factory=NamesRoom)
@@ -97,6 +99,7 @@ class Tally:
 
     def __post_init__(self) -> None:
         self.room.take(OTHERS)
+        self.is_used_up = not self.left_bytes
 
     def of(self, name: str) -> OfOne:
         """The counts of *name*."""
@@ -131,7 +134,8 @@ class Tally:
         """What of the quota is left; where there is none, more than anybody moves."""
         if not self.quota_bytes:
             return _NO_QUOTA
-        return max(0, self.quota_bytes - self.totals.up_bytes - self.totals.down_bytes)
+        used = self.used_bytes + self.totals.up_bytes + self.totals.down_bytes
+        return max(0, self.quota_bytes - used)
 
     def traffic(self, *, with_names: bool) -> Traffic:
         """All of it, for the file of counts."""

@@ -14,12 +14,13 @@ from sandbox_provisioner.facilities.network.wish.rules import Rules
 
 _MOST = 1 << 62
 _TEXTS = ("allow", "deny", "own_addresses")
-_NUMBERS = ("up_bits", "down_bits", "quota_bytes", "connections", "new_per_second")
+_NUMBERS = ("up_bits", "down_bits", "quota_bytes", "used_bytes", "connections", "new_per_second")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One box: its rules, and of its limits 0 for none."""
+    """One box: its rules, and of its limits 0 for none. *used_bytes* of the quota were used by
+    former boxes of the same kernel."""
 
     id: str
     allow: tuple[str, ...] = ()
@@ -28,6 +29,7 @@ class Settings:
     up_bits: int = 0
     down_bits: int = 0
     quota_bytes: int = 0
+    used_bytes: int = 0
     connections: int = 0
     new_per_second: int = 0
     audit: bool = False

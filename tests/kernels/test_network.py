@@ -28,6 +28,13 @@ with socket.create_connection(({name!r}, {port}), 20) as connection:
     connection.sendall(b"\\0hello")
     print(connection.recv(100).decode()[1:])
 """
+# All that a quota of 1 KiB has, and until its connections end.
+MUCH = """
+import contextlib, socket
+with contextlib.suppress(OSError), socket.create_connection(({name!r}, {port}), 20) as connection:
+    connection.sendall(b"\\0" + b"x" * 4000)
+    while connection.recv(4000): pass
+"""
 
 
 @pytest.fixture
@@ -99,6 +106,18 @@ def test_a_gateway_that_is_killed_is_told_of_under_the_cell_and_in_the_log(
         with kernel(**options) as other:
             assert say(other, peer) == "hello"
     assert "has lost its network" in caplog.text
+
+
+def test_a_restart_brings_no_new_quota(kernel: Any, peer: Peer, options: Any) -> None:
+    with kernel(**options, network_quota="1K") as k:
+        assert say(k, peer) == "hello"
+        k.manager.restart_kernel(now=True)
+        k.client.wait_for_ready(timeout=60)
+        assert say(k, peer) == "hello"
+        k.run(MUCH.format(name=NAME, port=peer.port))
+        k.manager.restart_kernel(now=True)
+        k.client.wait_for_ready(timeout=60)
+        assert "gaierror" in say(k, peer)
 
 
 def test_a_kernel_from_a_nursery_and_one_that_was_a_spare_have_it_too(

@@ -60,7 +60,7 @@ def order(*allow: str, deny: tuple[str, ...] = (), **more: Any) -> Order:
         sandbox_id=ID, pool=POOL, resolvers=(IPv4Address(RESOLVER),),
         reaches=tuple(reach.reaches(rules, resolve)),
         at_host=tuple(reach.reaches_at_host(rules, resolve)),
-        up_bits=0, down_bits=0, quota_bytes=0, connections=512, new_per_second=100,
+        up_bits=0, down_bits=0, quota_bytes=0, used_bytes=0, connections=512, new_per_second=100,
         owner=maker.owner(ID, os.getpid(), start_time(os.getpid())),
     )  # fmt: skip
     return replace(made, **more)
@@ -365,6 +365,24 @@ def test_a_used_up_quota_refuses_all_that_comes_then():
                 while True:  # the window is larger than the quota, so nobody has to read
                     client.sendall(bytes(1_000))
             assert refusal(box, PUBLIC) == "Connection refused"
+        found = counted(address)
+        assert found.used_up
+        assert found.up_bytes + found.down_bytes <= 20_000
+
+    apart(host)
+
+
+def test_of_a_quota_what_was_used_before_is_gone():
+    def host() -> None:
+        world, box, spent = play_host(), new_namespace(), new_namespace()
+        address = new_card(box, "all", quota_bytes=1 << 30, used_bytes=(1 << 30) - 20_000)
+        new_card(spent, "all", quota_bytes=20_000, used_bytes=50_000)
+        with listening(world) as listener, connect(box, PUBLIC) as client:
+            assert not counted(address).used_up
+            with listener.accept()[0], pytest.raises(ConnectionError):
+                while True:
+                    client.sendall(bytes(1_000))
+            assert refusal(spent, PUBLIC) == "Connection refused"
         found = counted(address)
         assert found.used_up
         assert found.up_bytes + found.down_bytes <= 20_000

@@ -212,6 +212,21 @@ def test_a_rate_holds_in_each_direction(box):
         assert time.monotonic() - begun > 0.48
 
 
+def test_of_a_quota_what_was_used_before_is_gone(world, box):
+    inside = box(allow=["*.example.org"], quota_bytes=1000, used_bytes=5000)
+    assert inside.query(NAME).header.rcode == dnslib.RCODE.SERVFAIL
+    assert "used up its network_quota of 1000 bytes" in inside.sentence()
+    assert inside.counts_when(lambda counts: counts.refusals > 0).quota_used_up
+    inside = box(allow=["*.example.org"], quota_bytes=100_000, used_bytes=90_000)
+    with inside.connect_to(NAME, FLOOD) as one:
+        one.sendall(b"10000000\n")
+        count = 0
+        with contextlib.suppress(ConnectionResetError):
+            while data := one.recv(1 << 16):
+                count += len(data)
+    assert 0 < count <= 10_000
+
+
 def test_when_the_quota_is_used_up_the_network_ends(world, box):
     inside = box(allow=["*.example.org"], quota_bytes=100_000)
     bystander = inside.connect_to(NAME, ECHO)

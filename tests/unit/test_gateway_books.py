@@ -128,7 +128,7 @@ def test_the_last_connections_are_for_boxes_that_have_few():
 
 TOLD = {
     "id": "a", "allow": ["data.example.org"], "deny": [], "up_bits": 8, "down_bits": 0,
-    "quota_bytes": 5, "connections": 7, "new_per_second": 9, "audit": True,
+    "quota_bytes": 5, "used_bytes": 4, "connections": 7, "new_per_second": 9, "audit": True,
     "own_addresses": ["192.0.2.1"],
 }  # fmt: skip
 
@@ -136,7 +136,7 @@ TOLD = {
 def test_what_the_server_says_is_read():
     settings = read_settings(json.dumps(TOLD))
     assert settings == Settings(
-        "a", ("data.example.org",), (), ("192.0.2.1",), 8, 0, 5, 7, 9, audit=True
+        "a", ("data.example.org",), (), ("192.0.2.1",), 8, 0, 5, 4, 7, 9, audit=True
     )
     assert settings.rules().judge_name("data.example.org").allowed
     changed = read_changes('{"quota_bytes": 6}', settings)

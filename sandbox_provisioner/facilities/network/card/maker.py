@@ -65,7 +65,8 @@ _SIOCGIFMTU = 0x8921  # netdevice(7)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """What a card shall be. *resolvers* are the host's name servers, *reaches* and *at_host* as of
-    `Entry`; of bits and bytes 0 is no limit. *owner* tells people, and `sweep`, whose it is."""
+    `Entry`, as are the bytes; of bits and bytes 0 is no limit. *owner* tells people, and `sweep`,
+    whose it is."""
 
     sandbox_id: str
     pool: IPv4Network
@@ -75,6 +76,7 @@ class Order:
     up_bits: int
     down_bits: int
     quota_bytes: int
+    used_bytes: int
     connections: int
     new_per_second: int
     owner: str
@@ -284,6 +286,7 @@ def _entry(order: Order, address: IPv4Address) -> Entry:
         reaches=order.reaches,
         at_host=order.at_host,
         quota_bytes=order.quota_bytes,
+        used_bytes=order.used_bytes,
         connections=order.connections,
         new_per_second=order.new_per_second,
         comment=order.owner,
@@ -511,7 +514,8 @@ def _try_in(host: int, box: int) -> None:
     shape = Shape(pool, _MTU, 1_000_000, 1_000_000)
     order = Order(
         sandbox_id="", pool=pool, resolvers=(), reaches=(), at_host=(), up_bits=shape.up_bits,
-        down_bits=shape.down_bits, quota_bytes=1, connections=1, new_per_second=1, owner="a trial",
+        down_bits=shape.down_bits, quota_bytes=1, used_bytes=0, connections=1, new_per_second=1,
+        owner="a trial",
     )  # fmt: skip
     netlink.apply(ruleset.table())
     for guard in _guards(pool):

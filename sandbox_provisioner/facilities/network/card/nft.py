@@ -184,9 +184,11 @@ def new_counter(table: str, name: str) -> Message:
     return _object(table, name, COUNTER, data)
 
 
-def new_quota(table: str, name: str, most_bytes: int) -> Message:
-    """A named one; a rule goes on by it when more than that was counted (NFT_QUOTA_F_INV)."""
-    return _object(table, name, QUOTA, big(1, most_bytes) + number(2, 1))
+def new_quota(table: str, name: str, most_bytes: int, used_bytes: int) -> Message:
+    """A named one; a rule goes on by it when more than that was counted (NFT_QUOTA_F_INV).
+    *used_bytes* count already; more than all of them would be EINVAL (nft_quota_do_init)."""
+    consumed = big(4, min(used_bytes, most_bytes))
+    return _object(table, name, QUOTA, big(1, most_bytes) + number(2, 1) + consumed)
 
 
 def _object(table: str, name: str, kind: int, data: bytes) -> Message:

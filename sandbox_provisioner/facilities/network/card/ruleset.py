@@ -57,7 +57,8 @@ class Reach:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """What the table shall have for one box. *reaches* count in their order, and what none tells
-    of is refused; *at_host* are those for the host's own addresses. Of *quota_bytes* 0 is none."""
+    of is refused; *at_host* are those for the host's own addresses. Of *quota_bytes* 0 is none;
+    *used_bytes* of them were used by former cards of the same kernel."""
 
     address: IPv4Address
     mac: bytes
@@ -65,6 +66,7 @@ class Entry:
     reaches: tuple[Reach, ...]
     at_host: tuple[Reach, ...]
     quota_bytes: int
+    used_bytes: int
     connections: int
     new_per_second: int
     comment: str
@@ -136,7 +138,8 @@ def add(entry: Entry) -> list[Message]:
     key = entry.key
     objects = [nft.new_counter(TABLE, f"{name}-{key}") for name in COUNTERS]
     if entry.quota_bytes:
-        objects.append(nft.new_quota(TABLE, quota_of(key), entry.quota_bytes))
+        quota = nft.new_quota(TABLE, quota_of(key), entry.quota_bytes, entry.used_bytes)
+        objects.append(quota)
     chains = [nft.new_chain(TABLE, f"{part}-{key}", entry.comment) for part in _PARTS]
     lead = [nft.map_interface(TABLE, m, interface_of(key), f"{m}-{key}") for m in _MAPS]
     rules = (_arriving, _leaving, _to_host, _new, _counted, _coming, _refused)

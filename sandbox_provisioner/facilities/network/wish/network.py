@@ -38,8 +38,8 @@ class NetworkWish:
     """The network of one sandbox. *allow* and *deny* are rules as `rules.parse` reads them.
 
     *up* is what the kernel sends. Of rates and *quota_bytes*, which counts both directions, 0 is
-    no limit. With *audit* every name that was wanted is noted down. *pool* is what a card has its
-    address from.
+    no limit; *used_bytes* are what former starts of the same kernel have used of it. With *audit*
+    every name that was wanted is noted down. *pool* is what a card has its address from.
     """
 
     mode: Network = Network.NONE
@@ -48,6 +48,7 @@ class NetworkWish:
     up_bits: int = 0
     down_bits: int = 0
     quota_bytes: int = 0
+    used_bytes: int = 0
     connections: int = CONNECTIONS
     new_per_second: int = NEW_PER_SECOND
     audit: bool = False

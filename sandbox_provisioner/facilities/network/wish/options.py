@@ -67,7 +67,8 @@ class NetworkOptions(HasTraits):
         [Integer(), Unicode()],
         allow_none=True,
         default_value=None,
-        help='The most bytes that a kernel sends and receives together: "5G". None: no limit.',
+        help="The most bytes that a kernel sends and receives together, over all its "
+        'restarts: "5G". None: no limit.',
     ).tag(
         config=True,
         flag="network-quota",
