@@ -132,6 +132,31 @@ def test_what_is_imported_from_a_project_is(tmp_path: Path) -> None:
     assert places(package.parent, imported=files) == {"inner"}
 
 
+def test_what_was_imported_by_a_way_up_lies_where_that_leads(tmp_path: Path) -> None:
+    """``python ../script.py`` and ``sys.path.append(os.path.join(here, ".."))``."""
+    work = tmp_path / "work"
+    for folder in (work / "notebooks", tmp_path / "library"):
+        folder.mkdir(parents=True)
+    (work / "beside.py").touch()
+    (tmp_path / "library/else.py").touch()
+    (tmp_path / "script.py").write_text(_SCRIPT)
+    command = [sys.executable, "../script.py"]
+    told = subprocess.run(command, cwd=work, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert f"{work}/beside.py" in told.split()
+    assert ".." not in told
+
+
+_SCRIPT = """
+import importlib, os, sys
+from sandbox_provisioner.facilities.workdir.facts.run_by_host import find_run_by_host, this_server
+here = os.path.realpath(".")
+sys.path += [f"{here}/notebooks/..", f"{here}/../library"]
+for name in ("beside", "else"):
+    importlib.import_module(name)
+print(*find_run_by_host(here, this_server(here, {})))
+"""
+
+
 # -- a project that is itself on the import path
 
 

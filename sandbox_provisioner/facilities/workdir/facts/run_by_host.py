@@ -79,7 +79,7 @@ def this_server(cwd: str, environment: Mapping[str, str], more: Iterable[str] = 
         prefixes=tuple({sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}),
         programs=tuple((name, path) for name in _PROGRAM_PATHS for path in entries(name)),
         modules=(*entries("PYTHONPATH"), *_shared(sys.path)),
-        imported=tuple([file for file in files if isinstance(file, str)]),
+        imported=tuple([_plain(file) for file in files if isinstance(file, str)]),
         single=(
             *_user_places(),
             *(p for name in _SINGLE for p in entries(name)),
@@ -98,7 +98,13 @@ def _first_shared(path: list[str]) -> int:
 
 def _shared(path: list[str]) -> list[str]:
     """The part of *path* that every Python has which is started like this one."""
-    return [entry for entry in path[_first_shared(path) :] if entry not in _moved]
+    return [_plain(entry) for entry in path[_first_shared(path) :] if entry not in _moved]
+
+
+def _plain(path: str) -> str:
+    """*path* without "." and "..", by which a script, and who adds to sys.path, may name places
+    that lie elsewhere. To ask Linux about each module would take longer than all the rest."""
+    return real_path(path) if "/./" in path or "/../" in f"{path}/" else path
 
 
 def _entries(text: str, cwd: str) -> list[str]:
