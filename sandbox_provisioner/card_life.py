@@ -31,7 +31,7 @@ from sandbox_provisioner.facilities.network.card import connections, firewall, m
 from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
 from sandbox_provisioner.facilities.network.card.watch import Watch, Watched
 from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
-from sandbox_provisioner.facilities.network.facts.own_addresses import own_addresses
+from sandbox_provisioner.facilities.network.facts.own_addresses import hub_addresses, own_addresses
 from sandbox_provisioner.facilities.network.wish.pool import parse_pool
 from sandbox_provisioner.facilities.network.wish.rules import Rules
 from sandbox_provisioner.inside import wire
@@ -160,7 +160,8 @@ class _CardServer:
 
     def _order(self, warn: Warn) -> Order:
         wish, pool = self._request.spec.network, _pool_of(self._request)
-        rules = Rules.read(self._site.network_allow, wish.deny, [str(pool), *own_addresses()])
+        own = *own_addresses(), *hub_addresses(self._site.server_environment, warn)
+        rules = Rules.read(self._site.network_allow, wish.deny, [str(pool), *own])
         addresses = _look_up(rules, warn)
         sandbox_id = self._request.sandbox_id
         return Order(

@@ -151,11 +151,12 @@ class _Gone(Exception):
 class RunningGateway:
     """One gateway process: its handle, and our end of its control socket."""
 
-    def __init__(self, handle: LocalHandle, control: socket.socket, hub: Sequence[str]) -> None:
-        """*hub* are addresses of who has started this server, if somebody has."""
+    def __init__(self, handle: LocalHandle, control: socket.socket, warn: Warn) -> None:
+        """*warn* is told what may be wrong with kernels that it serves."""
         self.handle = handle
         self._control = control
-        self._hub = hub
+        self._warn = warn
+        self._hub: Sequence[str] = ()  # the addresses of who has started this server
         self._patience_seconds = _FIRST_ANSWER_SECONDS
         self._survivors: set[str] = set()
 
@@ -165,6 +166,7 @@ class RunningGateway:
 
     def take_in(self, box: BoxOfGateway) -> None:
         """Let it serve *box*; LaunchError if it says why not, _Gone if nothing."""
+        self._hub = self._hub or hub_addresses(Caller.this_process().environment, self._warn)
         if box.survives:
             self._outlive(box.sandbox_id)
         try:
@@ -313,13 +315,12 @@ class GatewayLife:
                 self._warn(str(error))  # what is left goes with the next sweep
 
     async def _start(self) -> RunningGateway:
-        hub = await off_loop(hub_addresses, Caller.this_process().environment)
         ours, theirs = private_pair()
         with theirs, contextlib.ExitStack() as undo:
             undo.callback(ours.close)
             handle = await _start_box(self._runtime, self._perform, self._warn, theirs)
             undo.pop_all()
-            return RunningGateway(handle, ours, hub)
+            return RunningGateway(handle, ours, self._warn)
 
 
 async def _start_box(

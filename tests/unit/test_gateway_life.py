@@ -1,14 +1,20 @@
-"""What the server says of a kernel to its gateway is what that one knows."""
+"""What the server says of a kernel to its gateway, and to who makes cards."""
 
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import fields, replace
+from ipaddress import IPv4Network
+from unittest.mock import Mock
 
 from golden import REQUEST, ROOT, site_of
 
+from sandbox_provisioner.card_life import _CardServer
+from sandbox_provisioner.descriptors import closing, private_pair
+from sandbox_provisioner.facilities.network.card.ruleset import Reach
 from sandbox_provisioner.gateway.settings import Settings, read_settings
-from sandbox_provisioner.gateway_life import _rules_of
+from sandbox_provisioner.gateway_life import BoxOfGateway, RunningGateway, _rules_of
 from sandbox_provisioner.spec import Network, NetworkWish
 
 
@@ -22,3 +28,48 @@ def test_the_gateway_knows_all_that_it_is_told_of_a_kernel():
     )  # fmt: skip
     of_machine = {"id", "own_addresses"}
     assert set(told) | of_machine == {field.name for field in fields(Settings)}
+
+
+HUB = "http://hub.example:8081/hub/api"
+
+
+def test_a_hub_that_nobody_knows_is_told_of_and_looked_for_at_the_next_start(monkeypatch):
+    known, told = [], []
+
+    def look_up(*_, **__):
+        if not known:
+            raise socket.gaierror("nobody knows it")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (known[0], 0))]
+
+    monkeypatch.setenv("JUPYTERHUB_API_URL", HUB)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    ours, theirs = private_pair()
+    gateway = RunningGateway(Mock(), ours, told.append)
+
+    def hub_that_is_told() -> bool:
+        theirs.send(b"ok abc")
+        gateway.take_in(BoxOfGateway("abc", {}, channel=0, counts=0))
+        text, fds, _, _ = socket.recv_fds(theirs, 1 << 16, 2)
+        with closing(fds):
+            return "20.7.7.7" in json.loads(text.partition(b" ")[2])["own_addresses"]
+
+    with ours, theirs:
+        assert not hub_that_is_told()
+        assert "nobody knows it" in told.pop()
+        known.append("20.7.7.7")
+        assert hub_that_is_told()
+        known.clear()
+        assert hub_that_is_told()
+    assert not told
+
+
+def test_a_card_does_not_reach_the_hub_though_all_is_allowed():
+    wish = NetworkWish(mode=Network.CARD, allow=("all",))
+    request = replace(REQUEST, spec=replace(REQUEST.spec, network=wish))
+    environment = {"JUPYTERHUB_API_URL": "http://20.7.7.7:8081/hub/api"}
+    site = replace(site_of(ROOT), network_allow=("all",), server_environment=environment)
+    with socket.socket() as unused:
+        order = _CardServer(request, Mock(), site, unused)._order(str)
+    hub, everybody = Reach(IPv4Network("20.7.7.7/32"), allowed=False), IPv4Network("0.0.0.0/0")
+    assert hub in order.reaches
+    assert order.reaches.index(hub) < [one.block for one in order.reaches].index(everybody)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,15 +29,20 @@ def own_addresses(ipv4: Path = _IPV4, ipv6: Path = _IPV6) -> list[str]:
     return sorted(text for text in found if not _is_everywhere(ip_address(text)))
 
 
-def hub_addresses(environment: Mapping[str, str]) -> list[str]:
-    """Those of the hub that has started a server with *environment*; none where there is none, or
-    nobody knows it. Asks a name server perhaps."""
-    with contextlib.suppress(ValueError, OSError):
-        host = urlsplit(environment.get("JUPYTERHUB_API_URL", "")).hostname
-        if host:
-            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            return sorted({str(where[0]).partition("%")[0] for *_, where in found})
-    return []
+def hub_addresses(environment: Mapping[str, str], warn: Callable[[str], None]) -> list[str]:
+    """Those of the hub that has started a server with *environment*; none where there is none.
+    Asks a name server perhaps; *warn* is told where there is a hub, and nobody knows it now."""
+    url = environment.get("JUPYTERHUB_API_URL", "")
+    try:
+        host = urlsplit(url).hostname
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM) if host else []
+    except (ValueError, OSError) as error:
+        warn(
+            f"The hub at {url} cannot be found now ({error}): a kernel can reach it where "
+            'network_allow has "all", or a network that it is in.'
+        )
+        return []
+    return sorted({str(where[0]).partition("%")[0] for *_, where in found})
 
 
 def _is_everywhere(address: IPv4Address | IPv6Address) -> bool:
