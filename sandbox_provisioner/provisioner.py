@@ -57,6 +57,7 @@ from sandbox_provisioner.errors import (
 from sandbox_provisioner.facilities.caps.wish import CAPS
 from sandbox_provisioner.facilities.environment.plan.variables import set_and_left_out
 from sandbox_provisioner.facilities.network.tell.said import summary
+from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
 from sandbox_provisioner.facilities.network.wish.options import network_wish
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import IN_START_DIRECTORY
 from sandbox_provisioner.host import memory_bytes
@@ -193,14 +194,25 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
 
     def _refuse_unknown_keys(self) -> None:
         """kernel.json's config is passed on as keywords, of which traitlets only warns."""
-        stanza = self.kernel_spec.metadata.get("kernel_provisioner", {}) if self.kernel_spec else {}
         known = set(self.trait_names(config=True))
-        for key in stanza.get("config", {}):
+        for key in self._of_kernel_json():
             if key not in known:
                 raise unknown_option(key, f"{key!r} of kernel.json", known)
         for key in self.config.get("SandboxProvisioner", {}):
             if key not in known:
                 raise unknown_option(key, f"c.SandboxProvisioner.{key}", known)
+
+    def _of_kernel_json(self) -> Mapping[str, Any]:
+        metadata = self.kernel_spec.metadata if self.kernel_spec else {}
+        options: Mapping[str, Any] = metadata.get("kernel_provisioner", {}).get("config", {})
+        return options
+
+    def _network(self) -> NetworkWish:
+        """Where kernel.json says of none, and no more, the rest is a configuration's, for those
+        that have one."""
+        options = self._of_kernel_json().items()
+        said = {name: value for name, value in options if name.startswith("network") and value}
+        return NetworkWish() if said == {"network": Network.NONE} else network_wish(self)
 
     def _refuse_silent_weakness(self) -> None:
         """Whoever chooses a kernel reads its display name, and nothing else, before it runs."""
@@ -233,7 +245,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             workdir=self._workdir(cwd),
             limits=limits,
             confinement=Confinement(self.confinement),
-            network=network_wish(self),
+            network=self._network(),
             user_ids=UserIds(self.user_ids),
             volumes=tuple(Volume.parse(text) for text in self.volumes),
             covers=Covers(

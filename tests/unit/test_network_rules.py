@@ -7,6 +7,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jupyter_client.kernelspec import KernelSpec
+from traitlets.config import Config
 
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.network.wish.addresses import meant_by, special_of
@@ -408,6 +410,25 @@ def wish(**options) -> NetworkWish:
 
 def test_without_options_there_is_no_network():
     assert wish() == NetworkWish() == NetworkWish(mode=Network.NONE)
+
+
+def test_a_kernel_json_of_none_ignores_what_a_configuration_says_of_networks():
+    config = Config({"SandboxProvisioner": {
+        "network": "gateway", "network_allow": ["packages"], "network_quota": "5G",
+        "network_rate": "20M", "network_audit": True,
+    }})  # fmt: skip
+
+    def of_kernel_json(**options) -> NetworkWish:
+        stanza = {"provisioner_name": "sandbox-provisioner", "config": options}
+        spec = KernelSpec(display_name="boxed", metadata={"kernel_provisioner": stanza})
+        provisioner = SandboxProvisioner(kernel_spec=spec, config=config, **options)
+        return provisioner.spec_for("/srv").network
+
+    assert of_kernel_json().mode is Network.GATEWAY
+    assert of_kernel_json(network="none") == NetworkWish()
+    assert of_kernel_json(network="none", network_allow=[]) == NetworkWish()
+    with pytest.raises(SpecError, match="use network_rate"):
+        of_kernel_json(network="none", network_allow=[], network_rate="1M")
     assert wish(network="gateway").allow == ()
 
 
