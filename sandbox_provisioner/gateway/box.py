@@ -80,7 +80,8 @@ class Box:
         self._datagrams: list[socket.socket] = []
         self._up = Line(self.loop, settings.up_bits, up=True)
         self._down = Line(self.loop, settings.down_bits, up=False)
-        self._new = self._new_per_second()
+        most = settings.new_per_second
+        self._new = Bucket(most, most, shared.loop.now) if most else None
         self.is_over = False
         channel.setblocking(False)
         self.group.watch(channel.fileno(), self, READ)
@@ -133,10 +134,6 @@ class Box:
         if self._new is None or self._new.available(self.loop.now):
             return 0.0
         return self._new.seconds_to(1)
-
-    def _new_per_second(self) -> Bucket | None:
-        most = self.settings.new_per_second
-        return Bucket(most, most, self.loop.now) if most else None
 
     def _arrived(self, client: socket.socket, address: str, port: int) -> None:
         if self._new is not None:
@@ -303,30 +300,6 @@ class Box:
     def _end_connections(self) -> None:
         for one in [*self._connections]:
             one.reset()
-
-    # -- from the server
-
-    def change(self, settings: Settings) -> None:
-        """New rules and limits, also for the connections that there are; SpecError, ValueError."""
-        self._verdicts = Verdicts(settings.rules())
-        self.settings = settings
-        self._up.set_rate(settings.up_bits)
-        self._down.set_rate(settings.down_bits)
-        self._new = self._new_per_second()
-        self._tally.quota_bytes = settings.quota_bytes
-        self._tally.is_used_up = False
-        self._look_at_quota()
-        self._book.changed()
-        for one in [*self._connections]:
-            if isinstance(one, Connection) and one.dialled:
-                self._judge_again(one)
-
-    def _judge_again(self, connection: Connection) -> None:
-        target = connection.target
-        verdict = self._verdicts.of(target.name, connection.dialled, target.port)
-        if not verdict.allowed:
-            self._refuse_verdict(target, verdict)
-            connection.reset()
 
     def close(self) -> None:
         """All of it; more than once is fine."""

@@ -111,7 +111,6 @@ class Connection:
     def __init__(self, box: Owner, client: socket.socket, target: Target, counts: OfOne) -> None:
         self.target = target
         self.counts = counts
-        self.dialled = ""
         self._box = box
         self._client = client
         self._server: socket.socket | None = None
@@ -133,20 +132,19 @@ class Connection:
     def _dial_next(self) -> None:
         self._drop_server()
         while self._addresses and self._server is None and not self.is_over:
-            self.dialled = self._addresses.popleft()
-            self._begin_dialling()
+            self._begin_dialling(self._addresses.popleft())
         if self._server is None:
             self.reset()
 
-    def _begin_dialling(self) -> None:
-        family = socket.AF_INET6 if ":" in self.dialled else socket.AF_INET
+    def _begin_dialling(self, address: str) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
             server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError:  # no descriptor is left, or this machine has no IPv6
             return
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        number = server.connect_ex((self.dialled, self.target.port))
+        number = server.connect_ex((address, self.target.port))
         if number not in (0, errno.EINPROGRESS):
             server.close()
             return

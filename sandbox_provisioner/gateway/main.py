@@ -4,7 +4,6 @@ It has no rights of its own, needs no home and writes to no folder: what it has 
 network, and what comes by its control socket, which is its standard input::
 
     box JSON + a channel to PID 1, a file of counts    a new box; see `settings.py`
-    limits ID JSON                                     others for a box that there is
     ──▶ ok ID, failed TEXT
 
 When the server ends, boxes may live on: the last of them takes the gateway with it.
@@ -28,7 +27,7 @@ from sandbox_provisioner.gateway.box import Box, Shared
 from sandbox_provisioner.gateway.lookups import Lookups
 from sandbox_provisioner.gateway.loop import Loop
 from sandbox_provisioner.gateway.seats import Seats
-from sandbox_provisioner.gateway.settings import read_changes, read_settings
+from sandbox_provisioner.gateway.settings import read_settings
 from sandbox_provisioner.inside import kernel_calls, wire
 from sandbox_provisioner.inside.printable import one_line
 
@@ -71,8 +70,6 @@ class Control:
         try:
             if word == wire.BOX:
                 return wire.message(wire.OK, self._take_in(rest, fds))
-            if word == wire.LIMITS:
-                return wire.message(wire.OK, self._change(rest))
             raise ValueError(f"nobody knows the word {word!r}")
         except (ValueError, SpecError, OSError) as error:
             return wire.message(wire.FAILED, one_line(str(error))[:_MOST_OF_ANSWER])
@@ -90,14 +87,6 @@ class Control:
         channel, counts = socket.socket(fileno=fds.pop(0)), fds.pop(0)
         self._shared.boxes[settings.id] = Box(self._shared, settings, channel, counts)
         return settings.id
-
-    def _change(self, rest: str) -> str:
-        name, _, text = rest.partition(" ")
-        box = self._shared.boxes.get(name)
-        if box is None:
-            raise ValueError(f"there is no box {name!r}")
-        box.change(read_changes(text, box.settings))
-        return name
 
 
 def main(_argv: Sequence[str] = ()) -> None:

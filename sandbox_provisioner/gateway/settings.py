@@ -47,13 +47,6 @@ def read_settings(text: str) -> Settings:
     return _with(Settings(told.pop("id")), told)
 
 
-def read_changes(text: str, before: Settings) -> Settings:
-    """*before* with what *text*, as JSON, has of it; ValueError."""
-    told = _told(text)
-    told.pop("id", None)
-    return _with(before, told)
-
-
 def _told(text: str) -> dict[str, Any]:
     try:
         told = json.loads(text)

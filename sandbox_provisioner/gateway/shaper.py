@@ -24,13 +24,7 @@ class Line:
         self._waiting: deque[Connection] = deque()
         self._timer: Timer | None = None
         self._is_resuming = False
-        self._rate: Rate | None = None
-        self.set_rate(bits)
-
-    def set_rate(self, bits: int) -> None:
-        """From now on."""
-        self._rate = Rate(bits, self._loop.now) if bits else None
-        self._wake_later()
+        self._rate = Rate(bits, loop.now) if bits else None
 
     def room(self) -> int:
         """How many bytes may pass now: none where others wait already."""

@@ -48,7 +48,6 @@ it is about; descriptors come with it. *launcher* below is also a nursery's chil
 
     control socket of the network gateway
       server   ──"box JSON" + PID 1's channel, the file of counts──▶ gateway    see gateway/main.py
-      server   ──"limits ID JSON"──▶ gateway      others, for a box that it has
       gateway  ──"ok ID", "failed TEXT"──▶ server
       server   ──its end──▶ gateway               no more boxes; it ends with its last one
 
@@ -98,7 +97,6 @@ FAILED = "failed"
 MISTAKE = "mistake"
 # On the gateway's control socket; its "failed" is that of a report.
 BOX = "box"
-LIMITS = "limits"
 OK = "ok"
 # On a pipe between a spare's kernel and its PID 1.
 READY = "ready"

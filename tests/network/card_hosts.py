@@ -112,6 +112,12 @@ def write(setting: str, value: str) -> None:
         file.write(value)
 
 
+def delete_our_table() -> None:
+    """As one does who flushes all tables to load others."""
+    table = nft.text(1, "sandbox_provisioner")
+    netlink.apply([nft.Message("delete our table", nft.DELETE_TABLE, 0, table)])
+
+
 @contextlib.contextmanager
 def listening(namespace: int, port: int = 80) -> Iterator[socket.socket]:
     """A TCP listener at every address of *namespace*."""

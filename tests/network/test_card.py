@@ -26,6 +26,7 @@ from card_hosts import (
     RESOLVER,
     apart,
     connect,
+    delete_our_table,
     dumped,
     eventually,
     listening,
@@ -516,7 +517,7 @@ def test_an_interface_of_the_same_name_is_somebody_elses():
         assert card.pair.address == IPv4Address("100.64.0.5")
         with pytest.raises(HostError, match=r"100.64.0.4/31: all of them are taken"):
             prepared(order("all", pool=pool))
-        maker.give_up(card)
+        maker.remove(card.pair.address)
         assert "arrive-64400005" not in names_in_table()
 
     apart(host)
@@ -589,7 +590,7 @@ def test_without_our_table_nothing_of_a_box_is_forwarded():
         with listening(world):
             assert refusal(box, PUBLIC) == ""
             within(world, lambda: add_route(str(POOL), HOST))  # it would answer
-            netlink.apply([nft.delete_table("sandbox_provisioner")])
+            delete_our_table()
             for address in (PUBLIC, PRIVATE, METADATA):
                 assert refusal(box, address, seconds=0.2), address
             new_card(new_box := new_namespace(), "all")  # makes it anew

@@ -18,6 +18,7 @@ from card_hosts import (
     OTHER,
     PUBLIC,
     apart,
+    delete_our_table,
     eventually,
     listening,
     names_in_table,
@@ -28,7 +29,6 @@ from card_hosts import (
 from sandbox_provisioner import card_life, stages
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import HostError, LaunchError
-from sandbox_provisioner.facilities.network.card import netlink, nft
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
 from sandbox_provisioner.spec import Network, NetworkWish
@@ -149,7 +149,7 @@ def test_a_kernel_loses_its_card_with_the_table_that_holds_it(
         wish = card("all")
         with listening(world), socket.create_server((HOST, 81)), sandbox(network=wish) as box:
             assert box.call(connect, PUBLIC) == ""
-            netlink.apply([nft.delete_table("sandbox_provisioner")])
+            delete_our_table()
             eventually(lambda: len(told) == 2)
             assert cards() == []
             assert box.call(connect, HOST, 81) == "Network is unreachable"

@@ -16,7 +16,7 @@ from sandbox_provisioner.gateway import lookups
 from sandbox_provisioner.gateway.box import Book
 from sandbox_provisioner.gateway.meter import OTHERS, Bucket, Rate, Tally
 from sandbox_provisioner.gateway.seats import Seats
-from sandbox_provisioner.gateway.settings import Settings, read_changes, read_settings
+from sandbox_provisioner.gateway.settings import Settings, read_settings
 
 
 @given(
@@ -139,8 +139,6 @@ def test_what_the_server_says_is_read():
         "a", ("data.example.org",), (), ("192.0.2.1",), 8, 0, 5, 4, 7, 9, audit=True
     )
     assert settings.rules().judge_name("data.example.org").allowed
-    changed = read_changes('{"quota_bytes": 6}', settings)
-    assert (changed.id, changed.quota_bytes, changed.up_bits) == ("a", 6, 8)
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A card that has all but its interfaces; *pair* tells its address. Who has it calls `attach`
-    or `give_up`, and after the first in the end `remove`."""
+    """A card that has all but its interfaces; *pair* tells its address. Who has it calls `attach`,
+    or not, and in the end `remove`."""
 
     shape: Shape
     pair: Pair
@@ -298,11 +298,6 @@ def _mtu_of(interface: str) -> int:
     with socket.socket(type=socket.SOCK_DGRAM) as any_socket:
         answer = fcntl.ioctl(any_socket, _SIOCGIFMTU, request)
     return int(struct.unpack_from("=16xi", answer)[0])
-
-
-def give_up(card: Prepared) -> None:
-    """There will be no box."""
-    remove(card.pair.address)
 
 
 def attach(card: Prepared, box: int) -> None:

@@ -91,11 +91,6 @@ def new_table(table: str) -> Message:
     return Message(f"make the table {table}", NEW_TABLE, CREATE | EXCLUSIVE, text(1, table))
 
 
-def delete_table(table: str) -> Message:
-    """With all that is in it."""
-    return Message(f"delete the table {table}", DELETE_TABLE, 0, text(1, table))
-
-
 def new_chain(table: str, chain: str, comment: str = "") -> Message:
     """One that others jump to. nft(8) shows its *comment* (libnftnl: NFTNL_UDATA_CHAIN_COMMENT)."""
     body = text(1, table) + text(3, chain)

@@ -30,11 +30,6 @@ def mode(start: Start) -> Network:
     return Network.NONE if start.kind is Kind.NURSERY and wished is not Network.HOST else wished
 
 
-def has_channel(start: Start) -> bool:
-    """Whether PID 1 is given a channel to who makes its network, or dials for it."""
-    return mode(start) in {Network.GATEWAY, Network.CARD}
-
-
 def bring_up(start: Start) -> Iterator[Step]:
     """The interface that each network namespace begins with, and who is reached through it."""
     if mode(start) is Network.HOST:
