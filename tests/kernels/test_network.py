@@ -35,6 +35,16 @@ with contextlib.suppress(OSError), socket.create_connection(({name!r}, {port}), 
     connection.sendall(b"\\0" + b"x" * 4000)
     while connection.recv(4000): pass
 """
+# Sends more than its rate has in minutes; goes on while other cells run.
+FLOOD = """
+import socket, threading
+def flood():
+    with socket.create_connection(({name!r}, {port}), 20) as connection:
+        connection.settimeout(None)
+        connection.sendall(b"\\0" + bytes(1 << 28))
+threading.Thread(target=flood, daemon=True).start()
+"""
+MUCH_OUTPUT = 20_000_000
 
 
 @pytest.fixture
@@ -106,6 +116,18 @@ def test_a_gateway_that_is_killed_is_told_of_under_the_cell_and_in_the_log(
         with kernel(**options) as other:
             assert say(other, peer) == "hello"
     assert "has lost its network" in caplog.text
+
+
+def test_what_a_kernel_says_to_the_notebook_is_no_matter_of_its_network(
+    kernel: Any, peer: Peer, options: Any
+) -> None:
+    """At this rate the output of the second cell would take longer than a test may."""
+    with kernel(**options, network_rate="1M") as k:
+        k.run(FLOOD.format(name=NAME, port=peer.port))
+        assert len(k.run(f"print('x' * {MUCH_OUTPUT})")) == MUCH_OUTPUT + 1
+        provisioner = k.provisioner
+    assert provisioner.end and provisioner.end.network
+    assert 0 < provisioner.end.network["up_bytes"] < MUCH_OUTPUT
 
 
 def test_a_restart_brings_no_new_quota(kernel: Any, peer: Peer, options: Any) -> None:
