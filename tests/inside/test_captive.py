@@ -79,16 +79,21 @@ def test_a_connection_to_any_address_comes_out_as_what_it_was(captive, host, kin
         assert box.receive()[0] == "from outside"
 
 
-def connects_and_asks(box, outside):
-    """Whether its connections and questions come out, and nothing else does."""
-    box.send(connect_and_talk, "93.184.216.34", 443)
+def both_come_out(box, outside, host, port):
+    """A connection to *host*, as what it was meant for, and a question to any name server."""
+    box.send(connect_and_talk, host, port)
     connection, meant_for = outside.accept()
     with connection:
         connection.sendall(b"from outside")
-        assert (box.receive()[0], meant_for) == ("from outside", ("93.184.216.34", 443))
+        assert (box.receive()[0], meant_for) == ("from outside", (host, port))
     box.send(ask, "8.8.8.8", 53)
     assert outside.answer(b"an answer") == b"a question"
     assert box.receive() == "an answer"
+
+
+def connects_and_asks(box, outside):
+    """Whether its connections and questions come out, and nothing else does."""
+    both_come_out(box, outside, "93.184.216.34", 443)
     assert set(box.call(get_around).values()) == {
         "EPERM", "EACCES", "EPROTONOSUPPORT", "EAFNOSUPPORT",
     }  # fmt: skip
@@ -444,14 +449,7 @@ def test_there_the_ports_that_rules_name_are_listened_at_and_no_others(
                 ("udp4", 53), ("udp6", 53),
             ]  # fmt: skip
             outside.listeners["tcp4"] = outside.at["tcp4", 5432]
-            box.send(connect_and_talk, "10.0.0.1", 5432)
-            connection, meant_for = outside.accept()
-            with connection:
-                connection.sendall(b"from outside")
-                assert (box.receive()[0], meant_for) == ("from outside", ("10.0.0.1", 5432))
-            box.send(ask, "8.8.8.8", 53)
-            assert outside.answer(b"an answer") == b"a question"
-            assert box.receive() == "an answer"
+            both_come_out(box, outside, "10.0.0.1", 5432)
             with pytest.raises(ConnectionRefusedError):
                 box.call(connect_and_talk, "10.0.0.1", 8443)
             assert box.call(wait_for_an_answer) == "ECONNREFUSED"

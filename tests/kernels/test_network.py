@@ -35,13 +35,16 @@ with contextlib.suppress(OSError), socket.create_connection(({name!r}, {port}), 
     connection.sendall(b"\\0" + b"x" * 4000)
     while connection.recv(4000): pass
 """
-# Sends more than its rate has in minutes; goes on while other cells run.
+# Sends more than its rate has in minutes, and hears it again; goes on while other cells run.
 FLOOD = """
 import socket, threading
+def hear(connection):
+    while connection.recv(1 << 16): pass
 def flood():
     with socket.create_connection(({name!r}, {port}), 20) as connection:
         connection.settimeout(None)
-        connection.sendall(b"\\0" + bytes(1 << 28))
+        threading.Thread(target=hear, args=(connection,), daemon=True).start()
+        connection.sendall(b"\\0" + bytes(1 << 30))
 threading.Thread(target=flood, daemon=True).start()
 """
 MUCH_OUTPUT = 20_000_000
