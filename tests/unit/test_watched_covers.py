@@ -100,3 +100,19 @@ def test_a_kernel_may_have_used_what_was_bare_before_anybody_watched_if_it_ran_t
     finally:
         for fd in (begun, running, watch.mounts):
             os.close(fd)
+
+
+def test_who_cannot_be_stopped_ends_the_sandbox_and_the_file_is_named(
+    covers: Covers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room.kernel, "signal_all", lambda _: None)
+    monkeypatch.setattr(room, "_has_stopped", lambda process: False)
+    monkeypatch.setattr(room, "_STOPPED_SECONDS", 0)
+    covers.kinds[".bashrc"], covers._expected[".bashrc"] = FILE, (1, 2)
+    (tmp_path / ".bashrc").touch()
+    watch = Watch(covers, begun=-1)
+    try:
+        with pytest.raises(CoverLost, match=r"^\.bashrc$"):
+            watch.mended()
+    finally:
+        os.close(watch.mounts)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from sandbox_provisioner.inside.watcher import Init
 
 _SIGSTOP, _SIGCONT = 19, 18
-_STOPPED_MS = 200
+# Who is held back by its CPU cap, or waits for a disk, heeds a stop late.
+_STOPPED_SECONDS = 5
 _MOST_TRIES = 20
 _MOST_ENTRIES = 4096
 _MOST_UNJUDGED = 8192
@@ -43,11 +44,11 @@ _REST_MS = 1
 def _await_stopped() -> None:
     """SIGSTOP is sent to all at once; who runs on another CPU, or in a system call, heeds it when
     that is done. OSError if somebody does not."""
-    for _ in range(_STOPPED_MS):
-        if all(_has_stopped(name) for name in os.listdir("/proc") if name.isdecimal()):
-            return
+    until = time.monotonic() + _STOPPED_SECONDS
+    while not all(_has_stopped(name) for name in os.listdir("/proc") if name.isdecimal()):
+        if time.monotonic() > until:
+            raise OSError(errno.ETIMEDOUT, "a process could not be stopped")
         select.select([], [], [], 0.001)
-    raise OSError(errno.ETIMEDOUT, "a process could not be stopped")
 
 
 def _has_stopped(process: str) -> bool:
@@ -287,7 +288,7 @@ class Watch(Watcher):
             self._refuse_touched(self.covers, bare)
             self._mend(self.covers)
         except OSError as error:
-            raise CoverLost(str(error)) from None
+            raise CoverLost(_first_bare(self.covers) or str(error)) from None
         kernel.signal_all(_SIGCONT)
         return bare
 
@@ -323,6 +324,14 @@ class Watch(Watcher):
         self._touched.clear()
         self._entries.clear()
         self._missed = self._forgotten = False
+
+
+def _first_bare(covers: Covers) -> str:
+    """A place that lies bare, "" if none does or nobody can tell."""
+    try:
+        return next(iter(covers.bare()), "")
+    except OSError:
+        return ""
 
 
 class CoverLost(Exception):
