@@ -157,7 +157,7 @@ class LocalLauncher:
         if obstacle := holder.obstacle(facts):
             raise obstacle
         workdir = WorkdirFacts.probe(spec.workdir, facts, spec.covers, opened)
-        tree = self.tree(request, facts, workdir, request.sandbox_id)
+        tree = self.tree(request, facts, workdir, request.group)
         volumes = tuple(VolumeFacts.probe(volume, facts, opened) for volume in spec.volumes)
         for mount in (*workdir.unmapped, *(m for facts in volumes for m in facts.unmapped)):
             self.tell_once(
@@ -260,10 +260,11 @@ class LocalLauncher:
     ) -> CgroupTree:
         """The groups called *name*, with the caps of *request*; nothing is made yet."""
         spec = request.spec
-        is_needed = any(cap.needs_disk for cap in spec.limits.asked)
+        limits = (spec.limits, *request.sums.values())
+        is_needed = any(cap.needs_disk for each in limits for cap in each.asked)
         disk = disk_of(workdir.place.device) if is_needed else ""
         return cgroup.open_tree(
-            facts.cgroups, name, spec.limits, spec.may_lack, self.tell_once, disk
+            facts.cgroups, name, spec.limits, spec.may_lack, self.tell_once, disk, request.sums
         )
 
     def explain(self, request: LaunchRequest) -> Plan:

@@ -250,4 +250,5 @@ class Ledger:
             nursery=labels.nursery,
             network=request.spec.network.mode.value,
             planned=planned_stand_ins(site.workdir),
+            group=request.group if request.below else "",
         )

@@ -24,7 +24,7 @@ from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.places import Place
-from sandbox_provisioner.spec import SandboxSpec, relative
+from sandbox_provisioner.spec import Limits, SandboxSpec, relative
 
 HOME = "/home/jovyan"
 SOCKETS = "/run/kernel"
@@ -100,7 +100,9 @@ class LaunchRequest:
     "independent". *pump* makes init pass stdout and stderr on; those that are *logged*, as they are
     the server's own, within a budget and printable. Without it they are the caller's, and with
     *terminal* the one among them controls the command's session. *server_places* are more paths
-    that the server would run or import from.
+    that the server would run or import from. *below* are the groups, hub/NAME/KIND, in which the
+    sandbox's own is made, for a person's; *sums* are the limits of some of these, by their names,
+    for all that is in one together.
     """
 
     sandbox_id: str
@@ -116,6 +118,13 @@ class LaunchRequest:
     terminal: bool = False
     extra_files: tuple[str, ...] = ()
     server_places: tuple[str, ...] = ()
+    below: str = ""
+    sums: Mapping[str, Limits] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The name of its control groups."""
+        return f"{self.below}/{self.sandbox_id}" if self.below else self.sandbox_id
 
 
 @dataclass(frozen=True, slots=True)

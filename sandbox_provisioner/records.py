@@ -73,7 +73,8 @@ class Record:
     *kind* is "kernel", "nursery" for a process that kernels are forked from, "spare" for a kernel
     that waits for a start, or "gateway" for what serves the network of kernels; *nursery* is the id
     of the one that this kernel is forked from. *network* is which one it has, as `spec.Network`.
-    *group* is the name of its control groups where that is not its id: a spare keeps its own.
+    *group* is the name of its control groups where that is not its id: a spare keeps its own, and
+    a person's are below others.
     *workdir* is the real path of its work directory, which shows inside as *shown_at*; *device* and
     *inode* tell that directory from whatever may stand at that path later; *repositories* are those
     that were in it before.

@@ -23,6 +23,7 @@ from sandbox_provisioner.links import real_path
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site
 from sandbox_provisioner.records import start_time
+from sandbox_provisioner.spec import Limits
 
 _MODULES = ("ipykernel_launcher", "ipykernel")
 # Set in each kernel after the fork: no library reads them when it is loaded.
@@ -97,6 +98,8 @@ def made_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str
         os.stat(sandbox_provisioner.__file__).st_mtime,
         str(site.facts.cgroups.bases),
         request.spec.network.mode,  # its filter allows what its children need for theirs
+        request.below,  # whose memory its own is a part of
+        sorted((name, _text_of(limits)) for name, limits in request.sums.items()),
     )
     return _digest(parts)
 
@@ -104,6 +107,11 @@ def made_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str
 @lru_cache
 def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(translate, names)))
+
+
+def _text_of(limits: Limits) -> str:
+    """The same in each process, which the order of a set's text is not."""
+    return repr((replace(limits, by_default=frozenset()), sorted(limits.by_default)))
 
 
 def _digest(parts: object) -> str:

@@ -17,6 +17,7 @@ from sandbox_provisioner import handle, host, launch
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.places import disk_of
+from sandbox_provisioner.records import all_records
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.told import EndKind
 
@@ -390,6 +391,39 @@ def test_a_group_above_that_was_full_is_named_and_not_the_sandboxs_own_limit(
         assert story.kind is EndKind.SURROUNDINGS_MEMORY
         assert f"the group {narrow_group}, with a memory limit of 96 MiB" in story.reason
         assert "its memory limit of" not in story.reason
+
+
+@pytest.mark.requires("root", "cgroup-v1", "cgroup-memory")
+def test_all_boxes_of_a_person_share_what_the_person_has(sandbox):
+    """The other one, and a box of somebody else, live on."""
+    of_ann = {"below": "hub/ann/kernels", "sums": {"hub/ann": Limits(memory_bytes=96 * MIB)}}
+    of_bob = {"below": "hub/bob/kernels", "sums": {"hub/bob": Limits(memory_bytes=96 * MIB)}}
+    with sandbox(**of_ann) as one, sandbox(**of_ann) as other, sandbox(**of_bob) as third:
+        assert [record.tree for _, record in all_records(sandbox.launcher.runtime())] == [
+            f"hub/{name}/kernels/{box.handle.record.sandbox_id}"
+            for name, box in (("ann", one), ("ann", other), ("bob", third))
+        ]
+        one.send(fill_memory)
+        story = one.wait()
+        assert story.kind is EndKind.SURROUNDINGS_MEMORY
+        assert "/hub/ann, with a memory limit of 96 MiB" in story.reason
+        assert other.call(add, 1, 2) == third.call(add, 1, 2) == 3
+
+
+@pytest.mark.requires("root", "cgroup-v1", "cgroup-memory")
+def test_a_sum_grows_and_shrinks_with_the_next_start(sandbox):
+    def of_ann(mib):
+        return {"below": "hub/ann/kernels", "sums": {"hub/ann": Limits(memory_bytes=mib * MIB)}}
+
+    with sandbox(**of_ann(96)) as box:
+        group = Path(box.handle.record.cgroup_bases["memory"], "sandbox-provisioner/hub/ann")
+        for mib in (192, 128):
+            with sandbox(**of_ann(mib)):
+                found = int((group / "memory.limit_in_bytes").read_text())
+                swap = group / "memory.memsw.limit_in_bytes"
+                assert found == mib * MIB
+                assert not swap.exists() or 0 <= int(swap.read_text()) - found < MIB
+    assert not group.parent.exists()
 
 
 def test_who_was_killed_beside_it_is_not_why_a_sandbox_without_a_group_ended(

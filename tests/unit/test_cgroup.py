@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from sandbox_provisioner.errors import HostError, SpecError, in_lines
 from sandbox_provisioner.facilities.caps.cgroup import (
     Bound,
     CgroupFacts,
+    CgroupTree,
     NullTree,
     Usage,
     allows_less,
@@ -31,6 +32,7 @@ from sandbox_provisioner.facilities.caps.cgroup import (
     open_to_join,
     open_tree,
     survey,
+    write_sum,
 )
 from sandbox_provisioner.facilities.caps.cgroup.above import Above
 from sandbox_provisioner.facilities.caps.cgroup.remedies import own_v1
@@ -967,3 +969,145 @@ def test_on_v1_it_is_the_one_of_that_hierarchy(proc: Proc, tmp_path: Path) -> No
     proc.mount("cgroup", tmp_path, ",memory")
     proc.groups = ["4:memory:/job_7"]
     assert proc.survey().surroundings == (1, f"{tmp_path}/job_7")
+
+
+# --- people's groups, and their sums
+
+SUM = Limits(memory_bytes=512 * MIB, pids=100)
+SUMS = {"hub/ann": SUM}
+
+
+def of_person(facts: CgroupFacts, name: str, sums: dict[str, Limits] = SUMS) -> CgroupTree:
+    return open_tree(facts, name, Limits(), refuse, pytest.fail, "", sums)
+
+
+def written_of(kernel: FakeKernel, group: str) -> list[tuple[str, str]]:
+    return [(file.rpartition("/")[2], value) for file, value in kernel.written
+            if file.rpartition("/")[0] == f"sandbox-provisioner/{group}"]  # fmt: skip
+
+
+def test_a_sum_is_written_before_a_group_is_made_below_it(
+    kernel: FakeKernel, facts: CgroupFacts
+) -> None:
+    of_person(facts, "hub/ann/server/k1").create(Limits())
+    assert written_of(kernel, "hub/ann") == [
+        ("cgroup.subtree_control", "+memory +pids"),
+        ("cgroup.subtree_control", "+cpu"),
+        ("memory.max", str(512 * MIB)),
+        ("memory.swap.max", "0"),
+        ("pids.max", "100"),
+    ]
+    assert (kernel.top / "sandbox-provisioner/hub/ann/server/k1/memory.max").exists()
+
+
+def test_a_sum_that_holds_already_is_not_written_again_and_a_new_one_is(
+    kernel: FakeKernel, facts: CgroupFacts
+) -> None:
+    of_person(facts, "hub/ann/server/k1").create(Limits())
+    kernel.written.clear()
+    of_person(facts, "hub/ann/kernels/k2").create(Limits())
+    assert written_of(kernel, "hub/ann") == []
+    of_person(facts, "hub/ann/kernels/k3", {"hub/ann": Limits(pids=50)}).create(Limits())
+    assert written_of(kernel, "hub/ann") == [("pids.max", "50")]
+
+
+def test_who_finds_a_persons_group_without_its_sum_writes_it(
+    kernel: FakeKernel, facts: CgroupFacts
+) -> None:
+    """Whoever made it was killed before."""
+    of_person(facts, "hub/ann/server/k1", {}).create(Limits())
+    of_person(facts, "hub/ann/kernels/k2").create(Limits())
+    assert ("pids.max", "100") in written_of(kernel, "hub/ann")
+
+
+def test_a_sum_that_linux_refuses_is_no_start(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    kernel.refusals = {"ann/pids.max": errno.EBUSY}
+    with pytest.raises(HostError, match="cap processes at 100 for all in hub/ann together"):
+        of_person(facts, "hub/ann/server/k1").create(Limits())
+    assert not (kernel.top / "sandbox-provisioner/hub/ann/server").exists()
+
+
+def test_a_sum_that_cannot_be_held_here_is_refused_also_where_caps_may_lack() -> None:
+    facts = CgroupFacts(version=2, bases={"freezer": "/cg"}, missing={"memory": "it is off"})
+    with pytest.raises(HostError, match="it is off"):
+        open_tree(facts, "hub/ann/server/k1", Limits(), lambda _: True, pytest.fail, "", SUMS)
+    none = CgroupFacts(version=0, bases={}, missing={})
+    with pytest.raises(HostError, match="no cgroup is usable"):
+        open_tree(none, "hub/ann/server/k1", Limits(), lambda _: True, pytest.fail)
+
+
+def test_where_systemd_makes_the_groups_a_persons_are_refused(facts: CgroupFacts) -> None:
+    with pytest.raises(HostError, match="Delegate=yes"):
+        of_person(replace(facts, manager="system"), "hub/ann/server/k1")
+
+
+def test_a_persons_last_group_takes_those_above_it_along(
+    kernel: FakeKernel, facts: CgroupFacts
+) -> None:
+    names = ["hub/ann/kernels/k2", "hub/ann/server/k1", "hub/bob/server/k3", "k4"]
+    for name in names:
+        of_person(facts, name, {}).create(Limits())
+    assert leftover_names(facts) == names
+    ended(facts, "hub/ann/server/k1")
+    assert leftover_names(facts) == ["hub/ann/kernels/k2", "hub/bob/server/k3", "k4"]
+    ended(facts, "hub/ann/kernels/k2")
+    assert not (kernel.top / "sandbox-provisioner/hub/ann").exists()
+    ended(facts, "hub/bob/server/k3")
+    ended(facts, "k4")
+    assert not (kernel.top / "sandbox-provisioner").exists()
+
+
+def test_a_start_outlives_the_removal_of_a_persons_group_by_another_process(
+    kernel: FakeKernel, facts: CgroupFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is made anew has its sum."""
+    removals = [True]
+
+    def mkdir_after_removal(path: str, mode: int = 0o777) -> None:
+        if path.endswith("/server") and removals:
+            removals.pop()
+            kernel.rmdir(os.path.dirname(path))
+            kernel.written.clear()
+        kernel.mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", mkdir_after_removal)
+    of_person(facts, "hub/ann/server/k1").create(Limits())
+    assert not removals
+    assert ("pids.max", "100") in written_of(kernel, "hub/ann")
+
+
+@pytest.mark.parametrize("name", ["hub/ann", "hub/ann/server/k1/x", "hub//server/k1", "hub",
+                                  "hub/../server/k1", "hub/.a/server/k1", "ann/b/c/d"])  # fmt: skip
+def test_a_persons_group_has_four_plain_names(facts: CgroupFacts, name: str) -> None:
+    with pytest.raises(SpecError, match="plain directory name"):
+        open_tree(facts, name, Limits(), refuse, pytest.fail)
+
+
+def test_a_sum_is_changed_while_it_holds(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    assert not write_sum(facts, "hub/ann", SUM)
+    of_person(facts, "hub/ann/server/k1").create(Limits())
+    assert write_sum(facts, "hub/ann", Limits(memory_bytes=64 * MIB))
+    group = kernel.top / "sandbox-provisioner/hub/ann"
+    assert (group / "memory.max").read_text() == f"{64 * MIB}\n"
+    assert (group / "pids.max").read_text() == "100\n"
+
+
+def test_values_that_depend_on_one_another_are_tried_in_the_other_order(tmp_path: Path) -> None:
+    """As of memory and memory plus swap on v1, where both grow."""
+    least, most = tmp_path / "least", tmp_path / "most"
+    least.write_text("1")
+    most.write_text("1")
+    put = files.put
+
+    def refusing(path: str, value: str) -> None:
+        if path == str(least) and int(value) > int(most.read_text()):
+            raise OSError(errno.EINVAL, "no")
+        put(path, value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "put", refusing)
+        files.apply_again(
+            files.Setting(path=str(file), value="2", attempt="a", remedy="r")
+            for file in (least, most)
+        )
+    assert (least.read_text(), most.read_text()) == ("2", "2")

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 from sandbox_provisioner.errors import HostError, joined
+from sandbox_provisioner.facilities.caps.cgroup import files, remedies
 from sandbox_provisioner.facilities.caps.cgroup.above import (
     Bound,
     allows_less,
@@ -63,6 +65,7 @@ __all__ = [
     "own_directories",
     "reap_keepers",
     "survey",
+    "write_sum",
 ]
 
 
@@ -79,8 +82,12 @@ def open_tree(
     may_lack: Callable[[str], bool],
     warn: Callable[[str], None],
     disk: str = "",
+    sums: Mapping[str, Limits] = MappingProxyType({}),
 ) -> CgroupTree:
     """The tree for sandbox *name*, not made yet; `launch` calls it when it compiles a plan.
+
+    *sums* are the limits, by their names, of groups that *name* says are above its own: all in one
+    share what it has. They are written whenever a group is made in it. Nobody does without them.
 
     A cap that cannot be enforced here is dropped, if nobody has asked for it (`Limits.by_default`),
     or, with a call of *warn*, if ``may_lack(facility)`` (`SandboxSpec.may_lack`); it raises
@@ -100,23 +107,66 @@ def open_tree(
             f"Kernels start without a cap that their options ask for ({cap.describe(limits)}), as "
             f"on_missing allows: {missing[cap.facility]}."
         )
+    _check_sums(facts, name, sums, disk)
     if facts.version == 0:
         return NullTree(facts, name)
     waived = {cap.facility for cap in missing_caps}
-    return _driver(facts)(facts, name, limits.without(waived).asked, waived, disk)
+    return _driver(facts)(facts, name, limits.without(waived).asked, waived, disk, sums)
+
+
+def _check_sums(facts: CgroupFacts, name: str, sums: Mapping[str, Limits], disk: str) -> None:
+    """Refuse sums that cannot be held; HostError."""
+    if facts.manager and "/" in name:
+        raise HostError(
+            attempt=f"make groups for {os.path.dirname(name)}",
+            answer="systemd would have to make them, each in a scope of its own",
+            remedy=remedies.DELEGATE,
+        )
+    for limits in sums.values():
+        missing = {cap: why for cap in limits.asked if (why := cap.why_not(disk))}
+        missing |= {
+            cap: facts.missing[cap.facility]
+            for cap in limits.asked
+            if cap.facility in facts.missing
+        }
+        if missing:
+            raise _cannot_cap(facts, limits, missing)
+    if facts.version == 0 and "/" in name:
+        raise HostError(
+            attempt=f"make groups for {os.path.dirname(name)}",
+            answer="no cgroup is usable here",
+            remedy=facts.remedy("memory"),
+        )
+
+
+def write_sum(facts: CgroupFacts, name: str, limits: Limits, disk: str = "") -> bool:
+    """Change what the group *name*, which is above those of sandboxes, holds all in it to; False
+    where there is none now. HostError where Linux refuses, or a cap cannot be had."""
+    _check_sums(facts, f"{name}/", {name: limits}, disk)
+    tree = _driver(facts)(
+        facts, "/".join([*name.split("/"), "-", "-", "-"][:4]), (), (), disk, {name: limits}
+    )
+    settings = [*tree.settings_of_sum(name, limits)]
+    try:
+        files.apply_again(settings)
+    except HostError:
+        if all(os.path.isdir(os.path.dirname(setting.path)) for setting in settings):
+            raise
+        return False
+    return bool(settings)
 
 
 def _cannot_cap(facts: CgroupFacts, limits: Limits, missing: Mapping[Cap, str]) -> HostError:
     """The error for caps that were asked for and cannot be had: all of them at once, with what the
     user can do alone before what an administrator has to do."""
-    remedies = (
+    helps = (
         facts.remedy(cap.facility) if cap.facility in facts.missing else cap.remedy
         for cap in missing
     )
     return HostError(
         attempt=joined([cap.describe(limits) for cap in missing]),
         answer="; ".join(dict.fromkeys(missing.values())),
-        remedy=(*do_without([cap.facility for cap in missing]), *unique(remedies)),
+        remedy=(*do_without([cap.facility for cap in missing]), *unique(helps)),
     )
 
 
@@ -137,9 +187,25 @@ def leftover_names(facts: CgroupFacts) -> list[str]:
         if facts.manager:
             names.update(scope_names(base))
             continue
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            names.update(entry.name for entry in os.scandir(f"{base}/{PARENT}") if entry.is_dir())
+        names.update(_names_in(f"{base}/{PARENT}"))
     return sorted(names)
+
+
+def _names_in(parent: str) -> Iterator[str]:
+    for name in _directories(parent):
+        if name != files.HUB:
+            yield name
+            continue
+        for person in _directories(f"{parent}/{name}"):
+            for kind in _directories(f"{parent}/{name}/{person}"):
+                of_kind = f"{name}/{person}/{kind}"
+                yield from (f"{of_kind}/{found}" for found in _directories(f"{parent}/{of_kind}"))
+
+
+def _directories(path: str) -> list[str]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return [entry.name for entry in os.scandir(path) if entry.is_dir()]
+    return []
 
 
 def open_to_join(tree: CgroupTree) -> list[int]:

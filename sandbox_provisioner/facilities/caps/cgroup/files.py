@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from sandbox_provisioner.errors import HostError, Remedy
 from sandbox_provisioner.facilities.caps.wish.cap import same_text
 
 PARENT = "sandbox-provisioner"
+# In it, the groups of people's sums: hub/NAME/KIND/ID.
+HUB = "hub"
 
 # A group that has been removed answers ENOENT to open and ENODEV to those who had its file open.
 _GONE = frozenset({errno.ENOENT, errno.ENODEV})
@@ -44,6 +46,11 @@ class Setting:
     remedy: Remedy
     same: Callable[[str, str], bool] = same_text
 
+    def is_in_force(self) -> bool:
+        """Whether the file tells the value already."""
+        back = read(self.path)
+        return back is not None and self.same(self.value, back)
+
     def apply(self) -> None:
         """Write the value and read it back.
 
@@ -61,6 +68,23 @@ class Setting:
                 answer=f"{self.path} reads {back!r} after {self.value!r} was written to it",
                 remedy=_OTHER_PROGRAM,
             )
+
+
+def apply_again(settings: Iterable[Setting]) -> None:
+    """Apply those *settings* of a group that others live in which it does not have yet.
+
+    Memory plus swap may not be less than memory: a larger value for both is refused in the order
+    that a smaller one needs (memory.rst, 5.3), so what was refused is tried once more, last.
+    """
+    due = [setting for setting in settings if not setting.is_in_force()]
+    last = []
+    for setting in due:
+        try:
+            setting.apply()
+        except HostError:
+            last.append(setting)
+    for setting in last:
+        setting.apply()
 
 
 def put(path: str, value: str) -> None:
@@ -146,35 +170,45 @@ def refused(act: str, error: OSError, attempt: str, remedy: Remedy) -> HostError
 def make_group(
     base: str, name: str, *, attempt: str, remedy: Remedy, prepare: Callable[[str], None]
 ) -> str:
-    """Make and return ``base/sandbox-provisioner/name``; the middle directory may be there already.
+    """Make and return ``base/sandbox-provisioner/name``; the directories above it, of which *name*
+    may name some, may be there already.
 
-    *prepare* is called with the middle directory before anything is made in it. Raises HostError,
-    also if *name* exists: it belongs to another sandbox.
+    *prepare* is called with each of these before anything is made in it. Raises HostError, also if
+    *name* exists: it belongs to another sandbox.
     """
-    parent = f"{base}/{PARENT}"
+    above = [PARENT, *name.split("/")[:-1]]
     for attempts_left in reversed(range(_RACES)):
         try:
-            with contextlib.suppress(FileExistsError):
-                make_directory(parent, attempt=attempt, remedy=remedy)
-            prepare(parent)
-            return make_directory(f"{parent}/{name}", attempt=attempt, remedy=remedy)
+            directory = base
+            for part in above:
+                directory = f"{directory}/{part}"
+                make_shared(directory, attempt=attempt, remedy=remedy)
+                prepare(directory)
+            return make_directory(f"{base}/{PARENT}/{name}", attempt=attempt, remedy=remedy)
         except HostError as error:
-            # The last sandbox of another process may have taken the parent with it just now.
+            # The last sandbox of another process may have taken them with it just now.
             if not (attempts_left and _vanished(error)):
                 raise
     raise AssertionError("the last attempt returns or raises")
 
 
-def make_directory(path: str, *, attempt: str, remedy: Remedy) -> str:
-    """Make one group and return it; HostError, but FileExistsError for the directory of all."""
+def make_shared(path: str, *, attempt: str, remedy: Remedy) -> None:
+    """Make a directory for many groups, if it is not there; HostError."""
     try:
         os.mkdir(path, 0o755)
-    except FileExistsError as error:
-        if os.path.basename(path) == PARENT:
-            raise
-        remedy = "End the sandbox that has this name, or run: jupyter sandbox gc"
-        raise refused(f"making {path}", error, attempt, remedy) from error
+    except FileExistsError:
+        return
     except OSError as error:
+        raise refused(f"making {path}", error, attempt, remedy) from error
+
+
+def make_directory(path: str, *, attempt: str, remedy: Remedy) -> str:
+    """Make one group and return it; HostError, also if it is there."""
+    try:
+        os.mkdir(path, 0o755)
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            remedy = "End the sandbox that has this name, or run: jupyter sandbox gc"
         raise refused(f"making {path}", error, attempt, remedy) from error
     return path
 
@@ -185,7 +219,8 @@ def _vanished(error: HostError) -> bool:
 
 
 def remove_group(group: str) -> bool:
-    """Remove one empty group, and our parent directory when that was its last; False while busy.
+    """Remove one empty group, and those of our directories above it whose last it was; False while
+    busy.
 
     A group that is gone already counts as removed. Raises HostError for anything but EBUSY.
     """
@@ -199,5 +234,18 @@ def remove_group(group: str) -> bool:
         raise refused(f"removing {group}", error, "remove a cgroup", remedy) from error
     # Other sandboxes live there, or another process was faster: both are fine.
     with contextlib.suppress(OSError):
-        os.rmdir(os.path.dirname(group))
+        for directory in _above(group):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(directory)
     return True
+
+
+def _above(group: str) -> Iterator[str]:
+    """Our directories that *group* lies in, the nearest first."""
+    base, parent, name = group.rpartition(f"/{PARENT}/")
+    if not parent:
+        yield os.path.dirname(group)
+        return
+    while name:
+        name = os.path.dirname(name)
+        yield f"{base}/{PARENT}/{name}".rstrip("/")

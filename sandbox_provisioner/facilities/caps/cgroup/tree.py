@@ -1,7 +1,9 @@
 """tree.py - in the launching process: what a tree of groups is, and what v1 and v2 share.
 
 A sandbox has one *tree*: one group on cgroup v2, one per hierarchy on v1, always called
-``sandbox-provisioner/<name>``; or, where systemd makes it, one in a scope (`systemd.py`).
+``sandbox-provisioner/<name>``; or, where systemd makes it, one in a scope (`systemd.py`). The name
+of one that belongs to a person is ``hub/<person>/<kind>/<id>``, and the groups that it names above
+its own may have caps, too: on the sum of what is in them.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 
 from sandbox_provisioner.errors import HostError, SpecError
@@ -24,6 +28,7 @@ from sandbox_provisioner.facilities.caps.wish import Cap, Write
 from sandbox_provisioner.spec import Limits
 
 FREEZE_SECONDS = 2.0
+_NO_SUMS: Mapping[str, Limits] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,13 +138,18 @@ class CgroupTree(Protocol):
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is not one plain directory name; raises SpecError."""
-    if not name or name.startswith(".") or not name.isprintable() or "/" in name:
-        raise SpecError(
-            attempt="name the cgroup of a sandbox",
-            answer=f"{name!r} is not a plain directory name",
-            remedy="Use letters, digits, dots, dashes and underscores, and no dot in front.",
-        )
+    """Refuse a name that is neither one plain directory name nor hub/NAME/KIND/ID of such; raises
+    SpecError."""
+    top, *below = name.split("/")
+    parts = below if top == files.HUB and len(below) == 3 else [name]
+    for part in parts:
+        plain = part.isprintable() and not part.startswith(".") and "/" not in part
+        if not part or not plain or name == files.HUB:
+            raise SpecError(
+                attempt="name the cgroup of a sandbox",
+                answer=f"{part!r} is not a plain directory name",
+                remedy="Use letters, digits, dots, dashes and underscores, and no dot in front.",
+            )
 
 
 class Tree(ABC):
@@ -154,17 +164,21 @@ class Tree(ABC):
         asked: Collection[Cap],
         waived: Collection[str] = (),
         disk: str = "",
+        sums: Mapping[str, Limits] = _NO_SUMS,
     ) -> None:
-        """The caps that are *asked* for decide which controllers the tree uses; those of *waived*
-        are dropped from what `create` gets. *disk* is the one of the work directory,
-        "MAJOR:MINOR"."""
+        """The caps that are *asked* for, and those of *sums*, decide which controllers the tree
+        uses; those of *waived* are dropped from what `create` gets. *disk* is the one of the work
+        directory, "MAJOR:MINOR". *sums* are the limits of groups above the tree's own, by their
+        names."""
         check_name(name)
         self._facts = facts
         self._name = name
         self._disk = disk
         self._waived = frozenset(waived)
         self._asked = frozenset(cap.facility for cap in asked)
-        self._controllers = frozenset(cap.controller for cap in asked)
+        self._sums = sums
+        of_sums = (cap for limits in sums.values() for cap in limits.asked)
+        self._controllers = frozenset(cap.controller for cap in (*asked, *of_sums))
         self._above = self._look_above()
 
     @property
@@ -207,16 +221,16 @@ class Tree(ABC):
     async def pause(self, seconds: float) -> None: ...
 
     @abstractmethod
-    def _prepare(self, parent: str) -> None:
-        """Make the directory above ours, *parent*, fit for groups."""
+    def _prepare(self, base: str, directory: str) -> None:
+        """Make a *directory* above ours, below *base*, fit for groups."""
 
     @abstractmethod
     def _above_of(self, controller: str) -> str:
         """The directory of the group that tells of a *controller* what ours may have."""
 
     @abstractmethod
-    def _group_of(self, controller: str) -> str:
-        """The directory of ours for a *controller*."""
+    def _group_of(self, controller: str, name: str = "") -> str:
+        """The directory for a *controller* of the group *name*; "" is ours."""
 
     @abstractmethod
     def _writes(self, cap: Cap, limits: Limits) -> Iterator[Write]:
@@ -241,6 +255,8 @@ class Tree(ABC):
         self._check_above(kept)
         with contextlib.ExitStack() as undo:
             self._make_groups(kept, pid, undo)
+            if self._sums:
+                self._above = self._look_above()  # only now all of it is there
             for setting in self._settings(kept):
                 setting.apply()
             undo.pop_all()
@@ -286,8 +302,36 @@ class Tree(ABC):
             self._name,
             attempt=f"make a cgroup for sandbox {self._name}",
             remedy=self._facts.remedy("memory"),
-            prepare=self._prepare,
+            prepare=partial(self._prepare_with_caps, base),
         )
+
+    def _prepare_with_caps(self, base: str, directory: str) -> None:
+        """A group that has a sum to hold has it before anything is made in it: whoever makes a
+        group there writes it, since whoever made the directory may not have come so far."""
+        self._prepare(base, directory)
+        name = directory.removeprefix(f"{base}/{files.PARENT}/")
+        if limits := self._sums.get(name):
+            files.apply_again(
+                setting
+                for setting in self.settings_of_sum(name, limits)
+                if os.path.dirname(setting.path) == directory
+            )
+
+    def settings_of_sum(self, name: str, limits: Limits) -> Iterator[Setting]:
+        """What has to be written so that the group *name* above ours holds all in it to *limits*,
+        together."""
+        for cap in limits.asked:
+            group = self._group_of(cap.controller, name)
+            for write in self._writes(cap, limits):
+                text = write.text if write.shared is None else write.shared
+                if text and self._is_due(write, group):
+                    yield Setting(
+                        path=f"{group}/{write.file}",
+                        value=text,
+                        attempt=f"{cap.describe(limits)} for all in {name} together",
+                        remedy=self._facts.remedy(cap.facility),
+                        same=write.same,
+                    )
 
     def _remove_now(self) -> bool:
         # A list, so that a busy group does not keep the others.

@@ -127,22 +127,23 @@ class V1Tree(Tree):
         self._delay = min(2 * self._delay, 0.1)
         await asyncio.sleep(min(self._delay, seconds))
 
-    def _prepare(self, parent: str) -> None:
-        """Give the group of all cpusets what the one above has."""
-        base = parent.removesuffix(f"/{files.PARENT}")
+    def _prepare(self, base: str, directory: str) -> None:
+        """Give a group of cpusets what the one above has, but for what it is capped at."""
         if base != self._facts.bases.get("cpuset"):
             return
-        for file in _CPUSET_FILES:
-            above = _text(f"{base}/{file}")
+        limits = self._sums.get(directory.removeprefix(f"{base}/{files.PARENT}/"))
+        capped = limits is not None and limits.cpuset is not None
+        for file in _CPUSET_FILES[:1] if capped else _CPUSET_FILES:
+            above = _text(f"{os.path.dirname(directory)}/{file}")
             # Again where it differs: the group above may have got more since.
-            if files.read(f"{parent}/{file}") != above:
-                self._own_setting(f"{parent}/{file}", above, "cpuset").apply()
+            if files.read(f"{directory}/{file}") != above:
+                self._own_setting(f"{directory}/{file}", above, "cpuset").apply()
 
     def _above_of(self, controller: str) -> str:
         return self._facts.bases[controller]
 
-    def _group_of(self, controller: str) -> str:
-        return f"{self._facts.bases[controller]}/{files.PARENT}/{self._name}"
+    def _group_of(self, controller: str, name: str = "") -> str:
+        return f"{self._facts.bases[controller]}/{files.PARENT}/{name or self._name}"
 
     def _writes(self, cap: Cap, limits: Limits) -> Iterator[Write]:
         return cap.v1(limits, self._disk)
@@ -153,11 +154,13 @@ class V1Tree(Tree):
             # Always so since Linux 5.11; before, a group below ours would not have been counted.
             if files.read(path) == "0":
                 yield self._own_setting(path, "1", "memory")
-        base = self._facts.bases.get("cpuset", "")
-        group = f"{base}/{files.PARENT}/{self._name}"
-        if base and group in self.groups:
+        if "cpuset" not in self._facts.bases:
+            return
+        group = self._group_of("cpuset")
+        if group in self.groups:
             for file in _CPUSET_FILES:
-                yield self._own_setting(f"{group}/{file}", _text(f"{base}/{file}"), "cpuset")
+                above = _text(f"{os.path.dirname(group)}/{file}")
+                yield self._own_setting(f"{group}/{file}", above, "cpuset")
 
     def _own_setting(self, path: str, value: str, facility: str) -> Setting:
         return Setting(

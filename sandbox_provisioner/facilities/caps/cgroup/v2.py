@@ -141,10 +141,10 @@ class V2Tree(Tree):
         stack.callback(os.close, descriptor)
         return descriptor
 
-    def _prepare(self, parent: str) -> None:
-        for directory in (self._base, parent):
-            self._hand_down(directory)
-            self._weigh(directory)
+    def _prepare(self, base: str, directory: str) -> None:
+        for group in (base, directory) if os.path.dirname(directory) == base else (directory,):
+            self._hand_down(group)
+            self._weigh(group)
 
     def _weigh(self, directory: str) -> None:
         """Let the groups below *directory* share the CPU by their weights, where that can be had:
@@ -181,8 +181,8 @@ class V2Tree(Tree):
     def _above_of(self, controller: str) -> str:
         return self._base
 
-    def _group_of(self, controller: str) -> str:
-        return self._group
+    def _group_of(self, controller: str, name: str = "") -> str:
+        return f"{self._base}/{files.PARENT}/{name}" if name else self._group
 
     def _writes(self, cap: Cap, limits: Limits) -> Iterator[Write]:
         return cap.v2(limits, self._disk)

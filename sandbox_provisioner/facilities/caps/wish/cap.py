@@ -30,14 +30,17 @@ class Write:
     """*text* for a *file* of the sandbox's group.
 
     An *optional* file may be absent, because Linux can be built without it. Where the file *unless*
-    is there, this one is left alone. *same* compares what was written with what the file reads
-    afterwards, for files that answer in another notation.
+    is there, this one is left alone. *shared* is the text for a group of many sandboxes, None for
+    the same, "" for none.
+    *same* compares what was written with what the file reads afterwards, for files that answer in
+    another notation.
     """
 
     file: str
     text: str
     optional: bool = False
     unless: str = ""
+    shared: str | None = None
     same: Callable[[str, str], bool] = same_text
 
 

@@ -9,7 +9,14 @@ from traitlets import Float, Integer, Unicode, Union, default
 
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.caps.wish.cap import Cap, Options, Property, Write
-from sandbox_provisioner.units import at_least, format_bytes, parse_bytes, parse_share, whole_pages
+from sandbox_provisioner.units import (
+    PAGE_BYTES,
+    at_least,
+    format_bytes,
+    parse_bytes,
+    parse_share,
+    whole_pages,
+)
 
 # The launcher and PID 1 are charged to the cap as well; below this no kernel could start.
 SMALLEST_MEMORY_BYTES = 32 << 20
@@ -110,7 +117,10 @@ class Memory(Cap):
         yield Write("memory.limit_in_bytes", value)
         # Memory plus swap may not be less than memory, so it comes second; equal means no swap.
         memsw = "memory.memsw.limit_in_bytes"
-        yield Write(memsw, value, optional=True)
+        # A group of many is as good as without: where memory alone meets its limit Linux counts it,
+        # and that tells whose limit it was. 64 pages are what a CPU takes in one go.
+        room = str(int(value) + 64 * PAGE_BYTES)
+        yield Write(memsw, value, optional=True, shared=room)
         # Without swap accounting, 0 keeps a group at its limit from swapping (memory.rst 5.3).
         yield Write("memory.swappiness", "0", optional=True, unless=memsw)
         # Buffers of TCP are counted apart, and only where they have a cap (memory.rst, 2.7).
@@ -123,7 +133,7 @@ class Memory(Cap):
         # Absent without CONFIG_SWAP.
         yield Write("memory.swap.max", "0", optional=True)
         # All or none: a kernel whose helper alone was ended would go on half dead. Linux 4.19.
-        yield Write("memory.oom.group", "1", optional=True)
+        yield Write("memory.oom.group", "1", optional=True, shared="")
 
     def properties(self, limits: MemoryWish, disk: str) -> Iterator[Property]:
         if limits.memory_bytes is not None:
