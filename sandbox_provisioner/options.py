@@ -29,19 +29,26 @@ class BoxOptions(HasTraits):
     """What a kernel has in its box, and what holds it."""
 
     shm_limit = Union(
-        [Integer(), Unicode()], default_value="64M", help="The size of /dev/shm."
+        [Integer(), Unicode()],
+        allow_none=True,
+        default_value=None,
+        help="The size of /dev/shm; it is memory, and counts towards mem_limit. None: half of the "
+        'cap on memory, "64M" where there is none.',
     ).tag(
         config=True,
         flag="shm-limit",
+        default="half of `mem_limit`",
     )
     tmp_limit = Union(
         [Integer(), Unicode()],
-        default_value="1G",
+        allow_none=True,
+        default_value=None,
         help="The size of /tmp, /run and the private home directory together; it is memory, and "
-        "counts towards mem_limit.",
+        'counts towards mem_limit. None: half of the cap on memory, "1G" where there is none.',
     ).tag(
         config=True,
         flag="tmp-limit",
+        default="half of `mem_limit`",
     )
     confinement = Enum(
         [choice.value for choice in Confinement],

@@ -234,8 +234,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         wishes = {name: value for cap in CAPS for name, value in vars(cap.wish(self)).items()}
         limits = Limits(
             **wishes,
-            shm_bytes=parse_bytes("shm_limit", self.shm_limit),
-            tmp_bytes=parse_bytes("tmp_limit", self.tmp_limit),
+            shm_bytes=_size("shm_limit", self.shm_limit),
+            tmp_bytes=_size("tmp_limit", self.tmp_limit),
         )
         if not self._may_interrupt(limits):
             limits = replace(limits, interrupt_share=None)
@@ -819,6 +819,10 @@ def _ending(story: ExitStory) -> str:
     if story.code is None:
         return "it was killed, with its init, before it bound its sockets"
     return f"it ended with status {story.code} before it bound its sockets"
+
+
+def _size(name: str, value: int | str | None) -> int | None:
+    return None if value is None else parse_bytes(name, value)
 
 
 def user_name() -> str:

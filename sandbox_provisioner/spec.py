@@ -39,21 +39,23 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Limits(Wishes):
-    """The caps of one sandbox, and the sizes of its folders in memory. None means no cap.
+    """The caps of one sandbox, and the sizes of its folders in memory. None means no cap; for a
+    folder, that its size follows the cap on memory (`facilities/root/plan.py`).
 
     *by_default* are the facilities whose cap nobody has asked for: where a cap of these cannot be
     enforced, a start does without.
     """
 
-    shm_bytes: int = 64 << 20
-    tmp_bytes: int = 1 << 30
+    shm_bytes: int | None = None
+    tmp_bytes: int | None = None
     by_default: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for cap in CAPS:
             cap.check(self)
-        at_least("shm_limit", self.shm_bytes, 4096, 'Use at least one page, "4K".')
-        at_least("tmp_limit", self.tmp_bytes, 4096, 'Use at least one page, "4K".')
+        for name, size in (("shm_limit", self.shm_bytes), ("tmp_limit", self.tmp_bytes)):
+            if size is not None:
+                at_least(name, size, 4096, 'Use at least one page, "4K".')
 
     @property
     def asked(self) -> list[Cap]:

@@ -462,6 +462,18 @@ def test_all_writable_places_share_one_cap(run_inside):
     assert run_inside(fill, limits=Limits(tmp_bytes=8 * MIB)) <= 8 * MIB
 
 
+@pytest.mark.requires("cgroup-memory")
+def test_shared_memory_follows_the_cap_on_memory(run_inside):
+    def sizes():
+        import os
+
+        found = [os.statvfs(path) for path in ("/dev/shm", "/tmp")]
+        return [each.f_blocks * each.f_frsize for each in found]
+
+    limits = Limits(memory_bytes=256 * MIB)
+    assert run_inside(sizes, limits=limits) == [128 * MIB, 128 * MIB]
+
+
 def test_the_root_itself_gives_no_room(run_inside):
     def find_room():
         import os

@@ -118,7 +118,7 @@ def read_all(path: Path) -> str:
 
 @pytest.mark.parametrize("place", ["/tmp", "/dev/shm"])
 def test_files_in_memory_count(kernel: Any, place: str) -> None:
-    with kernel(mem_limit="512M", shm_limit="1G") as k:
+    with kernel(mem_limit="512M", shm_limit="1G", tmp_limit="1G") as k:
         found = outputs(
             k,
             f"file = open('{place}/x', 'wb', buffering=0)\n"

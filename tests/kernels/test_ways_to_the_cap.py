@@ -124,7 +124,7 @@ def ends_well(k: Any, code: str) -> None:
 def test_every_way_to_the_cap_ends_with_the_variables_or_with_the_reason(
     kernel: Any, name: str
 ) -> None:
-    with kernel(mem_limit=MEMORY) as k:
+    with kernel(mem_limit=MEMORY, tmp_limit="1G") as k:
         k.run("answer = 42")
         ends_well(k, (STEPS | AT_ONCE)[name])
 

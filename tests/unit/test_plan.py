@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from hosts import host_with
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts
+from sandbox_provisioner.facilities.caps.cgroup import Bound, CgroupFacts
 from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
 from sandbox_provisioner.facilities.ids.facts import IdRange
 from sandbox_provisioner.facilities.workdir.facts.covers import Covered
@@ -394,6 +395,25 @@ def test_room_in_memory_is_capped_in_bytes_and_in_files():
     shm = next(words for words in words_of(plan, "mount") if words[1] == "/dev/shm")
     assert shm[2] == "mode=1777,size=1048576,nr_inodes=320"
     assert words_of(plan, "scratch")[0][2] == "size=1073741824,nr_inodes=262208"
+
+
+@pytest.mark.parametrize(
+    ("cap", "above", "missing", "sizes"),
+    [
+        (3 << 30, None, {}, (3 << 29, 3 << 29)),
+        (3 << 30, 1 << 30, {}, (1 << 29, 1 << 29)),  # a group above gives less
+        (None, None, {}, (64 << 20, 1 << 30)),
+        (3 << 30, None, {"memory": "not writable"}, (64 << 20, 1 << 30)),  # the default, given up
+    ],
+)
+def test_room_in_memory_is_half_of_what_the_kernel_may_have_of_it(cap, above, missing, sizes):
+    facts = dataclasses.replace(FACTS, cgroups=dataclasses.replace(FACTS.cgroups, missing=missing))
+    bound = Bound(group="/ours", limit_bytes=above) if above else None
+    spec = SandboxSpec(workdir=WORKDIR, limits=Limits(memory_bytes=cap))
+    plan = plan_of(site_of(facts, memory_above=bound), spec=spec)
+    shm = next(words for words in words_of(plan, "mount") if words[1] == "/dev/shm")
+    found = shm[2], words_of(plan, "scratch")[0][2]
+    assert [int(re.search(r"size=(\d+)", words)[1]) for words in found] == list(sizes)
 
 
 # -- covers

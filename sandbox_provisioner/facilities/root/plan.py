@@ -10,6 +10,8 @@ from sandbox_provisioner.units import format_bytes
 # devpts.rst: the machine has kernel.pty.max of them, 4096, less those that it keeps for the host.
 MOST_TERMINALS = 64
 _SKELETON_BYTES = 4 << 20
+# Where nobody caps them otherwise.
+_SHM_BYTES, _TMP_BYTES = 64 << 20, 1 << 30
 _STAGING = "/proc"
 _TERMINALS = f"newinstance,ptmxmode=0666,mode=0620,max={MOST_TERMINALS}"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -72,7 +74,7 @@ def devices(start: Start) -> Iterator[Step]:
         ("devpts", "/dev/pts", _TERMINALS, "nosuid", "noexec"),
         f"terminals of its own, {MOST_TERMINALS} at the most",
     )
-    size = start.request.spec.limits.shm_bytes
+    size = _size(start, start.request.spec.limits.shm_bytes, _SHM_BYTES)
     yield Step(
         "mount",
         ("tmpfs", "/dev/shm", f"mode=1777,{_room(size)}", "nosuid", "nodev"),
@@ -97,10 +99,23 @@ def hide_of_proc(_start: Start) -> Iterator[Step]:
 
 def scratch(start: Start) -> Iterator[Step]:
     """Every place that a kernel may write to and that is not given to it."""
-    size = start.request.spec.limits.tmp_bytes
+    size = _size(start, start.request.spec.limits.tmp_bytes, _TMP_BYTES)
     places = ("1777:/tmp", f"0755:{HOME}", "0755:/run", "1777:/var/tmp")
     words = (str(start.site.uid), str(start.site.gid), _room(size), *places)
     yield Step("scratch", words, f"every other writable place, {format_bytes(size)} in all")
+
+
+def _size(start: Start, asked_bytes: int | None, uncapped_bytes: int) -> int:
+    """Of a folder in memory. Half of the cap leaves room for the kernel beside it, and is what a
+    tmpfs(5) has of a machine's memory; what is in it is charged all the same."""
+    limits, facts = start.request.spec.limits, start.site.facts
+    if asked_bytes is not None:
+        return asked_bytes
+    if limits.memory_bytes is None or "memory" in facts.cgroups.missing:
+        return uncapped_bytes
+    above = start.site.memory_above
+    cap = min(limits.memory_bytes, above.limit_bytes) if above else limits.memory_bytes
+    return cap // 2
 
 
 def _room(size_bytes: int) -> str:
