@@ -9,7 +9,7 @@ interrupt``. With ``--vm`` the second lane ends with the virtual machine (``pyth
     aside   suites, browser, vm                  what mostly waits, told when it has ended
 
 What becomes of it lies in ``artefacts/`` (or ``$SANDBOX_ARTEFACTS``): a junit.xml for each lane,
-the second one's output, and durations.txt.
+the second one's output, durations.txt, and unsteady.txt if a test passed at its second run only.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from sandbox_provisioner.host import HostFacts
+from tests import unsteady
 
 TESTS = Path(__file__).parent
 MAIN = ("unit", "inside", "network", "kernels", "lifecycle", "programs", "escape")
@@ -60,15 +61,17 @@ def main() -> int:
 
 
 def run_lanes(folder: Path, *, with_vm: bool) -> int:
-    """Both lanes; all that fails is told."""
+    """Both lanes; all that fails is told, and a part of it may be unsteady."""
+    (folder / "unsteady.txt").unlink(missing_ok=True)
     reports = [folder / "junit.xml", folder / "junit-aside.xml"]
-    commands: list[Sequence[str]] = [pytest_command(reports[1], rooms(ASIDE))]
+    commands: list[Sequence[str]] = [unsteady.pytest_command(reports[1], rooms(ASIDE))]
     commands += [_VM] * with_vm
     with aside(commands, folder / "aside.log") as lane:
         status = run_pytest(reports[0], rooms(MAIN))
         print("\nWhat runs aside:", flush=True)
-        lane_status = follow(lane, folder / "aside.log")
-    return status or lane_status or judge(reports, folder)
+        of_pytest, *others = follow(lane, folder / "aside.log", len(commands))
+    ended = dict(zip(reports, (status, of_pytest), strict=True))
+    return unsteady.settle(ended, others, folder) or judge(reports, folder)
 
 
 def rooms(names: Sequence[str]) -> list[str]:
@@ -76,22 +79,18 @@ def rooms(names: Sequence[str]) -> list[str]:
     return [f"tests/{name}" for name in names]
 
 
-def pytest_command(report: Path, words: Sequence[str]) -> list[str]:
-    """pytest with *words*, whose results go to *report*."""
-    return [sys.executable, "-m", "pytest", "-ra", f"--junit-xml={report}", *words]
-
-
 def run_pytest(report: Path, words: Sequence[str]) -> int:
     """Its exit status."""
-    return subprocess.run(pytest_command(report, words), check=False).returncode
+    return subprocess.run(unsteady.pytest_command(report, words), check=False).returncode
 
 
 @contextlib.contextmanager
 def aside(commands: Sequence[Sequence[str]], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that runs *commands*, one after the other, with all that they say in *log*; its
-    exit status is 0 if each one's is. It does not outlive us, however we end."""
-    each = "".join(f"{shlex.join(words)} || status=1\n" for words in commands)
-    script = f"trap 'exit 130' INT\nstatus=0\n{each}exit $status"
+    """A process that runs *commands*, one after the other, with all that they say in *log*, and
+    their exit statuses beside it. It does not outlive us, however we end."""
+    statuses = shlex.quote(str(_statuses(log)))
+    each = "".join(f"{shlex.join(words)}\necho $? >> {statuses}\n" for words in commands)
+    script = f"trap 'exit 130' INT\n: > {statuses}\n{each}"
     own_mounts = _OWN_MOUNTS if HostFacts.probe().privileged else ()
     with log.open("wb") as output:
         lane = subprocess.Popen(
@@ -112,15 +111,22 @@ def aside(commands: Sequence[Sequence[str]], log: Path) -> Iterator[subprocess.P
                 lane.wait(timeout=30)
 
 
-def follow(lane: subprocess.Popen[bytes], log: Path) -> int:
-    """Tell all of *log*, which *lane* writes, until that has ended; its exit status."""
+def _statuses(log: Path) -> Path:
+    return log.with_suffix(".statuses")
+
+
+def follow(lane: subprocess.Popen[bytes], log: Path, count: int) -> list[int]:
+    """Tell all of *log*, which *lane* writes, until that has ended; the exit statuses of its
+    *count* commands, -1 of one that it did not come to."""
     with log.open(errors="replace") as told:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 lane.wait(timeout=_TELL_SECONDS)
             print(told.read(), end="", flush=True)
             if lane.returncode is not None:
-                return lane.returncode
+                break
+    ended = [int(word) for word in _statuses(log).read_text().split()]
+    return ended + [-1] * (count - len(ended))
 
 
 def judge(reports: Sequence[Path], folder: Path) -> int:

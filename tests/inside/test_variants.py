@@ -93,7 +93,16 @@ def run_as_user(home: Path, variant: Variant, reports: Path) -> subprocess.Compl
 
 
 def chosen_outside(session: pytest.Session, variant: Variant) -> set[tuple[str, str]]:
-    """What the outer pytest runs of the same rooms."""
+    """What the outer pytest runs of the same rooms, or would run if it runs none of them."""
     modules = {Path(file).stem for file in variant.files}
-    chosen = ((item.path.stem, item.name) for item in session.items)
-    return {names for names in chosen if names[0] in modules}
+    chosen = {(item.path.stem, item.name) for item in session.items if item.path.stem in modules}
+    return chosen or collected(variant)
+
+
+def collected(variant: Variant) -> set[tuple[str, str]]:
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *variant.files)
+    told = subprocess.run(
+        [sys.executable, *words], cwd=HERE.parents[1], check=True, capture_output=True, text=True
+    ).stdout
+    names = (line.partition("::") for line in told.splitlines() if "::" in line)
+    return {(Path(file).stem, name) for file, _, name in names}

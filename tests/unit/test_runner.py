@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,11 +93,11 @@ def test_a_test_of_an_inner_pytest_fails_the_outer_one_with_its_own_text(tmp_pat
 
 
 @pytest.mark.parametrize(("middle", "status"), [("true", 0), ("false", 1)])
-def test_what_fails_aside_fails_the_lane_and_does_not_stop_it(tmp_path, capsys, middle, status):
+def test_what_fails_aside_is_told_and_does_not_stop_the_lane(tmp_path, capsys, middle, status):
     with runner.aside(
         [["echo", "it's", "one"], [middle], ["echo", "last"]], tmp_path / "log"
     ) as lane:
-        assert runner.follow(lane, tmp_path / "log") == status
+        assert runner.follow(lane, tmp_path / "log", 4) == [0, status, 0, -1]
     assert capsys.readouterr().out == "it's one\nlast\n"
 
 
@@ -120,6 +121,122 @@ def test_the_slowest_tests_are_told_with_the_time_of_all():
     assert runner.durations(cases).split() == [
         *("7.2", "c.slower"), *("6.0", "c.slow"), *("13.8", "all", "3", "tests"),
     ]  # fmt: skip
+
+
+# -- what fails once, and passes alone
+
+STEADY = "def test_steady(): pass\n"
+BROKEN = "def test_broken(): assert 'always' == ''\n"
+FLAKY = """
+from pathlib import Path
+def test_flaky():
+    print("printed by the first run")
+    seen = Path(__file__).with_suffix(".seen")
+    there, _ = seen.exists(), seen.touch()
+    assert there, "a hiccup"
+"""
+LEAVES = """
+import pytest
+from pathlib import Path
+@pytest.fixture
+def leaves():
+    yield
+    seen = Path(__file__).with_suffix(".seen")
+    there, _ = seen.exists(), seen.touch()
+    assert there, "it leaves something behind"
+def test_leaves(leaves): pass
+"""
+NO_END = "pytest has not run to its end"
+SKIPS = FLAKY.replace("assert there", "if there: __import__('pytest').skip('no')\n    assert there")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """``project(main={"test_x": TEXT}, aside=…, vm=0)`` runs both lanes there; the exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+    def run(aside=None, vm=0, main="room", **modules):
+        for folder, texts in ((main, modules), ("beside", aside or {"test_beside": STEADY})):
+            for name, text in texts.items():
+                Path("tests", folder).mkdir(parents=True, exist_ok=True)
+                Path("tests", folder, f"{name}.py").write_text(text)
+        Path("artefacts").mkdir()
+        monkeypatch.setattr(runner, "MAIN", (main,))
+        monkeypatch.setattr(runner, "ASIDE", ("beside",))
+        monkeypatch.setattr(runner, "_VM", ("sh", "-c", f"exit {vm}"))
+        return runner.run_lanes(Path("artefacts"), with_vm=True)
+
+    return run
+
+
+def test_a_test_that_passes_alone_is_told_loudly_and_the_run_goes_on(project, capfd):
+    assert project(test_it=FLAKY, aside={"test_its": LEAVES}) == 0
+    told, kept = capfd.readouterr().out, Path("artefacts/unsteady.txt").read_text()
+    for name, why in (
+        ("tests/room/test_it.py::test_flaky", "AssertionError: a hiccup"),
+        ("tests/beside/test_its.py::test_leaves", "AssertionError: it leaves something behind"),
+    ):
+        for text in (told[told.index("UNSTEADY") :], kept):
+            assert f"UNSTEADY: {name}\n" in text
+            assert why in text
+    assert "printed by the first run" in kept
+
+
+def test_a_run_in_which_all_pass_at_once_tells_of_nothing_unsteady(project, tmp_path, capfd):
+    assert project(test_it=STEADY) == 0
+    assert "UNSTEADY" not in capfd.readouterr().out
+    assert not Path("artefacts/unsteady.txt").exists()
+
+
+def test_a_test_that_fails_again_fails_the_run_and_what_was_unsteady_is_told_too(project, capfd):
+    assert project(test_it=FLAKY, test_other=BROKEN) == 1
+    told = capfd.readouterr().out
+    assert "It fails alone too: tests/room/test_other.py::test_broken\n" in told
+    assert "UNSTEADY: tests/room/test_it.py::test_flaky\n" in told
+
+
+def test_a_test_that_is_skipped_when_it_runs_again_has_not_passed(project, capfd):
+    assert project(test_it=SKIPS) == 1
+    assert "It fails alone too: tests/room/test_it.py::test_flaky\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("told", "options"),
+    [
+        ("the virtual machine", {"test_it": FLAKY, "vm": 1}),
+        ("a wall that holds at the second attempt", {"main": "escape", "test_it": FLAKY}),
+        (
+            NO_END,
+            {"test_it": "def test_x(): __import__('os')._exit(1)", "aside": {"test_f": FLAKY}},
+        ),
+        (NO_END, {"test_it": FLAKY, "aside": {"test_none": ""}}),
+    ],
+)
+def test_what_may_not_be_unsteady_fails_the_run_at_once(project, capfd, told, options):
+    assert project(**options) == 1
+    out = capfd.readouterr().out
+    assert f"Nothing is run again: {told}" in out
+    assert "UNSTEADY" not in out
+
+
+def test_four_tests_that_have_failed_are_too_many_to_be_unsteady():
+    failures = {runner.unsteady.Case("tests.room.test_it", f"test_{n}"): "" for n in range(4)}
+    assert "at most 3" in runner.unsteady.why_not_again(failures, [], [0])
+    failures.popitem()
+    assert runner.unsteady.why_not_again(failures, [], [0]) == ""
+
+
+def test_a_test_of_an_inner_pytest_is_run_again_by_the_test_that_runs_it(project, capfd):
+    inner = Path("test_inner.py").absolute()
+    inner.write_text(FLAKY)
+    shutil.copy(TESTS / "inner.py", ".")
+    Path("conftest.py").write_text(CONFTEST)
+    outer = OUTER.replace("test_inner.py", str(inner)).replace("returncode == 1", "returncode == 0")
+    assert project(test_outer=outer) == 0
+    told = capfd.readouterr().out
+    assert "UNSTEADY: other.test_inner.test_flaky\n" in told
+    assert "UNSTEADY: tests/room/test_outer.py::test_outer\n" in told
 
 
 def test_every_room_of_tests_is_in_one_lane():

@@ -1,0 +1,124 @@
+"""unsteady.py - in the process of ``python -m tests``: what failed once and passes alone.
+
+An unsteady test is a bug, of the test or of what it tests, and is to be mended. One of thousands
+that hiccups on a busy machine does not make the other results worthless, though: what failed is run
+once more, alone, when everything else has ended. If it passes then, it is told loudly, with the
+text of its first failure, and the run goes on. Not more than `MOST` of them, so that nobody gets
+used to it; and none of what holds the walls, where a failure that comes and goes is a hole.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+MOST = 3
+NEVER = ("tests.escape.",)
+
+
+class Case(NamedTuple):
+    """A test as junit.xml names it."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.file}::{self.name}" if self.file.exists() else f"{self.module}.{self.name}"
+
+    @property
+    def file(self) -> Path:
+        """Where it stands; there is no such file of a test of an inner pytest (inner.py), which is
+        run again by the test that runs its pytest."""
+        return Path(f"{self.module.replace('.', '/')}.py")
+
+
+def pytest_command(report: Path, words: Sequence[str]) -> list[str]:
+    """pytest with *words*, whose results go to *report*, with what a failed test has printed."""
+    report.unlink(missing_ok=True)
+    told = ("-o", "junit_logging=all", "-o", "junit_log_passing_tests=false")
+    return [sys.executable, "-m", "pytest", "-ra", f"--junit-xml={report}", *told, *words]
+
+
+def settle(statuses: Mapping[Path, int], others: Sequence[int], folder: Path) -> int:
+    """0 if all went well: *statuses* are those with which pytest has ended, by its report, and
+    *others* those of what else has run. What was unsteady is kept in *folder*."""
+    if not any((*statuses.values(), *others)):
+        return 0
+    failures = failures_of(statuses)
+    if why := why_not_again(failures, unfinished(statuses), others):
+        print(f"\nNothing is run again: {why}", flush=True)
+        return 1
+    passed = set(run_again(failures, folder))
+    for case in failures.keys() - passed:
+        print(f"\nIt fails alone too: {case}", flush=True)
+    tell({case: text for case, text in failures.items() if case in passed}, folder)
+    return 0 if passed >= failures.keys() else 1
+
+
+def unfinished(statuses: Mapping[Path, int]) -> list[str]:
+    """The runs of pytest that ended in another way than with tests that passed or failed: exit
+    status 1 is also that of whoever ends the process."""
+    return [
+        f"{report.name}: exit status {status}"
+        for report, status in statuses.items()
+        if status not in {0, 1} or (status == 1 and not failures_of([report]))
+    ]
+
+
+def why_not_again(
+    failures: Mapping[Case, str], unfinished: Sequence[str], others: Sequence[int]
+) -> str:
+    """Why the run has failed, whatever a second look at the tests would tell; "" if it may."""
+    if any(others):
+        return "the virtual machine's tests have failed."
+    if unfinished:
+        return f"pytest has not run to its end: {', '.join(unfinished)}."
+    if len(failures) > MOST:
+        return f"{len(failures)} tests have failed, and at most {MOST} may be unsteady."
+    for case in failures:
+        if case.module.startswith(NEVER):
+            return f"a wall that holds at the second attempt does not hold: {case}"
+    return ""
+
+
+def failures_of(reports: Iterable[Path]) -> dict[Case, str]:
+    """What has failed, before, in or after the test, with all that is told of it."""
+    found: dict[Case, list[str]] = {}
+    for element, case in _cases(reports):
+        if told := [*element.iter("failure"), *element.iter("error")]:
+            told += [*element.iter("system-out"), *element.iter("system-err")]
+            found.setdefault(case, []).extend(part.text or "" for part in told)
+    return {case: "\n".join(texts) for case, texts in found.items()}
+
+
+def run_again(failures: Mapping[Case, str], folder: Path) -> Iterator[Case]:
+    """Each in a pytest of its own, one after the other: those of *failures* that have passed."""
+    reports = []
+    for number, case in enumerate(case for case in failures if case.file.exists()):
+        print(f"\nIt has failed, and runs once more, alone: {case}", flush=True)
+        reports.append(folder / f"junit-again-{number}.xml")
+        subprocess.run(pytest_command(reports[-1], [str(case)]), check=False)
+    failed = failures_of(reports)
+    for element, case in _cases(reports):
+        if case in failures and case not in failed and element.find("skipped") is None:
+            yield case
+
+
+def _cases(reports: Iterable[Path]) -> Iterator[tuple[ElementTree.Element, Case]]:
+    for report in filter(Path.exists, reports):  # pytest may have been killed
+        for element in ElementTree.parse(report).iter("testcase"):
+            yield element, Case(element.get("classname", ""), element.get("name", ""))
+
+
+def tell(unsteady: Mapping[Case, str], folder: Path) -> None:
+    """Loudly, and in a file."""
+    for case, text in unsteady.items():
+        told = f"{'!' * 78}\nUNSTEADY: {case}\nIt failed, and passed when it ran again, alone. "
+        told += f"It is to be mended. Its first failure:\n{'!' * 78}\n{text}\n"
+        print(f"\n{told}", flush=True)
+        with (folder / "unsteady.txt").open("a") as file:
+            file.write(told)
