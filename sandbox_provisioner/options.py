@@ -23,6 +23,8 @@ from sandbox_provisioner.facilities.network.wish.options import NetworkOptions
 from sandbox_provisioner.spec import Confinement, Covers, OnMissing, UserIds
 
 AUTO = "auto"
+# Our entry point in jupyter_client.kernel_provisioners, by which kernelspecs name us.
+PROVISIONER = "sandbox-provisioner"
 
 
 class BoxOptions(HasTraits):

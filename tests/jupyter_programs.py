@@ -55,8 +55,11 @@ class Home:
     their kernels start cold, unless a test asks for something else.
     """
 
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="sbx-", dir="/tmp"))
+    # How a Python is started here.
+    python: tuple[str, ...] = (sys.executable,)
+
+    def __init__(self, place: str = "/tmp") -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="sbx-", dir=place))
         self.config = self._folder("config")
         self.notebooks = self._folder("notebooks")
         self.runtime = self.path / "run"
@@ -127,9 +130,15 @@ class Home:
 class LoggedProgram:
     """A program whose stdout and stderr are collected as it writes them; its stdin is ours."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        python: Sequence[str] = (sys.executable,),
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [*python, "-m", *command],
             env=env,
             cwd=cwd,
             stdin=subprocess.PIPE,
@@ -200,7 +209,8 @@ class Server:
         }
         words = [f"--{name}={value}" for name, value in options.items()]
         self.home = home
-        self.program = LoggedProgram([module, *words], home.environment(), home.notebooks)
+        words = [module, *words]
+        self.program = LoggedProgram(words, home.environment(), home.notebooks, home.python)
         try:
             line = self.program.await_line(_ADDRESS)
             self.url = re.findall(_ADDRESS, line)[0]

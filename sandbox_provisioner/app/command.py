@@ -26,7 +26,6 @@ from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.records import runtime_directory
 from sandbox_provisioner.spec import Covers
 
-PROVISIONER = "sandbox-provisioner"
 _NOBODY = 65534
 OPTIONS = "SandboxProvisioner"
 OPTION_ALIASES = {flag: f"{OPTIONS}.{name}" for flag, name in flags().items()}

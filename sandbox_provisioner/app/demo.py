@@ -24,7 +24,6 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
 from sandbox_provisioner.app.command import (
-    PROVISIONER,
     SandboxCommand,
     find_kernel,
     lend,
@@ -36,6 +35,7 @@ from sandbox_provisioner.app.twins import twin_of, write_twin
 from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import printable
+from sandbox_provisioner.options import PROVISIONER
 
 _CAP = "256M"
 _CAPPED = {"memory": "memory", "pids": "processes"}

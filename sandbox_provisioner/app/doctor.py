@@ -24,7 +24,6 @@ from sandbox_provisioner import card_life, doctor
 from sandbox_provisioner.app.command import (
     COMMON_ALIASES,
     COMMON_FLAGS,
-    PROVISIONER,
     SandboxCommand,
     lend,
     provisioner_name_of,
@@ -41,6 +40,7 @@ from sandbox_provisioner.facilities.namespaces.facts import Surroundings
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.network_trial import catch_obstacle
+from sandbox_provisioner.options import PROVISIONER
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.records import runtime_directory

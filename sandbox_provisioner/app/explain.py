@@ -15,7 +15,6 @@ from sandbox_provisioner.app.command import (
     COMMON_ALIASES,
     OPTION_ALIASES,
     OPTIONS,
-    PROVISIONER,
     SandboxCommand,
     find_kernel,
     provisioner_name_of,
@@ -28,7 +27,7 @@ from sandbox_provisioner.errors import COMMAND, SpecError
 from sandbox_provisioner.facilities.caps.tell import memory_words
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.options import AUTO, every_option
+from sandbox_provisioner.options import AUTO, PROVISIONER, every_option
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.spec import relative

@@ -11,9 +11,10 @@ from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec
 
-from sandbox_provisioner.app.command import PROVISIONER, stanza_of
+from sandbox_provisioner.app.command import stanza_of
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.options import PROVISIONER
 from sandbox_provisioner.spec import Confinement
 from sandbox_provisioner.unboxed import guarded_command, inner_command
 

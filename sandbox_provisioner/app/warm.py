@@ -11,13 +11,13 @@ from traitlets import Unicode
 from sandbox_provisioner.app.command import (
     COMMON_ALIASES,
     OPTION_ALIASES,
-    PROVISIONER,
     SandboxCommand,
     find_kernel,
     provisioner_name_of,
     working_directory,
 )
 from sandbox_provisioner.errors import COMMAND, SpecError
+from sandbox_provisioner.options import PROVISIONER
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.warm import ahead
 

@@ -307,6 +307,10 @@ def test_errors_stand_on_nothing_but_what_makes_them_printable():
     assert imports_of(PACKAGE / "inside" / "printable.py") == {"__future__"}
 
 
+def test_who_is_trusted_is_found_out_by_looking_alone():
+    assert imports_of(PACKAGE / "trust.py") == {"__future__", "dataclasses", "os", "stat"}
+
+
 def test_who_removes_folders_stands_on_nothing():
     assert ours_of(PACKAGE / "removal.py") == set()
 
@@ -408,7 +412,7 @@ def test_the_ground_knows_no_facility():
 def test_options_are_the_provisioners_and_the_apps_alone():
     users = {module_of(path) for path in FILES if "traitlets" in _top_names(path)}
     # The contents manager is a configurable of the server's own, without options of a sandbox.
-    rooms = {"provisioner", "options", "option_errors", "facilities", "app", "contents"}
+    rooms = {"provisioner", "options", "option_errors", "facilities", "app", "contents", "hub"}
     assert {user for user in users if user.split(".")[1] not in rooms} == set()
 
 
@@ -478,7 +482,8 @@ def test_only_a_servers_configuration_loads_the_contents_manager():
 
 def test_jupyter_is_known_to_the_server_side_alone():
     known = {
-        "provisioner", "last_words", "app", "contents", "nursery", "broker", "unboxed", "templates",
+        "provisioner", "last_words", "app", "contents", "hub", "nursery", "broker", "unboxed",
+        "templates",
     }  # fmt: skip
     for path in FILES:
         if _top_names(path) & {"jupyter_client", "jupyter_core", "zmq", "tornado", "ipykernel"}:

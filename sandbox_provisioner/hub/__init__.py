@@ -1,0 +1,6 @@
+"""hub - the Jupyter server of a hub's user, and the hub itself: what administrators configure.
+
+::
+
+    kernelspecs.py   in a user's server: which kernels there are, each of them in a sandbox
+"""
