@@ -21,7 +21,7 @@ from sandbox_provisioner.facilities.network.tell.counts import Writer
 from sandbox_provisioner.facilities.network.wish.rules import Rules, Verdict
 from sandbox_provisioner.gateway.connection import Connection, Target
 from sandbox_provisioner.gateway.listeners import Arrivals, is_listener
-from sandbox_provisioner.gateway.lookups import Found, Lookups
+from sandbox_provisioner.gateway.lookups import MOST_WAITING, Found, Lookups
 from sandbox_provisioner.gateway.loop import READ, Group, Loop, Timer
 from sandbox_provisioner.gateway.machine import own_address
 from sandbox_provisioner.gateway.meter import Bucket, Tally
@@ -38,6 +38,9 @@ from sandbox_provisioner.inside import wire
 _MOST_OF_MESSAGE = 4096
 _MOST_LISTENERS = 64
 _MOST_VERDICTS = 1000
+# Each leads to the machine's own name server, and may lead to anybody's.
+LOOKUPS_PER_SECOND = 50
+LOOKUPS_AT_ONCE = 200
 _WRITE_SECONDS = 0.05
 _WRITE_NAMES_SECONDS = 1.0
 # So many names are written in 3 ms, in which nobody else is served.
@@ -82,6 +85,7 @@ class Box:
         self._down = Line(self.loop, settings.down_bits, up=False)
         most = settings.new_per_second
         self._new = Bucket(most, most, shared.loop.now) if most else None
+        self._look_ups = Bucket(LOOKUPS_PER_SECOND, LOOKUPS_AT_ONCE, shared.loop.now)
         self.is_over = False
         channel.setblocking(False)
         self.group.watch(channel.fileno(), self, READ)
@@ -160,8 +164,8 @@ class Box:
         most = self.settings.connections
         if most and len(self._connections) >= most:
             return f"this kernel has {most} connections, and network_connections allows no more"
-        if not self._shared.seats.has_one_for(len(self._connections), len(self._shared.boxes)):
-            return "the gateway of this server has as many connections as it can have"
+        if not self._shared.seats.has_one_for(len(self._connections)):
+            return "it has its share of the connections that the gateway of this server can have"
         return ""
 
     def _dial_address(self, client: socket.socket, target: Target) -> None:
@@ -236,11 +240,9 @@ class Box:
         return verdict.allowed
 
     def look_up(self, binding: Binding, then: Callable[[Found], None]) -> bool:
-        """Let *then* have its addresses; False where too many wait for theirs, or the quota is used
-        up: a look-up tells somebody the name."""
-        if self._tally.is_used_up:
-            why = _quota_is_used_up(self._tally.quota_bytes)
-            self._refuse(binding.name, Verdict(allowed=False, why=why))
+        """Let *then* have its addresses; False where none may be looked up now."""
+        if why := self._why_no_look_up():
+            self._refuse_name(binding.name, why)
             return False
 
         def found(what: Found) -> None:
@@ -250,7 +252,22 @@ class Box:
                 binding.addresses, binding.looked_up_at = what.addresses, self.loop.now
             self.loop.guarded(partial(then, what))
 
-        return self._shared.lookups.ask(self.settings.id, binding.name, found)
+        self._look_ups.take(1)
+        if self._shared.lookups.ask(self.settings.id, binding.name, found):
+            return True
+        self._refuse_name(binding.name, f"this kernel waits for {MOST_WAITING} other names")
+        return False
+
+    def _why_no_look_up(self) -> str:
+        """As of connections: a look-up tells somebody the name."""
+        if self._tally.is_used_up:
+            return _quota_is_used_up(self._tally.quota_bytes)
+        if not self._look_ups.available(self.loop.now):
+            return f"this kernel looks up more than {LOOKUPS_PER_SECOND} names a second"
+        return ""
+
+    def _refuse_name(self, name: str, why: str) -> None:
+        self._refuse(name, Verdict(allowed=False, why=why))
 
     # -- what is refused
 

@@ -6,6 +6,7 @@ nothing to anybody else, whether it succeeds or not. `tests/network` has a world
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -146,3 +147,27 @@ def find_channel(host):
 )  # fmt: skip
 def take_channel(host):
     return ",".join(os.listdir("/proc/1/fd")) or done("pidfd_getfd", 3, 3, 0)
+
+
+FEW_CONNECTIONS = {"at_once": 20, "new_per_second": 1000}
+CROWD = 40
+
+
+@attempt(
+    717, "take the connections that other kernels could have", Kind.NETWORK, "a queue for all",
+    expect=str(FEW_CONNECTIONS["at_once"]), control=str(CROWD),
+    options=OPTIONS | {"network_connections": FEW_CONNECTIONS}, **ELSEWHERE,
+)  # fmt: skip
+def crowd(host):
+    """The gateway itself answers at port 53; it is asked what stands at an address."""
+    query = struct.pack(">6H", 7, 0x100, 1, 0, 0, 0) + b"\x011" * 4
+    query += b"\x07in-addr\x04arpa\0" + struct.pack(">2H", 12, 1)
+    target = ("1.1.1.1", 53) if host.boxed else (host.own, host.own_port)
+    held, answered = [], 0
+    for _ in range(40):
+        with contextlib.suppress(OSError):
+            held.append(socket.create_connection(target, 20))
+            if host.boxed:
+                held[-1].sendall(struct.pack(">H", len(query)) + query)
+            answered += bool(held[-1].recv(100))
+    return str(answered)

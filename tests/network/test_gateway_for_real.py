@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from pathlib import Path
 
 import dnslib
 import pytest
-from world import ECHO, METADATA, PRIVATE, UNHEARD, WEB, WEB6, Box, when
+from world import (
+    ECHO,
+    LOOKUPS_PER_SECOND,
+    METADATA,
+    PRIVATE,
+    UNHEARD,
+    WEB,
+    WEB6,
+    Box,
+    when,
+)  # fmt: skip
 
 from sandbox_provisioner.facilities.network.tell.counts import MOST_BYTES
+from sandbox_provisioner.gateway.box import LOOKUPS_AT_ONCE
 from sandbox_provisioner.gateway.machine import own_address
 
 pytestmark = pytest.mark.requires("root", "ordinary-user", "openssl")
@@ -129,6 +141,21 @@ def test_a_name_that_nobody_answers_for_keeps_no_other_box_waiting(box, world):
         when(lambda: world.dns.asked, lambda asked: any(name in names for name in asked))
         assert echoes(working.connect_to(NAME, ECHO))
     world.dns.stuck.clear()
+
+
+def test_a_box_looks_up_so_many_names_a_second_and_no_more(box, world):
+    """They are allowed, and yet a message to whoever answers for their domain."""
+    flooding, working = box(allow=["*.example.org"]), box(allow=[NAME])
+    began = time.monotonic()
+    codes = [flooding.query(f"n{number}.example.org").header.rcode for number in range(300)]
+    most = LOOKUPS_AT_ONCE + LOOKUPS_PER_SECOND * (time.monotonic() - began + 1)
+    assert set(codes[:LOOKUPS_AT_ONCE]) == {dnslib.RCODE.NXDOMAIN}
+    assert LOOKUPS_AT_ONCE <= len(set(world.dns.asked)) <= most
+    refused = codes.count(dnslib.RCODE.SERVFAIL)
+    assert refused == 300 - len(set(world.dns.asked))
+    assert "looks up more than 1 names a second" in flooding.sentence()
+    assert flooding.counts_when(lambda counts: counts.refusals == refused)
+    assert echoes(working.connect_to(NAME, ECHO))
 
 
 # -- addresses

@@ -348,12 +348,15 @@ class World:
 
 # A client's first bytes are not waited for as long as for people's programs.
 FIRST_BYTES_SECONDS = 2
+# A flood is faster than this, however busy the machine is.
+LOOKUPS_PER_SECOND = 1
 _BOOT = f"""
 import sys
 sys.path[:0] = sys.argv[1:]
-from sandbox_provisioner.gateway import connection
+from sandbox_provisioner.gateway import box, connection
 from sandbox_provisioner.gateway.main import main
 connection.FIRST_BYTES_SECONDS = {FIRST_BYTES_SECONDS}
+box.LOOKUPS_PER_SECOND = {LOOKUPS_PER_SECOND}
 main()
 """
 
@@ -361,14 +364,16 @@ main()
 class Gateway:
     """A gateway process, as a user without rights, in the world's namespace."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, descriptors: int = 0) -> None:
+        """It has so many *descriptors*, or as many as this process."""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(PATIENCE_SECONDS)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         paths = [str(Path(sandbox_provisioner.__file__).parents[1])]
         paths += [path for path in sys.path if path.endswith("site-packages")]
         identity = [f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--bounding-set=-all"]
-        command = ["setpriv", *identity, ordinary_python(), "-I", "-c", _BOOT, *paths]
+        limit = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
+        command = [*limit, "setpriv", *identity, ordinary_python(), "-I", "-c", _BOOT, *paths]
         self.process = world.machine.call(
             lambda: subprocess.Popen(
                 command, stdin=theirs, stdout=self.errors, stderr=self.errors, env={}, cwd="/"
@@ -383,6 +388,10 @@ class Gateway:
         return next(
             line.split(":")[1].strip() for line in text.splitlines() if line.startswith(key)
         )
+
+    def resident_bytes(self) -> int:
+        """Its memory, without what Linux has for its sockets."""
+        return int(self.status("VmRSS").split()[0]) << 10
 
     def descriptors(self) -> int:
         """How many it has."""

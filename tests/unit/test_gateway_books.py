@@ -115,15 +115,18 @@ def test_of_a_names_many_addresses_some_are_enough(monkeypatch):
     assert lookups.look_up("data.example.org").addresses == tuple(f"192.0.0.{n}" for n in range(64))
 
 
-def test_the_last_connections_are_for_boxes_that_have_few():
-    seats = Seats.of(1000)
-    assert seats.most == 375
+def test_who_comes_last_finds_as_many_seats_as_each_other_box_has():
+    assert Seats.of(1000).most == 375
     assert Seats.of(1 << 20).most == 40_000
-    seats.taken = 330
-    assert not seats.has_one_for(300, boxes=2)
-    assert seats.has_one_for(22, boxes=2)
-    seats.taken = 375
-    assert not seats.has_one_for(0, boxes=2)
+    for greedy in range(1, 30):
+        seats, taken = Seats(7500), [0] * greedy
+        while any(seats.has_one_for(have) for have in taken):
+            for box, have in enumerate(taken):
+                if seats.has_one_for(have):
+                    taken[box] += 1
+                    seats.taken += 1
+        assert max(taken) - min(taken) <= 1
+        assert seats.most - seats.taken >= max(taken) - 1
 
 
 TOLD = {
