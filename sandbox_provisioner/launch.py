@@ -70,6 +70,7 @@ from sandbox_provisioner.records import (
     runtime_directory,
 )
 from sandbox_provisioner.spec import (
+    NO_WORKDIR,
     Confinement,
     Network,
     SandboxSpec,
@@ -156,7 +157,7 @@ class LocalLauncher:
         holder = confiner(spec.confinement)
         if obstacle := holder.obstacle(facts):
             raise obstacle
-        workdir = WorkdirFacts.probe(spec.workdir, facts, spec.covers, opened)
+        workdir = _workdir(spec, facts, opened)
         tree = self.tree(request, facts, workdir, request.group)
         volumes = tuple(VolumeFacts.probe(volume, facts, opened) for volume in spec.volumes)
         for mount in (*workdir.unmapped, *(m for facts in volumes for m in facts.unmapped)):
@@ -354,6 +355,12 @@ async def perform_whole(
         await performer.performed()
         check(performer, plan, site)
     return await made.handle(performer)
+
+
+def _workdir(spec: SandboxSpec, facts: HostFacts, opened: ExitStack) -> WorkdirFacts:
+    if spec.workdir == NO_WORKDIR:
+        return WorkdirFacts.nowhere()
+    return WorkdirFacts.probe(spec.workdir, facts, spec.covers, opened)
 
 
 def _keep_apart(runtime: Path, site: Site) -> None:

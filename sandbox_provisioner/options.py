@@ -74,7 +74,8 @@ class BoxOptions(HasTraits):
     workdir = Unicode(
         "notebook",
         help='What the kernel may write to: "notebook" is the directory it starts in (that of the '
-        'notebook), "root" the server\'s root directory, anything else an absolute path.',
+        'notebook), "root" the server\'s root directory, "none" nothing of the host: it starts in '
+        "its private home, in memory; anything else is an absolute path.",
     ).tag(
         config=True,
         flag="workdir",

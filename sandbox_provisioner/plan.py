@@ -24,7 +24,7 @@ from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.places import Place
-from sandbox_provisioner.spec import Limits, SandboxSpec, relative
+from sandbox_provisioner.spec import NO_WORKDIR, Limits, SandboxSpec, relative
 
 HOME = "/home/jovyan"
 SOCKETS = "/run/kernel"
@@ -125,6 +125,14 @@ class LaunchRequest:
     def group(self) -> str:
         """The name of its control groups."""
         return f"{self.below}/{self.sandbox_id}" if self.below else self.sandbox_id
+
+
+def start_directory(cwd: str, spec: SandboxSpec) -> str:
+    """Where a kernel starts that a caller wants to start in *cwd*: in its work directory, or, where
+    it has none, in its home in memory."""
+    if spec.workdir == NO_WORKDIR:
+        return HOME
+    return cwd if relative(cwd, spec.workdir) is not None else spec.workdir
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ from sandbox_provisioner.meeting import PORTS
 from sandbox_provisioner.off_loop import Gate, off_loop, one_after_another
 from sandbox_provisioner.option_errors import bad_value, unknown_option
 from sandbox_provisioner.options import AUTO, SandboxOptions, every_option
-from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.plan import LaunchRequest, start_directory
 from sandbox_provisioner.spec import (
     Confinement,
     Covers,
@@ -76,7 +76,6 @@ from sandbox_provisioner.spec import (
     SandboxSpec,
     UserIds,
     Volume,
-    relative,
     volumes_for,
 )
 from sandbox_provisioner.story import ExitStory, signal_name
@@ -508,7 +507,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             argv=tuple(cmd),
             environment=kwargs.get("env", os.environ),
             env_keep=tuple(self.env_keep),
-            cwd=cwd if relative(cwd, self.spec.workdir) is not None else self.spec.workdir,
+            cwd=start_directory(cwd, self.spec),
             connection_file=(name, self._inside_connection()) if outside else None,
             survive_server=self.survive_server or bool(kwargs.get("independent")),
             extra_files=self._resources(cmd),

@@ -21,6 +21,7 @@ from sandbox_provisioner.facilities.network.wish.network import Network, Network
 from sandbox_provisioner.units import at_least
 
 __all__ = [
+    "NO_WORKDIR",
     "WRITTEN_THROUGH",
     "Confinement",
     "Covers",
@@ -148,7 +149,10 @@ def check_path(what: str, path: str) -> None:
 
 
 def relative(path: str, base: str) -> str | None:
-    """*path* as seen from *base* ("" for itself), or None where it does not lie in it."""
+    """*path* as seen from *base* ("" for itself), or None where it does not lie in it; nothing lies
+    in a *base* of "", which is that of a box without a work directory."""
+    if not base:
+        return None
     base = base.rstrip("/")
     if not path.startswith(base):  # of nearly all that a start asks for
         return None
@@ -156,6 +160,10 @@ def relative(path: str, base: str) -> str | None:
     if path == (base or "/"):
         return ""
     return path[len(base) + 1 :] if path.startswith(f"{base}/") else None
+
+
+# In place of a path: nothing of the host is a kernel's work directory.
+NO_WORKDIR = "none"
 
 
 class UserIds(StrEnum):
@@ -303,7 +311,8 @@ class Covers:
 class SandboxSpec:
     """Everything that is wished of one sandbox; serialisable, and the same for every launcher.
 
-    *workdir* is bound writable at the same path, minus what *covers* tells.
+    *workdir* is bound writable at the same path, minus what *covers* tells. It may be
+    `NO_WORKDIR`: then all that a kernel can write to is in memory, and ends with it.
     """
 
     workdir: str
@@ -317,7 +326,8 @@ class SandboxSpec:
     on_missing: Mapping[str, OnMissing] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        check_path("the work directory", self.workdir)
+        if self.workdir != NO_WORKDIR:
+            check_path("the work directory", self.workdir)
         unknown = sorted(set(self.on_missing) - set(FACILITIES))
         if unknown:
             raise SpecError(

@@ -28,9 +28,8 @@ from sandbox_provisioner.facilities.caps.tell import memory_words
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.options import AUTO, PROVISIONER, every_option
-from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.plan import LaunchRequest, start_directory
 from sandbox_provisioner.provisioner import SandboxProvisioner
-from sandbox_provisioner.spec import relative
 from sandbox_provisioner.unboxed import inner_command
 
 _CONNECTION_FILE = "kernel-example.json"
@@ -156,7 +155,7 @@ def request_for(provisioner: SandboxProvisioner, kernel: KernelSpec, cwd: str) -
         argv=tuple(argv),
         environment={**os.environ, **kernel.env},
         env_keep=tuple(provisioner.env_keep),
-        cwd=cwd if relative(cwd, spec.workdir) is not None else spec.workdir,
+        cwd=start_directory(cwd, spec),
         connection_file=(_CONNECTION_FILE, ""),
         survive_server=provisioner.survive_server,
     )

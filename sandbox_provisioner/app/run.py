@@ -24,9 +24,8 @@ from sandbox_provisioner.contract import Handle, Labels, Launcher, Stdio
 from sandbox_provisioner.errors import LaunchError, in_lines
 from sandbox_provisioner.facilities.network.tell.said import summary
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.plan import LaunchRequest, start_directory
 from sandbox_provisioner.provisioner import SandboxProvisioner, user_name
-from sandbox_provisioner.spec import relative
 from sandbox_provisioner.story import ExitStory
 from sandbox_provisioner.told import EndKind
 
@@ -88,7 +87,7 @@ def _request(provisioner: SandboxProvisioner, command: list[str]) -> LaunchReque
         argv=tuple(command),
         environment=os.environ,
         env_keep=tuple(provisioner.env_keep),
-        cwd=cwd if relative(cwd, spec.workdir) is not None else spec.workdir,
+        cwd=start_directory(cwd, spec),
         pump=False,
     )
 

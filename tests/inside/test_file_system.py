@@ -12,6 +12,7 @@ import pytest
 from probes import answer_of, attempt_to_open
 
 from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.plan import HOME
 from sandbox_provisioner.spec import Limits, Volume
 from sandbox_provisioner.system_files import system_files
 
@@ -46,6 +47,38 @@ def of_the_interpreter(folder):
     places = [sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path)]
     within = [os.path.relpath(os.path.realpath(place), folder) for place in places]
     return {place.partition("/")[0] for place in within} - {".", ".."}
+
+
+# -- no work directory
+
+
+def test_without_a_work_directory_a_box_writes_to_memory_alone(run_inside, new_folder):
+    def writes(files):
+        import os
+
+        def opened(path):
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT))
+            except OSError as error:
+                return error.strerror
+            return "opened"
+
+        with open("/proc/self/mountinfo") as file:
+            lines = [line.split(" - ") for line in file]
+        writable = [right.split()[0] for left, right in lines if left.split()[5].startswith("rw")]
+        return os.getcwd(), opened("own"), opened(f"{files}/own"), sorted(set(writable))
+
+    files = new_folder()
+    cwd, own, of_host, writable = run_inside(
+        writes,
+        "/files",
+        workdir="none",
+        cwd=HOME,
+        volumes=(Volume(source=str(files), target="/files"),),
+    )
+    assert (cwd, own, of_host) == (HOME, "opened", "Read-only file system")
+    assert set(writable) <= {"tmpfs", "proc", "devtmpfs", "devpts"}
+    assert os.listdir(files) == []
 
 
 # -- the root

@@ -59,6 +59,12 @@ def _check_network(mode: Network) -> None:
 
 def _check_workdir(site: Site) -> None:
     workdir, found = site.workdir, site.workdir.covered
+    if not workdir.source:
+        raise SpecError(
+            attempt='start a kernel with workdir = "none" and confinement = "landlock"',
+            answer="without a root of its own it has no private home to start in",
+            remedy='Use confinement = "namespaces", or name an empty directory as workdir.',
+        )
     covered = (
         *found.directories, *found.files, *found.links, *found.sockets, *found.frozen,
     )  # fmt: skip
