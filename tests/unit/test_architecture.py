@@ -222,6 +222,18 @@ def test_what_draws_tables_is_loaded_by_one_command_and_by_no_start():
     assert answer.stdout == "False\n"
 
 
+def test_nbgrader_is_loaded_by_two_files_and_by_whoever_grades_alone():
+    users = {module_of(path) for path in FILES if _top_names(path) & {"nbgrader", "sqlalchemy"}}
+    assert users <= {f"{NAME}.grade.course", f"{NAME}.grade.preprocessor"}
+    graders = {module_of(path) for path in FILES if any(".grade" in n for n in ours_of(path))}
+    assert {name for name in graders if not name.startswith(f"{NAME}.grade")} <= {
+        f"{NAME}.app.grade"
+    }
+    pure = {name: ours_of(PACKAGE / f"grade/{name}.py") for name in ("terms", "verdict", "shown")}
+    words = {f"{NAME}.{name}" for name in ("ends", "inside.printable", "story", "told", "units")}
+    assert pure == {"terms": set(), "verdict": words, "shown": set()}
+
+
 def test_the_spec_stands_on_nothing_but_wishes_sizes_and_errors():
     wishes = "facilities.caps.wish", "facilities.network.wish.network"
     assert ours_of(PACKAGE / "spec.py") == {
@@ -412,7 +424,10 @@ def test_the_ground_knows_no_facility():
 def test_options_are_the_provisioners_and_the_apps_alone():
     users = {module_of(path) for path in FILES if "traitlets" in _top_names(path)}
     # The contents manager is a configurable of the server's own, without options of a sandbox.
-    rooms = {"provisioner", "options", "option_errors", "facilities", "app", "contents", "hub"}
+    # So is nbgrader's preprocessor.
+    rooms = {
+        "provisioner", "options", "option_errors", "facilities", "app", "contents", "hub", "grade",
+    }  # fmt: skip
     assert {user for user in users if user.split(".")[1] not in rooms} == set()
 
 
@@ -483,7 +498,7 @@ def test_only_a_servers_configuration_loads_the_contents_manager():
 def test_jupyter_is_known_to_the_server_side_alone():
     known = {
         "provisioner", "last_words", "app", "contents", "hub", "nursery", "broker", "unboxed",
-        "templates",
+        "templates", "grade",
     }  # fmt: skip
     for path in FILES:
         if _top_names(path) & {"jupyter_client", "jupyter_core", "zmq", "tornado", "ipykernel"}:

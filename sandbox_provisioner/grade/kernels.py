@@ -1,0 +1,110 @@
+"""grade/kernels.py - whoever grades: a kernel for one submission, its box, and how much of what it
+says is read.
+
+Whatever kernel is named runs in a box: with its own options where it has such, and with these on
+top, which nobody wants otherwise: nothing of the host to write to, the files of the submission
+read-only, variables that are alike for all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from traitlets.config import Config
+
+from sandbox_provisioner.ends import End
+from sandbox_provisioner.grade.terms import FILES, FIXED
+from sandbox_provisioner.provisioner import SandboxProvisioner
+from sandbox_provisioner.spec import NO_WORKDIR
+
+PROVISIONER = "sandbox-provisioner"
+# What one has that nobody has given a limit: a box without one is none for code of strangers.
+DEFAULT_MEMORY = "1G"
+# ZeroMQ reads a message whole before anybody can look at it, and so many before anybody does.
+_MESSAGE_BYTES = 16 << 20
+_MESSAGES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boxing:
+    """What is asked for a submission's kernel: its kernelspec's *name*, *options* of ours for its
+    box, and the *config* of the program that grades."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    config: Config = field(default_factory=Config)
+
+    def manager(self, files: Path) -> BoxedManager:
+        """Of a kernel that is not started yet, and finds *files* at `FILES`."""
+        manager = BoxedManager(kernel_name=self.name, config=self.config)
+        manager.box = {**self.options, "volumes": self._volumes(files)}
+        return manager
+
+    def _volumes(self, files: Path) -> list[str]:
+        return [*self.options.get("volumes", ()), f"{files}:{FILES}:ro"]
+
+
+class BoxedManager(AsyncKernelManager):
+    """Of one kernel in a box, whatever its kernelspec says of provisioners."""
+
+    box: Mapping[str, Any] = MappingProxyType({})
+    _boxed: KernelSpec | None = None
+
+    @property
+    def kernel_spec(self) -> KernelSpec | None:
+        """The installed one, with our stanza; NoSuchKernel where there is none."""
+        if self._boxed is None:
+            installed = super().kernel_spec
+            if installed is not None:
+                self._boxed = boxed(installed, self.box, self.config)
+        return self._boxed
+
+    def client(self, **kwargs: Any) -> AsyncKernelClient:  # type: ignore[override]  # as upstream
+        """One that reads no message of any size, and few at a time."""
+        context = zmq.asyncio.Context()
+        context.setsockopt(zmq.MAXMSGSIZE, _MESSAGE_BYTES)
+        context.setsockopt(zmq.RCVHWM, _MESSAGES)
+        client = super().client(context=context, **kwargs)
+        client._created_context = True  # it ends with its client
+        return client
+
+    def end(self) -> End | None:
+        """How the kernel ended; None while it runs."""
+        provisioner = self.provisioner
+        return provisioner.end if isinstance(provisioner, SandboxProvisioner) else None
+
+
+def boxed(installed: KernelSpec, options: Mapping[str, Any], config: Config) -> KernelSpec:
+    """*installed* as a kernel for a submission. Of several answers to one option the one in
+    *options* counts, then that of its kernel.json, then *config*'s."""
+    stanza = installed.metadata.get("kernel_provisioner") or {}
+    own = stanza.get("config", {}) if stanza.get("provisioner_name") == PROVISIONER else {}
+    given = {**own, **options}
+    volumes = [*own.get("volumes", ()), *options.get("volumes", ())]
+    kept = _kept(given, config.get("SandboxProvisioner", {}))
+    forced = {"workdir": NO_WORKDIR, "volumes": volumes, "env_keep": kept}
+    said = {**given, **config.get("SandboxProvisioner", {})}
+    defaults = {} if said.get("mem_limit") else {"mem_limit": DEFAULT_MEMORY}
+    new = {"provisioner_name": PROVISIONER, "config": {**defaults, **given, **forced}}
+    spec = KernelSpec(**installed.to_dict(), resource_dir=installed.resource_dir)
+    spec.metadata = {**installed.metadata, "kernel_provisioner": new}
+    return spec
+
+
+def _kept(given: Mapping[str, Any], configured: Mapping[str, Any]) -> Sequence[str]:
+    return [*(given.get("env_keep") or configured.get("env_keep") or ()), *FIXED]
+
+
+def environment() -> dict[str, str]:
+    """What a start is given of variables."""
+    return {**os.environ, **FIXED}
