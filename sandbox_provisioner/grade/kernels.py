@@ -24,10 +24,10 @@ from traitlets.config import Config
 
 from sandbox_provisioner.ends import End
 from sandbox_provisioner.grade.terms import FILES, FIXED
+from sandbox_provisioner.options import PROVISIONER
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.spec import NO_WORKDIR
 
-PROVISIONER = "sandbox-provisioner"
 # What one has that nobody has given a limit: a box without one is none for code of strangers.
 DEFAULT_MEMORY = "1G"
 # ZeroMQ reads a message whole before anybody can look at it, and so many before anybody does.
