@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,14 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import LaunchRequest, Site
-from sandbox_provisioner.records import Record, RecordFolder, start_time
+from sandbox_provisioner.policy.admission import Running, admit, counts
+from sandbox_provisioner.records import (
+    Record,
+    RecordFolder,
+    all_records,
+    open_init,
+    start_time,
+)
 from sandbox_provisioner.report import Report
 from sandbox_provisioner.stages import stage
 from sandbox_provisioner.stand_ins import planned_stand_ins
@@ -38,6 +45,9 @@ from sandbox_provisioner.traces import Traces
 
 ATTEMPT = "start the sandbox"
 _UNDO = "undo a start that has failed"
+_KERNEL = "kernel"
+# What serves kernels, or waits to be one.
+_UNCOUNTED = frozenset({"nursery", "spare", "gateway"})
 _log = logging.getLogger(__name__)
 
 
@@ -148,7 +158,9 @@ class Ledger:
         with stage("make-record"):
             ids = site.facts.privileged
             record = self._new_record(site)
-            self.folder, self.record = RecordFolder.create(self._runtime, record, ids=ids)
+            self.folder, self.record = RecordFolder.create(
+                self._runtime, record, ids=ids, admit=self._admit
+            )
             site = replace(
                 site,
                 first_id=self.record.first_id,
@@ -166,8 +178,14 @@ class Ledger:
         kept = {name: getattr(spare, name) for name in ("first_id", "init_pid", "init_start")}
         new = self._new_record(site)
         self.record = replace(new, **kept, nursery=spare.nursery, group=spare.tree)
-        self.folder = folder.turn_into(self.record)
+        self.folder = folder.turn_into(self.record, self._admit)
         self._register(site)
+
+    def _admit(self, record: Record, runtime: Path) -> None:
+        """Ask the policy whether there is room for *record*, beside those of *runtime*."""
+        terms = self.request.terms
+        if terms and counts(terms) and record.kind not in _UNCOUNTED:
+            admit(terms, _running(record), map(_running, _counted(runtime, record)))
 
     def _register(self, site: Site) -> None:
         if self.network:
@@ -251,4 +269,24 @@ class Ledger:
             network=request.spec.network.mode.value,
             planned=planned_stand_ins(site.workdir),
             group=request.group if request.below else "",
+            person=request.terms.person.name if request.terms else "",
         )
+
+
+def _counted(runtime: Path, record: Record) -> Iterator[Record]:
+    """Those of *runtime* that have been let in by now, but for *record* itself."""
+    for _, other in all_records(runtime):
+        if other.kind not in _UNCOUNTED and other.sandbox_id != record.sandbox_id:
+            if not other.init_pid:  # it starts
+                yield other
+            elif (pidfd := open_init(other)) is not None:
+                os.close(pidfd)
+                yield other
+
+
+def _running(record: Record) -> Running:
+    return Running(
+        person=record.person or record.user,
+        memory_bytes=record.memory_limit_bytes,
+        is_kernel=record.kind == _KERNEL,
+    )

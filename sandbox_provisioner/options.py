@@ -5,6 +5,8 @@ Each option is one entry: its name, its type and default, what it means (`help`)
     flag      its name on the command line; without one it is only in configuration files
     default   what README's table shows for its default, where that is not the value itself
     readme    what README's table says, where that is more than `help`
+    fields    of `spec.SandboxSpec`, those that it comes to: what a policy decides about
+    restricts true where more of it is less for the kernel: a policy adds to it, and takes nothing
 
 The provisioner is configured by them (``c.SandboxProvisioner`` and kernel.json), and from them come
 the flags of ``jupyter sandbox``, the rows of ``explain``, and README's table, which
@@ -18,9 +20,19 @@ from typing import Any
 
 from traitlets import Bool, Dict, Enum, Float, HasTraits, Integer, List, TraitType, Unicode, Union
 
-from sandbox_provisioner.facilities.caps.wish import FACILITIES, CapOptions
-from sandbox_provisioner.facilities.network.wish.options import NetworkOptions
-from sandbox_provisioner.spec import Confinement, Covers, OnMissing, UserIds
+from sandbox_provisioner.facilities.caps.wish import CAPS, FACILITIES, CapOptions
+from sandbox_provisioner.facilities.network.wish.options import NetworkOptions, network_wish
+from sandbox_provisioner.spec import (
+    Confinement,
+    Covers,
+    Limits,
+    NetworkWish,
+    OnMissing,
+    SandboxSpec,
+    UserIds,
+    Volume,
+)
+from sandbox_provisioner.units import parse_bytes
 
 AUTO = "auto"
 # Our entry point in jupyter_client.kernel_provisioners, by which kernelspecs name us.
@@ -40,6 +52,7 @@ class BoxOptions(HasTraits):
         config=True,
         flag="shm-limit",
         default="half of `mem_limit`",
+        fields=("limits.shm_bytes",),
     )
     tmp_limit = Union(
         [Integer(), Unicode()],
@@ -51,6 +64,7 @@ class BoxOptions(HasTraits):
         config=True,
         flag="tmp-limit",
         default="half of `mem_limit`",
+        fields=("limits.tmp_bytes",),
     )
     confinement = Enum(
         [choice.value for choice in Confinement],
@@ -60,6 +74,7 @@ class BoxOptions(HasTraits):
     ).tag(
         config=True,
         flag="confinement",
+        fields=("confinement",),
     )
     user_ids = Enum(
         [choice.value for choice in UserIds],
@@ -70,6 +85,7 @@ class BoxOptions(HasTraits):
     ).tag(
         config=True,
         flag="user-ids",
+        fields=("user_ids",),
     )
     workdir = Unicode(
         "notebook",
@@ -85,6 +101,7 @@ class BoxOptions(HasTraits):
     ).tag(
         config=True,
         flag="volume",
+        fields=("volumes",),
         readme='More host paths: `["/data:/data", "/scratch/me:/scratch:rw"]`, read-only without '
         "`rw`; of `/etc` what the box does not show anyway "
         '([a list](sandbox_provisioner/system_files.py)): `"/etc/profile.d:/etc/profile.d"`.',
@@ -105,6 +122,8 @@ class BoxOptions(HasTraits):
         "also where they do not exist yet.",
     ).tag(
         config=True,
+        fields=("covers.home_directories",),
+        restricts=True,
         default="[a list](sandbox_provisioner/spec.py)",
     )
     covered_files = List(
@@ -114,6 +133,8 @@ class BoxOptions(HasTraits):
         "where they do not exist yet.",
     ).tag(
         config=True,
+        fields=("covers.home_files",),
+        restricts=True,
         default="[a list](sandbox_provisioner/spec.py)",
     )
     home_visible = List(
@@ -123,6 +144,7 @@ class BoxOptions(HasTraits):
         "dot; everything else that does is covered.",
     ).tag(
         config=True,
+        fields=("covers.home_visible",),
         default="[a list](sandbox_provisioner/spec.py)",
     )
     on_missing = Dict(
@@ -132,6 +154,7 @@ class BoxOptions(HasTraits):
     ).tag(
         config=True,
         flag="on-missing",
+        fields=("on_missing",),
         default="refuse",
         readme='What to do where a cap cannot be enforced here: `{"cpu": "warn"}`; facilities are '
         f"{', '.join(FACILITIES)}.",
@@ -210,6 +233,36 @@ class ServerOptions(HasTraits):
 
 class SandboxOptions(CapOptions, BoxOptions, NetworkOptions, WarmOptions, ServerOptions):
     """All of them, in the order in which people read them."""
+
+
+def spec_of(
+    options: SandboxOptions, *, workdir: str, network: NetworkWish | None = None
+) -> SandboxSpec:
+    """What *options* come to, for a kernel whose work directory is *workdir*, with this *network*
+    where it is not theirs; SpecError."""
+    wishes = {name: value for cap in CAPS for name, value in vars(cap.wish(options)).items()}
+    return SandboxSpec(
+        workdir=workdir,
+        limits=Limits(
+            **wishes,
+            shm_bytes=_size("shm_limit", options.shm_limit),
+            tmp_bytes=_size("tmp_limit", options.tmp_limit),
+        ),
+        confinement=Confinement(options.confinement),
+        network=network_wish(options) if network is None else network,
+        user_ids=UserIds(options.user_ids),
+        volumes=tuple(Volume.parse(text) for text in options.volumes),
+        covers=Covers(
+            home_directories=tuple(options.covered_directories),
+            home_files=tuple(options.covered_files),
+            home_visible=tuple(options.home_visible),
+        ),
+        on_missing={name: OnMissing(choice) for name, choice in options.on_missing.items()},
+    )
+
+
+def _size(name: str, value: int | str | None) -> int | None:
+    return None if value is None else parse_bytes(name, value)
 
 
 def every_option() -> dict[str, TraitType[Any, Any]]:

@@ -24,6 +24,7 @@ from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.places import Place
+from sandbox_provisioner.policy.terms import Terms
 from sandbox_provisioner.spec import NO_WORKDIR, Limits, SandboxSpec, relative
 
 HOME = "/home/jovyan"
@@ -102,7 +103,8 @@ class LaunchRequest:
     *terminal* the one among them controls the command's session. *server_places* are more paths
     that the server would run or import from. *below* are the groups, hub/NAME/KIND, in which the
     sandbox's own is made, for a person's; *sums* are the limits of some of these, by their names,
-    for all that is in one together.
+    for all that is in one together. *terms* are a policy's, to which *spec* has been narrowed: they
+    are asked whether there is room for one more.
     """
 
     sandbox_id: str
@@ -120,6 +122,7 @@ class LaunchRequest:
     server_places: tuple[str, ...] = ()
     below: str = ""
     sums: Mapping[str, Limits] = field(default_factory=dict)
+    terms: Terms | None = None
 
     @property
     def group(self) -> str:

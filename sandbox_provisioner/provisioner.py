@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import pwd
@@ -54,7 +55,6 @@ from sandbox_provisioner.errors import (
     in_lines,
     told_as_internal_error,
 )
-from sandbox_provisioner.facilities.caps.wish import CAPS
 from sandbox_provisioner.facilities.environment.plan.variables import set_and_left_out
 from sandbox_provisioner.facilities.network.tell.said import summary
 from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
@@ -66,23 +66,21 @@ from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.meeting import PORTS
 from sandbox_provisioner.off_loop import Gate, off_loop, one_after_another
 from sandbox_provisioner.option_errors import bad_value, unknown_option
-from sandbox_provisioner.options import AUTO, SandboxOptions, every_option
+from sandbox_provisioner.options import AUTO, SandboxOptions, every_option, spec_of
 from sandbox_provisioner.plan import LaunchRequest, start_directory
+from sandbox_provisioner.policy.current import terms_of_this_process
+from sandbox_provisioner.policy.narrow import narrow
+from sandbox_provisioner.policy.terms import Terms
 from sandbox_provisioner.spec import (
     Confinement,
-    Covers,
     Limits,
-    OnMissing,
     SandboxSpec,
-    UserIds,
-    Volume,
     volumes_for,
 )
 from sandbox_provisioner.story import ExitStory, signal_name
 from sandbox_provisioner.templates import keep_templates_out, template_places
 from sandbox_provisioner.told import EndKind
 from sandbox_provisioner.unboxed import inner_command
-from sandbox_provisioner.units import parse_bytes
 from sandbox_provisioner.warm.ahead import count_start
 from sandbox_provisioner.warm.keys import this_process
 from sandbox_provisioner.warm.launcher import WarmLauncher
@@ -163,6 +161,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
     story: ExitStory | None = None
     #: How the kernel ended the last time, for programs: docs/ends.md. None if it never has.
     end: End | None = None
+    #: What the administrator's policy lets us have; None where there is none.
+    terms: Terms | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         self._launcher: Launcher | None = None
@@ -177,6 +177,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         self._ending = False
         self._busy: bool | None = None  # as it was noted down
         self._ends_file: EndsFile | None = None
+        self._told_of_policy: set[str] = set()
         self._network_bytes = 0  # of all starts: a restart brings no new network_quota
 
     # -- what is asked for
@@ -230,30 +231,36 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
 
     def spec_for(self, cwd: str) -> SandboxSpec:
         """The options as a `SandboxSpec`, for a kernel that starts in *cwd*; raises SpecError."""
-        wishes = {name: value for cap in CAPS for name, value in vars(cap.wish(self)).items()}
-        limits = Limits(
-            **wishes,
-            shm_bytes=_size("shm_limit", self.shm_limit),
-            tmp_bytes=_size("tmp_limit", self.tmp_limit),
-        )
+        spec = spec_of(self, workdir=self._workdir(cwd), network=self._network())
+        limits = spec.limits
         if not self._may_interrupt(limits):
             limits = replace(limits, interrupt_share=None)
         by_default = {cap.facility for cap in limits.asked if self.untouched & {*cap.options}}
         limits = replace(limits, by_default=frozenset(by_default))
-        return SandboxSpec(
-            workdir=self._workdir(cwd),
-            limits=limits,
-            confinement=Confinement(self.confinement),
-            network=self._network(),
-            user_ids=UserIds(self.user_ids),
-            volumes=tuple(Volume.parse(text) for text in self.volumes),
-            covers=Covers(
-                home_directories=tuple(self.covered_directories),
-                home_files=tuple(self.covered_files),
-                home_visible=tuple(self.home_visible),
-            ),
-            on_missing={name: OnMissing(choice) for name, choice in self.on_missing.items()},
+        return self._as_allowed(replace(spec, limits=limits, untouched=self._nobody_has_set()))
+
+    def _nobody_has_set(self) -> frozenset[str]:
+        """The options that stand neither in kernel.json nor in a configuration, and that nothing
+        else has changed."""
+        written = set(self._of_kernel_json())
+        for section in self.section_names():
+            written |= self.config.get(section, {}).keys()
+        usual = _usual_values()
+        return frozenset(
+            name for name in usual.keys() - written if getattr(self, name) == usual[name]
         )
+
+    def _as_allowed(self, spec: SandboxSpec) -> SandboxSpec:
+        """*spec* as the administrator's policy lets us have it, where there is one; SpecError."""
+        self.terms = terms_of_this_process()
+        if self.terms is None:
+            return spec
+        spec, notices = narrow(spec, self.terms)
+        for notice in notices:
+            if notice not in self._told_of_policy:
+                self._told_of_policy.add(notice)
+                self.log.warning("%s", notice)
+        return spec
 
     def machine_bytes(self) -> int:
         """Called for an option that is a share of the machine's memory."""
@@ -513,6 +520,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             extra_files=self._resources(cmd),
             server_places=self._server_places(),
             logged=tuple(_logged(kwargs.get("stdout"), kwargs.get("stderr"))),
+            terms=self.terms,
         )
 
     def _spec_of_this_start(self) -> SandboxSpec:
@@ -820,8 +828,11 @@ def _ending(story: ExitStory) -> str:
     return f"it ended with status {story.code} before it bound its sockets"
 
 
-def _size(name: str, value: int | str | None) -> int | None:
-    return None if value is None else parse_bytes(name, value)
+@functools.cache
+def _usual_values() -> Mapping[str, Any]:
+    """The options as they are where nobody has set any."""
+    options = SandboxOptions()
+    return {name: getattr(options, name) for name in every_option()}
 
 
 def user_name() -> str:

@@ -30,7 +30,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -57,6 +57,8 @@ BUILDING = ".building"  # locked by who makes a nursery
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 # A record names some hundred paths; nobody waits for the reading of more.
 _MOST_BYTES = 1 << 22
+# Whether there is room for one more record in a runtime directory; raises where there is none.
+Admit = Callable[["Record", Path], None]
 # How long is spent on a kernel's many files while somebody waits for its end. What there is more
 # goes with the next starts, or with `jupyter sandbox gc`.
 _AN_END_SECONDS = 0.02
@@ -74,7 +76,8 @@ class Record:
     that waits for a start, or "gateway" for what serves the network of kernels; *nursery* is the id
     of the one that this kernel is forked from. *network* is which one it has, as `spec.Network`.
     *group* is the name of its control groups where that is not its id: a spare keeps its own, and
-    a person's are below others.
+    a person's are below others. *person* is for whom it runs by the administrator's policy, ""
+    where there was none.
     *workdir* is the real path of its work directory, which shows inside as *shown_at*; *device* and
     *inode* tell that directory from whatever may stand at that path later; *repositories* are those
     that were in it before.
@@ -107,6 +110,7 @@ class Record:
     nursery: str = ""
     network: str = "none"
     group: str = ""
+    person: str = ""
 
     @property
     def tree(self) -> str:
@@ -181,11 +185,16 @@ class RecordFolder:
         return self.path / "sockets"
 
     @classmethod
-    def create(cls, runtime: Path, record: Record, *, ids: bool) -> tuple[RecordFolder, Record]:
-        """Make the folder and lock it; with *ids* also pick a free range of ids for the record."""
+    def create(
+        cls, runtime: Path, record: Record, *, ids: bool, admit: Admit | None = None
+    ) -> tuple[RecordFolder, Record]:
+        """Make the folder and lock it; with *ids* also pick a free range of ids for the record.
+        *admit* is asked first, when nobody else makes one, and raises where there is no room."""
         folder = cls(runtime / record.sandbox_id)
         _refuse_too_long(folder)
         with locked(runtime):
+            if admit:
+                admit(record, runtime)
             try:
                 folder.path.mkdir(mode=0o700)
             except OSError as error:  # where it is there already, it is another sandbox's
@@ -329,14 +338,17 @@ class RecordFolder:
         self._owner = owner
         return True
 
-    def turn_into(self, record: Record) -> RecordFolder:
+    def turn_into(self, record: Record, admit: Admit | None = None) -> RecordFolder:
         """Make this folder, which is nobody's, ours and that of *record*; HostError if it has gone.
 
-        Who finds it meanwhile sees a sandbox that outlives servers, and leaves it alone.
+        Who finds it meanwhile sees a sandbox that outlives servers, and leaves it alone. *admit* as
+        in `create`.
         """
         runtime = self.path.parent
         ours = RecordFolder(runtime / record.sandbox_id)
         with locked(runtime):
+            if admit:
+                admit(record, runtime)
             try:
                 ours._hold(lock_soon(self.path / "owner", make=False))
                 self.path.rename(ours.path)

@@ -312,7 +312,8 @@ class SandboxSpec:
     """Everything that is wished of one sandbox; serialisable, and the same for every launcher.
 
     *workdir* is bound writable at the same path, minus what *covers* tells. It may be
-    `NO_WORKDIR`: then all that a kernel can write to is in memory, and ends with it.
+    `NO_WORKDIR`: then all that a kernel can write to is in memory, and ends with it. *untouched*
+    are the names of options that nobody has set, which a policy's defaults stand in for.
     """
 
     workdir: str
@@ -324,6 +325,7 @@ class SandboxSpec:
     volumes: tuple[Volume, ...] = ()
     hostname: str = "sandbox"
     on_missing: Mapping[str, OnMissing] = field(default_factory=lambda: MappingProxyType({}))
+    untouched: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.workdir != NO_WORKDIR:

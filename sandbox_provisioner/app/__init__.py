@@ -11,6 +11,7 @@
     list      what runs now                                     running.py
     network   with whom a kernel has spoken
     warm      prepares a kernel's next starts
+    policy    what an administrator lets people have
     gc        removes what killed servers left                  running.py
     demo      one notebook on a plain and on a sandboxed kernel
 """
@@ -41,6 +42,7 @@ _SUBCOMMANDS = {
     "run": (f"{_HERE}.run.RunApp", "Run any command in a sandbox."),
     "list": (f"{_HERE}.running.ListApp", "Show the sandboxes that run."),
     "network": (f"{_HERE}.network.NetworkApp", "Show with whom a kernel has spoken."),
+    "policy": (f"{_HERE}.policy.PolicyApp", "Check the policy, show what it gives to a user."),
     "warm": (f"{_HERE}.warm.WarmApp", "Prepare a kernel's next starts."),
     "gc": (f"{_HERE}.running.CollectApp", "Remove what killed servers left."),
     "demo": (f"{_HERE}.demo.DemoApp", "Compare a plain and a sandboxed kernel."),

@@ -89,6 +89,7 @@ def _request(provisioner: SandboxProvisioner, command: list[str]) -> LaunchReque
         env_keep=tuple(provisioner.env_keep),
         cwd=start_directory(cwd, spec),
         pump=False,
+        terms=provisioner.terms,
     )
 
 

@@ -135,7 +135,7 @@ def spare_key_of(request: LaunchRequest, site: Site, key: str) -> str:
     # The order of a set's text is each process's own.
     by_default = sorted(request.spec.limits.by_default)
     limits = replace(request.spec.limits, by_default=frozenset())
-    spec = replace(request.spec, workdir=HOME, volumes=(), limits=limits)
+    spec = replace(request.spec, workdir=HOME, volumes=(), limits=limits, untouched=frozenset())
     name = request.connection_file[0] if request.connection_file else ""
     words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
     umask = site.facts.caller.umask

@@ -428,7 +428,26 @@ def test_options_are_the_provisioners_and_the_apps_alone():
     rooms = {
         "provisioner", "options", "option_errors", "facilities", "app", "contents", "hub", "grade",
     }  # fmt: skip
-    assert {user for user in users if user.split(".")[1] not in rooms} == set()
+    others = {user for user in users if user.split(".")[1] not in rooms}
+    assert others == {f"{NAME}.policy.meaning"}  # which has an administrator write the same ones
+
+
+POLICY = sorted(PACKAGE.glob("policy/*.py"))
+READS_OF_POLICY = {"__init__", "person", "meaning", "read", "current"}
+
+
+@pytest.mark.parametrize("path", POLICY, ids=lambda path: path.stem)
+def test_a_policy_stands_on_wishes_and_only_what_says_so_reads_anything(path):
+    """What decides what somebody may have knows nobody who starts it."""
+    below = (
+        "policy", "spec", "errors", "units", "options", "option_errors", "host", "inside.printable",
+        "facilities.caps.wish", "facilities.network.wish",
+    )  # fmt: skip
+    for name in ours_of(path):
+        assert name.removeprefix(f"{NAME}.").startswith(below), (path, name)
+    if path.stem not in READS_OF_POLICY:
+        forbidden = {"os", "pwd", "grp", "stat", "subprocess", "socket", "threading", "pathlib"}
+        assert not imports_of(path) & forbidden
 
 
 # What stands behind the contracts: `contract.py`.

@@ -30,12 +30,12 @@ class CpuOptions(Options):
 
     cpu_limit = Float(
         None, allow_none=True, help="The most CPU time, in cores: 0.5 is half of one core."
-    ).tag(config=True, flag="cpu-limit")
+    ).tag(config=True, flag="cpu-limit", fields=("limits.cpu_cores",))
     cpu_guarantee = Float(
         None,
         allow_none=True,
         help="The CPU time, in cores, that it gets while others want the CPU, too.",
-    ).tag(config=True, flag="cpu-guarantee")
+    ).tag(config=True, flag="cpu-guarantee", fields=("limits.cpu_guarantee_cores",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ class CpusetOptions(Options):
     """What users write."""
 
     cpuset = Unicode("", help='The CPUs that the kernel may run on, such as "0-3,6".').tag(
-        config=True, flag="cpuset", default="all"
+        config=True, flag="cpuset", default="all", fields=("limits.cpuset",)
     )
 
 

@@ -25,6 +25,7 @@ class IoOptions(Options):
     ).tag(
         config=True,
         flag="io-limit",
+        fields=("limits.io_bytes_per_second",),
         readme="The most bytes a second read from, and as many written to, the disk of the work "
         'directory: `"50M"`; with cgroup v1 only what does not go through the page cache is '
         "counted.",

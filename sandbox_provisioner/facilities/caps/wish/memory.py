@@ -35,6 +35,7 @@ class MemoryOptions(Options):
     ).tag(
         config=True,
         flag="mem-limit",
+        fields=("limits.memory_bytes",),
         readme='The most memory: `"512M"`, `"1G"` (JupyterHub\'s notation), bytes, or a share of '
         "the machine's (or of what a group above allows); `/tmp` and `/dev/shm` count, and no swap "
         "comes on top. "

@@ -21,7 +21,7 @@ class PidsOptions(Options):
         allow_none=True,
         help="The most processes and threads. Where no control group can cap them, a limit on "
         "those of a user (RLIMIT_NPROC) enforces the default. None: no cap.",
-    ).tag(config=True, flag="pids-limit")
+    ).tag(config=True, flag="pids-limit", fields=("limits.pids",))
 
     @default("pids_limit")
     def _usual_pids(self) -> int:

@@ -28,7 +28,7 @@ class SwapOptions(Options):
         help="How much swap a kernel may use when it has all the memory that mem_limit allows: "
         '"1G". With some it is not interrupted close to mem_limit, unless mem_interrupt is set. '
         "None: no swap, as far as Linux counts it.",
-    ).tag(config=True, flag="swap-limit")
+    ).tag(config=True, flag="swap-limit", fields=("limits.swap_bytes",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ class NetworkOptions(HasTraits):
     ).tag(
         config=True,
         flag="network",
+        fields=("network.mode",),
     )
     network_allow = List(
         Unicode(),
@@ -40,6 +41,7 @@ class NetworkOptions(HasTraits):
     ).tag(
         config=True,
         flag="network-allow",
+        fields=("network.allow",),
         readme="With whom a kernel may speak: "
         '`["data.example.org", "*.example.edu:443", "10.1.0.0/16:5432", "packages"]`; '
         "`packages` is where this machine's pip, conda, npm, R and apt get theirs, `all` every "
@@ -50,6 +52,8 @@ class NetworkOptions(HasTraits):
     ).tag(
         config=True,
         flag="network-deny",
+        fields=("network.deny",),
+        restricts=True,
     )
     network_rate = Union(
         [Integer(), Unicode(), Dict()],
@@ -60,6 +64,7 @@ class NetworkOptions(HasTraits):
     ).tag(
         config=True,
         flag="network-rate",
+        fields=("network.up_bits", "network.down_bits"),
         readme='The most bits a second: `"10M"`, or for what the kernel sends and receives '
         '`{"up": "2M", "down": "20M"}` (on a command line `up=2M,down=20M`). None: no limit.',
     )
@@ -72,6 +77,7 @@ class NetworkOptions(HasTraits):
     ).tag(
         config=True,
         flag="network-quota",
+        fields=("network.quota_bytes",),
     )
     network_connections = Union(
         [Integer(), Unicode(), Dict()],
@@ -83,6 +89,7 @@ class NetworkOptions(HasTraits):
     ).tag(
         config=True,
         flag="network-connections",
+        fields=("network.connections", "network.new_per_second"),
         default=f"{CONNECTIONS}, {NEW_PER_SECOND}",
         readme="How many connections a kernel has at once, and how many new ones a second: a "
         'number for the first, or `{"at_once": 512, "new_per_second": 100}` (on a command line '
@@ -95,6 +102,7 @@ class NetworkOptions(HasTraits):
     ).tag(
         config=True,
         flag="network-audit",
+        fields=("network.audit",),
     )
     network_pool = Unicode(
         POOL,
@@ -102,6 +110,7 @@ class NetworkOptions(HasTraits):
         "theirs from.",
     ).tag(
         config=True,
+        fields=("network.pool",),
     )
 
 

@@ -105,6 +105,20 @@ class Rule:
         """None stands for a protocol without ports."""
         return not self.ports or port in self.ports
 
+    def covers(self, other: Rule) -> bool:
+        """Whether all that *other* allows is allowed by this one too. Of addresses only the same
+        ones: a smaller range may name some that a larger one does not, such as the machine's own.
+        """
+        if self.preset or other.preset:
+            return self == other
+        if self.ports and not (other.ports and {*other.ports} <= {*self.ports}):
+            return False
+        if self.block is not None or other.block is not None or other.everything:
+            return (self.block, self.everything) == (other.block, other.everything)
+        if other.below and not self.everything:
+            return self.below and f".{other.name}".endswith(f".{self.name}")
+        return self.has_name(other.name)
+
     def names(self, special: Special) -> bool:
         """Whether it is meant for addresses that are *special*."""
         return (

@@ -1,0 +1,301 @@
+"""What becomes of a wish under a policy: never more than its terms, never more than was wished."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandbox_provisioner.errors import SpecError
+from sandbox_provisioner.facilities.network.wish.rules import Rules
+from sandbox_provisioner.policy import read
+from sandbox_provisioner.policy.narrow import narrow
+from sandbox_provisioner.policy.person import Person
+from sandbox_provisioner.policy.terms import Terms
+from sandbox_provisioner.spec import (
+    Confinement,
+    Covers,
+    Limits,
+    Network,
+    NetworkWish,
+    OnMissing,
+    SandboxSpec,
+    Volume,
+)
+
+FILE = "/etc/jupyter/sandbox.toml"
+GIB = 1 << 30
+
+
+def terms(text: str) -> Terms:
+    return read.parse_policy(text.encode(), FILE).for_person(Person("alice", 1000))
+
+
+def spec(**parts) -> SandboxSpec:
+    return SandboxSpec(workdir="/srv", **parts)
+
+
+def gateway(*allow: str, **more) -> NetworkWish:
+    return NetworkWish(mode=Network.GATEWAY, allow=allow, **more)
+
+
+def test_without_a_word_about_it_a_wish_stays_as_it_is():
+    wish = spec(limits=Limits(memory_bytes=GIB), network=gateway("all", up_bits=10**6))
+    assert narrow(wish, terms("")) == (wish, ())
+
+
+def test_a_ceiling_leaves_less_and_says_so_with_its_line():
+    found, notices = narrow(
+        spec(limits=Limits(memory_bytes=8 * GIB)), terms('[everyone.ceilings]\nmem_limit = "4G"')
+    )
+    assert found.limits.memory_bytes == 4 * GIB
+    assert notices == (
+        f"mem_limit is 4 GiB in place of 8 GiB, by the policy: {FILE}, line 2, "
+        "[everyone.ceilings].",
+    )
+
+
+def test_a_ceiling_holds_for_who_wished_no_limit_at_all():
+    text = (
+        '[everyone.ceilings]\nmem_limit = "4G"\ncpu_limit = 2\npids_limit = 99\n'
+        'network_rate = "10M"\nnetwork_quota = "1G"\ncpuset = "0-1"'
+    )
+    found, _ = narrow(spec(network=gateway("all")), terms(text))
+    limits, network = found.limits, found.network
+    assert (limits.memory_bytes, limits.cpu_cores, limits.pids) == (4 * GIB, 2, 99)
+    assert limits.cpuset == {0, 1}
+    assert (network.up_bits, network.down_bits, network.quota_bytes) == (10**7, 10**7, GIB)
+
+
+def test_a_policy_that_refuses_names_what_may_be_had_and_whom_to_ask():
+    text = 'ask = "help@x.edu"\n[everyone]\non_excess = "refuse"\nceilings.mem_limit = "4G"'
+    with pytest.raises(SpecError) as caught:
+        narrow(spec(limits=Limits(memory_bytes=8 * GIB)), terms(text))
+    assert str(caught.value) == (
+        "Could not start with mem_limit = 8 GiB: alice may have 4 GiB "
+        f"({FILE}, line 4, [everyone.ceilings]). Ask for that, or ask help@x.edu for more."
+    )
+    # Who has not asked for anything has not asked for more.
+    wish = spec(limits=Limits(memory_bytes=8 * GIB), untouched=frozenset({"mem_limit"}))
+    found, notices = narrow(wish, terms(text))
+    assert (found.limits.memory_bytes, notices) == (4 * GIB, ())
+
+
+def test_a_default_is_for_options_that_nobody_has_set():
+    policy = terms('[everyone.defaults]\nmem_limit = "1G"\nnetwork = "gateway"')
+    asked = spec(limits=Limits(memory_bytes=2 * GIB))
+    assert narrow(asked, policy) == (asked, ())
+    found, notices = narrow(replace(asked, untouched=frozenset({"mem_limit", "network"})), policy)
+    assert (found.limits.memory_bytes, found.network.mode) == (GIB, Network.GATEWAY)
+    assert notices == ()
+
+
+def test_a_default_of_one_section_is_no_more_than_the_ceiling_of_another(tmp_path):
+    text = '[everyone.defaults]\nmem_limit = "8G"\n[user.root.ceilings]\nmem_limit = "2G"'
+    policy = read.parse_policy(text.encode(), FILE).for_person(Person("root", 0))
+    found, notices = narrow(spec(untouched=frozenset({"mem_limit"})), policy)
+    assert (found.limits.memory_bytes, notices) == (2 * GIB, ())
+
+
+def test_a_cap_of_the_policy_is_none_that_a_start_does_without():
+    """Neither since it was a default, nor since the user's on_missing allows it."""
+    wish = spec(
+        limits=Limits(memory_bytes=GIB, pids=100, by_default=frozenset({"memory", "pids"})),
+        on_missing={"memory": OnMissing.WARN, "cpu": OnMissing.WARN},
+        untouched=frozenset({"mem_limit"}),
+    )
+    found, notices = narrow(wish, terms('[everyone.ceilings]\nmem_limit = "4G"'))
+    assert found.limits.by_default == {"pids"}
+    assert found.on_missing == {"cpu": OnMissing.WARN}
+    assert [notice.partition(" is ")[0] for notice in notices] == ["on_missing"]
+    allowed = terms('[everyone]\nceilings.mem_limit = "4G"\nforced.on_missing = {memory = "warn"}')
+    assert narrow(wish, allowed)[0].on_missing == {"memory": OnMissing.WARN}
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "wished", "left"),
+    [
+        ('["none", "gateway"]', Network.CARD, Network.GATEWAY),
+        ('["none", "gateway"]', Network.GATEWAY, Network.GATEWAY),
+        ('["none", "gateway"]', Network.NONE, Network.NONE),
+        ('"card"', Network.GATEWAY, Network.NONE),
+        ('["gateway"]', Network.NONE, Network.NONE),
+    ],
+)
+def test_of_a_choice_what_was_wished_is_left_or_the_nearest_that_is_stricter(ceiling, wished, left):
+    found, _ = narrow(
+        spec(network=NetworkWish(mode=wished)), terms(f"[everyone.ceilings]\nnetwork = {ceiling}")
+    )
+    assert found.network.mode is left
+
+
+def test_a_confinement_that_is_weaker_can_be_kept_from_people():
+    policy = terms('[everyone.ceilings]\nconfinement = "namespaces"')
+    found, notices = narrow(spec(confinement=Confinement.LANDLOCK), policy)
+    assert found.confinement is Confinement.NAMESPACES
+    assert len(notices) == 1
+
+
+def test_where_the_network_is_none_nothing_else_is_said_of_one():
+    text = (
+        '[everyone]\nforced = {network = "none"}\ndefaults = {}\n'
+        'ceilings = {network_allow = ["packages"], network_rate = "1M"}'
+    )
+    found, notices = narrow(spec(network=gateway("all", audit=True)), terms(text))
+    assert found.network == NetworkWish()
+    assert [notice.partition(" is ")[0] for notice in notices] == ["network"]
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "wished", "left"),
+    [
+        (["*.x.edu"], ["a.x.edu:443", "x.edu", "b.com"], ["a.x.edu:443"]),
+        (["*.x.edu:443"], ["a.x.edu", "a.x.edu:443,80"], []),
+        (["*.x.edu", "b.com:443"], ["all"], ["*.x.edu", "b.com:443"]),
+        (["*.x.edu"], ["*.y.x.edu", "*.edu"], ["*.y.x.edu", "*.x.edu"]),
+        (["all"], ["b.com", "packages", "10.0.0.0/8", "all:443"], ["b.com", "all:443"]),
+        (["packages", "10.0.0.0/8"], ["packages", "10.0.0.0/8:22"], ["packages", "10.0.0.0/8:22"]),
+        # A smaller range can name addresses that the larger one does not.
+        (["0.0.0.0/0"], ["10.0.0.0/8", "1.2.3.4"], []),
+        (["10.0.0.0/8"], ["0.0.0.0/0"], []),
+    ],
+)
+def test_of_a_guest_list_what_the_ceiling_covers_is_left(ceiling, wished, left):
+    found, notices = narrow(
+        spec(network=gateway(*wished)), terms(f"[everyone.ceilings]\nnetwork_allow = {ceiling}")
+    )
+    assert list(found.network.allow) == left
+    assert bool(notices) == (left != wished)
+
+
+def test_of_volumes_what_lies_below_an_allowed_source_is_left_and_not_writable_unless_that_is():
+    policy = terms('[everyone.ceilings]\nvolumes = ["/data:/data", "/work/{username}:/w:rw"]')
+    wished = ("/data/a:/x", "/data:/y:rw", "/database:/z", "/work/alice/b:/b:rw", "/work:/c")
+    found, notices = narrow(spec(volumes=tuple(map(Volume.parse, wished))), policy)
+    # /work is wider than /work/alice, which is what is left of it.
+    left = ("/data/a:/x", "/data:/data", "/work/alice/b:/b:rw")
+    assert found.volumes == tuple(map(Volume.parse, left))
+    assert len(notices) == 1
+
+
+def test_what_is_forced_is_so_and_of_a_restriction_is_added():
+    text = (
+        '[everyone.forced]\nnetwork = "gateway"\nnetwork_allow = ["packages"]\n'
+        'network_deny = ["all:25"]\ncovered_directories = [".secrets"]\nmem_limit = "1G"'
+    )
+    wish = spec(
+        limits=Limits(memory_bytes=GIB >> 1),
+        network=gateway("all", deny=("bad.com",)),
+        covers=Covers(home_directories=(".ssh",)),
+    )
+    found, notices = narrow(wish, terms(text))
+    assert found.limits.memory_bytes == GIB
+    assert (found.network.allow, found.network.deny) == (("packages",), ("bad.com", "all:25"))
+    assert found.covers.home_directories == (".ssh", ".secrets")
+    assert {notice.partition(" is ")[0] for notice in notices} == {"mem_limit", "network_allow"}
+
+
+# -- whatever is wished, and whatever the policy says
+
+_BYTES = st.sampled_from([32 << 20, GIB, 2 * GIB, 4 * GIB, 9 * GIB])
+_RULES = st.sampled_from([
+    "all", "all:443", "a.x.edu", "*.x.edu", "*.x.edu:443", "x.edu:80", "packages", "10.0.0.0/8",
+    "10.1.0.0/16", "10.1.2.3", "0.0.0.0/0", "8.8.8.8", "[2001:db8::/32]:443",
+])  # fmt: skip
+_VOLUMES = st.sampled_from(["/data:/d", "/data/a:/e:rw", "/data/a/b:/f", "/x:/x", "/data:/g:rw"])
+_MODES = st.sampled_from(["none", "gateway"])
+
+
+@st.composite
+def wishes(draw):
+    mode = Network(draw(_MODES))
+    network = NetworkWish()
+    if mode is not Network.NONE:
+        network = NetworkWish(
+            mode=mode,
+            allow=tuple(draw(st.lists(_RULES, unique=True, max_size=4))),
+            up_bits=draw(st.sampled_from([0, 8000, 10**7])),
+            quota_bytes=draw(st.sampled_from([0, 1 << 20, GIB])),
+        )
+    volumes = draw(st.lists(_VOLUMES, unique=True, max_size=3))
+    return spec(
+        limits=Limits(
+            memory_bytes=draw(st.none() | _BYTES),
+            cpu_cores=draw(st.none() | st.floats(0.01, 99)),
+            pids=draw(st.none() | st.integers(8, 9999)),
+            tmp_bytes=draw(_BYTES),
+            cpuset=draw(st.none() | st.frozensets(st.integers(0, 3), min_size=1)),
+        ),
+        network=network,
+        volumes=tuple(map(Volume.parse, volumes)),
+        untouched=draw(st.frozensets(st.sampled_from(["mem_limit", "network", "volumes"]))),
+    )
+
+
+@st.composite
+def policies(draw):
+    said = {
+        "mem_limit": draw(st.none() | _BYTES),
+        "cpu_limit": draw(st.none() | st.floats(0.01, 99)),
+        "pids_limit": draw(st.none() | st.integers(8, 9999)),
+        "tmp_limit": draw(st.none() | _BYTES),
+        "network_rate": draw(st.sampled_from([None, 8000, 10**6])),
+        "network_quota": draw(st.sampled_from([None, 1 << 20, GIB])),
+        "network": draw(st.none() | st.lists(_MODES, min_size=1, unique=True)),
+        "network_allow": draw(st.none() | st.lists(_RULES, unique=True, max_size=3)),
+        "volumes": draw(st.none() | st.lists(_VOLUMES, unique=True, max_size=3)),
+        "cpuset": draw(st.sampled_from([None, '"0-1"', '"2,3"'])),
+    }
+    lines = (f"{name} = {value}" for name, value in said.items() if value is not None)
+    return said, terms("[everyone.ceilings]\n" + "\n".join(lines))
+
+
+def _no_more(value, most, wished):
+    return most is None or (
+        value is not None and value <= most and (wished is None or value <= wished)
+    )
+
+
+_PLACES = ("10.1.2.3", "10.9.9.9", "8.8.8.8", "127.0.0.1", "2001:db8::1", "93.184.216.34")
+
+
+@settings(max_examples=200, deadline=None)
+@given(wishes(), policies())
+def test_nothing_is_ever_more_than_its_ceiling_or_than_was_wished(wish, policy):
+    said, found_terms = policy
+    found, notices = narrow(wish, found_terms)
+    was, limits = wish.limits, found.limits
+    assert _no_more(limits.memory_bytes, said["mem_limit"], was.memory_bytes)
+    assert _no_more(limits.cpu_cores, said["cpu_limit"], was.cpu_cores)
+    assert _no_more(limits.pids, said["pids_limit"], was.pids)
+    assert _no_more(limits.tmp_bytes, said["tmp_limit"], was.tmp_bytes)
+    if found.network.mode is not Network.NONE:
+        quota = found.network.quota_bytes
+        assert quota or not (said["network_quota"] or wish.network.quota_bytes)
+        assert quota <= (said["network_quota"] or quota)
+        assert found.network.up_bits <= (said["network_rate"] or found.network.up_bits)
+        assert "gateway" in (said["network"] or ["gateway"])
+        assert wish.network.mode is Network.GATEWAY
+    for volume in found.volumes:
+        for most in (said["volumes"], None):
+            sources = wish.volumes if most is None else tuple(map(Volume.parse, most))
+            assert most is None or any(
+                f"{volume.source}/".startswith(f"{one.source}/") and volume.readonly >= one.readonly
+                for one in sources
+            )
+    if said["network_allow"] is not None:
+        ceiling = Rules.read(r for r in said["network_allow"] if r != "packages")
+        asked = Rules.read(r for r in wish.network.allow if r != "packages")
+        left = Rules.read(r for r in found.network.allow if r != "packages")
+        for name in (None, "a.x.edu", "x.edu", "b.com"):
+            for place in _PLACES:
+                for port in (80, 443):
+                    if left.judge(name, place, port).allowed:
+                        assert ceiling.judge(name, place, port).allowed, (name, place, port)
+                        assert asked.judge(name, place, port).allowed, (name, place, port)
+    # Once narrowed, there is nothing more to say.
+    assert narrow(found, found_terms) == (found, ())
+    if wish == found:
+        assert notices == ()
