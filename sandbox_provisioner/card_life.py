@@ -6,7 +6,8 @@ start to its end. Only the machine's own root may make them.
     start of a kernel ──socketpair──▶ one end to PID 1, which sends its namespace, and waits
                                       the other to a thread, which has a card ready by then
     "up"              ──▶ PID 1       the kernel can begin
-    "say SENTENCE"    ──▶ PID 1       its quota is used up, or somebody has deleted our table
+    "say SENTENCE"    ──▶ PID 1       something was refused, its quota is used up, or somebody has
+                                      deleted our table
     its end           ◀── PID 1       the box has ended: the thread writes down what was counted,
                                       and removes what our table has for it, which takes 12 ms
 
@@ -20,6 +21,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -27,11 +29,19 @@ from ipaddress import IPv4Address, IPv4Network
 
 from sandbox_provisioner.descriptors import is_readable, private_pair
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
-from sandbox_provisioner.facilities.network.card import connections, firewall, maker, reach
+from sandbox_provisioner.facilities.network.card import (
+    connections,
+    counts,
+    firewall,
+    maker,
+    reach,
+    refusals,
+)
 from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
 from sandbox_provisioner.facilities.network.card.watch import Watch, Watched
 from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
 from sandbox_provisioner.facilities.network.facts.own_addresses import hub_addresses, own_addresses
+from sandbox_provisioner.facilities.network.tell.pace import Pace
 from sandbox_provisioner.facilities.network.wish.pool import parse_pool
 from sandbox_provisioner.facilities.network.wish.rules import Rules
 from sandbox_provisioner.inside import wire
@@ -121,6 +131,9 @@ class _CardServer:
         self._folder = folder
         self._site = site
         self._channel = channel
+        self._rules = Rules()
+        self._names: dict[str, str] = {}
+        self._telling = threading.Lock()
 
     def serve(self, uplink: str, made: Future[None], warn: Warn) -> None:
         """From the card's making to the box's end."""
@@ -141,8 +154,8 @@ class _CardServer:
                 warn(f"What the network card of a kernel has left cannot be removed: {error}")
 
     def _end(self, card: Prepared) -> None:
-        if found := maker.counts(card.pair.address):
-            self._folder.write_last_counts(found.traffic(is_last=True))
+        if found := counts.counts(card.pair.address):
+            self._folder.write_last_counts(found.traffic(self._names, is_last=True))
         maker.remove(card.pair.address)
 
     def _make(self, uplink: str, warn: Warn, held: contextlib.ExitStack) -> tuple[Prepared, int]:
@@ -151,7 +164,7 @@ class _CardServer:
             box = self._receive_namespace()
             held.callback(os.close, box)
             maker.attach(card, box)
-            self._folder.note_card(card.pair.address)
+            self._folder.note_card(card.pair.address, self._names)
         except BaseException:
             maker.remove(card.pair.address)
             raise
@@ -163,6 +176,7 @@ class _CardServer:
         own = *own_addresses(), *hub_addresses(self._site.server_environment, warn)
         rules = Rules.read(self._site.network_allow, wish.deny, [str(pool), *own])
         addresses = _look_up(rules, warn)
+        self._rules, self._names = rules, refusals.names_of(addresses)
         sandbox_id = self._request.sandbox_id
         return Order(
             sandbox_id=sandbox_id,
@@ -187,13 +201,23 @@ class _CardServer:
         return fds[0]
 
     def _tell(self, word: str, *rest: str) -> None:
+        """What PID 1 has no room for, since it is frozen, is lost: one thread speaks for all."""
         with contextlib.suppress(OSError):  # PID 1 has ended
-            self._channel.send(wire.message(word, *rest)[: wire.LONGEST])
+            message = wire.message(word, *rest)[: wire.LONGEST]
+            self._channel.send(message, socket.MSG_DONTWAIT)
 
     def _wait_for_end(self, card: Prepared, box: int) -> None:
         """Until PID 1 has ended; meanwhile the card may be lost, or its quota used up."""
-        lost, used_up = partial(self._lose, card), partial(self._cut_off, card, box)
-        _watch.add(Watched(card, lost=lost, used_up=used_up))
+        wish = self._request.spec.network
+        told = refusals.Refusals(self._rules, wish, self._names, Pace(time.monotonic()))
+        _watch.add(
+            Watched(
+                card,
+                lost=partial(self._lose, card),
+                used_up=partial(self._cut_off, card, box),
+                refused=partial(self._tell_refusals, card, told),
+            )
+        )
         try:
             with contextlib.suppress(ConnectionError):  # it has not read what we said
                 while self._channel.recv(wire.LONGEST):
@@ -211,6 +235,15 @@ class _CardServer:
             maker.in_namespace(box, lambda: connections.end_connections(address))
         size = format_bytes(self._request.spec.network.quota_bytes)
         self._tell(wire.SAY, f"This kernel has sent and received {size}, which is {_QUOTA}")
+
+    def _tell_refusals(self, card: Prepared, told: refusals.Refusals) -> None:
+        address = card.pair.address
+        # Where the box has ended there is nothing more to be found.
+        with self._telling, contextlib.suppress(FileNotFoundError):
+            sums, found = counts.sums(address), counts.refused(address)
+            if not sums.used_up:  # which was told
+                for sentence in told.new(sums.refused, found, time.monotonic()):
+                    self._tell(wire.SAY, sentence)
 
 
 _watch = Watch()

@@ -11,7 +11,8 @@
         exit                    written by PID 1 when the kernel ends
         activity                "busy" or "idle", written by its server when it changes
         network                 what it has sent and received, written by the network gateway
-        card                    the address of its network card, where it has one
+        card                    the address of its network card, where it has one, and the names
+                                that are known of addresses
         sockets/                the kernel's own: shows inside as /run/kernel
         private/                its home, /tmp and connection file, where it shares our mounts
       <...>.trash/              what is left of one that was removed: see `removal.py`
@@ -43,8 +44,8 @@ from sandbox_provisioner.descriptors import is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, LAST_ID
-from sandbox_provisioner.facilities.network.card import maker
-from sandbox_provisioner.facilities.network.tell.counts import Traffic, header, read_counts
+from sandbox_provisioner.facilities.network.card import counts
+from sandbox_provisioner.facilities.network.tell.counts import Traffic, Writer, read_counts
 from sandbox_provisioner.locks import lock, lock_soon, locked, unlock
 
 # sun_path of unix(7) less its final NUL; the longest name of a socket is "/s-5".
@@ -272,15 +273,18 @@ class RecordFolder:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(self.counts_file, flags, 0o600)
 
-    def note_card(self, address: IPv4Address) -> None:
-        """Note down the address of its network card, whose counts Linux has."""
-        (self.path / "card").write_text(str(address))
+    def note_card(self, address: IPv4Address, names: Mapping[str, str]) -> None:
+        """Note down the address of its network card, whose counts Linux has, and the *names* that
+        are known of addresses."""
+        text = json.dumps({"address": str(address), "names": names})
+        (self.path / "card").write_text(text)
 
     def write_last_counts(self, traffic: Traffic) -> None:
         """Keep what was counted of a sandbox that has ended, if there still is a folder."""
         new = self.path / "network.new"
         with contextlib.suppress(OSError):
-            new.write_bytes(header(traffic))
+            with new.open("wb", buffering=0) as file:
+                Writer(partial(os.pwrite, file.fileno())).all(traffic)
             new.replace(self.counts_file)
 
     def read_counts(self) -> Traffic | None:
@@ -289,10 +293,11 @@ class RecordFolder:
 
     def _ask_card(self) -> Traffic | None:
         try:
-            found = maker.counts(IPv4Address(_read_small(self.path / "card").decode()))
-        except (OSError, ValueError):
+            card = json.loads(_read_small(self.path / "card"))
+            found = counts.counts(IPv4Address(card["address"]))
+            return found.traffic(card["names"]) if found else None
+        except UNREADABLE:
             return None
-        return found.traffic() if found else None
 
     def _read_counts_file(self) -> Traffic | None:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

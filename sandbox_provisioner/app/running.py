@@ -22,6 +22,7 @@ from sandbox_provisioner.app.leftovers import remove_left_cards, remove_left_gro
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import Usage, open_existing
 from sandbox_provisioner.facilities.network.tell.counts import Traffic
+from sandbox_provisioner.facilities.network.tell.said import refused
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.records import (
     Record,
@@ -39,6 +40,7 @@ _GROUPS = "/sys/fs/cgroup"
 _LARGEST_PID = 1 << 22  # proc_sys_kernel(5), pid_max
 _MOST_BYTES = 1 << 63
 _TRAFFIC = ("up_bytes", "down_bytes", "connections", "refusals")
+_MOST_REFUSED = 100  # names that are told of one kernel, which can make up any number
 _FIRST_SECONDS = 0.25  # between the two looks that tell the use of CPUs
 
 
@@ -101,8 +103,16 @@ class Sandbox:
             "shared_bytes": self.pages.shared_bytes if self.pages else None,
             "pss_bytes": self.pages.pss_bytes if self.pages else None,
             **{f"network_{name}": getattr(self.traffic, name, None) for name in _TRAFFIC},
+            "network_refused": self._refused(),
             **usage,
         }
+
+    def _refused(self) -> dict[str, int] | None:
+        """How often by name, the most wanted first."""
+        if self.traffic is None:
+            return None
+        found = [*refused(self.traffic.names).items()][:_MOST_REFUSED]
+        return {name: counts.refusals for name, counts in found}
 
 
 def look(runtime: Path) -> list[Sandbox]:

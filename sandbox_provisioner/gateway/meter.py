@@ -8,10 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandbox_provisioner.facilities.network.tell.counts import NamesRoom, OfName, Traffic
-
-# The name of all those that there is no room for.
-OTHERS = "(others)"
+from sandbox_provisioner.facilities.network.tell.counts import OTHERS, NamesRoom, OfName, Traffic
 
 # No burst is longer than what passes in that time.
 BURST_SECONDS = 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -40,8 +41,17 @@ from card_hosts import (
 from pyroute2 import IPRoute
 
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.facilities.network.card import addresses, maker, netlink, nft, reach
+from sandbox_provisioner.facilities.network.card import (
+    addresses,
+    counts,
+    maker,
+    netlink,
+    nft,
+    reach,
+    ruleset,
+)
 from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
+from sandbox_provisioner.facilities.network.tell.counts import OTHERS
 from sandbox_provisioner.facilities.network.wish.rules import Rules
 from sandbox_provisioner.records import start_time
 
@@ -78,8 +88,8 @@ def new_card(box: int, *allow: str, **more: Any) -> IPv4Address:
     return card.pair.address
 
 
-def counted(address: IPv4Address) -> maker.Counts:
-    found = maker.counts(address)
+def counted(address: IPv4Address) -> counts.Counts:
+    found = counts.counts(address)
     assert found
     return found
 
@@ -413,7 +423,7 @@ def test_bytes_connections_and_refusals_are_counted():
     def host() -> None:
         world, box = play_host(), new_namespace()
         address = new_card(box, PUBLIC)
-        assert counted(address) == maker.Counts()
+        assert counted(address) == counts.Counts()
         with connected(world, box) as (client, server):
             client.sendall(bytes(100_000))
             received(server, 100_000)
@@ -426,7 +436,48 @@ def test_bytes_connections_and_refusals_are_counted():
         assert 100_000 < found.up_bytes < 200_000
         assert 500_000 < found.down_bytes < 600_000
         maker.remove(address)
-        assert maker.counts(address) is None
+        assert counts.counts(address) is None
+
+    apart(host)
+
+
+def test_who_tries_many_addresses_fills_a_bounded_table_and_hides_nothing_behind_it():
+    def host() -> None:
+        world, box = play_host(), new_namespace()
+        address = new_card(box, "all", "10.9.9.9", new_per_second=100_000)
+        with connected(world, box), udp(box) as client:
+            for number in range(2000):
+                with contextlib.suppress(OSError):  # what was sent before was refused
+                    client.sendto(b"?", (f"10.0.{number >> 8}.{number & 255}", 7))
+            eventually(lambda: counted(address).refused == 2000)
+            with listening(world, 81):
+                assert refusal(box, PRIVATE, 81) == ""
+        told = counted(address).traffic({})
+        assert sum(found.refusals for found in told.names.values()) == 2000
+        named = [name for name, found in told.names.items() if found.refusals == 1]
+        assert len(named) == ruleset.MOST_DESTINATIONS
+        assert told.names[OTHERS].refusals == told.unnamed == 2000 - len(named)
+        assert told.names[f"{PUBLIC}:80"].connections == 1
+        assert told.names[f"{PRIVATE}:81"].connections == 1
+
+    apart(host)
+
+
+def test_a_bell_rings_once_until_it_is_silenced():
+    def host() -> None:
+        play_host()
+        box = new_namespace()
+        address = new_card(box)
+        bell = ruleset.bell_of(ruleset.key_of(address))
+        with contextlib.closing(netlink.watch_tables()) as changes:
+            for _ in range(2):
+                assert not counts.bell_rings(address)
+                for _ in range(3):
+                    assert refusal(box, OTHER) == "Connection refused"
+                assert netlink.names_told(changes) == {bell}
+                assert netlink.names_told(changes, 0.001) == set()
+                assert counts.bell_rings(address)
+                counts.silence_bell(address)
 
     apart(host)
 
@@ -496,8 +547,8 @@ def test_what_a_killed_maker_left_is_swept_and_nothing_else():
             os.waitpid(maker_pid, 0)
             wait_for_end(route, addresses.mac_of_host(left).hex(":"))
         assert maker.sweep(lives) == [ID]
-        assert maker.counts(left) is None
-        assert maker.counts(living)
+        assert counts.counts(left) is None
+        assert counts.counts(living)
         assert maker.sweep(lives) == []
 
     apart(host)

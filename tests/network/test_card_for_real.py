@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from boxes import Boxes, request_for, run, start
 from card_hosts import (
     HOST,
+    METADATA,
     OTHER,
     PUBLIC,
     apart,
@@ -27,8 +29,11 @@ from card_hosts import (
 )
 
 from sandbox_provisioner import card_life, stages
+from sandbox_provisioner.app.network import as_json
+from sandbox_provisioner.app.running import look
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import HostError, LaunchError
+from sandbox_provisioner.facilities.network.tell.counts import OfName
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
 from sandbox_provisioner.spec import Network, NetworkWish
@@ -82,6 +87,47 @@ def test_a_kernel_speaks_with_whom_its_rules_name_and_its_end_tells_how_much(san
     assert story.network.is_last
     assert (story.network.connections, story.network.refusals) == (1, 1)
     assert 100 < story.network.up_bytes < 1000
+    assert story.network.names.keys() == {f"{PUBLIC}:80", f"{OTHER}:80"}
+    assert story.network.names[f"{OTHER}:80"] == OfName(refusals=1)
+    assert story.network.names[f"{PUBLIC}:80"].up_bytes == story.network.up_bytes
+
+
+def test_what_is_refused_is_told_once_with_the_rules_and_counted_by_its_name(
+    sandbox: Boxes, monkeypatch: pytest.MonkeyPatch
+):
+    def host() -> tuple[list[str], dict[str, Any], dict[str, int]]:
+        world, told = play_host(), note_what_is_told(monkeypatch)
+        monkeypatch.setattr(card_life, "_addresses_of", lambda _: [IPv4Address(PUBLIC)])
+        wish = card("data.example.org:80", new_per_second=10)
+        with sandbox(network=wish) as box, listening(world):
+            assert box.call(connect, PUBLIC) == ""
+            for _ in range(3):
+                assert box.call(connect, OTHER, 443) == "Connection refused"
+            eventually(lambda: len(told) == 2)
+            for address, port in ((PUBLIC, 81), (METADATA, 80)):
+                assert box.call(connect, address, port) == "Connection refused"
+            eventually(lambda: len(told) == 4)
+            (seen,) = look(box.handle.folder.path.parent)
+            assert seen.traffic
+            refused = seen.as_json()["network_refused"]
+            while not box.call(connect, PUBLIC):
+                pass
+            eventually(lambda: len(told) == 5)
+        return told, as_json(seen, seen.traffic), refused
+
+    told, seen, refused = apart(host)
+    allows = "this kernel's network allows data.example.org:80. Ask for it with network_allow."
+    assert told[:2] == ["up", f"say {OTHER}:443 was refused: {allows}"]
+    assert {*told[2:4]} == {
+        "say data.example.org:81 was refused: of data.example.org this kernel's network allows "
+        "port 80. Ask for it with network_allow.",
+        f"say {METADATA}:80 was refused: {METADATA} is an address of a cloud's metadata service, "
+        "and no rule of network_allow names that address. Ask for it with network_allow.",
+    }
+    assert told[4].startswith("say data.example.org:80 was refused: network_connections allows")
+    assert refused == {f"{OTHER}:443": 3, f"{METADATA}:80": 1, "data.example.org:81": 1}
+    assert seen["network_allow"] == ["data.example.org:80"]
+    assert seen["network_refused"] == [f"{METADATA}:80", f"{OTHER}:443", "data.example.org:81"]
 
 
 def read(path: str) -> str:
@@ -89,14 +135,15 @@ def read(path: str) -> str:
         return file.read()
 
 
+@pytest.mark.parametrize("address", [PUBLIC, f"::ffff:{PUBLIC}"])
 def test_a_quota_that_is_used_up_ends_connections_and_the_person_is_told(
-    sandbox: Boxes, monkeypatch: pytest.MonkeyPatch
+    sandbox: Boxes, address: str, monkeypatch: pytest.MonkeyPatch
 ):
     def host() -> list[str]:
         world, told = play_host(), note_what_is_told(monkeypatch)
         wish = card("all", quota_bytes=50_000)
         with listening(world) as listener, sandbox(network=wish) as box:
-            box.send(receive, PUBLIC)
+            box.send(receive, address)
             with listener.accept()[0] as server:
                 assert server.recv(5) == b"begin"
                 with contextlib.suppress(ConnectionError):  # it is told at once

@@ -258,7 +258,8 @@ PURE_OF_GATEWAY = (
 OF_OTHER_ROOMS = {
     f"{NAME}.{name}"
     for name in (
-        "errors", "facilities.network.tell.counts", "facilities.network.wish.addresses",
+        "errors", "facilities.network.tell.counts", "facilities.network.tell.pace",
+        "facilities.network.wish.addresses",
         "facilities.network.wish.rules", "inside.kernel_calls", "inside.printable", "inside.wire",
     )
 }  # fmt: skip

@@ -11,10 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox_provisioner.errors import SpecError
-from sandbox_provisioner.facilities.network.tell.counts import NamesRoom, Writer, read_counts
+from sandbox_provisioner.facilities.network.tell.counts import (
+    OTHERS,
+    NamesRoom,
+    Writer,
+    read_counts,
+)
 from sandbox_provisioner.gateway import lookups
 from sandbox_provisioner.gateway.box import Book
-from sandbox_provisioner.gateway.meter import OTHERS, Bucket, Rate, Tally
+from sandbox_provisioner.gateway.meter import Bucket, Rate, Tally
 from sandbox_provisioner.gateway.seats import Seats
 from sandbox_provisioner.gateway.settings import Settings, read_settings
 

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from sandbox_provisioner.facilities.network.tell.pace import AGAIN_SECONDS
 from sandbox_provisioner.gateway.connection import Connection
 from sandbox_provisioner.gateway.listeners import Arrivals
 from sandbox_provisioner.gateway.lookups import MOST_WAITING, Found, Lookups
 from sandbox_provisioner.gateway.loop import READ, Group, Loop
 from sandbox_provisioner.gateway.mover import Pipes, Share, Way
-from sandbox_provisioner.gateway.sentences import AGAIN_SECONDS, Sentences
+from sandbox_provisioner.gateway.sentences import Sentences
 from sandbox_provisioner.gateway.shaper import Line
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 
 from sandbox_provisioner.facilities.network.card import netlink
@@ -24,21 +23,18 @@ _ALL_STATES = 0xFFFFFFFF
 # addresses of 16 bytes, an interface and a cookie.
 _REQUEST = struct.Struct("=BBBBI")
 _IDENTITY = slice(4, 52)  # of struct inet_diag_msg
-_SOURCE = slice(8, 12)
+_SOURCE = slice(8, 24)
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 
 
 def end_connections(address: IPv4Address) -> None:
     """End those of TCP that *address* has in the namespace of the calling thread, where Linux can;
     what programs inside say to one another goes on."""
-    with contextlib.suppress(OSError), netlink.opened(_DIAGNOSES) as channel:
-        for identity in list(_identities(channel, address)):
-            body = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, 0, _ALL_STATES) + identity
-            channel.send(numbered(_DESTROY, REQUEST, body, 2))
-
-
-def _identities(channel: socket.socket, address: IPv4Address) -> Iterator[bytes]:
-    body = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, 0, _ALL_STATES) + bytes(48)
-    channel.send(numbered(_BY_FAMILY, REQUEST | _DUMP, body, 1))
-    for content in netlink.dumped(channel):
-        if content[_SOURCE] == address.packed:
-            yield content[_IDENTITY]
+    sources = {address.packed + bytes(12), _MAPPED + address.packed}
+    for family in (socket.AF_INET, socket.AF_INET6):  # one of IPv6 may speak IPv4, too
+        asked = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES)
+        with contextlib.suppress(OSError), netlink.opened(_DIAGNOSES) as channel:
+            channel.send(numbered(_BY_FAMILY, REQUEST | _DUMP, asked + bytes(48), 1))
+            found = [content for content in netlink.dumped(channel) if content[_SOURCE] in sources]
+            for content in found:
+                channel.send(numbered(_DESTROY, REQUEST, asked + content[_IDENTITY], 2))

@@ -34,12 +34,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.facilities.network.card import addresses, firewall, netlink, nft, ruleset
+from sandbox_provisioner.facilities.network.card import (
+    addresses,
+    counts,
+    firewall,
+    netlink,
+    nft,
+    ruleset,
+)
 from sandbox_provisioner.facilities.network.card.addresses import Taken
 from sandbox_provisioner.facilities.network.card.ruleset import Entry, Reach
 from sandbox_provisioner.facilities.network.facts import routes
 from sandbox_provisioner.facilities.network.plan.netlink import Messages
-from sandbox_provisioner.facilities.network.tell.counts import Traffic
 from sandbox_provisioner.inside import kernel_calls as kernel
 
 if TYPE_CHECKING:
@@ -80,28 +86,6 @@ class Order:
     connections: int
     new_per_second: int
     owner: str
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What a card has let through and refused. *used_up* tells that its quota is."""
-
-    up_bytes: int = 0
-    down_bytes: int = 0
-    connections: int = 0
-    refused: int = 0
-    used_up: bool = False
-
-    def traffic(self, *, is_last: bool = False) -> Traffic:
-        """The same as of any network; packets have no names."""
-        return Traffic(
-            up_bytes=self.up_bytes,
-            down_bytes=self.down_bytes,
-            connections=self.connections,
-            refusals=self.refused,
-            quota_used_up=self.used_up,
-            is_last=is_last,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,44 +383,6 @@ def _text(value: bytes) -> str:
     return value.rstrip(b"\0").decode()
 
 
-def counts(address: IPv4Address) -> Counts | None:
-    """What the card with *address* has counted; None where there is none."""
-    key = ruleset.key_of(address)
-    try:
-        found = {name: _object(f"{name}-{key}", nft.COUNTER) for name in ruleset.COUNTERS}
-    except FileNotFoundError:
-        return None
-    return Counts(
-        up_bytes=_number(found["up"][_BYTES]),
-        down_bytes=_number(found["down"][_BYTES]),
-        connections=_number(found["connections"][_PACKETS]),
-        refused=_number(found["refused"][_PACKETS]),
-        used_up=_is_used_up(key),
-    )
-
-
-# NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS; NFTA_QUOTA_BYTES, NFTA_QUOTA_CONSUMED
-_BYTES, _PACKETS, _ALLOWED, _CONSUMED = 1, 2, 1, 4
-
-
-def _is_used_up(key: str) -> bool:
-    try:
-        quota = _object(ruleset.quota_of(key), nft.QUOTA)
-    except FileNotFoundError:
-        return False
-    return _number(quota[_CONSUMED]) >= _number(quota[_ALLOWED])
-
-
-def _object(name: str, kind: int) -> dict[int, bytes]:
-    """The data of that object of our table; FileNotFoundError where there is none."""
-    (text,) = netlink.read(nft.GET_OBJECT, nft.object_key(ruleset.TABLE, name, kind))
-    return netlink.attributes(netlink.attributes(text)[4])
-
-
-def _number(value: bytes) -> int:
-    return int.from_bytes(value, "big")
-
-
 def remove(address: IPv4Address) -> None:
     """Remove what our table has for *address*; more than once is fine. Its interfaces end with the
     box."""
@@ -446,13 +392,8 @@ def remove(address: IPv4Address) -> None:
 
 
 def _remove(key: str) -> None:
-    try:
-        _object(ruleset.quota_of(key), nft.QUOTA)
-        quota = True
-    except FileNotFoundError:
-        quota = False
     with contextlib.suppress(FileNotFoundError):  # somebody else has done it
-        netlink.apply(ruleset.remove(key, quota=quota))
+        netlink.apply(ruleset.remove(key, quota=counts.has_quota(key)))
 
 
 def owner(sandbox_id: str, pid: int, began: int) -> str:

@@ -72,11 +72,14 @@ def watch_tables() -> socket.socket:
     return channel
 
 
-def names_told(changes: socket.socket) -> set[str] | None:
+def names_told(changes: socket.socket, seconds: float | None = None) -> set[str] | None:
     """Of tables that are gone, and of objects that are new or used up, what `watch_tables` tells
-    next; None where more was told than could be kept. Waits for it."""
+    next; None where more was told than could be kept. Waits for it, for *seconds* at the most."""
+    changes.settimeout(seconds)
     try:
         told = changes.recv(_MOST_BYTES)
+    except TimeoutError:
+        return set()
     except OSError:  # ENOBUFS
         return None
     names = set()
@@ -169,6 +172,18 @@ def _messages(text: bytes) -> Iterator[tuple[int, int, bytes]]:
             raise InterruptedError
         yield kind, number, text[_HEADER.size : length]
         text = text[length + -length % 4 :]
+
+
+def listed(text: bytes) -> list[bytes]:
+    """The contents of the attributes in *text*, which are all of one kind."""
+    found = []
+    while len(text) >= 4:
+        (length,) = struct.unpack_from("=H", text)
+        if length < 4:
+            break
+        found.append(text[4:length])
+        text = text[length + -length % 4 :]
+    return found
 
 
 def attributes(text: bytes) -> dict[int, bytes]:

@@ -29,8 +29,9 @@ _DUMP = 0x300  # NLM_F_DUMP of linux/netlink.h
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 16, 17
 (NEW_TABLE, GET_TABLE, DELETE_TABLE, NEW_CHAIN, GET_CHAIN, DELETE_CHAIN, NEW_RULE, GET_RULE,
- DELETE_RULE, NEW_SET, _, _, NEW_ELEMENT, _, DELETE_ELEMENT) = range(15)  # fmt: skip
-NEW_OBJECT, GET_OBJECT, DELETE_OBJECT = 18, 19, 20
+ DELETE_RULE, NEW_SET, _, DELETE_SET, NEW_ELEMENT, GET_ELEMENT,
+ DELETE_ELEMENT) = range(15)  # fmt: skip
+NEW_OBJECT, GET_OBJECT, DELETE_OBJECT, RESET_OBJECT = 18, 19, 20, 21
 COUNTER, QUOTA = 1, 2  # NFT_OBJECT_*
 DROP, ACCEPT, JUMP, GOTO = 0, 1, -3, -4
 _VERDICT_REGISTER, _REGISTER = 0, 1
@@ -142,6 +143,34 @@ def new_address_set(table: str, name: str, identifier: int) -> Message:
     body = text(1, table) + text(2, name) + number(3, 0) + number(4, _ADDRESS) + number(5, 4)
     body += number(10, identifier)
     return Message(f"make the set {name}", NEW_SET, CREATE | EXCLUSIVE, body)
+
+
+# What a set of destinations is looked up by: which of its counts, the protocol, the address as one
+# of IPv6, and the port; each begins at a register of four bytes.
+DESTINATION_KEY = struct.Struct("=IBxxx16s2sxx")
+_MARK, _PROTOCOL_TYPE, _IPV6_ADDRESS, _PORT = 19, 12, 8, 13  # the types of its parts
+_KEY_TYPE = _MARK << 18 | _PROTOCOL_TYPE << 12 | _IPV6_ADDRESS << 6 | _PORT
+_FILLED_BY_RULES = 0x20 | 0x10  # NFT_SET_EVAL, and NFT_SET_TIMEOUT, without which is no interval
+# Linux looks through such a set each second for what is too old; here nothing ever is.
+_LOOKED_THROUGH_MS = 24 * 3600 * 1000
+
+
+def new_destinations(table: str, name: str, identifier: int, most: int) -> Message:
+    """A set that rules fill (`counted_by`), with *most* destinations."""
+    body = text(1, table) + text(2, name) + number(3, _FILLED_BY_RULES) + number(4, _KEY_TYPE)
+    body += number(5, DESTINATION_KEY.size) + nested(9, number(1, most)) + number(10, identifier)
+    body += big(12, _LOOKED_THROUGH_MS)
+    return Message(f"make the set {name}", NEW_SET, CREATE | EXCLUSIVE, body)
+
+
+def delete_set(table: str, name: str) -> Message:
+    """With all that it has; no rule may name it."""
+    return Message(f"delete the set {name}", DELETE_SET, 0, text(1, table) + text(2, name))
+
+
+def set_key(table: str, name: str) -> bytes:
+    """What tells one set, where its elements are asked for."""
+    return text(1, table) + text(2, name)
 
 
 def _element(kind: int, flags: int, table: str, name: str, parts: bytes) -> Message:
@@ -303,6 +332,40 @@ def by_map(name: str) -> bytes:
     """Go where the map *name* leads what was loaded; on where it leads nowhere."""
     register = number(3, _VERDICT_REGISTER)
     return _expression("lookup", text(1, name), number(2, _REGISTER), register)
+
+
+_FIRST_WORD = 8  # NFT_REG32_00: registers of four bytes, of which larger ones are made
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, before an address of IPv4
+_ORIGINAL = attribute(3, b"\0")  # as the program meant it: NFTA_CT_DIRECTION
+_PROTOCOL, _TO_PORT, _TO_IPV4, _TO_IPV6 = 10, 12, 20, 22  # NFT_CT_*
+
+
+def _load(word: int, value: bytes) -> bytes:
+    register = number(1, _FIRST_WORD + word)
+    return _expression("immediate", register, nested(2, attribute(1, value)))
+
+
+def _of_connection(word: int, key: int) -> bytes:
+    return _expression("ct", number(1, _FIRST_WORD + word), number(2, key), _ORIGINAL)
+
+
+_DESTINATIONS = (
+    _load(2, _MAPPED) + _of_connection(5, _TO_IPV4),
+    _of_connection(2, _TO_IPV6),
+)
+
+
+def counted_by(name: str, kind: int) -> tuple[bytes, bytes]:
+    """Count, by the destination of the connection that a packet belongs to, as *kind* in the set
+    *name*: a rule of IPv4 and one of IPv6. Where the set is full, or there is no connection, the
+    rule ends there."""
+    begin = _load(0, struct.pack("=I", kind)) + _of_connection(1, _PROTOCOL)
+    counter = nested(7, text(1, "counter"), nested(2))
+    count = _expression("dynset", text(1, name), number(3, 0), number(4, _FIRST_WORD), counter)
+    of_ipv4, of_ipv6 = (
+        begin + address + _of_connection(6, _TO_PORT) + count for address in _DESTINATIONS
+    )
+    return of_ipv4, of_ipv6
 
 
 def more_connections_than(most: int) -> bytes:

@@ -10,9 +10,12 @@ The path of a packet; X is the address of the box in hexadecimal::
                    postrouting             gets the host's address
     to the box     forward, output   to-X  known connections, or those of other boxes whose rules
                                  └─ got-X  the quota; is counted, and accepted
+    refused                    no-X     is counted, rings the bell, and is answered at once, as all
+                                        cards answer: TCP by a reset, everything else by ICMP
 
-What is refused is counted, and answered at once: TCP by a reset, everything else by ICMP. Our
-chains decide about our interfaces only; what another table drops stays dropped.
+What is counted is counted by destination, too, in sets of a bounded size that these rules fill:
+so Linux has all of it, whoever reads it, and when. Our chains decide about our interfaces only;
+what another table drops stays dropped.
 """
 
 from __future__ import annotations
@@ -30,8 +33,9 @@ INTERFACE = "sbxc-"
 # What has passed `arrive-X`. Without our table, which whoever reloads a firewall may have deleted,
 # nothing has it, and a rule of routing refuses all of the pool.
 MARK = 1 << 27
-# Whoever changes what the table is made of changes this, too.
-_LAYOUT = "layout-1"
+# How all cards answer what they refuse. Whoever changes what the table is made of changes its
+# name, too.
+_LAYOUT = "answer-2"
 # What tells, to nf_tables, a chain of that name.
 LAYOUT = nft.text(1, TABLE) + nft.text(3, _LAYOUT)
 # Hooks and priorities of linux/netfilter.h and netfilter_ipv4.h. Ours come behind the usual ones,
@@ -43,6 +47,13 @@ _ADDRESSES = "addresses"
 _PARTS = ("arrive", "from", "host", "new", "sent", "to", "got", "no")
 _DNS = 53
 COUNTERS = ("up", "down", "connections", "refused")
+UP, DOWN, CONNECTIONS, REFUSED = range(len(COUNTERS))
+# The sets that have them by destination. What was refused has one of its own: a kernel can try any
+# number of addresses, and must not be able to hide behind them with whom it has spoken.
+_PASSED, _REFUSED = "passed", "refused"
+_BY_DESTINATION = {_PASSED: 3, _REFUSED: 1}
+# Each takes 150 bytes, and 16 more for each CPU, that nobody is charged for.
+MOST_DESTINATIONS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,17 @@ def quota_of(key: str) -> str:
     return f"quota-{key}"
 
 
+def bell_of(key: str) -> str:
+    """How the object is called by which Linux tells, once, that something was refused: a quota
+    that anything exceeds."""
+    return f"bell-{key}"
+
+
+def sets_of(key: str) -> tuple[str, ...]:
+    """How the sets are called that have its counts by destination."""
+    return tuple(f"{name}-{key}" for name in _BY_DESTINATION)
+
+
 def table() -> list[Message]:
     """Our table, where there is none."""
     by = {name: nft.INCOMING + nft.by_map(name) for name in ("arrive", "from", "host")}
@@ -96,6 +118,8 @@ def table() -> list[Message]:
     return [
         nft.new_table(TABLE),
         nft.new_chain(TABLE, _LAYOUT),
+        _rule(_LAYOUT, nft.IS_TCP, nft.RESET),
+        _rule(_LAYOUT, nft.PROHIBIT),
         *(nft.new_verdict_map(TABLE, name, number) for number, name in enumerate(_MAPS, 1)),
         nft.new_address_set(TABLE, _ADDRESSES, len(_MAPS) + 1),
         *_base("prerouting", _PREROUTING, _BEFORE_TRACKING, by["arrive"]),
@@ -137,6 +161,11 @@ def add(entry: Entry) -> list[Message]:
     """All that the table has for one box; what leads there comes last."""
     key = entry.key
     objects = [nft.new_counter(TABLE, f"{name}-{key}") for name in COUNTERS]
+    objects.append(nft.new_quota(TABLE, bell_of(key), 1, 0))
+    objects += [
+        nft.new_destinations(TABLE, f"{name}-{key}", number, MOST_DESTINATIONS * kinds)
+        for number, (name, kinds) in enumerate(_BY_DESTINATION.items(), 1)
+    ]
     if entry.quota_bytes:
         quota = nft.new_quota(TABLE, quota_of(key), entry.quota_bytes, entry.used_bytes)
         objects.append(quota)
@@ -156,6 +185,8 @@ def remove(key: str, *, quota: bool) -> list[Message]:
     """What `add` has added."""
     chains = [f"{part}-{key}" for part in _PARTS]
     objects = [nft.delete_object(TABLE, f"{name}-{key}", nft.COUNTER) for name in COUNTERS]
+    objects.append(nft.delete_object(TABLE, bell_of(key), nft.QUOTA))
+    objects += [nft.delete_set(TABLE, name) for name in sets_of(key)]
     if quota:
         objects.append(nft.delete_object(TABLE, quota_of(key), nft.QUOTA))
     return [
@@ -211,11 +242,13 @@ def _new(entry: Entry) -> Iterator[Message]:
     chain, no = f"new-{entry.key}", _go("no", entry)
     yield _rule(chain, nft.more_connections_than(entry.connections), no)
     yield _rule(chain, nft.faster_than(entry.new_per_second), no)
-    yield _rule(chain, _count("connections", entry), _go("sent", entry))
+    yield _rule(chain, _count("connections", entry))
+    yield from _by_destination(chain, entry, _PASSED, CONNECTIONS)
+    yield _rule(chain, _go("sent", entry))
 
 
 def _counted(entry: Entry) -> Iterator[Message]:
-    yield from _within_quota(f"sent-{entry.key}", entry, "up")
+    yield from _within_quota(f"sent-{entry.key}", entry, UP)
 
 
 def _coming(entry: Entry) -> Iterator[Message]:
@@ -225,21 +258,29 @@ def _coming(entry: Entry) -> Iterator[Message]:
     yield _rule(chain, nft.verdict(nft.DROP))
     for refusal in (nft.IS_RESET, nft.IS_UNREACHABLE):  # also of what the quota refuses
         yield _rule(f"got-{entry.key}", refusal, nft.verdict(nft.ACCEPT))
-    yield from _within_quota(f"got-{entry.key}", entry, "down")
+    yield from _within_quota(f"got-{entry.key}", entry, DOWN)
 
 
-def _within_quota(chain: str, entry: Entry, counter: str) -> Iterator[Message]:
+def _within_quota(chain: str, entry: Entry, kind: int) -> Iterator[Message]:
     if entry.quota_bytes:
         used_up = nft.object_named(nft.QUOTA, quota_of(entry.key))
         yield _rule(chain, used_up, _go("no", entry))
-    yield _rule(chain, _count(counter, entry), nft.verdict(nft.ACCEPT))
+    yield from _by_destination(chain, entry, _PASSED, kind)
+    yield _rule(chain, _count(COUNTERS[kind], entry), nft.verdict(nft.ACCEPT))
 
 
 def _refused(entry: Entry) -> Iterator[Message]:
     chain = f"no-{entry.key}"
     yield _rule(chain, _count("refused", entry))
-    yield _rule(chain, nft.IS_TCP, nft.RESET)
-    yield _rule(chain, nft.PROHIBIT)
+    yield from _by_destination(chain, entry, _REFUSED, REFUSED)
+    yield _rule(chain, nft.object_named(nft.QUOTA, bell_of(entry.key)))
+    yield _rule(chain, nft.verdict(nft.GOTO, _LAYOUT))
+
+
+def _by_destination(chain: str, entry: Entry, name: str, kind: int) -> Iterator[Message]:
+    """Rules of their own: where the set is full, Linux goes on with the next one."""
+    for expressions in nft.counted_by(f"{name}-{entry.key}", kind):
+        yield _rule(chain, expressions)
 
 
 def _count(counter: str, entry: Entry) -> bytes:

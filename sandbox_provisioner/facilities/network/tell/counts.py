@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 MOST_BYTES = 1 << 20
 MOST_NAMES = 4096
+# The name of all those that there is no room for.
+OTHERS = "(others)"
 _VERSION = 1
 # Version, bytes up, bytes down, connections, refusals, whether the quota is used up, how often one
 # of the names that have no room was met, changes of the names, their length in bytes, whether
@@ -42,6 +44,17 @@ class OfName:
     down_bytes: int = 0
     connections: int = 0
     refusals: int = 0
+
+
+def added(counts: Iterable[OfName]) -> OfName:
+    """Their sums."""
+    found = [*counts]
+    return OfName(
+        up_bytes=sum(one.up_bytes for one in found),
+        down_bytes=sum(one.down_bytes for one in found),
+        connections=sum(one.connections for one in found),
+        refusals=sum(one.refusals for one in found),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

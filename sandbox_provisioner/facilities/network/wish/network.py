@@ -80,7 +80,8 @@ class NetworkWish:
             raise SpecError(
                 attempt='use network_audit with network = "card"',
                 answer="packets have addresses and no names",
-                remedy='Set network = "gateway" to learn which names a kernel wants.',
+                remedy="Leave it out: jupyter sandbox network shows which addresses a kernel "
+                'wants. Or set network = "gateway" to learn the names.',
             )
 
     def _asked(self) -> Iterator[str]:
