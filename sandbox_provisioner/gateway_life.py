@@ -23,6 +23,7 @@ import json
 import os
 import socket
 import subprocess
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,7 +42,11 @@ from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.facilities.environment.facts.kernel_files import find_kernel_files
 from sandbox_provisioner.facilities.network.facts.own_addresses import hub_addresses, own_addresses
-from sandbox_provisioner.facilities.network.facts.resolver import find_resolver
+from sandbox_provisioner.facilities.network.facts.resolver import (
+    ResolverFiles,
+    by_descriptor,
+    find_resolver,
+)
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
 from sandbox_provisioner.inside import wire
@@ -60,6 +65,8 @@ NAME = "network gateway"
 # Its interpreter starts and imports meanwhile.
 _FIRST_ANSWER_SECONDS = 10.0
 _MOST_OF_ANSWER = 4096
+# How often the files are looked at by which this machine finds names.
+_NAMES_SECONDS = 5.0
 # Some 20 000 connections, each with two sockets; look-ups of names happen in threads.
 _MEMORY_BYTES = 512 << 20
 _PIDS = 64
@@ -157,6 +164,8 @@ class RunningGateway:
         self._control = control
         self._warn = warn
         self._hub: Sequence[str] = ()  # the addresses of who has started this server
+        self._resolver = ResolverFiles()
+        self.is_closed = threading.Event()
         self._patience_seconds = _FIRST_ANSWER_SECONDS
         self._survivors: set[str] = set()
 
@@ -169,12 +178,18 @@ class RunningGateway:
         self._hub = self._hub or hub_addresses(Caller.this_process().environment, self._warn)
         if box.survives:
             self._outlive(box.sandbox_id)
+        self.follow()
+        message = box.message([*own_addresses(), *self._hub])
+        self._say(message, [box.channel, box.counts], box.sandbox_id)
+
+    def follow(self) -> None:
+        """Let it look up names as this machine does by now; as of `take_in`."""
+        for path, fd in self._resolver.changed():
+            self._say(wire.message(wire.RESOLVER, path), [fd], path)
+
+    def _say(self, message: bytes, fds: Sequence[int], about: str) -> None:
         try:
-            socket.send_fds(
-                self._control,
-                [box.message([*own_addresses(), *self._hub])],
-                [box.channel, box.counts],
-            )
+            socket.send_fds(self._control, [message], fds)
             answer = self._answer()
         except ConnectionError:
             raise _Gone("it has ended", self._last_words()) from None
@@ -183,7 +198,7 @@ class RunningGateway:
         word, _, rest = answer.partition(" ")
         if word == wire.FAILED:
             raise _refused(one_line(rest))
-        if (word, rest) != (wire.OK, box.sandbox_id):
+        if (word, rest) != (wire.OK, about):
             raise _Gone("it answered what is no answer")
 
     def _answer(self) -> str:
@@ -221,12 +236,16 @@ class RunningGateway:
         if not any(_is_there(runtime / name) for name in self._survivors):
             with contextlib.suppress(OSError):
                 self._write_survival(survives=False)
-        self._control.close()
+        self._end_control()
 
     def close(self) -> None:
         """End it, and remove every trace of it."""
-        self._control.close()
+        self._end_control()
         asyncio.run(self.handle.close())
+
+    def _end_control(self) -> None:
+        self.is_closed.set()
+        self._control.close()
 
 
 def _is_there(folder: Path) -> bool:
@@ -295,7 +314,22 @@ class GatewayLife:
         if self.gateway is None:
             self.gateway = asyncio.run(self._start())
             self.gateway.handle.when_ended(lambda _: self._take_in_end())
+            names = threading.Thread(target=self._keep_names, args=(self.gateway,), daemon=True)
+            names.start()
         return self.gateway
+
+    def _keep_names(self, gateway: RunningGateway) -> None:
+        """In a thread of its own: a machine may go to another network between two starts. Nothing
+        tells of that: a file may be replaced, and so may each link on the way to it."""
+        while not gateway.is_closed.wait(_NAMES_SECONDS):
+            with contextlib.suppress(RuntimeError):  # this process ends: no thread takes anything
+                self._thread.submit(self._follow, gateway)
+
+    def _follow(self, gateway: RunningGateway) -> None:
+        """What is wrong with it the next start finds as well, and tells."""
+        if gateway is self.gateway and gateway.lives():
+            with contextlib.suppress(_Gone, LaunchError):
+                gateway.follow()
 
     def _take_in_end(self) -> None:
         """It has ended by itself: somebody has to wait for it and to remove what it had."""
@@ -387,7 +421,7 @@ def _prepare(made: Ledger, warn: Warn) -> tuple[Site, Plan, CgroupTree]:
         join_files=tree.join_files,
         memory_group=tree.memory_group,
         memory_above=cgroup.narrowest_bound(facts.cgroups),
-        resolver=find_resolver(),
+        resolver=by_descriptor(find_resolver()),
     )
     site = made.make_record(site)
     return site, orders.compile_for(request, site), tree

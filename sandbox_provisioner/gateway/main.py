@@ -4,7 +4,8 @@ It has no rights of its own, needs no home and writes to no folder: what it has 
 network, and what comes by its control socket, which is its standard input::
 
     box JSON + a channel to PID 1, a file of counts    a new box; see `settings.py`
-    ──▶ ok ID, failed TEXT
+    resolver PATH + a file                             what that path is from now on
+    ──▶ ok ID, ok PATH, failed TEXT
 
 When the server ends, boxes may live on: the last of them takes the gateway with it.
 
@@ -70,6 +71,8 @@ class Control:
         try:
             if word == wire.BOX:
                 return wire.message(wire.OK, self._take_in(rest, fds))
+            if word == wire.RESOLVER:
+                return wire.message(wire.OK, _look_up_by(rest, fds))
             raise ValueError(f"nobody knows the word {word!r}")
         except (ValueError, SpecError, OSError) as error:
             return wire.message(wire.FAILED, one_line(str(error))[:_MOST_OF_ANSWER])
@@ -89,8 +92,26 @@ class Control:
         return settings.id
 
 
+def _look_up_by(path: str, fds: list[int]) -> str:
+    """The path is a link to a descriptor: who reads it from now on reads this file."""
+    if path not in wire.RESOLVER_FILES or len(fds) != 1:
+        raise ValueError(f"no file of a resolver is {path!r}")
+    os.dup2(fds[0], wire.RESOLVER_FILES[path], inheritable=False)
+    return path
+
+
+def _reserve_descriptors() -> None:
+    """Those of the files that are yet to be told, before anything else has them."""
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for fd in wire.RESOLVER_FILES.values():
+        os.dup2(nothing, fd, inheritable=False)
+    if nothing not in wire.RESOLVER_FILES.values():
+        os.close(nothing)
+
+
 def main(_argv: Sequence[str] = ()) -> None:
     """Until the server has ended, and each box."""
+    _reserve_descriptors()
     kernel_calls.set_no_new_privileges()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the server, and for kernels
     # A name is looked up as it stands: "data" is not "data.example.org" (resolv.conf(5), search).

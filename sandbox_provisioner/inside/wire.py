@@ -48,7 +48,8 @@ it is about; descriptors come with it. *launcher* below is also a nursery's chil
 
     control socket of the network gateway
       server   ──"box JSON" + PID 1's channel, the file of counts──▶ gateway    see gateway/main.py
-      gateway  ──"ok ID", "failed TEXT"──▶ server
+      server   ──"resolver PATH" + that file──▶ gateway    at first, and whenever it is another one
+      gateway  ──"ok ID", "ok PATH", "failed TEXT"──▶ server
       server   ──its end──▶ gateway               no more boxes; it ends with its last one
 
     other pipes and files
@@ -97,6 +98,7 @@ FAILED = "failed"
 MISTAKE = "mistake"
 # On the gateway's control socket; its "failed" is that of a report.
 BOX = "box"
+RESOLVER = "resolver"
 OK = "ok"
 # On a pipe between a spare's kernel and its PID 1.
 READY = "ready"
@@ -109,6 +111,15 @@ COVER_LOST = "cover-lost"  # and the path, `in_hexadecimal`
 SOCKETS_MISUSED = "sockets-misused"  # something else was put beside the sockets
 GROUP_LOST = "group-lost"
 INTERNAL_ERROR = "internal-error"  # PID 1 has a mistake in it; and the text, `in_hexadecimal`
+
+# What the C library reads before it looks up a name; the gateway's paths lead to these descriptors
+# of its own.
+RESOLVER_FILES = {
+    "/etc/hosts": 10,
+    "/etc/nsswitch.conf": 11,
+    "/etc/host.conf": 12,
+    "/etc/resolv.conf": 13,
+}
 
 # The variable of the server's environment that holds FAIL_AT.
 FAIL_AT = "SANDBOX_FAIL_AT"

@@ -33,6 +33,7 @@ from sandbox_provisioner.app.network import as_json
 from sandbox_provisioner.app.running import look
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import HostError, LaunchError
+from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
 from sandbox_provisioner.facilities.network.tell.counts import OfName
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.launch import LaunchRequest, LocalLauncher
@@ -73,7 +74,8 @@ def test_a_kernel_speaks_with_whom_its_rules_name_and_its_end_tells_how_much(san
         with sandbox(network=card(f"{PUBLIC}:80")) as box, listening(world):
             assert box.call(connect, PUBLIC) == ""
             assert box.call(connect, OTHER) == "Connection refused"
-            assert "nameserver" in box.call(read, "/etc/resolv.conf")
+            asked = "".join(f"nameserver {address}\n" for address in name_servers())
+            assert box.call(read, "/etc/resolv.conf") == asked
             assert box.call(read, "/proc/net/if_inet6").split()[-1] == "lo"
             traffic = box.handle.folder.read_counts()
             assert traffic

@@ -13,6 +13,7 @@ from golden import REQUEST, ROOT, site_of
 from sandbox_provisioner.card_life import _CardServer
 from sandbox_provisioner.descriptors import closing, private_pair
 from sandbox_provisioner.facilities.network.card.ruleset import Reach
+from sandbox_provisioner.facilities.network.facts.resolver import ResolverFiles
 from sandbox_provisioner.gateway.settings import Settings, read_settings
 from sandbox_provisioner.gateway_life import BoxOfGateway, RunningGateway, _rules_of
 from sandbox_provisioner.spec import Network, NetworkWish
@@ -43,6 +44,7 @@ def test_a_hub_that_nobody_knows_is_told_of_and_looked_for_at_the_next_start(mon
 
     monkeypatch.setenv("JUPYTERHUB_API_URL", HUB)
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(ResolverFiles, "changed", lambda _: ())
     ours, theirs = private_pair()
     gateway = RunningGateway(Mock(), ours, told.append)
 

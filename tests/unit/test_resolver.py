@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,12 @@ from golden import REQUEST, ROOT, site_of
 
 from sandbox_provisioner import orders
 from sandbox_provisioner.facilities.network.facts.ipv6 import has_ipv6
-from sandbox_provisioner.facilities.network.facts.resolver import ResolverPlace, find_resolver
+from sandbox_provisioner.facilities.network.facts.resolver import (
+    ResolverFiles,
+    ResolverPlace,
+    by_descriptor,
+    find_resolver,
+)
 from sandbox_provisioner.spec import Network, NetworkWish
 
 
@@ -53,6 +59,33 @@ def test_a_box_with_the_machines_network_makes_none_and_finds_names_as_the_machi
     assert [path for path in made if path.startswith("/etc/host")] == ["/etc/hostname"]
     (limits,) = (step.words for step in steps if step.verb == "own-limits")
     assert not [word for word in limits if word.startswith("net/")]
+
+
+def test_a_gateway_has_a_file_of_its_own_by_a_descriptor_that_another_one_can_take(machine):
+    assert by_descriptor(find_resolver(str(machine)))[1:] == (
+        ResolverPlace("/etc/hosts", "/etc/hosts", "/proc/self/fd/10"),
+        ResolverPlace("/etc/nsswitch.conf", "/etc/nsswitch.conf", "/proc/self/fd/11"),
+        ResolverPlace(
+            "/etc/resolv.conf", "/etc/resolv.conf", "/run/systemd/resolve/stub-resolv.conf"
+        ),
+    )
+
+
+def test_a_file_that_was_replaced_or_written_is_told_once(machine):
+    hosts, files = machine / "etc/hosts", ResolverFiles(str(machine))
+
+    def told():
+        return [(path, os.stat(fd).st_ino) for path, fd in files.changed()]
+
+    assert ("/etc/hosts", hosts.stat().st_ino) in told()
+    assert told() == []
+    hosts.rename(machine / "former")
+    hosts.write_text("192.0.2.1 data.example.org\n")
+    assert told() == [("/etc/hosts", hosts.stat().st_ino)]
+    hosts.write_text("192.0.2.1 other.example.org\n")
+    assert [path for path, _ in told()] == ["/etc/hosts"]
+    hosts.unlink()
+    assert told() == []
 
 
 @pytest.mark.parametrize(
