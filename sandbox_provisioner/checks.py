@@ -39,7 +39,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """An installed kernel. *guarded* means that its argv refuses to run outside of a sandbox."""
+    """An installed kernel. *guarded* means that its argv makes a sandbox by itself too."""
 
     name: str
     sandboxed: bool

@@ -1,38 +1,35 @@
-"""unboxed.py - what a sandboxed kernel.json's argv names: refuses to run without the sandbox.
+"""unboxed.py - what a sandboxed kernel.json's argv names: the kernel gets its box all the same.
 
 Some front ends (VS Code's own launcher, nteract) start a kernel.json's argv by themselves and know
 nothing of provisioners: the kernel would run with all the rights of its user. So the argv is::
 
-    python -P -m sandbox_provisioner.unboxed -- python -m ipykernel_launcher -f {connection_file}
+    python -P -m sandbox_provisioner.unboxed NAME -- python -m ipykernel_launcher -f …
 
 Without -P Python looks for modules in the current directory first, where a kernel may have put a
-``sandbox_provisioner`` of its own. Kernelspecs that were installed without it are understood too.
+``sandbox_provisioner`` of its own. NAME is the kernelspec's, which tells two of them apart that run
+the same command. Kernelspecs that were installed without either are understood too.
 
-`SandboxProvisioner` runs what follows the "--" in a sandbox; everybody else gets `main`.
+`SandboxProvisioner` runs what follows the "--" in a sandbox; for everybody else `main` does, by
+`app/by_argv.py`.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 MODULE = "sandbox_provisioner.unboxed"
-_REFUSAL = (
-    "This kernel runs in a sandbox, and the program that tried to start it ignores the\n"
-    "'kernel_provisioner' of its kernel.json, so it was not started: it would have run without\n"
-    "the sandbox. Use a front end that starts kernels through jupyter_client (JupyterLab,\n"
-    "Notebook, nbconvert, papermill), or connect this one to a Jupyter server.\n"
-)
 
 
-def guarded_command(command: Sequence[str], interpreter: str = "python") -> list[str]:
-    """*command* behind the refusal; what `install` writes into a kernel.json."""
-    return [interpreter, "-P", "-m", MODULE, "--", *command]
+def guarded_command(
+    command: Sequence[str], interpreter: str = "python", name: str = ""
+) -> list[str]:
+    """*command* behind ours; what `install` writes into the kernel.json of the kernel *name*."""
+    return [interpreter, "-P", "-m", MODULE, *filter(None, [name]), "--", *command]
 
 
 def inner_command(command: Sequence[str]) -> list[str]:
-    """The command behind the refusal, with jupyter_client's rule for a bare "python" applied."""
+    """The command behind ours, with jupyter_client's rule for a bare "python" applied."""
     words = [word for word in command[1:4] if word != "-P"]
     if words[:2] != ["-m", MODULE] or "--" not in command:
         return list(command)
@@ -43,10 +40,20 @@ def inner_command(command: Sequence[str]) -> list[str]:
     return inner
 
 
+def words_of_ours(command: Sequence[str]) -> list[str]:
+    """What follows our module's name in *command*, which is what `main` is given; [] if it is no
+    guarded one."""
+    if inner_command(command) == list(command):
+        return []
+    return list(command[command.index(MODULE) + 1 :])
+
+
 def main() -> None:
-    """Say why not, and end."""
-    sys.stderr.write(_REFUSAL)
-    os._exit(1)
+    """Run by a front end; leaves with the kernel's exit status."""
+    # What a server needs of this file is pure.
+    from sandbox_provisioner.app.by_argv import run_by_argv  # noqa: PLC0415
+
+    run_by_argv(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ def _install(folder: Path, options: Mapping[str, Any]) -> KernelSpecManager:
     metadata = {**kernel.metadata, "kernel_provisioner": stanza}
     plain = {**kernel.to_dict(), "metadata": metadata}
     write_twin(kernel, plain, folder / "kernels" / "plain")
-    write_twin(kernel, twin_of(kernel, options), folder / "kernels" / "boxed")
+    write_twin(kernel, twin_of(kernel, options, name="boxed"), folder / "kernels" / "boxed")
     return KernelSpecManager(kernel_dirs=[str(folder / "kernels")])
 
 

@@ -119,11 +119,11 @@ class InstallApp(SandboxCommand):
         manager = self.kernels()
         kernel = find_kernel(manager, self.kernel)
         options = self._checked_options()
-        twin = twin_of(kernel, options, display_name=self.display_name)
         held_by = confiner(options.get("confinement") or Confinement.NAMESPACES)
         # A weaker one can stand beside the usual one.
         kind = held_by.shown_as if held_by.must_be_shown else "sandbox"
         name = (self.kernel_name or f"{self.kernel}-{kind}").lower()
+        twin = twin_of(kernel, options, name=name, display_name=self.display_name)
         folder = self._install(manager, kernel, twin, name)
         print(printable(_report(manager, name, twin, folder)))
 

@@ -75,7 +75,7 @@ class RunApp(SandboxCommand):
             raise _for_a_command(error, command[0]) from None
         for sentence in filter(None, (_refused(story), _reason(story))):
             print(spoken(in_lines(one_line(sentence))), file=sys.stderr)
-        raise SystemExit(_status(story))
+        raise SystemExit(status_of(story))
 
 
 def _request(provisioner: SandboxProvisioner, command: list[str]) -> LaunchRequest:
@@ -101,7 +101,7 @@ async def run_in_box(launcher: Launcher, request: LaunchRequest) -> ExitStory:
     labels = Labels(name=os.path.basename(request.argv[0]), user=user_name())
     with relayed() as terminal:
         request = replace(request, terminal=terminal is not None)
-        signals = _Signals()
+        signals = Signals()
         handle = await launcher.start(request, labels, terminal.stdio if terminal else Stdio(None))
         try:
             signals.relay_to(handle)
@@ -115,10 +115,12 @@ async def run_in_box(launcher: Launcher, request: LaunchRequest) -> ExitStory:
             await handle.close()
 
 
-class _Signals:
-    """Relays the signals that we get; those that come during the start are delivered after it."""
+class Signals:
+    """Relays the signals that we get; those that come during the start are delivered after it.
+    *asked_to_end*: one of them was not an interrupt."""
 
     def __init__(self) -> None:
+        self.asked_to_end = False
         self._handle: Handle | None = None
         self._early: list[int] = []
         for number in _RELAYED:
@@ -130,6 +132,7 @@ class _Signals:
             handle.signal(number)
 
     def _take(self, number: int) -> None:
+        self.asked_to_end |= number != signal.SIGINT
         if self._handle:
             self._handle.signal(number)
         else:
@@ -163,7 +166,7 @@ def _refused(story: ExitStory) -> str:
     return f"Over its network: {summary(story.network)}. Ask for names with network_allow."
 
 
-def _status(story: ExitStory) -> int:
+def status_of(story: ExitStory) -> int:
     """As shells have it: 128+N for whoever signal N ended."""
     if story.code is None:
         return 128 + signal.SIGKILL

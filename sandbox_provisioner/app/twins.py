@@ -20,15 +20,15 @@ from sandbox_provisioner.unboxed import guarded_command, inner_command
 
 
 def twin_of(
-    kernel: KernelSpec, options: Mapping[str, Any], *, display_name: str = ""
+    kernel: KernelSpec, options: Mapping[str, Any], *, name: str, display_name: str = ""
 ) -> dict[str, Any]:
-    """The twin's kernel.json: same kernel, started by our provisioner with *options*.
+    """The kernel.json of the twin *name*: same kernel, started by our provisioner with *options*.
 
     Raises SpecError where *kernel* is a twin itself, or is started by somebody else's provisioner.
     """
     _refuse_started_elsewhere(kernel)
     twin = kernel.to_dict()
-    twin["argv"] = guarded_command(kernel.argv, interpreter=sys.executable)
+    twin["argv"] = guarded_command(kernel.argv, sys.executable, name)
     twin["display_name"] = display_name or f"{kernel.display_name} ({_box_of(options)})"
     stanza = {"provisioner_name": PROVISIONER, "config": dict(options)}
     twin["metadata"] = {**kernel.metadata, "kernel_provisioner": stanza}

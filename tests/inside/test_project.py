@@ -240,12 +240,14 @@ def test_a_module_that_a_kernel_makes_is_not_what_the_server_imports(
     assert not hasattr(colorsys, "PLANTED")
 
 
-def test_the_refusal_of_a_kernel_json_is_ours_wherever_it_runs(workdir, new_folder):
+def test_what_a_kernel_json_names_is_ours_wherever_it_runs(workdir, new_folder):
     """Front ends that know nothing of provisioners start it in the notebook's directory."""
     mark = new_folder() / "ran-outside"
     (workdir / "sandbox_provisioner").mkdir()
     for name in ("__init__", "unboxed"):
         (workdir / f"sandbox_provisioner/{name}.py").write_text(TOUCH.format(str(mark)))
+    for name in ("asyncio", "jupyter_client", "traitlets", "zmq"):
+        (workdir / f"{name}.py").write_text(TOUCH.format(str(mark)))
     command = guarded_command(["true"], sys.executable)
     bare = [word for word in command if word != "-P"]
     subprocess.run(bare, cwd=workdir, capture_output=True, check=False)
@@ -253,7 +255,7 @@ def test_the_refusal_of_a_kernel_json_is_ours_wherever_it_runs(workdir, new_fold
     mark.unlink()
     done = subprocess.run(command, cwd=workdir, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "runs in a sandbox" in done.stderr
+    assert "no installed sandboxed kernel has this argv" in done.stderr
     assert not mark.exists()
 
 

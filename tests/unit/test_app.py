@@ -92,11 +92,11 @@ def install_other_kernel(prefix: Path, **changes: Any) -> Path:
 # -- install
 
 
-def test_a_twin_runs_the_same_kernel_behind_the_refusal(command: Command, prefix: Path) -> None:
+def test_a_twin_runs_the_same_kernel_behind_ours(command: Command, prefix: Path) -> None:
     command("install", "--prefix", prefix)
     twin = kernel_json(prefix)
-    assert twin["argv"][:5] == [
-        sys.executable, "-P", "-m", "sandbox_provisioner.unboxed", "--",
+    assert twin["argv"][:6] == [
+        sys.executable, "-P", "-m", "sandbox_provisioner.unboxed", "python3-sandbox", "--",
     ]  # fmt: skip
     assert twin["argv"][-3:] == ["ipykernel_launcher", "-f", "{connection_file}"]
     assert twin["display_name"].endswith("(sandboxed)")
@@ -225,7 +225,7 @@ def test_a_twin_has_no_twin(command: Command, prefix: Path) -> None:
 def test_a_kernel_of_another_provisioner_gets_no_twin() -> None:
     elsewhere = {"kernel_provisioner": {"provisioner_name": "slurm-provisioner"}}
     with pytest.raises(SpecError, match="slurm-provisioner"):
-        twin_of(KernelSpec(argv=["x"], display_name="X", metadata=elsewhere), {})
+        twin_of(KernelSpec(argv=["x"], display_name="X", metadata=elsewhere), {}, name="x")
 
 
 def test_a_twin_can_take_the_place_of_the_plain_kernel(command: Command, prefix: Path) -> None:
@@ -318,7 +318,7 @@ def test_the_profile_is_one_that_apparmor_can_read(path: str, tmp_path: Path) ->
 
 def test_a_twin_can_be_made_of_a_kernel_without_a_folder(tmp_path: Path) -> None:
     kernel = KernelSpec(argv=["/bin/x", "{connection_file}"], display_name="X", language="x")
-    write_twin(kernel, twin_of(kernel, {}), tmp_path / "x")
+    write_twin(kernel, twin_of(kernel, {}, name="x"), tmp_path / "x")
     assert os.listdir(tmp_path / "x") == ["kernel.json"]
 
 
