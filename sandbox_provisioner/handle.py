@@ -304,12 +304,18 @@ class LocalHandle:
             self._remember(rest)
             return True
         notice = NOTICES.get(word)
-        sentence = notice(rest, _subject(self.record)) if notice else ""
+        sentence = notice(rest, self._subject(word)) if notice else ""
         if sentence and word == wire.KILLED:
             self._outlived = replace(self._outlived, kills=int(rest))
         if sentence:
             self._heard.append(sentence)
         return bool(sentence)
+
+    def _subject(self, word: str) -> Subject:
+        """Who is spoken of by *word*; of a kill also, whose limit was met."""
+        subject = _subject(self.record)
+        full_above = self._tree.full_above() if word == wire.KILLED and self._tree.is_own else ""
+        return replace(subject, full_above=f"{full_above} was full") if full_above else subject
 
     def _remember(self, words: str) -> None:
         """A stand-in to remove at the end, made while the kernel runs."""
@@ -371,7 +377,7 @@ class LocalHandle:
             cpu_seconds=usage.cpu_seconds,
             pids_limit_hits=usage.pids_limit_hits or 0,
             full_bytes=told.number if kind in {EndKind.SHM_FULL, EndKind.TMP_FULL} else 0,
-            full_above=self._tree.full_above() if self._lacked_memory(kind, usage) else "",
+            full_above=self._full_above(kind, usage),
             lost_path=told.text if kind is EndKind.COVER_LOST else "",
             network=self._last_counts(),
             mistake=told.text if kind is EndKind.INTERNAL_ERROR else "",
@@ -409,6 +415,11 @@ class LocalHandle:
 
     def _new_kills(self, usage: Usage) -> bool:
         return _Counts.of(usage).kills > self._outlived.kills
+
+    def _full_above(self, kind: EndKind, usage: Usage) -> str:
+        if kind is EndKind.MEMORY_CAP:
+            return self._tree.full_above_too()
+        return self._tree.full_above() if self._lacked_memory(kind, usage) else ""
 
     def _lacked_memory(self, kind: EndKind, usage: Usage) -> bool:
         """Whether memory around us was full, or may have been: of kills in a group that is not ours

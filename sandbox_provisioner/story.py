@@ -28,6 +28,7 @@ _KILLED = (
     "again."
 )
 _MAY_BE_MEMORY = " It may have been for want of memory: {full_above} was full at that time."
+_FULL_TOO = " In that time {full_above} was full, too: it may have been for that."
 # What no facility has to do with.
 _ENDS = (
     EndCause(
@@ -104,7 +105,7 @@ class ExitStory:
     *code* is its exit status, or the negative number of the signal that ended it, or None if
     nobody could learn it. *memory_limit_bytes* is its cap, *memory_peak_bytes* the most that it
     used; *full_above* names the group, or the machine, whose memory was full in place of its own;
-    of a SIGNAL, or from OUTSIDE, it was full at that time, and may be why.
+    of a SIGNAL, from OUTSIDE, or at its own cap, it was full in that time, and may be why.
     *full_bytes* is the size of a folder in memory that was full. *lost_path* is the file in its
     work directory that was replaced. *mistake* is what PID 1 came upon that is our fault.
     *network* is what went over its network, None where it had none that is counted.
@@ -155,6 +156,8 @@ def _reason(story: ExitStory, name: str) -> str:
         sentence = _KILLED
     if story.kind in {EndKind.SIGNAL, EndKind.OUTSIDE} and story.full_above:
         sentence += _MAY_BE_MEMORY
+    if story.kind is EndKind.MEMORY_CAP and story.full_above:
+        sentence += _FULL_TOO
     peak = format_bytes(story.memory_peak_bytes) if story.memory_peak_bytes else ""
     return sentence.format(
         name=name,

@@ -52,10 +52,12 @@ class EndCause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """The kernel that is spoken of: its *name* as people see it, and its cap, 0 for none."""
+    """The kernel that is spoken of: its *name* as people see it, and its cap, 0 for none;
+    *full_above* is what around it was full, in place of that cap, a clause."""
 
     name: str
     memory_limit_bytes: int
+    full_above: str = ""
 
 
 # From what stands behind a word of PID 1's to a sentence for a log; "" if it cannot be meant.

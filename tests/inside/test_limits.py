@@ -406,7 +406,9 @@ def test_all_boxes_of_a_person_share_what_the_person_has(sandbox):
         one.send(fill_memory)
         story = one.wait()
         assert story.kind is EndKind.SURROUNDINGS_MEMORY
-        assert "/hub/ann, with a memory limit of 96 MiB" in story.reason
+        whose = "the memory of all that ann runs here together, for which a limit of 96 MiB is set"
+        assert whose in story.reason
+        assert "its memory limit of" not in story.reason
         assert other.call(add, 1, 2) == third.call(add, 1, 2) == 3
 
 

@@ -879,6 +879,33 @@ def test_the_group_whose_memory_was_full_is_named(
 
 
 @pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("full", "told"),
+    [
+        ("hub/alice", "the memory of all that alice runs here together, for which a limit of 1.5"),
+        ("hub/alice/kernels", "the memory of all of alice's kernels together, for which a limit"),
+        ("", "with a memory limit of 1.5 GiB"),
+    ],
+)
+def test_the_limit_that_was_met_is_told_as_whose_it_is(
+    tmp_path: Path, version: int, full: str, told: str
+) -> None:
+    """Of a person's groups that of the sum may be full, that of his kernels, or one of the host."""
+    bases = dict.fromkeys(["memory", "freezer"], str(tmp_path))
+    found = CgroupFacts(version=version, bases=bases, missing={})
+    own = tmp_path / files.PARENT / "hub/alice/kernels/one"
+    own.mkdir(parents=True)
+    above = [*own.parents][: len(own.parts) - len(tmp_path.parts)]
+    for group in (own, *above):
+        write_group(version, group, 1536 << 20, 0)
+    tree = open_tree(found, "hub/alice/kernels/one", Limits(memory_bytes=1 << 30), refuse, print)
+    met = tmp_path / files.PARENT / full if full else tmp_path
+    write_group(version, met, 1536 << 20, 1)
+    assert told in tree.full_above()
+    assert tree.full_above_too() == ("" if version == 2 else tree.full_above())
+
+
+@pytest.mark.parametrize("version", [1, 2])
 def test_without_a_cap_of_its_own_somebody_elses_memory_was_full(
     tmp_path: Path, version: int
 ) -> None:

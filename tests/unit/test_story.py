@@ -85,3 +85,16 @@ def test_memory_that_was_full_around_it_is_no_more_than_a_guess(kind):
     assert with_reason(story, "0123abcd").reason.endswith(
         " It may have been for want of memory: the machine's memory was full at that time."
     )
+
+
+def test_where_a_limit_above_was_met_as_well_its_own_is_not_the_only_one_that_is_told():
+    story = ExitStory(
+        kind=EndKind.MEMORY_CAP,
+        code=-9,
+        signal=9,
+        memory_limit_bytes=1 << 30,
+        full_above="the group /a, with a memory limit of 2 GiB,",
+    )
+    reason = with_reason(story, "0123abcd").reason
+    assert "it reached its memory limit of 1 GiB" in reason
+    assert "the group /a, with a memory limit of 2 GiB, was full, too" in reason

@@ -69,10 +69,8 @@ def _child_killed(count: str, of: Subject) -> str:
     if not count.isdecimal():
         return ""
     limit = format_bytes(of.memory_limit_bytes)
-    return (
-        f"A child process of kernel {of.name} was killed: together they reached the "
-        f"memory limit of {limit}."
-    )
+    why = f"together they reached the memory limit of {limit}"
+    return f"A child process of kernel {of.name} was killed: {of.full_above or why}."
 
 
 NOTICES = {wire.MEMORY: _interrupted, wire.KILLED: _child_killed}

@@ -12,6 +12,7 @@ counts of its own fullness is read before a start and after the end::
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ _USAGES = {
 }
 # What every group of the memory controller has, its root too.
 _MARKS = {1: "memory.failcnt", 2: "cgroup.controllers"}
+# A person's, below which are the groups of what runs for him.
+_OF_PERSON = re.compile(rf"/{files.PARENT}/{files.HUB}/(?P<name>[^/]+)(/(?P<kind>[^/]+))?$")
 _MACHINE = "the machine's memory"
 _UNSEEN = "the memory of the machine, or of a group around it that cannot be seen from here,"
 
@@ -41,7 +44,13 @@ class Bound:
     limit_bytes: int
 
     def __str__(self) -> str:
-        return f"the group {self.group}, with a memory limit of {format_bytes(self.limit_bytes)},"
+        """Before "was full": whose limit it is."""
+        limit = format_bytes(self.limit_bytes)
+        if of_person := _OF_PERSON.search(self.group):
+            name, kind = of_person["name"], of_person["kind"]
+            whose = f"all of {name}'s {kind}" if kind else f"all that {name} runs here"
+            return f"the memory of {whose} together, for which a limit of {limit} is set,"
+        return f"the group {self.group}, with a memory limit of {limit},"
 
 
 def narrowest_bound(facts: CgroupFacts) -> Bound | None:
@@ -106,14 +115,20 @@ class Above:
 
     def full(self) -> str:
         """The nearest one with a cap that was met since, or else the machine, in words."""
-        for path, before in self._before.items():
-            bound = bound_of(self._version, path)
-            if bound and times_full(self._version, path) > before:
-                return str(bound)
+        if capped := self.full_cap():
+            return capped
         # The true root is the one without cgroup.type (admin-guide/cgroup-v2.rst).
         top = self._groups[-1] if self._groups else ""
         seen = self._version == 1 or not os.path.exists(f"{top}/cgroup.type")
         return _MACHINE if seen else _UNSEEN
+
+    def full_cap(self) -> str:
+        """The nearest one with a cap that was met since, in words; "" if there is none."""
+        for path, before in self._before.items():
+            bound = bound_of(self._version, path)
+            if bound and times_full(self._version, path) > before:
+                return str(bound)
+        return ""
 
 
 def _upwards(version: int, group: str) -> Iterator[str]:

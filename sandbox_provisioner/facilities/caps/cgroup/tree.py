@@ -85,6 +85,11 @@ class CgroupTree(Protocol):
         Linux kernel ended processes of ours; "" if ours was."""
         ...
 
+    def full_above_too(self) -> str:
+        """Where it was ours that was full, but Linux does not tell at which limit it ended somebody
+        (v1): the group above whose limit was met meanwhile, in words; else ""."""
+        ...
+
     def freeze(self) -> None:
         """Stop every process, and return when all have stopped (at most 2 seconds); HostError."""
         ...
@@ -195,6 +200,9 @@ class Tree(ABC):
 
     @abstractmethod
     def full_above(self) -> str: ...
+
+    def full_above_too(self) -> str:
+        return ""
 
     @abstractmethod
     def _look_above(self) -> Above:
@@ -407,6 +415,10 @@ class NullTree:
 
     def full_above(self) -> str:
         return self._above.full()
+
+    def full_above_too(self) -> str:
+        """Nothing of ours can have been full."""
+        return ""
 
     def _kills(self) -> int | None:
         version, group = self._facts.surroundings

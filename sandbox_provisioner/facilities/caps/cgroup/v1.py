@@ -82,6 +82,10 @@ class V1Tree(Tree):
             return ""
         return self._above.full()
 
+    def full_above_too(self) -> str:
+        """Limits are met as well where the cache of files gives way, and nobody is ended."""
+        return self._above.full_cap()
+
     def freeze(self) -> None:
         self._write_freezer("FROZEN", "freeze")
         deadline = time.monotonic() + FREEZE_SECONDS

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sandbox_provisioner.errors import COLUMNS, in_lines
-from sandbox_provisioner.facilities.caps.cgroup import Bound
 from sandbox_provisioner.facilities.caps.inside.memory import FILES
 from sandbox_provisioner.facilities.caps.plan.bounds import SYSCTLS, kernels_limits, makers_limits
 from sandbox_provisioner.host import HostFacts
@@ -49,10 +48,11 @@ def watch_memory(start: Start) -> Iterator[Step]:
     if cap is None or site.memory_group is None:
         return
     share = (interrupt_share(limits, site.facts) or 0) if is_kernel else 0
-    killed = _child_killed(cap) if is_kernel else ""
-    sentence = in_lines(_interrupted(cap, site.memory_above), COLUMNS - len("1023 MiB"))
-    if site.memory_above:
-        cap = min(cap, site.memory_above.limit_bytes)
+    shared = _shared_bytes(start)
+    killed = _child_killed(cap, shared) if is_kernel else ""
+    sentence = in_lines(_interrupted(cap, shared), COLUMNS - len("1023 MiB"))
+    if shared:
+        cap = min(cap, shared)
     version = str(site.memory_group[0])
     words = (version, str(round(cap * share)), str(cap), str(site.uid), str(site.gid))
     why = "init learns which process Linux ends at the cap"
@@ -62,12 +62,21 @@ def watch_memory(start: Start) -> Iterator[Step]:
     yield Step("watch-memory", (*words, sentence, in_lines(killed)), why, remedy)
 
 
-def _interrupted(cap: int, above: Bound | None) -> str:
+def _shared_bytes(start: Start) -> int:
+    """The least that a group above allows to all in it, there already or made for the start; 0: no
+    limit."""
+    above = start.site.memory_above
+    found = [limits.memory_bytes for limits in start.request.sums.values()]
+    found.append(above.limit_bytes if above else None)
+    return min((limit for limit in found if limit), default=0)
+
+
+def _interrupted(cap: int, shared: int) -> str:
     """What the person at the notebook reads then, with "{}" for what the kernel uses. It is said
     before it is known whether the interrupt comes in time."""
     limit, remedy = f"its memory limit of {format_bytes(cap)}", "raise mem_limit"
-    if above and above.limit_bytes < cap:
-        limit = f"the {format_bytes(above.limit_bytes)} that it shares with other programs"
+    if 0 < shared < cap:
+        limit = f"the {format_bytes(shared)} that it shares with other programs"
         remedy = "ask who runs this machine for more"
     return (
         f"The kernel is interrupted: it uses {{}} of {limit}. If this comes in time, your "
@@ -76,12 +85,16 @@ def _interrupted(cap: int, above: Bound | None) -> str:
     )
 
 
-def _child_killed(cap: int) -> str:
-    """The same when a process that the kernel had started is no more."""
+def _child_killed(cap: int, shared: int) -> str:
+    """The same when a process that the kernel had started is no more. Inside nobody sees whether
+    the limit was its own."""
+    reached = f"together they reached the memory limit of {format_bytes(cap)}"
+    if shared:
+        reached += f", or with other programs the {format_bytes(shared)} that they share"
     return (
-        "A child process of this kernel was killed: together they reached the memory limit of "
-        f"{format_bytes(cap)}. What waits for it may wait for ever: if so, interrupt the cell. "
-        "Start fewer processes, give them less, or raise mem_limit."
+        f"A child process of this kernel was killed: {reached}. What waits for it may wait for "
+        "ever: if so, interrupt the cell. Start fewer processes, give them less, or raise "
+        "mem_limit."
     )
 
 
