@@ -1,22 +1,25 @@
-"""``python -m tests``: the linters, then all tests in two lanes; this is what CI runs.
+"""``python -m tests``: the linters, then all tests in lanes side by side; this is what CI runs.
 
 Arguments go to pytest, in one lane: ``python -m tests tests/unit`` or ``python -m tests -k
-interrupt``. With ``--vm`` the second lane ends with the virtual machine (``python -m tests.vm``).
+interrupt``. With ``--vm`` the virtual machine (``python -m tests.vm``) is one more lane.
 
 ::
 
-    main    unit, inside, network, kernels, lifecycle, programs, escape     what has to be quick
-    aside   suites, browser, vm                  what mostly waits, told when it has ended
+    main       unit, inside, network, lifecycle     told as it runs
+    kernels    kernels, programs, escape            \\
+    aside      suites, browser                       told one after the other when main has ended
+    vm         tests.vm                             /
 
-What becomes of it lies in ``artefacts/`` (or ``$SANDBOX_ARTEFACTS``): a junit.xml for each lane,
-the second one's output, durations.txt, and unsteady.txt if a test passed at its second run only.
+A machine of two CPUs is busy all the time then: most tests wait for a process, for half of their
+time. What becomes of it lies in ``artefacts/`` (or ``$SANDBOX_ARTEFACTS``): a junit.xml for each
+lane, the output of all but the first, durations.txt, and unsteady.txt if a test passed at its
+second run only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -29,14 +32,18 @@ from sandbox_provisioner.host import HostFacts
 from tests import unsteady
 
 TESTS = Path(__file__).parent
-MAIN = ("unit", "inside", "network", "kernels", "lifecycle", "programs", "escape")
-ASIDE = ("suites", "browser")
+# The rooms of each lane; the first is the one that is told as it runs.
+LANES: dict[str, Sequence[str]] = {
+    "main": ("unit", "inside", "network", "lifecycle"),
+    "kernels": ("kernels", "programs", "escape"),
+    "aside": ("suites", "browser"),
+}
 LINTERS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("mypy",),
 )
-# What runs aside sees no mount of the other lane's, and none of its own is seen there.
+# A lane sees no mount of another one's, and none of its own is seen there.
 _OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 # The one that keeps a CPU busy all the time gives way.
 _VM = ("nice", "-n", "5", "timeout", "--kill-after=60", "2400", sys.executable, "-m", "tests.vm")
@@ -61,17 +68,25 @@ def main() -> int:
 
 
 def run_lanes(folder: Path, *, with_vm: bool) -> int:
-    """Both lanes; all that fails is told, and a part of it may be unsteady."""
+    """All lanes; all that fails is told, and a part of it may be unsteady."""
     (folder / "unsteady.txt").unlink(missing_ok=True)
-    reports = [folder / "junit.xml", folder / "junit-aside.xml"]
-    commands: list[Sequence[str]] = [unsteady.pytest_command(reports[1], rooms(ASIDE))]
-    commands += [_VM] * with_vm
-    with aside(commands, folder / "aside.log") as lane:
-        status = run_pytest(reports[0], rooms(MAIN))
-        print("\nWhat runs aside:", flush=True)
-        of_pytest, *others = follow(lane, folder / "aside.log", len(commands))
-    ended = dict(zip(reports, (status, of_pytest), strict=True))
-    return unsteady.settle(ended, others, folder) or judge(reports, folder)
+    reports = {name: folder / f"junit-{name}.xml" for name in LANES}
+    commands: dict[str, Sequence[str]] = {
+        name: unsteady.pytest_command(reports[name], rooms(LANES[name])) for name in LANES
+    }
+    commands |= {"vm": _VM} if with_vm else {}
+    first, *others = commands
+    with contextlib.ExitStack() as closing:
+        lanes = {
+            name: closing.enter_context(aside(commands[name], folder / f"{name}.log"))
+            for name in others
+        }
+        ended = {first: subprocess.run(commands[first], check=False).returncode}
+        for name, lane in lanes.items():
+            print(f"\nThe lane {name}:", flush=True)
+            ended[name] = follow(lane, folder / f"{name}.log")
+    statuses = {report: ended.pop(name) for name, report in reports.items()}
+    return unsteady.settle(statuses, [*ended.values()], folder) or judge([*statuses], folder)
 
 
 def rooms(names: Sequence[str]) -> list[str]:
@@ -85,16 +100,13 @@ def run_pytest(report: Path, words: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def aside(commands: Sequence[Sequence[str]], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that runs *commands*, one after the other, with all that they say in *log*, and
-    their exit statuses beside it. It does not outlive us, however we end."""
-    statuses = shlex.quote(str(_statuses(log)))
-    each = "".join(f"{shlex.join(words)}\necho $? >> {statuses}\n" for words in commands)
-    script = f"trap 'exit 130' INT\n: > {statuses}\n{each}"
+def aside(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs *command*, with all that it says in *log*. It does not outlive us,
+    however we end."""
     own_mounts = _OWN_MOUNTS if HostFacts.probe().privileged else ()
     with log.open("wb") as output:
         lane = subprocess.Popen(
-            [*own_mounts, "sh", "-c", script],
+            [*own_mounts, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -105,28 +117,21 @@ def aside(commands: Sequence[Sequence[str]], log: Path) -> Iterator[subprocess.P
         yield lane
     finally:
         signal.signal(signal.SIGTERM, before)
-        while lane.poll() is None:  # each command is interrupted, which cleans up after itself
+        while lane.poll() is None:  # it is interrupted, which cleans up after itself
             os.killpg(lane.pid, signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 lane.wait(timeout=30)
 
 
-def _statuses(log: Path) -> Path:
-    return log.with_suffix(".statuses")
-
-
-def follow(lane: subprocess.Popen[bytes], log: Path, count: int) -> list[int]:
-    """Tell all of *log*, which *lane* writes, until that has ended; the exit statuses of its
-    *count* commands, -1 of one that it did not come to."""
+def follow(lane: subprocess.Popen[bytes], log: Path) -> int:
+    """Tell all of *log*, which *lane* writes, until that has ended; its exit status."""
     with log.open(errors="replace") as told:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 lane.wait(timeout=_TELL_SECONDS)
             print(told.read(), end="", flush=True)
             if lane.returncode is not None:
-                break
-    ended = [int(word) for word in _statuses(log).read_text().split()]
-    return ended + [-1] * (count - len(ended))
+                return lane.returncode
 
 
 def judge(reports: Sequence[Path], folder: Path) -> int:

@@ -153,7 +153,8 @@ def public_folder(watch: Watch) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="sbx-", dir="/opt"))
     watch.temporary.append(folder)
     folder.chmod(0o755)
-    repository, ours = Path(__file__).parents[1], shutil.ignore_patterns("__pycache__", ".*")
+    # Compiled, where it has been: who may not write there would compile it in each process.
+    repository, ours = Path(__file__).parents[1], shutil.ignore_patterns(".*")
     for name in ("sandbox_provisioner", "tests"):
         shutil.copytree(repository / name, folder / "code" / name, ignore=ours)
     shutil.copy(repository / "pyproject.toml", folder / "code")

@@ -92,24 +92,23 @@ def test_a_test_of_an_inner_pytest_fails_the_outer_one_with_its_own_text(tmp_pat
     assert len(cases["other.test_inner", "test_passes"]) == 0
 
 
-@pytest.mark.parametrize(("middle", "status"), [("true", 0), ("false", 1)])
-def test_what_fails_aside_is_told_and_does_not_stop_the_lane(tmp_path, capsys, middle, status):
-    with runner.aside(
-        [["echo", "it's", "one"], [middle], ["echo", "last"]], tmp_path / "log"
-    ) as lane:
-        assert runner.follow(lane, tmp_path / "log", 4) == [0, status, 0, -1]
+@pytest.mark.parametrize("status", [0, 3])
+def test_what_a_lane_says_is_told_with_its_exit_status(tmp_path, capsys, status):
+    command = ["sh", "-c", f"echo it\\'s one; echo last >&2; exit {status}"]
+    with runner.aside(command, tmp_path / "log") as lane:
+        assert runner.follow(lane, tmp_path / "log") == status
     assert capsys.readouterr().out == "it's one\nlast\n"
 
 
-def test_what_runs_aside_ends_when_we_are_interrupted(tmp_path):
+def test_lanes_end_when_we_are_interrupted(tmp_path):
     for name in ("begun", "never"):
         os.mkfifo(tmp_path / name)
-    first = "trap 'echo cleaned up; exit 1' INT; exec 3<>never; echo > begun; read _ <&3"
-    commands = [["sh", "-c", f"cd {tmp_path}; {first}"], ["echo", "not begun"]]
-    with pytest.raises(KeyboardInterrupt), runner.aside(commands, tmp_path / "log") as lane:
+    text = f"cd {tmp_path}; trap 'echo cleaned up; exit 1' INT; exec 3<>never; echo > begun"
+    command = ["sh", "-c", f"{text}; read _ <&3"]
+    with pytest.raises(KeyboardInterrupt), runner.aside(command, tmp_path / "log") as lane:
         (tmp_path / "begun").read_text()
         raise KeyboardInterrupt
-    assert lane.returncode == 130
+    assert lane.returncode == 1
     assert (tmp_path / "log").read_text() == "cleaned up\n"
 
 
@@ -152,7 +151,7 @@ SKIPS = FLAKY.replace("assert there", "if there: __import__('pytest').skip('no')
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """``project(main={"test_x": TEXT}, aside=…, vm=0)`` runs both lanes there; the exit status."""
+    """``project(main={"test_x": TEXT}, aside=…, vm=0)`` runs two lanes there; the exit status."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
@@ -162,8 +161,7 @@ def project(tmp_path, monkeypatch):
                 Path("tests", folder).mkdir(parents=True, exist_ok=True)
                 Path("tests", folder, f"{name}.py").write_text(text)
         Path("artefacts").mkdir()
-        monkeypatch.setattr(runner, "MAIN", (main,))
-        monkeypatch.setattr(runner, "ASIDE", ("beside",))
+        monkeypatch.setattr(runner, "LANES", {"main": (main,), "aside": ("beside",)})
         monkeypatch.setattr(runner, "_VM", ("sh", "-c", f"exit {vm}"))
         return runner.run_lanes(Path("artefacts"), with_vm=True)
 
@@ -241,4 +239,4 @@ def test_a_test_of_an_inner_pytest_is_run_again_by_the_test_that_runs_it(project
 
 def test_every_room_of_tests_is_in_one_lane():
     there = {path.parent.name for path in TESTS.glob("*/test_*.py")}
-    assert sorted([*runner.MAIN, *runner.ASIDE]) == sorted(there)
+    assert sorted(room for rooms in runner.LANES.values() for room in rooms) == sorted(there)
