@@ -124,7 +124,8 @@ def watch(_lasting_descriptors: None) -> Iterator[Watch]:
         note_what_is_made(patch.setattr, watch)
         yield watch
         gateway_life.end_own()
-        stem.end()
+        if stem._process and stem._process.poll() is not None:
+            stem.end()
         found = watch.leaks()
     watch.clean()
     if found:
@@ -195,6 +196,7 @@ def pytest_sessionfinish() -> None:
     """End it."""
     for handle in _nursery:
         run(handle.close())
+    stem.end()
     for path in _shared:
         shutil.rmtree(path)
 

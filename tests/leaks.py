@@ -14,7 +14,7 @@ import shutil
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from sandbox_provisioner.facilities.caps.cgroup.tree import Tree
 from sandbox_provisioner.mounts import mounts_around
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts
 from sandbox_provisioner.spec import WRITTEN_THROUGH
+from sandbox_provisioner.stem import stem
 
 # ZeroMQ closes sockets in a thread of its own, and the Linux kernel network namespaces in a queue
 # of its own; neither tells when it is done.
@@ -43,7 +44,14 @@ class Snapshot:
 
     @classmethod
     def take(cls) -> Snapshot:
-        return cls(_mount_points(), _network(), _descriptors(), _children())
+        """Without the stem, which stays from one start to the next, as in a server; but with the
+        launchers that it has forked."""
+        pid, held = _of_the_stem()
+        children = (child for child in _children() if not child.startswith(f"{pid} ("))
+        launchers = _processes_of(pid) if pid else ()
+        return cls(
+            _mount_points(), _network(), _descriptors() - held, frozenset((*children, *launchers))
+        )
 
 
 @dataclass
@@ -121,10 +129,24 @@ def _children() -> frozenset[str]:
     return frozenset(_processes_of(os.getpid()))
 
 
+def _of_the_stem() -> tuple[int, Counter[str]]:
+    """Its process, 0 if there is none, and what we hold of it: its end is waited for by a thread
+    with a descriptor of its own."""
+    if not stem._process or not stem._requests:
+        return 0, Counter()
+    fds = (stem._pidfd, stem._pidfd, stem._requests.fileno())
+    return stem._process.pid, Counter(os.readlink(f"/proc/self/fd/{fd}") for fd in fds)
+
+
 def _processes_of(parent: int) -> Iterator[str]:
-    for name in filter(str.isdecimal, os.listdir("/proc")):
+    """proc(5): each thread tells of the children that it has made, if Linux was built to tell."""
+    pids: Iterable[str] = filter(str.isdecimal, os.listdir("/proc"))
+    with contextlib.suppress(OSError):
+        threads = Path(f"/proc/{parent}/task").iterdir()
+        pids = " ".join((thread / "children").read_text() for thread in threads).split()
+    for pid in pids:
         with contextlib.suppress(OSError):
-            head, _, rest = Path(f"/proc/{name}/stat").read_text().rpartition(")")
+            head, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
             if int(rest.split()[1]) == parent:
                 yield f"{head}) dead" if rest.split()[0] == "Z" else f"{head})"
 

@@ -436,6 +436,7 @@ def test_a_stem_is_used_again_until_it_may_be_about_to_end(monkeypatch: Any) -> 
 
 
 def test_an_idle_stem_ends(monkeypatch: Any) -> None:
+    stem.end()  # which waits for longer
     monkeypatch.setattr(stem, "_wanted_seconds", 0.1)
     run(new_launcher().end())
     assert stem._process
@@ -444,6 +445,7 @@ def test_an_idle_stem_ends(monkeypatch: Any) -> None:
 
 
 def test_an_idle_stem_that_has_ended_is_no_zombie(monkeypatch: Any) -> None:
+    stem.end()  # which waits for longer
     monkeypatch.setattr(stem, "_wanted_seconds", 0.1)
     run(new_launcher().end())
     assert stem._process

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import leaks
 import pytest
+from boxes import run
 from groups import ended
 from leaks import Watch
 
 from sandbox_provisioner.facilities.caps.cgroup import open_tree, survey
+from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.spec import Limits
+from sandbox_provisioner.stem import stem
 
 pytest_plugins = ["pytester"]
 
@@ -80,6 +83,20 @@ def test_a_running_child_and_a_dead_one_that_nobody_waited_for_are_found(own_wat
     assert found.endswith(") dead")
     child.wait()
     assert own_watch.leaks() == []
+
+
+def test_the_process_that_launchers_are_forked_from_may_stay_and_a_launcher_may_not(own_watch):
+    launcher = Performer()
+    launcher.ask(stem)
+    run(launcher.here())
+    found = own_watch.leaks()
+    (child,) = (line for line in found if line.startswith("child: "))
+    assert child.startswith(f"child: {launcher.pid} (")
+    assert len(found) > 1  # with our end of its socket
+    run(launcher.end())
+    assert own_watch.leaks() == []
+    assert stem._process
+    assert stem._process.poll() is None
 
 
 def test_the_folder_of_a_sandbox_is_found(own_watch, runtime_dir):
