@@ -181,7 +181,8 @@ except OSError as error:
 
 @pytest.mark.requires("cgroup-cpu")
 def test_a_cpu_cap_throttles(new_tree: Open, member: Member) -> None:
-    tree = new_tree(Limits(cpu_cores=0.2, cpu_guarantee_cores=0.5))
+    # Less than it gets on a machine that many want: who does not reach a cap is not held back.
+    tree = new_tree(Limits(cpu_cores=0.02, cpu_guarantee_cores=0.5))
 
     def throttled() -> bool:
         stats = [file.read_text() for g in groups_of(tree) if (file := g / "cpu.stat").exists()]

@@ -420,6 +420,7 @@ import os, sys
 sys.path.insert(0, {ours!r})
 from jupyter_client.manager import KernelManager
 from sandbox_provisioner.warm import ahead
+ahead._PATIENCE_SECONDS = 0.0  # as in this process
 m = KernelManager(kernel_name={name!r})
 m.start_kernel()
 ahead.wait()

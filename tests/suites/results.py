@@ -17,7 +17,7 @@ class Results:
     output: str = ""
 
     def note(self, report: Path) -> None:
-        """Take in pytest's *report*."""
+        """Take in pytest's *report*: one that passes when it runs again has passed."""
         for case in ET.parse(report).iter("testcase"):
             name = f"{case.attrib['classname']}::{case.attrib['name']}"
             bad = [part for part in case if part.tag in {"failure", "error"}]
@@ -25,6 +25,7 @@ class Results:
                 self.failures[name] = bad[0].attrib.get("message", "")
             elif case.find("skipped") is None:
                 self.passed.add(name)
+                self.failures.pop(name, None)
 
 
 def node_id(name: str) -> str:

@@ -48,6 +48,9 @@ def results() -> Iterator[Results]:
         (home.path / "xdg").mkdir(mode=0o700)
         names = [node_id(name) for name in EXPECTED_FAILURES]
         _run(home, results, "tests", *(f"--deselect={name}" for name in names))
+        # Some wait for a time that a busy machine does not keep.
+        if surprises := results.failures.keys() - EXPECTED_FAILURES.keys():
+            _run(home, results, *map(node_id, surprises))
         for name in names:
             _run(home, results, name)
         sweep(runtime_directory())
