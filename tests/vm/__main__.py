@@ -49,7 +49,7 @@ class Setup:
     user: str
     tests: Sequence[str]
     within: Sequence[str] = ()
-    limit_seconds: int = 600
+    limit_seconds: int = 1200
 
 
 CGROUPS = ("tests/inside/test_cgroup_for_real.py",)
