@@ -21,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import users
+import websocket
 from facilities import public_python
-from jupyter_programs import REPOSITORY, Home
+from jupyter_programs import PATIENCE_SECONDS, REPOSITORY, TOKEN, Home, Server
 
 CONFIG = """
 c.ServerApp.kernel_spec_manager_class = (
     "sandbox_provisioner.hub.kernelspecs.SandboxKernelSpecManager"
 )
 c.KernelProvisionerFactory.default_provisioner_name = "sandbox-provisioner"
+c.TerminalsExtensionApp.terminal_manager_class = (
+    "sandbox_provisioner.hub.terminals.SandboxTerminalManager"
+)
 """
 
 
@@ -96,3 +100,46 @@ def ipykernel(**metadata: Any) -> dict[str, Any]:
 def stanza(name: str, **options: Any) -> Mapping[str, Any]:
     """What a kernelspec says of its provisioner."""
     return {"kernel_provisioner": {"provisioner_name": name, "config": options}}
+
+
+class TerminalSocket:
+    """A browser's end of a server's terminal."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        address = server.url.replace("http", "ws", 1)
+        self.shown = ""
+        self._socket = websocket.create_connection(
+            f"{address}/terminals/websocket/{name}",
+            header=[f"Authorization: token {TOKEN}"], timeout=PATIENCE_SECONDS,
+        )  # fmt: skip
+
+    def type(self, text: str) -> None:
+        """As a person types."""
+        self._socket.send(json.dumps(["stdin", text]))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """As when the window changes."""
+        self._socket.send(json.dumps(["set_size", rows, columns, 400, 800]))
+
+    def until(self, text: str) -> str:
+        """Read until *text* has been shown; all that was shown since the last call."""
+        while text not in self.shown:
+            self._take()
+        before, found, self.shown = self.shown.partition(text)
+        return before + found
+
+    def _take(self) -> None:
+        kind, *words = json.loads(self._socket.recv())
+        assert kind in {"stdout", "setup", "disconnect"}, kind
+        self.shown += words[0] if kind == "stdout" else f"<{kind}>"
+
+    def run(self, command: str) -> str:
+        """What *command* shows, in a shell with a prompt."""
+        # The echo of the typed line does not have the mark whole.
+        self.type(f"{command}; echo 'the e''nd'\n")
+        self.until("\r\n")
+        return self.until("the end\r\n").removesuffix("the end\r\n")
+
+    def close(self) -> None:
+        """Close the browser's tab."""
+        self._socket.close()

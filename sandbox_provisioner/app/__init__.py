@@ -8,6 +8,7 @@
               or, for root, from a server's place (--pid)       elsewhere.py
     explain   the steps of a start with their reasons, not run
     run       any command in the box                            terminal.py
+    shell     a server's terminal in the box                    run.py
     list      what runs now                                     running.py
     network   with whom a kernel has spoken
     warm      prepares a kernel's next starts
@@ -40,6 +41,7 @@ _SUBCOMMANDS = {
     "doctor": (f"{_HERE}.doctor.DoctorApp", "Tell what works here, and what mends the rest."),
     "explain": (f"{_HERE}.explain.ExplainApp", "Show the steps of a kernel's start."),
     "run": (f"{_HERE}.run.RunApp", "Run any command in a sandbox."),
+    "shell": (f"{_HERE}.shell.ShellApp", "Open a server's terminal in a sandbox."),
     "list": (f"{_HERE}.running.ListApp", "Show the sandboxes that run."),
     "network": (f"{_HERE}.network.NetworkApp", "Show with whom a kernel has spoken."),
     "policy": (f"{_HERE}.policy.PolicyApp", "Check the policy, show what it gives to a user."),

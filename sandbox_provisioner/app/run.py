@@ -68,18 +68,14 @@ class RunApp(SandboxCommand):
             raise self.wrong("write the command, all of it, behind --")
         kernel = find_kernel(self.kernels(), self.kernel) if self.kernel else None
         provisioner = self.provisioner(kernel)
-        request = _request(provisioner, command)
-        try:
-            story = asyncio.run(run_in_box(provisioner.launcher, request))
-        except LaunchError as error:
-            raise _for_a_command(error, command[0]) from None
-        for sentence in filter(None, (_refused(story), _reason(story))):
-            print(spoken(in_lines(one_line(sentence))), file=sys.stderr)
-        raise SystemExit(status_of(story))
+        request = request_for_command(provisioner, command, working_directory())
+        raise SystemExit(asyncio.run(run_and_tell(provisioner, request)))
 
 
-def _request(provisioner: SandboxProvisioner, command: list[str]) -> LaunchRequest:
-    cwd = working_directory()
+def request_for_command(
+    provisioner: SandboxProvisioner, command: list[str], cwd: str
+) -> LaunchRequest:
+    """What is asked of a launcher for *command* in *cwd*."""
     spec = provisioner.spec_for(cwd)
     return LaunchRequest(
         sandbox_id=uuid.uuid4().hex[:12],
@@ -93,15 +89,31 @@ def _request(provisioner: SandboxProvisioner, command: list[str]) -> LaunchReque
     )
 
 
-async def run_in_box(launcher: Launcher, request: LaunchRequest) -> ExitStory:
-    """Run *request* with our stdio, and with a terminal of its own where ours is one.
+async def run_and_tell(
+    provisioner: SandboxProvisioner, request: LaunchRequest, relay: type[Signals] | None = None
+) -> int:
+    """`run_in_box`, and say on stderr what its exit status, which is the answer, does not tell."""
+    try:
+        story = await run_in_box(provisioner.launcher, request, relay)
+    except LaunchError as error:
+        raise _for_a_command(error, request.argv[0]) from None
+    for sentence in filter(None, (_refused(story), _reason(story))):
+        print(spoken(in_lines(one_line(sentence))), file=sys.stderr)
+    return status_of(story)
+
+
+async def run_in_box(
+    launcher: Launcher, request: LaunchRequest, relay: type[Signals] | None = None
+) -> ExitStory:
+    """Run *request* with our stdio, and with a terminal of its own where ours is one; *relay* says
+    what becomes of the signals that we get.
 
     Raises a SandboxError where it cannot be started; the box is gone when this returns.
     """
     labels = Labels(name=os.path.basename(request.argv[0]), user=user_name())
     with relayed() as terminal:
         request = replace(request, terminal=terminal is not None)
-        signals = Signals()
+        signals = (relay or Signals)()
         handle = await launcher.start(request, labels, terminal.stdio if terminal else Stdio(None))
         try:
             signals.relay_to(handle)

@@ -3,4 +3,5 @@
 ::
 
     kernelspecs.py   in a user's server: which kernels there are, each of them in a sandbox
+    terminals.py     there: terminals that open in a sandbox
 """

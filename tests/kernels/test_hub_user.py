@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-from collections.abc import Iterator
+import select
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import users
-from hub_user import HubHome, ipykernel, stanza
-from jupyter_programs import Server
+from hub_user import CONFIG, HubHome, TerminalSocket, ipykernel, stanza
+from jupyter_programs import PATIENCE_SECONDS, Home, Server
 
 pytestmark = [
     pytest.mark.requires("root", "userns", "jupyter_server", "setpriv", "public-python"),
@@ -50,6 +56,23 @@ def server(home: HubHome) -> Iterator[Server]:
     server.end()
 
 
+def watch_the_end(server: Server) -> Callable[[], None]:
+    """Of the only box; what is answered waits for its end and that of the program outside, which is
+    the parent of its init and leaves nothing."""
+    [record] = server.home.records()
+    status = Path(f"/proc/{record.init_pid}/status").read_text()
+    parent = int(status.partition("PPid:")[2].split()[0])
+    ends = [os.pidfd_open(pid) for pid in (record.init_pid, parent)]
+
+    def wait() -> None:
+        for end in ends:
+            with io.FileIO(end):
+                assert select.select([end], [], [], PATIENCE_SECONDS)[0]
+        assert server.home.records() == []
+
+    return wait
+
+
 # -- kernelspecs
 
 
@@ -89,3 +112,100 @@ def test_one_of_the_users_does_not_hide_one_of_roots(server: Server) -> None:
 def test_what_not_root_alone_has_written_sets_no_options(server: Server) -> None:
     with server.session("others") as client:
         assert client.run(SHM) == DEFAULT_SHM
+
+
+# -- terminals
+
+
+@contextlib.contextmanager
+def terminal(server: Server, **request: Any) -> Iterator[TerminalSocket]:
+    answer = server.ask("POST", "terminals", request)
+    assert answer.status_code == 200, answer.text
+    name = answer.json()["name"]
+    try:
+        with contextlib.closing(TerminalSocket(server, name)) as browser:
+            browser.run("PS1='$'")
+            yield browser
+    finally:
+        server.ask("DELETE", f"terminals/{name}")
+
+
+def test_a_terminal_opens_in_a_box_with_the_files_of_the_users_kernels(server: Server) -> None:
+    with terminal(server) as browser:
+        assert "sandbox" in browser.run("uname -n")
+        assert "home" in browser.run("pwd; touch from-the-terminal")
+        assert "=" not in browser.run("env | grep -E 'TOKEN|JUPYTER_SERVER'")
+        assert "2" in browser.run("grep Seccomp: /proc/self/status")
+        browser.resize(33, 101)
+        assert "33 101" in browser.run("stty size")
+        browser.type("sleep 1000\n")
+        browser.until("sleep 1000\r\n")
+        browser.type("\x03")
+        browser.until("^C")
+        browser.type("sleep 1000\n")
+        browser.until("sleep 1000\r\n")
+        browser.type("\x1a")
+        browser.until("Stopped")
+        assert "sleep 1000" in browser.run("jobs")
+        browser.type("exit\nexit\n")
+        browser.until("<disconnect>")
+    assert (server.home.notebooks / "from-the-terminal").stat().st_uid == users.USER
+    assert server.home.records() == []
+
+
+def test_a_request_cannot_say_what_a_terminal_runs_or_where_outside(server: Server) -> None:
+    home = server.home.notebooks
+    mark = home / "ran-outside"
+    (home / "evil.sh").write_text(f"touch {mark}")
+    hostile = {
+        "shell_command": ["/bin/touch", str(mark)],
+        "extra_env": {"BASH_ENV": f"{home}/evil.sh", "PYTHONPATH": str(home)},
+        "cwd": "/etc",
+    }
+    with terminal(server, **hostile) as browser:
+        assert "sandbox" in browser.run("uname -n")
+        assert str(home) in browser.run("pwd")
+    assert not mark.exists()
+
+
+def test_what_a_terminal_runs_ends_with_it_whatever_it_ignores(server: Server) -> None:
+    with terminal(server) as browser:
+        browser.run("trap '' HUP TERM INT; { setsid sleep 1000 & }")
+        ended = watch_the_end(server)
+    ended()
+
+
+@pytest.fixture
+def unwatched() -> Iterator[Server]:
+    more = "c.SandboxTerminalManager.end_unwatched_after = 0.01\n"
+    with HubHome(CONFIG + more) as home:
+        server = Server(home)
+        yield server
+        server.end(kindly=False)
+
+
+def test_a_terminal_ends_with_the_browser_and_with_the_server(unwatched: Server) -> None:
+    for end in ("browser", "server"):
+        name = unwatched.ask("POST", "terminals").json()["name"]
+        with contextlib.closing(TerminalSocket(unwatched, name)) as browser:
+            browser.run("trap '' HUP TERM INT")
+            ended = watch_the_end(unwatched)
+            (browser.close if end == "browser" else unwatched.program.process.kill)()
+            ended()
+
+
+@pytest.mark.requires("cgroup-memory")
+def test_a_terminal_has_the_memory_that_a_kernel_has_and_says_so() -> None:
+    more = "c.SandboxProvisioner.mem_limit = '100M'\nc.SandboxProvisioner.mem_interrupt = 0\n"
+    with Home() as home:
+        more += f"c.SandboxProvisioner.runtime_dir = {str(home.runtime)!r}\n"
+        (home.config / "jupyter_server_config.py").write_text(CONFIG + more)
+        server = Server(home)
+        try:
+            with terminal(server) as browser:
+                assert "pyvenv.cfg" in browser.run(f"ls {sys.prefix}")
+                browser.type("x=x; while :; do x=$x$x; done\n")
+                browser.until("reached its memory limit of 100 MiB")
+                browser.until("<disconnect>")
+        finally:
+            server.end()
