@@ -34,7 +34,7 @@ from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import TooManyFolders, find_below, open_again
-from sandbox_provisioner.records import Record, RecordFolder
+from sandbox_provisioner.records import SERVER, Record, RecordFolder
 from sandbox_provisioner.spec import Network, relative
 from sandbox_provisioner.story import NOTICES, ExitFile, ExitStory, with_reason
 from sandbox_provisioner.told import EndKind, Subject
@@ -383,6 +383,8 @@ class LocalHandle:
             mistake=told.text if kind is EndKind.INTERNAL_ERROR else "",
             stderr_tail=printable(told.tail.decode(errors="replace")),
         )
+        if self.record.kind == SERVER:
+            return with_reason(story, self.record.user, "The server of")
         return with_reason(story, short_id(self.record))
 
     def _last_counts(self) -> Traffic | None:
@@ -442,7 +444,7 @@ class _Counts:
 
 def _new_repositories(record: Record) -> tuple[str, ...]:
     """A sentence for each repository that is in the work directory now and was not before."""
-    if not record.workdir:
+    if not record.workdir or record.kind == SERVER:  # all who run git there are in the box, too
         return ()
     try:
         workdir = open_again(record.workdir, record.device, record.inode)

@@ -223,7 +223,12 @@ class WorkdirFacts:
         if answer or not place.is_directory:
             raise bad_workdir(path, answer or "it is not a directory")
         try:
-            run_by_host = find_run_by_host(place.source, facts.server, f"/proc/self/fd/{place.fd}")
+            run_by_host = find_run_by_host(
+                place.source,
+                facts.server,
+                f"/proc/self/fd/{place.fd}",
+                servers_alone=covers.whole,
+            )
             covered = find_covered(
                 place,
                 covers,

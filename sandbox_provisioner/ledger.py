@@ -32,6 +32,7 @@ from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.policy.admission import Running, admit, counts
 from sandbox_provisioner.records import (
+    SERVER,
     Record,
     RecordFolder,
     all_records,
@@ -47,7 +48,7 @@ ATTEMPT = "start the sandbox"
 _UNDO = "undo a start that has failed"
 _KERNEL = "kernel"
 # What serves kernels, or waits to be one.
-_UNCOUNTED = frozenset({"nursery", "spare", "gateway"})
+_UNCOUNTED = frozenset({"nursery", "spare", "gateway", SERVER})
 _log = logging.getLogger(__name__)
 
 
@@ -270,6 +271,7 @@ class Ledger:
             planned=planned_stand_ins(site.workdir),
             group=request.group if request.below else "",
             person=request.terms.person.name if request.terms else "",
+            first_id=request.first_id,
         )
 
 

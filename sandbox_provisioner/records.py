@@ -43,7 +43,7 @@ from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.descriptors import is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.caps import cgroup
-from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, LAST_ID
+from sandbox_provisioner.facilities.ids.facts import FIRST_ID, FIRST_PERSONS_ID, IDS
 from sandbox_provisioner.facilities.network.card import counts
 from sandbox_provisioner.facilities.network.tell.counts import Traffic, Writer, read_counts
 from sandbox_provisioner.locks import lock, lock_soon, locked, unlock
@@ -53,6 +53,7 @@ LONGEST_SOCKET_PATH = 107
 _ID_LENGTH = 12
 _RANGE = ".ids"
 BUSY, IDLE = "busy", "idle"
+SERVER = "server"  # the kind of a hub user's Jupyter server
 BUILDING = ".building"  # locked by who makes a nursery
 # What reading a record raises that is not (yet) whole, or is somebody else's file.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -74,7 +75,8 @@ class Record:
     *notebook* is what its front end says that it is for (JPY_SESSION_NAME), "" where none does.
     *init_start* is the start time of PID 1 in clock ticks (proc(5)), which makes a pid unique.
     *kind* is "kernel", "nursery" for a process that kernels are forked from, "spare" for a kernel
-    that waits for a start, or "gateway" for what serves the network of kernels; *nursery* is the id
+    that waits for a start, "gateway" for what serves the network of kernels, or "server" for a
+    whole Jupyter server of a hub's user; *nursery* is the id
     of the one that this kernel is forked from. *network* is which one it has, as `spec.Network`.
     *group* is the name of its control groups where that is not its id: a spare keeps its own, and
     a person's are below others. *person* is for whom it runs by the administrator's policy, ""
@@ -189,8 +191,9 @@ class RecordFolder:
     def create(
         cls, runtime: Path, record: Record, *, ids: bool, admit: Admit | None = None
     ) -> tuple[RecordFolder, Record]:
-        """Make the folder and lock it; with *ids* also pick a free range of ids for the record.
-        *admit* is asked first, when nobody else makes one, and raises where there is no room."""
+        """Make the folder and lock it; with *ids* also pick a free range of ids for the record,
+        unless it has one. *admit* is asked first, when nobody else makes one, and raises where
+        there is no room."""
         folder = cls(runtime / record.sandbox_id)
         _refuse_too_long(folder)
         with locked(runtime):
@@ -211,7 +214,7 @@ class RecordFolder:
         return folder, record
 
     def _fill(self, record: Record, *, ids: bool) -> Record:
-        if ids:
+        if ids and not record.first_id:
             self._first_id = _take_range(self.path.parent, record.sandbox_id)
             record = replace(record, first_id=self._first_id)
         self._hold(lock_soon(self.path / "owner"))  # a sweep looks at it for a moment
@@ -519,7 +522,7 @@ def _take_range(runtime: Path, sandbox_id: str) -> int:
     By the names in one directory, not by the records, which may be hundreds of files.
     """
     taken = {name for name in os.listdir(runtime) if name.endswith(_RANGE)}
-    for first in range(FIRST_ID, LAST_ID - IDS, IDS):
+    for first in range(FIRST_ID, FIRST_PERSONS_ID, IDS):
         if f"{first}{_RANGE}" not in taken and not _has_processes(first):
             runtime.joinpath(f"{first}{_RANGE}").symlink_to(sandbox_id)
             return first

@@ -229,7 +229,12 @@ class Covers:
     *home_frozen* also where they do not exist yet: then each has a stand-in.
     *repository_directories*, *repository_frozen* and *repository_placed* are relative to a
     repository; the last are files, with a text that means nothing to git, that git would believe.
+
+    *whole*: none of this is covered, where all code of the home's owner runs in the sandbox. What
+    the server itself runs or imports from there is read-only all the same.
     """
+
+    whole: bool = False
 
     home_directories: tuple[str, ...] = (
         ".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".config", ".cache", ".jupyter",
@@ -291,7 +296,8 @@ class Covers:
 
     def __post_init__(self) -> None:
         placed = (path for path, _ in self.repository_placed)
-        lists = (getattr(self, name) for name in self.__slots__ if name != "repository_placed")
+        others = {"repository_placed", "whole"}
+        lists = (getattr(self, name) for name in self.__slots__ if name not in others)
         for path in (*placed, *(path for names in lists for path in names)):
             if not _is_plain(path):
                 raise SpecError(

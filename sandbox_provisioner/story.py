@@ -135,9 +135,9 @@ class ExitStory:
         return self.kind in {EndKind.MEMORY_CAP, EndKind.SURROUNDINGS_MEMORY}
 
 
-def with_reason(story: ExitStory, name: str) -> ExitStory:
+def with_reason(story: ExitStory, name: str, what: str = "Kernel") -> ExitStory:
     """*story* with its sentence, if the kernel called *name* did not end by itself."""
-    return replace(story, reason=_reason(story, f"Kernel {name}"))
+    return replace(story, reason=_reason(story, f"{what} {name}"))
 
 
 def signal_name(number: int) -> str:

@@ -23,6 +23,7 @@ from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import Usage, open_existing
 from sandbox_provisioner.facilities.network.tell.counts import Traffic
 from sandbox_provisioner.facilities.network.tell.said import refused
+from sandbox_provisioner.hub import doors
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.records import (
     Record,
@@ -370,6 +371,7 @@ class CollectApp(SandboxCommand):
         gone = sweep(runtime, stuck.append, seconds=float("inf"))
         for name in gone:
             print(f"Removed the sandbox {one_line(name)}, whose server is gone.")
+        doors.sweep(runtime)
         groups = remove_left_groups(runtime)
         cards = remove_left_cards()
         for name in groups:

@@ -15,9 +15,8 @@ import pytest
 
 from sandbox_provisioner import locks, records
 from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.facilities.ids.facts import FIRST_ID, FIRST_PERSONS_ID, LAST_ID
 from sandbox_provisioner.records import (
-    FIRST_ID,
-    LAST_ID,
     Record,
     RecordFolder,
     all_records,
@@ -103,8 +102,22 @@ def test_the_last_range_of_ids_ends_where_systemds_table_says():
     assert (LAST_ID - FIRST_ID) >> 16 > 4000
 
 
+def test_a_range_that_is_a_persons_is_never_a_kernels(make, monkeypatch):
+    monkeypatch.setattr(records, "_has_processes", lambda uid: uid < FIRST_PERSONS_ID)
+    with pytest.raises(HostError, match="ranges are taken"):
+        make("one", ids=True)
+
+
+def test_who_has_a_range_already_keeps_it(make, runtime_dir):
+    one, record = make("one", ids=True, first_id=FIRST_PERSONS_ID)
+    _, same = make("two", ids=True, first_id=FIRST_PERSONS_ID)
+    assert record.first_id == same.first_id == FIRST_PERSONS_ID
+    one.remove()
+    assert sorted(os.listdir(runtime_dir)) == ["lock", "two"]
+
+
 def test_no_free_range_of_ids_is_an_error_with_a_remedy(make, monkeypatch):
-    monkeypatch.setattr(records, "LAST_ID", FIRST_ID + (2 << 16))
+    monkeypatch.setattr(records, "FIRST_PERSONS_ID", FIRST_ID + (1 << 16))
     make("one", ids=True)
     with pytest.raises(HostError, match=r"all 1 ranges.*gc"):
         make("two", ids=True)

@@ -18,6 +18,8 @@ from sandbox_provisioner.errors import COMMAND, HostError
 # systemd's table of ids (UIDS-GIDS) leaves 0x70000000-0x7FFDFFFF unused.
 FIRST_ID, LAST_ID = 0x70000000, 0x7FFDFFFF
 IDS = 1 << 16
+# From here on ranges belong to people, for ever (`hub/ranges.py`); below, to whoever runs now.
+FIRST_PERSONS_ID = FIRST_ID + 2048 * IDS
 ATTEMPT = 'map a range of user ids (user_ids = "range")'
 _FIRST_USUAL = 100000
 # Not from PATH: these run with more rights than ours.

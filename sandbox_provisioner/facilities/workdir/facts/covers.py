@@ -113,6 +113,9 @@ def find_covered(
     """
     source, opened = place.source, f"/proc/self/fd/{place.fd}"
     found = _Found(directories=_within(source, own_folders))
+    if covers.whole:
+        _add_run_by_host(source, opened, run_by_host, found)
+        return found.covered()
     # Of all other homes only the server's own is looked at, since a link in it may lead here: there
     # can be very many, and each path costs a look.
     related = {home, *(other for other in homes if _is_related(other, source))}

@@ -117,21 +117,27 @@ def _user_places() -> tuple[str, ...]:
     return (site.getusersitepackages(), f"{base}/bin", f"{base}/share/jupyter")
 
 
-def find_run_by_host(source: str, server: Server, opened: str = "") -> frozenset[str]:
+def find_run_by_host(
+    source: str, server: Server, opened: str = "", *, servers_alone: bool = False
+) -> frozenset[str]:
     """The places in the work directory *source*, a real path, that *server* runs or imports from;
     they may be missing. SpecError if it is itself one where nothing could be written then,
     `places.TooManyFolders` if more lie in it than are looked at.
 
-    *opened* leads to *source*, also where somebody has renamed it."""
+    *opened* leads to *source*, also where somebody has renamed it. *servers_alone*: without what
+    its owner would run there, and other servers of theirs, since all of these are in the box."""
     opened = opened or source
     _refuse_on_program_path(source, server)
     found = {
-        *_environments(source, opened, server),
         *(path for _, path in server.programs if _below(path, source)),
         *(path for path in (*server.single, *server.modules) if _below(path, source)),
-        *(f"{server.cwd}/{name}" for name in IN_START_DIRECTORY),
         *server.more,
     }
+    if servers_alone:
+        found |= {path for path in server.prefixes if _below(path, source)}
+    else:
+        found |= {*_environments(source, opened, server)}
+        found |= {f"{server.cwd}/{name}" for name in IN_START_DIRECTORY}
     found |= set(_imported(source, opened, server, found))
     if _is_imported_from(source, server):
         found |= set(_on_import_path(source, opened))

@@ -1,0 +1,270 @@
+"""hub_server.py - in the test process, as root: a real JupyterHub with its real proxy, and people.
+
+The hub runs in a mount namespace of its own, in which the machine has more users. All else is the
+machine's: processes, groups, ports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+import websocket
+from clients import text_of
+
+from sandbox_provisioner.descriptors import is_readable
+from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_existing
+from sandbox_provisioner.records import Record, all_records, cgroup_facts
+from sandbox_provisioner.sweeping import sweep
+
+TOKEN = "a-token-of-the-tests-0123456789"
+PATIENCE_SECONDS = 200
+UID = 61234  # of the first one
+_WITH_USERS = """
+for name in passwd group; do mount --bind "$1/$name" "/etc/$name" || exit; done
+exec "$2" -m jupyterhub -f "$1/jupyterhub_config.py"
+"""
+_CONFIG = """
+c.JupyterHub.spawner_class = "sandbox"
+c.JupyterHub.bind_url = "http://127.0.0.1:{ports[0]}"
+c.JupyterHub.hub_bind_url = "http://127.0.0.1:{ports[1]}"
+c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{ports[2]}"
+c.JupyterHub.authenticator_class = "dummy"
+c.Authenticator.allow_all = True
+c.JupyterHub.cleanup_servers = False
+c.JupyterHub.services = [{{"name": "tests", "api_token": "{token}"}}]
+c.JupyterHub.load_roles = [{{"name": "tests", "services": ["tests"], "scopes": [
+    "admin:users", "admin:servers", "access:servers", "list:users", "read:users:activity"]}}]
+c.Spawner.poll_interval = 1
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0}}  # whoever asks hears of all events
+c.Spawner.start_timeout = c.Spawner.http_timeout = {patience}
+c.Spawner.environment = {{"JUPYTERHUB_SINGLEUSER_APP": "jupyter_server.serverapp.ServerApp"}}
+c.SandboxSpawner.runtime_dir = "{runtime}"
+c.SandboxSpawner.state_dir = "{folder}/state"
+"""
+
+
+class Hub:
+    """A hub with *people*, who have homes, and with *more* lines of configuration."""
+
+    def __init__(self, people: Sequence[str], more: str = "") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="sbx-", dir="/tmp"))
+        self.folder.chmod(0o755)
+        self.runtime = self.folder / "run"
+        self.ports = [_free_port() for _ in range(3)]
+        config = _CONFIG.format(
+            ports=self.ports,
+            patience=PATIENCE_SECONDS,
+            token=TOKEN,
+            runtime=self.runtime,
+            folder=self.folder,
+        )
+        (self.folder / "jupyterhub_config.py").write_text(config + more)
+        for name in ("passwd", "group"):
+            shutil.copy(f"/etc/{name}", self.folder / name)
+        for number, name in enumerate(people, UID):
+            self._add(name, number)
+        self.pid = self._pidfd = -1
+        self.log = self.folder / "hub.log"
+
+    def _add(self, name: str, number: int) -> None:
+        home = self.home(name)
+        home.mkdir(mode=0o700, parents=True)
+        os.chown(home, number, number)
+        with (self.folder / "passwd").open("a") as file:
+            file.write(f"{name}:x:{number}:{number}::{home}:/bin/bash\n")
+        with (self.folder / "group").open("a") as file:
+            file.write(f"{name}:x:{number}:\n")
+
+    def home(self, name: str) -> Path:
+        """Of that person."""
+        return self.folder / "home" / name
+
+    # -- the hub
+
+    def start(self) -> None:
+        """Return when it serves: it says so."""
+        command = ["unshare", "--mount", "sh", "-c", _WITH_USERS, "sh", self.folder, sys.executable]
+        with self.log.open("ab") as log:
+            begins = log.tell()
+            # A child of nobody's here: it comes and goes within tests.
+            told = subprocess.run(
+                ["sh", "-c", 'setsid "$@" >&2 & echo $!', "sh", *command],
+                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+                env=self._environment(), check=True,
+            )  # fmt: skip
+        self.pid = int(told.stdout)
+        self._pidfd = os.pidfd_open(self.pid)
+        follow = ["tail", f"--bytes=+{begins + 1}", "-f", f"--pid={self.pid}", self.log]
+        with subprocess.Popen(follow, stdout=subprocess.PIPE) as tail:
+            assert tail.stdout
+            found = any(b"JupyterHub is now running" in line for line in tail.stdout)
+            tail.kill()
+        assert found, self.log.read_text()
+
+    def _environment(self) -> dict[str, str]:
+        """Also that of servers (env_keep). A grammar that jsonschema builds at each import, if it
+        can, takes more than half of the time of a hub's or a server's start."""
+        package = self.folder / "path/rfc3987_syntax"
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").write_text("raise ImportError\n")
+        path = os.environ["PATH"]
+        return {"PATH": path, "HOME": "/root", "PYTHONPATH": str(package.parent)}
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """End it by *number*, and its proxy, which a killed one leaves."""
+        signal.pidfd_send_signal(self._pidfd, number)
+        assert is_readable(self._pidfd, PATIENCE_SECONDS)
+        os.close(self._pidfd)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End all, whatever the tests have left; what is left then is told by who looks."""
+        for name in self.people():
+            with contextlib.suppress(requests.RequestException):
+                self.api("DELETE", f"/users/{name}/server")
+        self.end()
+        for _, record in all_records(self.runtime):
+            self.tree_of(record).kill()
+        sweep(self.runtime, seconds=PATIENCE_SECONDS)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def people(self) -> list[str]:
+        """Who has a server."""
+        return [user["name"] for user in self.api("GET", "/users").json() if user["servers"]]
+
+    def api(self, method: str, path: str, **options: Any) -> requests.Response:
+        """Ask the hub's REST API."""
+        url = f"http://127.0.0.1:{self.ports[1]}/hub/api{path}"
+        return _ask(method, url, **options)
+
+    # -- a person's server
+
+    def begin(self, name: str) -> list[dict[str, Any]]:
+        """Start the server of *name*; the events of its start, of which the last one tells how it
+        went."""
+        self.api("POST", f"/users/{name}")
+        path = f"/users/{name}/server"
+        answer = self.api("POST", path)
+        if answer.status_code >= 400:
+            return [{"failed": True, "message": answer.json()["message"]}]
+        with self.api("GET", f"{path}/progress", stream=True) as stream:
+            lines = (line for line in stream.iter_lines() if line.startswith(b"data:"))
+            events = []
+            for line in lines:
+                events.append(json.loads(line.removeprefix(b"data:")))
+                if events[-1].get("ready") or events[-1].get("failed"):
+                    break
+        return events
+
+    def stop(self, name: str) -> None:
+        """Return when it has ended: 202 is "not yet"."""
+        answer = self.api("DELETE", f"/users/{name}/server")
+        assert answer.status_code in {202, 204}, answer.text
+        while self.api("GET", f"/users/{name}").json()["servers"]:
+            pass
+
+    def record(self, name: str) -> Record:
+        """Of the box of *name*'s server."""
+        (found,) = [record for _, record in all_records(self.runtime) if record.user == name]
+        return found
+
+    def tree_of(self, record: Record) -> CgroupTree:
+        """Its groups."""
+        return open_existing(cgroup_facts(record), record.tree)
+
+    def ask(self, name: str, method: str, path: str, **options: Any) -> requests.Response:
+        """Ask the server of *name*, through the proxy."""
+        url = f"http://127.0.0.1:{self.ports[0]}/user/{name}/api{path}"
+        return _ask(method, url, **options)
+
+    @contextlib.contextmanager
+    def kernel(self, name: str, kernel_id: str = "") -> Iterator[Kernel]:
+        """A new kernel of *name*'s, or the one with that id."""
+        if not kernel_id:
+            answer = self.ask(name, "POST", "/kernels", json={"name": "python3"})
+            assert answer.status_code == 201, answer.text
+            kernel_id = answer.json()["id"]
+        path = f"api/kernels/{kernel_id}/channels"
+        with contextlib.closing(self.connect(name, path)) as connection:
+            yield Kernel(kernel_id, connection)
+
+    def connect(self, name: str, path: str) -> websocket.WebSocket:
+        """A websocket of the server of *name*, through the proxy."""
+        url = f"ws://127.0.0.1:{self.ports[0]}/user/{name}/{path}"
+        header = [f"Authorization: token {TOKEN}"]
+        return websocket.create_connection(url, header=header, timeout=PATIENCE_SECONDS)
+
+
+class Kernel:
+    """A client of a kernel over the hub's websocket."""
+
+    def __init__(self, kernel_id: str, connection: websocket.WebSocket) -> None:
+        self.id = kernel_id
+        self._connection = connection
+
+    def run(self, code: str) -> str:
+        """What *code* shows until it is done, errors too."""
+        message = self.send(code)
+        found = []
+        while True:
+            told = self.receive()
+            if told["parent_header"].get("msg_id") != message:
+                continue
+            found.append(told)
+            state = told["content"].get("execution_state")
+            if told["header"]["msg_type"] == "status" and state == "idle":
+                return text_of(found)
+
+    def send(self, code: str) -> str:
+        """Begin it; the id of the message."""
+        message = uuid.uuid4().hex
+        header = {
+            "msg_id": message, "msg_type": "execute_request", "username": "", "session": "tests",
+            "version": "5.3",
+        }  # fmt: skip
+        content = {"code": code, "silent": False, "user_expressions": {}, "allow_stdin": False}
+        whole = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
+        self._connection.send(json.dumps({**whole, "channel": "shell"}))
+        return message
+
+    def receive(self) -> dict[str, Any]:
+        """The next message."""
+        told: dict[str, Any] = json.loads(self._connection.recv())
+        return told
+
+
+def type_at(terminal: websocket.WebSocket, command: str) -> str:
+    """What *command* shows at a terminal of jupyter_server's."""
+    mark = uuid.uuid4().hex
+    terminal.send(json.dumps(["stdin", f"{command}; echo {mark[:8]}''{mark[8:]}\r"]))
+    shown = ""
+    while mark not in shown:
+        kind, *text = json.loads(terminal.recv())
+        if kind == "stdout":
+            shown += text[0]
+    return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", shown)
+
+
+def _ask(method: str, url: str, **options: Any) -> requests.Response:
+    headers = {"Authorization": f"token {options.pop('token', TOKEN)}"}
+    return requests.request(method, url, headers=headers, timeout=PATIENCE_SECONDS, **options)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
