@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv6Network, ip_address
 
 from sandbox_provisioner.descriptors import is_readable, private_pair
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError
@@ -36,18 +36,22 @@ from sandbox_provisioner.facilities.network.card import (
     maker,
     reach,
     refusals,
+    table,
 )
 from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
 from sandbox_provisioner.facilities.network.card.watch import Watch, Watched
 from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
 from sandbox_provisioner.facilities.network.facts.own_addresses import hub_addresses, own_addresses
 from sandbox_provisioner.facilities.network.tell.pace import Pace
-from sandbox_provisioner.facilities.network.wish.pool import parse_pool
+from sandbox_provisioner.facilities.network.wish.addresses import Address
+from sandbox_provisioner.facilities.network.wish.pool import parse_pool, parse_pool_ipv6
 from sandbox_provisioner.facilities.network.wish.rules import Rules
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.kernel_calls import receive_descriptors
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import RecordFolder, start_time
+from sandbox_provisioner.spec import NetworkWish
+from sandbox_provisioner.sweeping import after_removal
 from sandbox_provisioner.units import format_bytes
 
 _LOOK_UPS = 8
@@ -78,7 +82,9 @@ class CardAttachment:
         """Begin with the card. HostError where this host cannot have any."""
         if not site.facts.privileged:
             return  # `orders.check` refuses it
-        uplink = maker.check_host(_pool_of(self._request), _own_ipv4())
+        wish = self._request.spec.network
+        uplink = maker.check_host(parse_pool(wish.pool), _own(), _pool_ipv6(wish))
+        after_removal(_remove_unused)
         server = _CardServer(self._request, folder, site, self._ours)
         self._is_served = True
         _begin(lambda: server.serve(uplink, self._made, self._warn))
@@ -99,19 +105,24 @@ def _begin(act: Callable[[], None]) -> None:
     threading.Thread(target=act, name="sandbox-card", daemon=True).start()
 
 
-def _pool_of(request: LaunchRequest) -> IPv4Network:
-    return parse_pool(request.spec.network.pool)
+def _remove_unused() -> None:
+    with contextlib.suppress(OSError):  # `jupyter sandbox gc` does it then
+        table.remove_unused()
 
 
-def _own_ipv4() -> list[IPv4Address]:
-    return [IPv4Address(address) for address in own_addresses() if ":" not in address]
+def _pool_ipv6(wish: NetworkWish) -> IPv6Network | None:
+    return parse_pool_ipv6(wish.pool_ipv6) if wish.ipv6 else None
 
 
-def obstacle(pool: str) -> SandboxError | str:
-    """Why this host cannot have cards of *pool*, "" if it can; nothing is changed."""
+def _own() -> list[Address]:
+    return [ip_address(address) for address in own_addresses()]
+
+
+def obstacle(wish: NetworkWish) -> SandboxError | str:
+    """Why this host cannot have the cards of *wish*, "" if it can; nothing is changed."""
     try:
         maker.try_one()
-        maker.refuse_unfit_host(parse_pool(pool), _own_ipv4())
+        maker.refuse_unfit_host(parse_pool(wish.pool), _own(), _pool_ipv6(wish))
         firewall.refuse_one_that_drops()
         name_servers()
     except SandboxError as error:
@@ -172,18 +183,21 @@ class _CardServer:
         return card, box
 
     def _order(self, warn: Warn) -> Order:
-        wish, pool = self._request.spec.network, _pool_of(self._request)
+        wish = self._request.spec.network
+        pool, pool_ipv6 = parse_pool(wish.pool), _pool_ipv6(wish)
         own = *own_addresses(), *hub_addresses(self._site.server_environment, warn)
-        rules = Rules.read(self._site.network_allow, wish.deny, [str(pool), *own])
-        addresses = _look_up(rules, warn)
+        pools = [str(pool), *([str(pool_ipv6)] if pool_ipv6 else [])]
+        rules = Rules.read(self._site.network_allow, wish.deny, [*pools, *own])
+        addresses = _look_up(rules, warn, ipv6=wish.ipv6)
         self._rules, self._names = rules, refusals.names_of(addresses)
         sandbox_id = self._request.sandbox_id
         return Order(
             sandbox_id=sandbox_id,
             pool=pool,
+            pool_ipv6=pool_ipv6,
             resolvers=self._site.name_servers,
-            reaches=tuple(reach.reaches(rules, addresses.__getitem__)),
-            at_host=tuple(reach.reaches_at_host(rules, addresses.__getitem__)),
+            reaches=tuple(reach.reaches(rules, addresses.__getitem__, ipv6=wish.ipv6)),
+            at_host=tuple(reach.reaches_at_host(rules, addresses.__getitem__, ipv6=wish.ipv6)),
             up_bits=wish.up_bits,
             down_bits=wish.down_bits,
             quota_bytes=wish.quota_bytes,
@@ -230,9 +244,9 @@ class _CardServer:
         self._tell(wire.SAY, _LOST)
 
     def _cut_off(self, card: Prepared, box: int) -> None:
-        address = card.pair.address
+        own = [address for address, _ in card.pair.own]
         with contextlib.suppress(OSError):  # the box has ended
-            maker.in_namespace(box, lambda: connections.end_connections(address))
+            maker.in_namespace(box, lambda: connections.end_connections(own))
         size = format_bytes(self._request.spec.network.quota_bytes)
         self._tell(wire.SAY, f"This kernel has sent and received {size}, which is {_QUOTA}")
 
@@ -268,14 +282,16 @@ def _told(error: Exception) -> SandboxError:
     )
 
 
-def _look_up(rules: Rules, warn: Warn) -> dict[str, list[IPv4Address]]:
+def _look_up(rules: Rules, warn: Warn, *, ipv6: bool) -> dict[str, list[Address]]:
     """The addresses of all names of *rules*. A name that leads nowhere now opens nothing; HostError
     where it was to be refused."""
     denied = {rule.name for rule in rules.deny if rule.name}
     names = {rule.name for rule in rules.allow if rule.name} | denied
-    found: dict[str, list[IPv4Address]] = {}
+    found: dict[str, list[Address]] = {}
+    family, what = (socket.AF_UNSPEC, "address") if ipv6 else (socket.AF_INET, "address of IPv4")
+    look_up = partial(_addresses_of, family=family)
     with ThreadPoolExecutor(_LOOK_UPS) as pool:
-        for name, addresses in zip(names, pool.map(_addresses_of, names), strict=True):
+        for name, addresses in zip(names, pool.map(look_up, names), strict=True):
             if not addresses and name in denied:
                 raise HostError(
                     attempt=f"find the addresses of {name}, which network_deny has",
@@ -283,14 +299,14 @@ def _look_up(rules: Rules, warn: Warn) -> dict[str, list[IPv4Address]]:
                     remedy="Name the addresses themselves, or leave it out.",
                 )
             if not addresses:
-                warn(f"{name} has no address of IPv4 now: this kernel will not reach it.")
+                warn(f"{name} has no {what} now: this kernel will not reach it.")
             found[name] = addresses
     return found
 
 
-def _addresses_of(name: str) -> list[IPv4Address]:
+def _addresses_of(name: str, family: int) -> list[Address]:
     try:
-        found = socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)
     except OSError:
         return []
-    return [*dict.fromkeys(IPv4Address(entry[4][0]) for entry in found)]
+    return [*dict.fromkeys(ip_address(str(entry[4][0]).partition("%")[0]) for entry in found)]

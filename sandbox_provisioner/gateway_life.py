@@ -397,7 +397,7 @@ def _request() -> LaunchRequest:
 def _rules_of(request: LaunchRequest, site: Site) -> dict[str, Any]:
     """What the gateway has to know of a kernel, as JSON can hold it."""
     wish = asdict(request.spec.network)
-    for name in ("mode", "pool"):  # they are the box's own, and the card's
+    for name in ("mode", "pool", "ipv6", "pool_ipv6"):  # they are the box's own, and the card's
         del wish[name]
     return wish | {"allow": site.network_allow}
 

@@ -47,6 +47,7 @@ from sandbox_provisioner.facilities.network.facts.packages import (
     find_packages,
 )
 from sandbox_provisioner.facilities.network.facts.resolver import find_resolver
+from sandbox_provisioner.facilities.network.wish.addresses import Address
 from sandbox_provisioner.facilities.network.wish.rules import PACKAGES
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import look_there_last, notice
 from sandbox_provisioner.failures import check
@@ -73,6 +74,7 @@ from sandbox_provisioner.spec import (
     NO_WORKDIR,
     Confinement,
     Network,
+    NetworkWish,
     SandboxSpec,
     UserIds,
     relative,
@@ -185,7 +187,7 @@ class LocalLauncher:
             memory_above=above,
             catch_obstacle=catch_obstacle(facts) if network is Network.GATEWAY else "",
             resolver=find_resolver() if network is Network.HOST else (),
-            name_servers=name_servers() if network is Network.CARD else (),
+            name_servers=_name_servers(spec.network),
             server_environment=caller.environment,
             network_allow=expanded_rules(spec.network.allow, packages),
             packages=packages,
@@ -389,3 +391,8 @@ def _counts_everywhere(facts: HostFacts) -> bool:
 def _id_range(spec: SandboxSpec, facts: HostFacts) -> IdRange | None:
     wished = spec.user_ids is UserIds.RANGE and not facts.privileged
     return find_id_range(facts.caller.uid) if wished else None
+
+
+def _name_servers(wish: NetworkWish) -> tuple[Address, ...]:
+    """Whom a box that has a card asks for names."""
+    return name_servers(ipv6=wish.ipv6) if wish.mode is Network.CARD else ()

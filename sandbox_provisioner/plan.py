@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import IntEnum
-from ipaddress import IPv4Address
 
 from sandbox_provisioner.facilities.caps.cgroup import Bound
 from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
 from sandbox_provisioner.facilities.ids.facts import IdRange
 from sandbox_provisioner.facilities.network.facts.packages import Packages
 from sandbox_provisioner.facilities.network.facts.resolver import ResolverPlace
+from sandbox_provisioner.facilities.network.wish.addresses import Address
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
@@ -185,7 +185,7 @@ class Site:
     held: Mapping[str, int] = field(default_factory=dict)
     catch_obstacle: str = ""
     resolver: tuple[ResolverPlace, ...] = ()
-    name_servers: tuple[IPv4Address, ...] = ()
+    name_servers: tuple[Address, ...] = ()
     server_environment: Mapping[str, str] = field(default_factory=dict)
     network_allow: tuple[str, ...] = ()
     packages: Packages = field(default_factory=Packages)

@@ -160,8 +160,13 @@ def _remove_held() -> None:
     all the same, but what is around it would stay until the next start.
     """
     ours = list(held)
-    if not ours:
-        return
+    if ours:
+        _remove(ours)
+    for act in _afterwards:
+        act()
+
+
+def _remove(ours: list[RecordFolder]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # a hub sends the second when it is impatient
         with contextlib.suppress(ValueError):  # only the main thread may
             signal.signal(number, signal.SIG_IGN)
@@ -190,6 +195,15 @@ def _sweep_held(folder: RecordFolder) -> None:
 
 
 atexit.register(_remove_held)
+
+
+_afterwards: list[Callable[[], None]] = []
+
+
+def after_removal(act: Callable[[], None]) -> None:
+    """Let *act* be called once at the end of this process, after all of its own was removed."""
+    if act not in _afterwards:
+        _afterwards.append(act)
 
 
 def before_removal(act: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from sandbox_provisioner.facilities.caps.cgroup import survey
+from sandbox_provisioner.facilities.network.facts.ipv6 import has_ipv6
 from sandbox_provisioner.host import HostFacts
 
 MUST_WORK = "SANDBOX_MUST_WORK"
@@ -143,6 +144,7 @@ def _ordinary_user() -> str:
 
 _FACILITIES: dict[str, Callable[[], str]] = {
     "userns": _userns,
+    "ipv6": lambda: "" if has_ipv6() else "this machine has no IPv6",
     "root": _root,
     "cgroup": _cgroup,
     "cgroup-memory": _controller("memory"),

@@ -44,7 +44,7 @@ from sandbox_provisioner.options import PROVISIONER
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.records import runtime_directory
-from sandbox_provisioner.spec import Covers, SandboxSpec
+from sandbox_provisioner.spec import Covers, Network, NetworkWish, SandboxSpec
 from sandbox_provisioner.unboxed import inner_command
 
 _TRIAL_SECONDS = 30
@@ -116,7 +116,7 @@ class DoctorApp(SandboxCommand):
             left_sandboxes=left_sandboxes(runtime) if usable else (),
             left_groups=left_groups(runtime) if usable else (),
             catch_obstacle=_catch_obstacle(host),
-            card=card_life.obstacle(provisioner.network_pool) if host.privileged else "",
+            card=_card_obstacle(provisioner) if host.privileged else "",
             **_trials(provisioner, host),
         )
 
@@ -217,3 +217,17 @@ async def _try(launcher: Launcher, spec: SandboxSpec, folder: str) -> None:
             step="run",
             stderr_tail=story.stderr_tail if story else "",
         )
+
+
+def _card_obstacle(provisioner: SandboxProvisioner) -> SandboxError | str:
+    """Why kernels cannot have the cards that the configuration has, whether it gives them one or
+    not."""
+    ipv6 = provisioner.network_ipv6 and provisioner.network == Network.CARD
+    try:
+        wish = NetworkWish(
+            mode=Network.CARD, pool=provisioner.network_pool, ipv6=ipv6,
+            pool_ipv6=provisioner.network_pool_ipv6,
+        )  # fmt: skip
+    except SandboxError as error:
+        return error
+    return card_life.obstacle(wish)

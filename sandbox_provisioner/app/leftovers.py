@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from sandbox_provisioner.facilities.caps import cgroup
-from sandbox_provisioner.facilities.network.card import maker
+from sandbox_provisioner.facilities.network.card import maker, table
 from sandbox_provisioner.records import all_records, open_init, start_time
 from sandbox_provisioner.traces import Traces
 
@@ -62,6 +62,15 @@ def remove_left_groups(runtime: Path) -> tuple[str, ...]:
         tree = cgroup.open_existing(cgroup.survey(), name)
         Traces(tree=tree, kill=True).remove_now()
     return found
+
+
+def remove_left_table() -> bool:
+    """Remove what all network cards have together, if there is none; whether there was anything.
+    An ordinary user has none, and may not even look."""
+    try:
+        return table.remove_unused()
+    except PermissionError:
+        return False
 
 
 def remove_left_cards() -> tuple[str, ...]:

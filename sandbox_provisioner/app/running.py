@@ -18,7 +18,11 @@ from typing import Any
 from traitlets import Bool, Enum, Float
 
 from sandbox_provisioner.app.command import COMMON_ALIASES, COMMON_FLAGS, SandboxCommand
-from sandbox_provisioner.app.leftovers import remove_left_cards, remove_left_groups
+from sandbox_provisioner.app.leftovers import (
+    remove_left_cards,
+    remove_left_groups,
+    remove_left_table,
+)
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import Usage, open_existing
 from sandbox_provisioner.facilities.network.tell.counts import Traffic
@@ -374,11 +378,14 @@ class CollectApp(SandboxCommand):
         doors.sweep(runtime)
         groups = remove_left_groups(runtime)
         cards = remove_left_cards()
+        is_table_gone = remove_left_table()
         for name in groups:
             print(f"Removed the empty control group {name}.")
         for name in cards:
             print(f"Removed what the network card of {one_line(name)} had left.")
-        if not any((gone, groups, cards, stuck)):
+        if is_table_gone:
+            print("Removed the rules that network cards have together: there are none.")
+        if not any((gone, groups, cards, is_table_gone, stuck)):
             print("Nothing to remove.")
         for sentence in stuck:
             print(f"jupyter sandbox: {one_line(sentence)}", file=sys.stderr)

@@ -25,6 +25,7 @@ from pyroute2 import IPRoute
 
 from sandbox_provisioner.facilities.network.card import netlink, nft
 from sandbox_provisioner.facilities.network.card.maker import in_namespace
+from sandbox_provisioner.facilities.network.plan.netlink import attributes
 from sandbox_provisioner.inside import kernel_calls as kernel
 
 _Value = TypeVar("_Value")
@@ -34,6 +35,12 @@ PUBLIC, OTHER, PRIVATE = "20.1.0.1", "20.2.0.1", "10.9.9.9"
 METADATA, RESOLVER = "169.254.169.254", "20.3.0.1"
 ADDRESSES = (PUBLIC, OTHER, PRIVATE, METADATA, RESOLVER)
 HOST, GATE = "20.0.0.1", "20.0.0.2"
+# The same of IPv6; and what 6to4 and NAT64 would carry to PRIVATE.
+PUBLIC_6, OTHER_6, PRIVATE_6 = "2a00:1:1::1", "2a00:1:2::1", "fd99::9"
+METADATA_6, CARRIED_6, NAT64_6 = "fd00:ec2::254", "2002:a09:909::1", "64:ff9b::a09:909"
+ADDRESSES_6 = (PUBLIC_6, OTHER_6, PRIVATE_6, METADATA_6, CARRIED_6, NAT64_6)
+HOST_6, GATE_6 = "2a00:1::1", "2a00:1::2"
+_NO_DAD = 0x02  # IFA_F_NODAD: nobody asks whether it is somebody's, and it can be used at once
 
 
 def apart(function: Callable[[], _Value]) -> _Value:
@@ -80,30 +87,44 @@ def new_namespace() -> int:
         return pool.submit(run).result()
 
 
-def play_host() -> int:
-    """Make this process's namespace a host that forwards; the world beyond it."""
+def play_host(*, ipv6: bool = False) -> int:
+    """Make this process's namespace a host that forwards, *ipv6* too; the world beyond it."""
     kernel.loopback_up()
     world = new_namespace()
     with IPRoute() as route:
         route.link("add", ifname="up0", kind="veth", peer={"ifname": "up0", "net_ns_fd": world})
         _configure(route, "up0", HOST)
         route.route("add", dst="default", gateway=GATE)
-    within(world, _play_world)
+    within(world, lambda: _play_world(ipv6=ipv6))
     write("ipv4/conf/up0/forwarding", "1")
+    if ipv6:
+        with IPRoute() as route:
+            _configure(route, "up0", HOST_6, 64)
+            route.route("add", dst="default", gateway=GATE_6, family=socket.AF_INET6)
+        write("ipv6/conf/all/forwarding", "1")
     return world
 
 
 def _configure(route: Any, name: str, address: str, length: int = 24) -> None:
     index = socket.if_nametoindex(name)
-    route.addr("add", index=index, address=address, prefixlen=length)
+    _add_address(route, index, address, length)
     route.link("set", index=index, state="up")
 
 
-def _play_world() -> None:
+def _add_address(route: Any, index: int, address: str, length: int) -> None:
+    flags = {"flags": _NO_DAD} if ":" in address else {}
+    route.addr("add", index=index, address=address, prefixlen=length, **flags)
+
+
+def _play_world(*, ipv6: bool) -> None:
     with IPRoute() as route:
         _configure(route, "up0", GATE)
+        if ipv6:
+            _configure(route, "up0", GATE_6, 64)
         for address in ADDRESSES:
-            route.addr("add", index=1, address=address, prefixlen=32)
+            _add_address(route, 1, address, 32)
+        for address in ADDRESSES_6 if ipv6 else ():
+            _add_address(route, 1, address, 128)
 
 
 def write(setting: str, value: str) -> None:
@@ -119,9 +140,16 @@ def delete_our_table() -> None:
 
 
 @contextlib.contextmanager
-def listening(namespace: int, port: int = 80) -> Iterator[socket.socket]:
-    """A TCP listener at every address of *namespace*."""
-    listener = within(namespace, lambda: socket.create_server(("0.0.0.0", port)))
+def listening(namespace: int, port: int = 80, *, ipv6: bool = False) -> Iterator[socket.socket]:
+    """A TCP listener at every address of *namespace*; with *ipv6* of both families."""
+    listener = within(
+        namespace,
+        lambda: (
+            socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+            if ipv6
+            else socket.create_server(("0.0.0.0", port))
+        ),
+    )
     listener.settimeout(10)
     with listener:
         yield listener
@@ -158,4 +186,4 @@ def eventually(holds: Callable[[], bool]) -> None:
 def names_in_table() -> list[str]:
     """All chains of the calling thread's namespace."""
     found = netlink.read(nft.GET_CHAIN, every=True)
-    return [netlink.attributes(text)[3].rstrip(b"\0").decode() for text in found]
+    return [attributes(text)[3].rstrip(b"\0").decode() for text in found]

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,8 +50,10 @@ from sandbox_provisioner.facilities.network.card import (
     nft,
     reach,
     ruleset,
+    table,
 )
 from sandbox_provisioner.facilities.network.card.maker import Order, Prepared
+from sandbox_provisioner.facilities.network.plan.netlink import attributes
 from sandbox_provisioner.facilities.network.tell.counts import OTHERS
 from sandbox_provisioner.facilities.network.wish.rules import Rules
 from sandbox_provisioner.records import start_time
@@ -629,7 +632,7 @@ def made_with_each_namespace() -> list[str]:
 
 def rules_of(table: str) -> list[bytes]:
     found = netlink.read(nft.GET_RULE, every=True)
-    return [text for text in found if netlink.attributes(text)[1] == table.encode() + b"\0"]
+    return [text for text in found if attributes(text)[1] == table.encode() + b"\0"]
 
 
 def test_without_our_table_nothing_of_a_box_is_forwarded():
@@ -647,6 +650,67 @@ def test_without_our_table_nothing_of_a_box_is_forwarded():
             new_card(new_box := new_namespace(), "all")  # makes it anew
             assert refusal(new_box, PUBLIC) == ""
             assert refusal(box, PUBLIC, seconds=0.2)
+
+    apart(host)
+
+
+# -- what all cards have together
+
+
+def test_the_last_card_can_leave_a_host_as_it_was():
+    def host() -> None:
+        world, box = play_host(), new_namespace()
+        assert not table.remove_unused()
+        with IPRoute() as route:  # somebody else's, at the same places
+            route.rule("add", priority=1, src="100.70.0.0", src_len=16, table=254)
+            route.rule("add", priority=2, fwmark=5, fwmask=7, src="100.70.0.0", src_len=16)
+        before = rules_of_routing()
+        address = new_card(box, "all")
+        assert len(rules_of_routing()) == len(before) + 2
+        assert not table.remove_unused()
+        with listening(world):
+            assert refusal(box, PUBLIC) == ""
+        maker.remove(address)
+        assert table.remove_unused()
+        assert names_in_table() == []
+        assert rules_of_routing() == before
+        new_card(new_box := new_namespace(), "all")
+        with listening(world):
+            assert refusal(new_box, PUBLIC) == ""
+
+    apart(host)
+
+
+def rules_of_routing() -> list[bytes]:
+    return netlink.rules_where(bool)
+
+
+def test_who_makes_a_card_while_another_server_removes_what_nobody_uses_has_a_whole_one():
+    def host() -> None:
+        world, is_over = play_host(), threading.Event()
+
+        def remove() -> int:
+            count = 0
+            while not is_over.is_set():
+                count += table.remove_unused()
+            return count
+
+        with ThreadPoolExecutor(2) as pool, listening(world):
+            removers = [pool.submit(remove) for _ in range(2)]
+            try:
+                for _ in range(30):
+                    box = new_namespace()
+                    address = new_card(box, "all")
+                    assert refusal(box, PUBLIC) == ""
+                    eventually(lambda: len(netlink.rules_where(ruleset.is_guard)) == 2)
+                    maker.remove(address)
+                    os.close(box)
+            finally:
+                is_over.set()
+            assert sum(remover.result() for remover in removers) > 1
+        table.remove_unused()
+        assert names_in_table() == []
+        assert netlink.rules_where(ruleset.is_guard) == []
 
     apart(host)
 

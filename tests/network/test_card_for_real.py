@@ -19,6 +19,7 @@ from card_hosts import (
     METADATA,
     OTHER,
     PUBLIC,
+    PUBLIC_6,
     apart,
     delete_our_table,
     eventually,
@@ -28,11 +29,13 @@ from card_hosts import (
     refusal,
 )
 
-from sandbox_provisioner import card_life, stages
+from sandbox_provisioner import card_life, stages, sweeping
+from sandbox_provisioner.app.leftovers import remove_left_table
 from sandbox_provisioner.app.network import as_json
 from sandbox_provisioner.app.running import look
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.errors import HostError, LaunchError
+from sandbox_provisioner.facilities.network.card import netlink, ruleset
 from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
 from sandbox_provisioner.facilities.network.tell.counts import OfName
 from sandbox_provisioner.inside import wire
@@ -99,7 +102,7 @@ def test_what_is_refused_is_told_once_with_the_rules_and_counted_by_its_name(
 ):
     def host() -> tuple[list[str], dict[str, Any], dict[str, int]]:
         world, told = play_host(), note_what_is_told(monkeypatch)
-        monkeypatch.setattr(card_life, "_addresses_of", lambda _: [IPv4Address(PUBLIC)])
+        monkeypatch.setattr(card_life, "_addresses_of", lambda _, family: [IPv4Address(PUBLIC)])
         wish = card("data.example.org:80", new_per_second=10)
         with sandbox(network=wish) as box, listening(world):
             assert box.call(connect, PUBLIC) == ""
@@ -137,14 +140,23 @@ def read(path: str) -> str:
         return file.read()
 
 
-@pytest.mark.parametrize("address", [PUBLIC, f"::ffff:{PUBLIC}"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        PUBLIC,
+        pytest.param(f"::ffff:{PUBLIC}", marks=pytest.mark.requires("ipv6")),
+        pytest.param(PUBLIC_6, marks=pytest.mark.requires("ipv6")),
+    ],
+)
 def test_a_quota_that_is_used_up_ends_connections_and_the_person_is_told(
     sandbox: Boxes, address: str, monkeypatch: pytest.MonkeyPatch
 ):
+    ipv6 = address == PUBLIC_6
+
     def host() -> list[str]:
-        world, told = play_host(), note_what_is_told(monkeypatch)
-        wish = card("all", quota_bytes=50_000)
-        with listening(world) as listener, sandbox(network=wish) as box:
+        world, told = play_host(ipv6=ipv6), note_what_is_told(monkeypatch)
+        wish = card("all", quota_bytes=50_000, ipv6=ipv6)
+        with listening(world, ipv6=ipv6) as listener, sandbox(network=wish) as box:
             box.send(receive, address)
             with listener.accept()[0] as server:
                 assert server.recv(5) == b"begin"
@@ -315,6 +327,21 @@ def test_what_a_killed_server_leaves_of_a_card_is_swept(
 
     apart(host)
     eventually(lambda: not sweep(runtime_dir) and os.listdir(runtime_dir) == ["lock"])
+
+
+def test_a_server_that_ends_leaves_its_host_as_it_was(workdir: Path, runtime_dir: Path):
+    def host() -> None:
+        play_host()
+        launcher = LocalLauncher(runtime_dir=str(runtime_dir))
+        start(launcher, request_for(workdir, network=card("all")))
+        assert cards()
+        assert not remove_left_table()  # that of a living one is left alone
+        sweeping._remove_held()
+        assert names_in_table() == []
+        assert netlink.rules_where(ruleset.is_guard) == []
+        assert not remove_left_table()
+
+    apart(host)
 
 
 def serve_until_killed(workdir: Path, runtime_dir: Path, when: str, told: int) -> None:

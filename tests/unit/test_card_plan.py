@@ -39,6 +39,8 @@ def test_name_servers_are_those_that_a_box_can_ask(tmp_path: Path):
     own, behind = tmp_path / "own", tmp_path / "behind"
     own.write_text("search example.org\nnameserver 10.0.0.1\nnameserver fd00::1\nnameserver x\n")
     assert name_servers(own, behind) == (IPv4Address("10.0.0.1"),)
+    both = name_servers(own, behind, ipv6=True)
+    assert [str(address) for address in both] == ["10.0.0.1", "fd00::1"]
     own.write_text("nameserver 127.0.0.53\n")
     with pytest.raises(HostError, match="names only this machine itself"):
         name_servers(own, behind)
@@ -68,11 +70,30 @@ def test_a_pool_is_gone_through_once_without_what_ends_in_0_or_255():
         ({"allow": ("all",), "deny": ("*.example.org:443",)}, "a domain has no list of its hosts"),
         ({"audit": True}, "packets have addresses and no names"),
         ({"pool": "8.8.8.0/24"}, "its addresses may be somebody else's"),
+        ({"ipv6": True, "pool_ipv6": "2a00::/64"}, "are not in fd00::/8"),
+        ({"ipv6": True, "pool_ipv6": "fd00::/97"}, "which takes 32 bits"),
+        ({"ipv6": True, "pool_ipv6": "10.0.0.0/8"}, "read network_pool_ipv6"),
     ],
 )
 def test_what_a_card_cannot_do_is_refused_before_anything_else(wish: dict[str, Any], told: str):
     with pytest.raises(SpecError, match=told):
         NetworkWish(mode=Network.CARD, **wish)
+
+
+@pytest.mark.parametrize("mode", [Network.NONE, Network.GATEWAY])
+def test_ipv6_is_asked_for_a_card_alone(mode: Network):
+    with pytest.raises(SpecError, match="use network_ipv6"):
+        NetworkWish(mode=mode, ipv6=True)
+
+
+def test_routes_of_ipv6_are_read(tmp_path: Path):
+    zero = "0" * 32
+    (tmp_path / "route").write_text(
+        f"fd53616e{'0' * 24} 20 {zero} 00 {zero} 00000400 00000001 00000000 00000001     up0\n"
+        f"{zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200       lo\n"
+    )
+    (found,) = routes.routes_ipv6(tmp_path / "route")
+    assert (str(found.block), found.interface) == ("fd53:616e::/32", "up0")
 
 
 def test_a_name_leads_to_a_private_address_only_with_a_rule_for_that():

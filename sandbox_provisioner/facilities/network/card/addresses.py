@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.facilities.network.wish.addresses import Block, is_within
 
-# 169.254.1.1 is nobody's: the box has a fixed neighbour for it, and nothing answers there.
-GATEWAY = IPv4Address("169.254.1.1")
+# They are nobody's: the box has a fixed neighbour for each, and nothing answers there.
+GATEWAY, GATEWAY_IPV6 = IPv4Address("169.254.1.1"), IPv6Address("fe80::1")
 INSIDE = "eth0"
 _ATTEMPT = "give a kernel a network card"
 
@@ -18,20 +19,36 @@ _ATTEMPT = "give a kernel a network card"
 class Taken:
     """Addresses that are somebody's on this host; *by* is for a sentence."""
 
-    block: IPv4Network
+    block: Block
     by: str
 
 
-def refuse_collision(pool: IPv4Network, taken: Iterable[Taken]) -> None:
+def refuse_collision(pool: Block, taken: Iterable[Taken]) -> None:
     """HostError, which names it, where this host has a part of *pool* for something else."""
     for other in taken:
-        if other.block.prefixlen and other.block.overlaps(pool):
+        if other.block.prefixlen and _overlap(other.block, pool):
+            option, such = _OPTIONS[pool.version]
             raise HostError(
                 attempt=f"{_ATTEMPT} with an address of {pool}",
                 answer=f"{other.block} is {other.by} of this host",
-                remedy="Set network_pool to private addresses that neither this host nor its "
-                'network uses, such as "100.100.0.0/16".',
+                remedy=f"Set {option} to private addresses that neither this host nor its "
+                f'network uses, such as "{such}".',
             )
+
+
+_OPTIONS = {
+    4: ("network_pool", "100.100.0.0/16"),
+    6: ("network_pool_ipv6", "fd00:5a:2d::/64"),
+}
+
+
+def _overlap(one: Block, other: Block) -> bool:
+    return is_within(one, other) or is_within(other, one)
+
+
+def ipv6_of(address: IPv4Address, pool: IPv6Network) -> IPv6Address:
+    """The one of *pool* that the card with *address* has: two cards never have the same."""
+    return IPv6Address(int(pool.network_address) | int(address))
 
 
 def candidates(pool: IPv4Network, start: int) -> Iterator[IPv4Address]:

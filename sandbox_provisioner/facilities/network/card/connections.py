@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from ipaddress import IPv4Address
+from collections.abc import Collection
 
 from sandbox_provisioner.facilities.network.card import netlink
 from sandbox_provisioner.facilities.network.plan.netlink import REQUEST, numbered
+from sandbox_provisioner.facilities.network.wish.addresses import Address
 
 _DIAGNOSES = 4  # NETLINK_SOCK_DIAG
 _BY_FAMILY, _DESTROY = 20, 21
@@ -27,10 +28,11 @@ _SOURCE = slice(8, 24)
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 
 
-def end_connections(address: IPv4Address) -> None:
-    """End those of TCP that *address* has in the namespace of the calling thread, where Linux can;
-    what programs inside say to one another goes on."""
-    sources = {address.packed + bytes(12), _MAPPED + address.packed}
+def end_connections(own: Collection[Address]) -> None:
+    """End those of TCP that the addresses *own* have in the namespace of the calling thread, where
+    Linux can; what programs inside say to one another goes on."""
+    sources = {address.packed.ljust(16, b"\0") for address in own}
+    sources |= {_MAPPED + address.packed for address in own if address.version == 4}
     for family in (socket.AF_INET, socket.AF_INET6):  # one of IPv6 may speak IPv4, too
         asked = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES)
         with contextlib.suppress(OSError), netlink.opened(_DIAGNOSES) as channel:

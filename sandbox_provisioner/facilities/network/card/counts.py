@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from sandbox_provisioner.facilities.network.card import netlink, nft, ruleset
+from sandbox_provisioner.facilities.network.plan.netlink import attributes
 from sandbox_provisioner.facilities.network.tell.counts import OTHERS, OfName, Traffic, added
 from sandbox_provisioner.facilities.network.wish.addresses import Address
 
@@ -147,6 +148,15 @@ def silence_bell(address: IPv4Address) -> None:
     )
 
 
+def ipv6_of(key: str) -> IPv6Address | None:
+    """The address of IPv6 that the card with *key* has: its end is that of IPv4."""
+    for element in _listed(ruleset.ADDRESSES[6]):
+        packed = attributes(attributes(element)[_KEY])[_VALUE]
+        if packed[-4:] == bytes.fromhex(key):
+            return IPv6Address(packed)
+    return None
+
+
 def has_quota(key: str) -> bool:
     """Whether the card with *key* has a quota."""
     try:
@@ -167,7 +177,7 @@ def _is_exceeded(name: str) -> bool:
 def _object(name: str, kind: int) -> dict[int, bytes]:
     """The data of that object of our table; FileNotFoundError where there is none."""
     (text,) = netlink.read(nft.GET_OBJECT, _key_of_object(name, kind))
-    return netlink.attributes(netlink.attributes(text)[4])
+    return attributes(attributes(text)[4])
 
 
 def _key_of_object(name: str, kind: int) -> bytes:
@@ -184,12 +194,16 @@ def _by_destination(names: Iterable[str]) -> dict[Destination, OfName]:
 
 
 def _elements(name: str) -> Iterator[tuple[Destination, OfName]]:
+    for element in _listed(name):
+        parts = attributes(element)
+        counter = attributes(attributes(parts[_EXPRESSION])[_DATA])
+        key = attributes(parts[_KEY])[_VALUE]
+        yield _counted(key, _number(counter[_BYTES]), _number(counter[_PACKETS]))
+
+
+def _listed(name: str) -> Iterator[bytes]:
     for text in netlink.read(nft.GET_ELEMENT, nft.set_key(ruleset.TABLE, name), every=True):
-        for element in netlink.listed(netlink.attributes(text).get(_ELEMENTS, b"")):
-            parts = netlink.attributes(element)
-            counter = netlink.attributes(netlink.attributes(parts[_EXPRESSION])[_DATA])
-            key = netlink.attributes(parts[_KEY])[_VALUE]
-            yield _counted(key, _number(counter[_BYTES]), _number(counter[_PACKETS]))
+        yield from netlink.listed(attributes(text).get(_ELEMENTS, b""))
 
 
 def _counted(key: bytes, size: int, packets: int) -> tuple[Destination, OfName]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from sandbox_provisioner.errors import COMMAND, HostError
 from sandbox_provisioner.facilities.network.card import netlink, nft, ruleset
+from sandbox_provisioner.facilities.network.plan.netlink import attributes
 
 _FAMILIES = {1: "inet", 2: "ip"}
 # NFTA_CHAIN_*, NFTA_HOOK_HOOKNUM, NFTA_RULE_TABLE
@@ -33,7 +34,7 @@ def _names_ours(family: int, table: bytes) -> bool:
 
 
 def _drops_what_is_forwarded(chain: dict[int, bytes]) -> bool:
-    hook = netlink.attributes(chain.get(_HOOK, b""))
+    hook = attributes(chain.get(_HOOK, b""))
     number, policy = hook.get(_NUMBER, b""), chain.get(_POLICY, b"")
     is_drop = int.from_bytes(policy, "big") == nft.DROP
     return bool(number and policy) and int.from_bytes(number, "big") == _FORWARD and is_drop

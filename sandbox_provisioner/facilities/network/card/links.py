@@ -8,22 +8,29 @@ sends them as they are. So what waits for a card waits for Linux alone. The impo
 from __future__ import annotations
 
 import functools
+import socket
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from pyroute2 import IPBatch
 
 from sandbox_provisioner.facilities.network.card.addresses import (
     GATEWAY,
+    GATEWAY_IPV6,
     INSIDE,
     mac_of_box,
     mac_of_host,
     shown_mac,
 )
-from sandbox_provisioner.facilities.network.card.ruleset import MARK
+from sandbox_provisioner.facilities.network.card.ruleset import (
+    FIRST,
+    MARK,
+    PROHIBIT_ROUTE,
+    SECOND,
+)
 from sandbox_provisioner.facilities.network.plan.netlink import (
     ACK,
     REQUEST,
@@ -31,12 +38,10 @@ from sandbox_provisioner.facilities.network.plan.netlink import (
     Messages,
     numbered,
 )
+from sandbox_provisioner.facilities.network.wish.addresses import Address, Block
 
 _UP, _NO_ARP = 0x1, 0x80  # IFF_NOARP: it speaks no ARP, and drops what it hears of it
-# Before those of anybody else, since the first that decides does; 0 is Linux's own, for `local`.
-_FIRST, _SECOND = 1, 2
 _MAIN = 254
-_PROHIBIT = 8  # FR_ACT_PROHIBIT: the sender is told
 # What TBF lets pass at once, and how much may wait.
 _BURST_SECONDS, _QUEUE_SECONDS = 0.02, 0.1
 _MOST_BYTES_A_SECOND = (1 << 32) - 1
@@ -47,14 +52,21 @@ _HEADER = struct.Struct("=IHHII")
 class Pair:
     """A pair that shall be: *name* is that of the host's end, and *host* the namespace that it goes
     to, as seen from the box. *up_bits* may leave the box in a second, *down_bits* reach it; 0 is no
-    limit."""
+    limit. Without *ipv6* it has no address of that."""
 
     address: IPv4Address
+    ipv6: IPv6Address | None = None
     name: str
     host: int
     mtu: int
     up_bits: int
     down_bits: int
+
+    @property
+    def own(self) -> list[tuple[Address, Address]]:
+        """All its addresses, each with the neighbour that the box has for the world."""
+        found: list[tuple[Address, Address]] = [(self.address, GATEWAY)]
+        return [*found, (self.ipv6, GATEWAY_IPV6)] if self.ipv6 else found
 
 
 Request = tuple[str, Callable[[Any], object]]
@@ -83,35 +95,52 @@ def index_of(address: IPv4Address) -> int:
     return 1 << 29 | int(address) & (1 << 29) - 1
 
 
-def in_box(pair: Pair) -> Messages:
-    """From the box's namespace: make the pair, down, and set up the box's end."""
+def making(pair: Pair) -> Messages:
+    """From the box's namespace: make the pair, both ends down."""
     index, name = index_of(pair.address), f"{INSIDE} of {pair.name}"
     own = {"ifname": INSIDE, "index": index, "address": shown_mac(mac_of_box(pair.address))}
-    neighbour = {"dst": str(GATEWAY), "lladdr": shown_mac(mac_of_host(pair.address))}
-    return compiled(
-        [
-            (
-                f"make {name}",
-                lambda b: b.link("add", mtu=pair.mtu, IFLA_LINKINFO=_peer_on_host(pair), **own),
+    peer = _peer_on_host(pair)
+    make = (f"make {name}", lambda b: b.link("add", mtu=pair.mtu, IFLA_LINKINFO=peer, **own))
+    return compiled([make])
+
+
+def in_box(pair: Pair) -> Messages:
+    """Then there: set up the box's end, of which the settings are written."""
+    index, name = index_of(pair.address), f"{INSIDE} of {pair.name}"
+    requests = [
+        *_shape(index, name, pair.up_bits, pair.mtu),
+        _up(index, name),
+    ]
+    for own, gateway in pair.own:
+        requests += [
+            _add(f"give {name} {own}", "addr", index=index, address=str(own), prefixlen=_all(own)),
+            _neighbour(index, name, gateway, mac_of_host(pair.address)),
+            _add(
+                f"route all of {name} to {gateway}", "route", dst="default", gateway=str(gateway),
+                oif=index, flags=["onlink"], family=_FAMILIES[own.version],
             ),
-            *_shape(index, name, pair.up_bits, pair.mtu),
-            (f"bring {name} up", lambda b: b.link("set", index=index, **_RUNNING)),
-            (
-                f"give {name} its address",
-                lambda b: b.addr("add", index=index, address=str(pair.address), prefixlen=32),
-            ),
-            (
-                f"tell {name} its neighbour",
-                lambda b: b.neigh("add", ifindex=index, state="permanent", **neighbour),
-            ),
-            (
-                f"route all of {name} to {GATEWAY}",
-                lambda b: b.route(
-                    "add", dst="default", gateway=str(GATEWAY), oif=index, flags=["onlink"]
-                ),
-            ),
-        ]
-    )
+        ]  # fmt: skip
+    return compiled(requests)
+
+
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+def _add(name: str, what: str, **asked: Any) -> Request:
+    return name, lambda b: getattr(b, what)("add", **asked)
+
+
+def _up(index: int, name: str) -> Request:
+    return f"bring {name} up", lambda b: b.link("set", index=index, **_RUNNING)
+
+
+def _neighbour(index: int, name: str, whom: Address, mac: bytes) -> Request:
+    fixed = {"ifindex": index, "state": "permanent", "family": _FAMILIES[whom.version]}
+    return _add(f"tell {name} of {whom}", "neigh", dst=str(whom), lladdr=shown_mac(mac), **fixed)
+
+
+def _all(address: Address) -> int:
+    return address.max_prefixlen
 
 
 def _peer_on_host(pair: Pair) -> dict[str, Any]:
@@ -130,27 +159,23 @@ _RUNNING = {"flags": _UP | _NO_ARP, "change": _UP | _NO_ARP}
 
 
 def on_host(pair: Pair) -> Messages:
-    """Then on the host: set up its end; what goes to the address leaves by it, to the one neighbour
-    that it has."""
+    """Then on the host: set up its end; what goes to the addresses leaves by it, to the one
+    neighbour that it has."""
     index, name = index_of(pair.address), pair.name
-    neighbour = {"dst": str(pair.address), "lladdr": shown_mac(mac_of_box(pair.address))}
-    return compiled(
-        [
-            *_shape(index, name, pair.down_bits, pair.mtu),
-            (
-                f"bring {name} up",
-                lambda b: b.link("set", index=index, **_RUNNING),
+    requests = [
+        *_shape(index, name, pair.down_bits, pair.mtu),
+        _up(index, name),
+    ]
+    for own, _ in pair.own:
+        scope = {"scope": "link"} if own.version == 4 else {}  # IPv6 routes have none
+        requests += [
+            _neighbour(index, name, own, mac_of_box(pair.address)),
+            _add(
+                f"route {own} to {name}", "route", dst=f"{own}/{_all(own)}", oif=index,
+                family=_FAMILIES[own.version], **scope,
             ),
-            (
-                f"tell {name} its neighbour",
-                lambda b: b.neigh("add", ifindex=index, state="permanent", **neighbour),
-            ),
-            (
-                f"route {pair.address} to {name}",
-                lambda b: b.route("add", dst=f"{pair.address}/32", oif=index, scope="link"),
-            ),
-        ]
-    )
+        ]  # fmt: skip
+    return compiled(requests)
 
 
 def _shape(index: int, name: str, bits: int, mtu: int) -> list[Request]:
@@ -172,17 +197,18 @@ def deletion(pair: Pair) -> Messages:
     return compiled([(f"delete {pair.name}", lambda b: b.link("del", index=index))])
 
 
-def guards(pool: IPv4Network) -> tuple[Messages, ...]:
+def guards(pool: Block) -> tuple[Messages, ...]:
     """Rules of routing: what comes from *pool* without our mark goes nowhere. What this host sends
     for one of its addresses (a refusal, between two boxes) has no mark, and comes by `lo`."""
-    source = {"src": str(pool.network_address), "src_len": pool.prefixlen}
-    marked = {"fwmark": 0, "fwmask": MARK, "action": _PROHIBIT}
+    source: dict[str, Any] = {"src": str(pool.network_address), "src_len": pool.prefixlen}
+    source["family"] = _FAMILIES[pool.version]
+    marked = {"fwmark": 0, "fwmask": MARK, "action": PROHIBIT_ROUTE}
     own = {"iifname": "lo", "table": _MAIN}
     return tuple(
         compiled([(f"add a rule of routing for {pool}", functools.partial(_add_rule, **rule))])
         for rule in (
-            {"priority": _FIRST, **source, **own},
-            {"priority": _SECOND, **source, **marked},
+            {"priority": FIRST, **source, **own},
+            {"priority": SECOND, **source, **marked},
         )
     )
 

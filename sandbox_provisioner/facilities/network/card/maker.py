@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
@@ -37,15 +37,18 @@ from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.network.card import (
     addresses,
     counts,
-    firewall,
     netlink,
     nft,
     ruleset,
+    table,
 )
 from sandbox_provisioner.facilities.network.card.addresses import Taken
 from sandbox_provisioner.facilities.network.card.ruleset import Entry, Reach
 from sandbox_provisioner.facilities.network.facts import routes
-from sandbox_provisioner.facilities.network.plan.netlink import Messages
+from sandbox_provisioner.facilities.network.facts.ipv6 import has_ipv6
+from sandbox_provisioner.facilities.network.facts.routes import Route
+from sandbox_provisioner.facilities.network.plan.netlink import Messages, attributes
+from sandbox_provisioner.facilities.network.wish.addresses import Address
 from sandbox_provisioner.inside import kernel_calls as kernel
 
 if TYPE_CHECKING:
@@ -63,6 +66,12 @@ _OF_HOST = {
     "forwarding": 1, "rp_filter": 1, "src_valid_mark": 1, "accept_redirects": 0,
     "send_redirects": 0,
 }  # fmt: skip
+# Of IPv6 an interface has the address that it is given, not one of the link's, and believes no
+# router: what there is to know is told it.
+_OF_IPV6 = {
+    "addr_gen_mode": 1, "accept_ra": 0, "autoconf": 0, "accept_redirects": 0, "accept_dad": 0,
+    "disable_ipv6": 0,
+}  # fmt: skip
 # Linux gets to it at once, or within a second where much goes on (linkwatch).
 _PATIENCE_SECONDS = 2.0
 _SIOCGIFMTU = 0x8921  # netdevice(7)
@@ -76,7 +85,8 @@ class Order:
 
     sandbox_id: str
     pool: IPv4Network
-    resolvers: tuple[IPv4Address, ...]
+    pool_ipv6: IPv6Network | None = None
+    resolvers: tuple[Address, ...]
     reaches: tuple[Reach, ...]
     at_host: tuple[Reach, ...]
     up_bits: int
@@ -93,6 +103,7 @@ class Shape:
     """What cards may have in common."""
 
     pool: IPv4Network
+    pool_ipv6: IPv6Network | None
     mtu: int
     up_bits: int
     down_bits: int
@@ -105,6 +116,7 @@ class Prepared:
 
     shape: Shape
     pair: Pair
+    making: Messages
     in_box: Messages
     on_host: Messages
 
@@ -117,16 +129,14 @@ def load() -> None:
 def prepare(order: Order, uplink: str) -> Prepared:
     """All of a card that does not need the box, on a host of which `check_host` has told *uplink*.
     HostError where there is no address left; OSError; then nothing is left."""
-    for guard in _guards(order.pool):
-        with contextlib.suppress(FileExistsError):
-            netlink.tell(guard)
     mtu = _mtu_of(uplink) if uplink else _MTU
-    shape = Shape(order.pool, mtu, order.up_bits, order.down_bits)
+    shape = Shape(order.pool, order.pool_ipv6, mtu, order.up_bits, order.down_bits)
     ready = _ahead.pop(shape, None)
     address = _reserve(order, ready)
-    if ready and ready.pair.address == address:
-        return ready
     try:
+        table.guard(order.pool, order.pool_ipv6)  # with a card there it is not removed any more
+        if ready and ready.pair.address == address:
+            return ready
         return _compiled(shape, address)
     except BaseException:
         remove(address)
@@ -149,13 +159,19 @@ def compile_ahead(shape: Shape) -> None:
 def _compiled(shape: Shape, address: IPv4Address, host: int = -1) -> Prepared:
     pair = _links().Pair(
         address=address,
+        ipv6=_ipv6_of(address, shape.pool_ipv6),
         name=ruleset.interface_of(ruleset.key_of(address)),
         host=_own_namespace() if host < 0 else host,
         mtu=shape.mtu,
         up_bits=shape.up_bits,
         down_bits=shape.down_bits,
     )
-    return Prepared(shape, pair, _links().in_box(pair), _links().on_host(pair))
+    links = _links()
+    return Prepared(shape, pair, links.making(pair), links.in_box(pair), links.on_host(pair))
+
+
+def _ipv6_of(address: IPv4Address, pool: IPv6Network | None) -> IPv6Address | None:
+    return addresses.ipv6_of(address, pool) if pool else None
 
 
 @functools.cache
@@ -164,40 +180,72 @@ def _own_namespace() -> int:
     return os.open(_NET, os.O_RDONLY | os.O_CLOEXEC)
 
 
-@functools.cache
-def _guards(pool: IPv4Network) -> tuple[Messages, ...]:
-    guards: tuple[Messages, ...] = _links().guards(pool)
-    return guards
-
-
 def _links() -> ModuleType:
     """Its import takes 0.2 s, and most servers never make a card."""
     return importlib.import_module(f"{__package__}.links")
 
 
-def check_host(pool: IPv4Network, own: Iterable[IPv4Address]) -> str:
+def check_host(
+    pool: IPv4Network, own: Iterable[Address], pool_ipv6: IPv6Network | None = None
+) -> str:
     """The interface by which this host reaches the world; our table is there then. HostError where
-    this host cannot have cards of *pool*."""
-    uplink = refuse_unfit_host(pool, own)
-    _make_table()
+    this host cannot have cards of *pool*, or of *pool_ipv6*."""
+    uplink = refuse_unfit_host(pool, own, pool_ipv6)
+    table.make()
     return uplink
 
 
-def refuse_unfit_host(pool: IPv4Network, own: Iterable[IPv4Address]) -> str:
+def refuse_unfit_host(
+    pool: IPv4Network, own: Iterable[Address], pool_ipv6: IPv6Network | None = None
+) -> str:
     """The interface by which this host reaches the world. HostError where it hands nothing on from
-    there, or has a part of *pool* for something else; nothing is changed."""
-    found = routes.routes()
+    there, or has a part of a pool for something else; nothing is changed."""
+    own, found = [*own], routes.routes()
     uplink = routes.uplink(found)
     if uplink and not routes.forwards(uplink):
         raise _no_forwarding(uplink)
-    others = [
-        Taken(route.block, f"a route ({route.interface})")
-        for route in found
-        if not route.interface.startswith(ruleset.INTERFACE)
-    ]
-    others += [Taken(IPv4Network(address), "an address") for address in own]
-    addresses.refuse_collision(pool, others)
+    addresses.refuse_collision(pool, _taken(found, own))
+    if pool_ipv6:
+        if not has_ipv6():
+            raise _no_ipv6_here()
+        if not routes.forwards_ipv6():
+            raise _no_forwarding_of_ipv6(uplink)
+        addresses.refuse_collision(pool_ipv6, _taken(routes.routes_ipv6(), own))
     return uplink
+
+
+def _taken(found: Iterable[Route], own: Iterable[Address]) -> Iterator[Taken]:
+    for address in own:
+        yield Taken(ip_network(address), "an address")
+    for route in found:
+        if not route.interface.startswith(ruleset.INTERFACE):
+            yield Taken(route.block, f"a route ({route.interface})")
+
+
+def _no_ipv6_here() -> HostError:
+    return HostError(
+        attempt=f"{_ATTEMPT} with an address of IPv6",
+        answer="this host has no IPv6, or its administrator has switched it off",
+        remedy=(
+            "Leave out network_ipv6, or switch it on:",
+            "  sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0",
+        ),
+    )
+
+
+def _no_forwarding_of_ipv6(uplink: str) -> HostError:
+    """A router believes no other one, unless it is told to (ip-sysctl: accept_ra)."""
+    return HostError(
+        attempt=f"{_ATTEMPT} with an address of IPv6",
+        answer="this host forwards no IPv6 (net.ipv6.conf.all.forwarding is 0)",
+        remedy=(
+            "Let it forward, and write the settings to a file in /etc/sysctl.d; the first one is "
+            "for a host that has its own address from a router:",
+            f"  sysctl -w net.ipv6.conf.{uplink or 'eth0'}.accept_ra=2",
+            "  sysctl -w net.ipv6.conf.all.forwarding=1",
+            "Or leave out network_ipv6.",
+        ),
+    )
 
 
 def _no_forwarding(uplink: str) -> HostError:
@@ -215,36 +263,6 @@ def _no_forwarding(uplink: str) -> HostError:
     )
 
 
-def _make_table() -> None:
-    if _has_table():
-        return
-    firewall.refuse_one_that_drops()
-    with contextlib.suppress(FileExistsError):  # another server's was quicker
-        netlink.apply(ruleset.table())
-    if not _has_table():
-        raise HostError(
-            attempt=_ATTEMPT,
-            answer=f"there is a table inet {ruleset.TABLE} of another version of this program, or "
-            "of somebody else",
-            remedy=(
-                "End the kernels that it is for, and delete it:",
-                f"  nft delete table inet {ruleset.TABLE}",
-            ),
-        )
-
-
-def _has_table() -> bool:
-    """Whether there is our table, as this version makes it."""
-    return _has_chain(ruleset.LAYOUT)
-
-
-def _has_chain(name: bytes) -> bool:
-    try:
-        return bool(netlink.read(nft.GET_CHAIN, name))
-    except FileNotFoundError:
-        return False
-
-
 def _candidates(pool: IPv4Network) -> Iterator[IPv4Address]:
     return addresses.candidates(pool, secrets.randbelow(pool.num_addresses))
 
@@ -257,7 +275,7 @@ def _reserve(order: Order, ready: Prepared | None) -> IPv4Address:
     for address in itertools.chain(first, _candidates(order.pool)):
         if ruleset.interface_of(ruleset.key_of(address)) not in interfaces:
             with contextlib.suppress(FileExistsError):
-                netlink.apply(ruleset.add(_entry(order, address)))
+                table.add(ruleset.add(_entry(order, address)))
                 return address
     raise addresses.no_address_left(order.pool)
 
@@ -265,6 +283,7 @@ def _reserve(order: Order, ready: Prepared | None) -> IPv4Address:
 def _entry(order: Order, address: IPv4Address) -> Entry:
     return Entry(
         address=address,
+        ipv6=_ipv6_of(address, order.pool_ipv6),
         mac=addresses.mac_of_box(address),
         resolvers=order.resolvers,
         reaches=order.reaches,
@@ -299,7 +318,7 @@ def attach(card: Prepared, box: int) -> None:
 def _set_up_host(card: Prepared) -> None:
     try:
         name = card.pair.name
-        _no_ipv6(name)
+        _settle_ipv6(name, card.pair.ipv6)
         for setting, value in _OF_HOST.items():
             (_SETTINGS / "ipv4/conf" / name / setting).write_text(str(value))
         netlink.tell(card.on_host)
@@ -312,8 +331,9 @@ def _set_up_inside(card: Prepared) -> socket.socket:
     """The pair, and the box's end; what tells when that runs."""
     changes = netlink.watch_links()
     try:
+        netlink.tell(card.making)
+        _settle_ipv6(addresses.INSIDE, card.pair.ipv6)
         netlink.tell(card.in_box)
-        _no_ipv6(addresses.INSIDE)
     except BaseException as error:
         changes.close()
         if not isinstance(error, FileExistsError):  # of an interface that is not ours
@@ -361,18 +381,20 @@ def _refuse_own(box: int) -> None:
         raise OSError(errno.EINVAL, "the network namespace of the box is this host's own")
 
 
-def _no_ipv6(name: str) -> None:
-    """Nothing of IPv6 is sent or taken by it; where Linux has none there is nothing to do."""
-    setting = _SETTINGS / "ipv6/conf" / name / "disable_ipv6"
-    if setting.exists():
-        setting.write_text("1")
+def _settle_ipv6(name: str, address: IPv6Address | None) -> None:
+    """Without an address nothing of IPv6 is sent or taken by it; where Linux has none there is
+    nothing to do."""
+    folder = _SETTINGS / "ipv6/conf" / name
+    settings = _OF_IPV6 if address else {"disable_ipv6": 1}
+    for setting, value in settings.items() if folder.exists() else ():
+        (folder / setting).write_text(str(value))
 
 
 def _cards() -> dict[str, str]:
     """By their keys, the comments of all cards that our table has."""
     found = {}
     for text in netlink.read(nft.GET_CHAIN, every=True):
-        parts = netlink.attributes(text)
+        parts = attributes(text)
         key = ruleset.key_in(_text(parts[3])) if _text(parts[1]) == ruleset.TABLE else ""
         if key:
             found[key] = _text(parts.get(12, b"")[2:])
@@ -387,13 +409,14 @@ def remove(address: IPv4Address) -> None:
     """Remove what our table has for *address*; more than once is fine. Its interfaces end with the
     box."""
     key = ruleset.key_of(address)
-    if _has_chain(ruleset.chain_of(key)):
+    if table.has_chain(ruleset.chain_of(key)):
         _remove(key)
 
 
 def _remove(key: str) -> None:
     with contextlib.suppress(FileNotFoundError):  # somebody else has done it
-        netlink.apply(ruleset.remove(key, quota=counts.has_quota(key)))
+        ipv6 = counts.ipv6_of(key)
+        netlink.apply(ruleset.remove(key, ipv6, quota=counts.has_quota(key)))
 
 
 def owner(sandbox_id: str, pid: int, began: int) -> str:
@@ -447,13 +470,12 @@ def _new_namespace() -> int:
 
 def _try_in(host: int, box: int) -> None:
     pool = IPv4Network("100.64.0.0/30")
-    shape = Shape(pool, _MTU, 1_000_000, 1_000_000)
+    shape = Shape(pool, None, _MTU, 1_000_000, 1_000_000)
     order = Order(
         sandbox_id="", pool=pool, resolvers=(), reaches=(), at_host=(), up_bits=shape.up_bits,
         down_bits=shape.down_bits, quota_bytes=1, used_bytes=0, connections=1, new_per_second=1,
         owner="a trial",
     )  # fmt: skip
     netlink.apply(ruleset.table())
-    for guard in _guards(pool):
-        netlink.tell(guard)
+    table.guard(pool)
     attach(_compiled(shape, _reserve(order, None), host), box)

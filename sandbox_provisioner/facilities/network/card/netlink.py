@@ -11,16 +11,27 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sandbox_provisioner.facilities.network.card import nft
 from sandbox_provisioner.facilities.network.card.nft import Message
-from sandbox_provisioner.facilities.network.plan.netlink import NETFILTER, ROUTE, Messages
+from sandbox_provisioner.facilities.network.plan.netlink import (
+    ACK,
+    CREATE,
+    EXCLUSIVE,
+    NETFILTER,
+    REQUEST,
+    ROUTE,
+    Messages,
+    attributes,
+    numbered,
+)
 
 _CAPPED, _SOL_NETLINK = 10, 270  # NETLINK_CAP_ACK: an answer does not repeat what was asked
 _ERROR, _DONE = 2, 3
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 _TRIES = 50
+_DUMP = 0x300  # NLM_F_DUMP
 _TABLES = 1 << 6  # NFNLGRP_NFTABLES
 _LINKS, _STATE, _IS_UP = 1, 16, 6  # RTMGRP_LINK, IFLA_OPERSTATE, IF_OPER_UP
 _MOST_BYTES = 1 << 20
@@ -174,6 +185,31 @@ def _messages(text: bytes) -> Iterator[tuple[int, int, bytes]]:
         text = text[length + -length % 4 :]
 
 
+_NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34  # RTM_*
+
+
+def rules_where(holds: Callable[[bytes], bool]) -> list[bytes]:
+    """The rules of routing, of IPv4 and IPv6, of which that *holds*; OSError."""
+    found = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with opened(ROUTE) as channel:
+            channel.send(numbered(_GET_RULE, REQUEST | _DUMP, bytes([family]) + bytes(11), 1))
+            found += [rule for rule in dumped(channel) if rule[:1] == bytes([family])]
+    return [rule for rule in found if holds(rule)]
+
+
+def deletion_of(rule: bytes) -> Messages:
+    """To delete *rule*, as `rules_where` has found it."""
+    data = numbered(_DELETE_RULE, REQUEST | ACK, rule, 1)
+    return Messages(ROUTE, data, ("delete a rule of routing",))
+
+
+def addition_of(rule: bytes) -> Messages:
+    """To add it again."""
+    data = numbered(_NEW_RULE, REQUEST | ACK | CREATE | EXCLUSIVE, rule, 1)
+    return Messages(ROUTE, data, ("add a rule of routing",))
+
+
 def listed(text: bytes) -> list[bytes]:
     """The contents of the attributes in *text*, which are all of one kind."""
     found = []
@@ -182,17 +218,5 @@ def listed(text: bytes) -> list[bytes]:
         if length < 4:
             break
         found.append(text[4:length])
-        text = text[length + -length % 4 :]
-    return found
-
-
-def attributes(text: bytes) -> dict[int, bytes]:
-    """By their kinds, those in *text*; of one kind the last."""
-    found: dict[int, bytes] = {}
-    while len(text) >= 4:
-        length, kind = struct.unpack_from("=HH", text)
-        if length < 4:
-            break
-        found[kind & 0x3FFF] = text[4:length]
         text = text[length + -length % 4 :]
     return found

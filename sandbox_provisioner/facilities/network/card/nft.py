@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from sandbox_provisioner.facilities.network.plan.netlink import (
     ACK,
@@ -24,7 +24,7 @@ from sandbox_provisioner.facilities.network.plan.netlink import (
 )
 
 INET = 1  # NFPROTO_INET: both IPv4 and IPv6
-IPV4 = 2
+IPV4, IPV6 = 2, 10
 _DUMP = 0x300  # NLM_F_DUMP of linux/netlink.h
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 16, 17
@@ -92,6 +92,11 @@ def new_table(table: str) -> Message:
     return Message(f"make the table {table}", NEW_TABLE, CREATE | EXCLUSIVE, text(1, table))
 
 
+def delete_table(table: str) -> Message:
+    """With all that it has."""
+    return Message(f"delete the table {table}", DELETE_TABLE, 0, text(1, table))
+
+
 def new_chain(table: str, chain: str, comment: str = "") -> Message:
     """One that others jump to. nft(8) shows its *comment* (libnftnl: NFTNL_UDATA_CHAIN_COMMENT)."""
     body = text(1, table) + text(3, chain)
@@ -125,7 +130,8 @@ def flush_chain(table: str, chain: str) -> Message:
 
 
 # The types of keys are for nft(8) alone, which shows sets by them.
-_IFNAME, _ADDRESS = 41, 7
+_IFNAME = 41
+_ADDRESSES = {4: (7, 4), 6: (8, 16)}  # with how many bytes
 _MAP, _TO_VERDICTS = 0x8, 0xFFFFFF00
 _OF_THIS_MACHINE = struct.pack("=BBI", 0, 4, 1)  # libnftnl: NFTNL_UDATA_SET_KEYBYTEORDER
 
@@ -138,9 +144,10 @@ def new_verdict_map(table: str, name: str, identifier: int) -> Message:
     return Message(f"make the map {name}", NEW_SET, CREATE | EXCLUSIVE, body)
 
 
-def new_address_set(table: str, name: str, identifier: int) -> Message:
-    """A set of addresses of IPv4."""
-    body = text(1, table) + text(2, name) + number(3, 0) + number(4, _ADDRESS) + number(5, 4)
+def new_address_set(table: str, name: str, identifier: int, version: int) -> Message:
+    """A set of addresses of IP's *version*."""
+    kind, size = _ADDRESSES[version]
+    body = text(1, table) + text(2, name) + number(3, 0) + number(4, kind) + number(5, size)
     body += number(10, identifier)
     return Message(f"make the set {name}", NEW_SET, CREATE | EXCLUSIVE, body)
 
@@ -191,13 +198,13 @@ def unmap_interface(table: str, name: str, interface: str) -> Message:
     return _element(DELETE_ELEMENT, 0, table, name, parts)
 
 
-def add_address(table: str, name: str, address: IPv4Address) -> Message:
+def add_address(table: str, name: str, address: IPv4Address | IPv6Address) -> Message:
     """To the set *name*."""
     parts = nested(1, attribute(1, address.packed))
     return _element(NEW_ELEMENT, CREATE | EXCLUSIVE, table, name, parts)
 
 
-def remove_address(table: str, name: str, address: IPv4Address) -> Message:
+def remove_address(table: str, name: str, address: IPv4Address | IPv6Address) -> Message:
     """From the set *name*."""
     return _element(DELETE_ELEMENT, 0, table, name, nested(1, attribute(1, address.packed)))
 
@@ -262,6 +269,8 @@ def _payload(base: int, offset: int, length: int) -> bytes:
 
 
 SOURCE_MAC, SOURCE, DESTINATION = _payload(0, 6, 6), _payload(1, 12, 4), _payload(1, 16, 4)
+SOURCE_IPV6, DESTINATION_IPV6 = _payload(1, 8, 16), _payload(1, 24, 16)
+_FIRST_OF_SOURCE_IPV6 = _payload(1, 8, 2)
 DESTINATION_PORT = _payload(2, 2, 2)
 
 
@@ -301,20 +310,30 @@ def _state(bits: int) -> bytes:
 
 KNOWN, INVALID, NEW = _state(_ESTABLISHED | _RELATED), _state(_INVALID), _state(_NEW)
 NOT_IPV4, IS_IPV4 = PROTOCOL + differs(bytes([IPV4])), PROTOCOL + equals(bytes([IPV4]))
-TCP, UDP, _ICMP = 6, 17, 1
+IS_IPV6 = PROTOCOL + equals(bytes([IPV6]))
+TCP, UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
 IS_TCP = TRANSPORT + equals(bytes([TCP]))
 
 _FLAGS, _RESET_FLAG, _UNREACHABLE = _payload(2, 13, 1), bytes([0x04]), bytes([3])
 IS_RESET = IS_TCP + _FLAGS + masked(_RESET_FLAG) + equals(_RESET_FLAG)
-IS_UNREACHABLE = TRANSPORT + equals(bytes([_ICMP])) + _payload(2, 0, 1) + equals(_UNREACHABLE)
+_ICMP_TYPE, _UNREACHABLE_IPV6 = _payload(2, 0, 1), bytes([1])
+IS_UNREACHABLE = TRANSPORT + equals(bytes([_ICMP])) + _ICMP_TYPE + equals(_UNREACHABLE)
+IS_UNREACHABLE_IPV6 = TRANSPORT + equals(bytes([_ICMPV6])) + _ICMP_TYPE + equals(_UNREACHABLE_IPV6)
+# What a host says of itself on its link, of which a card has no use: from ::, or fe80::/10.
+OF_LINK = (
+    IS_IPV6 + SOURCE_IPV6 + equals(bytes(16)),
+    IS_IPV6 + _FIRST_OF_SOURCE_IPV6 + masked(b"\xff\xc0") + equals(b"\xfe\x80"),
+)
 
 
-def to_block(block: IPv4Network) -> bytes:
+def to_block(block: IPv4Network | IPv6Network) -> bytes:
     """Go on where the destination lies in *block*."""
+    family = IS_IPV4 if isinstance(block, IPv4Network) else IS_IPV6
     if not block.prefixlen:
-        return b""
-    mask = b"" if block.prefixlen == 32 else masked(block.netmask.packed)
-    return IS_IPV4 + DESTINATION + mask + equals(block.network_address.packed)
+        return family
+    destination = DESTINATION if isinstance(block, IPv4Network) else DESTINATION_IPV6
+    mask = b"" if block.prefixlen == block.max_prefixlen else masked(block.netmask.packed)
+    return family + destination + mask + equals(block.network_address.packed)
 
 
 def to_port(transport: int, port: int) -> bytes:
@@ -349,23 +368,20 @@ def _of_connection(word: int, key: int) -> bytes:
     return _expression("ct", number(1, _FIRST_WORD + word), number(2, key), _ORIGINAL)
 
 
-_DESTINATIONS = (
-    _load(2, _MAPPED) + _of_connection(5, _TO_IPV4),
-    _of_connection(2, _TO_IPV6),
-)
+_DESTINATIONS = {
+    4: _load(2, _MAPPED) + _of_connection(5, _TO_IPV4),
+    6: _of_connection(2, _TO_IPV6),
+}
 
 
-def counted_by(name: str, kind: int) -> tuple[bytes, bytes]:
-    """Count, by the destination of the connection that a packet belongs to, as *kind* in the set
-    *name*: a rule of IPv4 and one of IPv6. Where the set is full, or there is no connection, the
-    rule ends there."""
+def counted_by(name: str, kind: int, version: int) -> bytes:
+    """Count, by the destination of the connection of IP's *version* that a packet belongs to, as
+    *kind* in the set *name*. Where the set is full, or there is no such connection, the rule ends
+    there."""
     begin = _load(0, struct.pack("=I", kind)) + _of_connection(1, _PROTOCOL)
     counter = nested(7, text(1, "counter"), nested(2))
     count = _expression("dynset", text(1, name), number(3, 0), number(4, _FIRST_WORD), counter)
-    of_ipv4, of_ipv6 = (
-        begin + address + _of_connection(6, _TO_PORT) + count for address in _DESTINATIONS
-    )
-    return of_ipv4, of_ipv6
+    return begin + _DESTINATIONS[version] + _of_connection(6, _TO_PORT) + count
 
 
 def more_connections_than(most: int) -> bytes:

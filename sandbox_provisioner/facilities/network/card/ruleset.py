@@ -20,12 +20,15 @@ what another table drops stays dropped.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from sandbox_provisioner.facilities.network.card import nft
 from sandbox_provisioner.facilities.network.card.nft import Message
+from sandbox_provisioner.facilities.network.plan.netlink import attributes
+from sandbox_provisioner.facilities.network.wish.addresses import Address, Block
 
 TABLE = "sandbox_provisioner"
 # How our interfaces on the host are called; their address in hexadecimal comes behind it.
@@ -33,9 +36,12 @@ INTERFACE = "sbxc-"
 # What has passed `arrive-X`. Without our table, which whoever reloads a firewall may have deleted,
 # nothing has it, and a rule of routing refuses all of the pool.
 MARK = 1 << 27
+# The rules of routing come before those of anybody else, since the first that decides does; 0 is
+# Linux's own, for `local`.
+FIRST, SECOND = 1, 2
 # How all cards answer what they refuse. Whoever changes what the table is made of changes its
 # name, too.
-_LAYOUT = "answer-2"
+_LAYOUT = "answer-3"
 # What tells, to nf_tables, a chain of that name.
 LAYOUT = nft.text(1, TABLE) + nft.text(3, _LAYOUT)
 # Hooks and priorities of linux/netfilter.h and netfilter_ipv4.h. Ours come behind the usual ones,
@@ -43,7 +49,7 @@ LAYOUT = nft.text(1, TABLE) + nft.text(3, _LAYOUT)
 _PREROUTING, _INPUT, _FORWARD, _OUTPUT, _POSTROUTING = range(5)
 _BEFORE_TRACKING, _FILTER, _SOURCE_NAT = -300, 10, 100
 _MAPS = ("arrive", "from", "host", "to")
-_ADDRESSES = "addresses"
+ADDRESSES = {4: "addresses", 6: "addresses-ipv6"}
 _PARTS = ("arrive", "from", "host", "new", "sent", "to", "got", "no")
 _DNS = 53
 COUNTERS = ("up", "down", "connections", "refused")
@@ -60,7 +66,7 @@ MOST_DESTINATIONS = 256
 class Reach:
     """Some destinations: *block*, all of it or with *ports* those of TCP and UDP, are *allowed*."""
 
-    block: IPv4Network
+    block: Block
     ports: tuple[int, ...] = ()
     allowed: bool = True
 
@@ -69,11 +75,13 @@ class Reach:
 class Entry:
     """What the table shall have for one box. *reaches* count in their order, and what none tells
     of is refused; *at_host* are those for the host's own addresses. Of *quota_bytes* 0 is none;
-    *used_bytes* of them were used by former cards of the same kernel."""
+    *used_bytes* of them were used by former cards of the same kernel. Without *ipv6* it has no
+    address of that."""
 
     address: IPv4Address
+    ipv6: IPv6Address | None = None
     mac: bytes
-    resolvers: tuple[IPv4Address, ...]
+    resolvers: tuple[Address, ...]
     reaches: tuple[Reach, ...]
     at_host: tuple[Reach, ...]
     quota_bytes: int
@@ -86,6 +94,11 @@ class Entry:
     def key(self) -> str:
         """How its chains are called."""
         return key_of(self.address)
+
+    @property
+    def own(self) -> list[Address]:
+        """All its addresses."""
+        return [self.address, self.ipv6] if self.ipv6 else [self.address]
 
 
 def key_of(address: IPv4Address) -> str:
@@ -113,24 +126,32 @@ def table() -> list[Message]:
     """Our table, where there is none."""
     by = {name: nft.INCOMING + nft.by_map(name) for name in ("arrive", "from", "host")}
     to_box = nft.OUTGOING + nft.by_map("to")
-    ours = nft.SOURCE + nft.in_set(_ADDRESSES)
-    among_ours = nft.DESTINATION + nft.in_set(_ADDRESSES)
     return [
         nft.new_table(TABLE),
         nft.new_chain(TABLE, _LAYOUT),
         _rule(_LAYOUT, nft.IS_TCP, nft.RESET),
         _rule(_LAYOUT, nft.PROHIBIT),
         *(nft.new_verdict_map(TABLE, name, number) for number, name in enumerate(_MAPS, 1)),
-        nft.new_address_set(TABLE, _ADDRESSES, len(_MAPS) + 1),
+        *(
+            nft.new_address_set(TABLE, name, len(_MAPS) + version, version)
+            for version, name in ADDRESSES.items()
+        ),
         *_base("prerouting", _PREROUTING, _BEFORE_TRACKING, by["arrive"]),
         *_base("forward-from", _FORWARD, _FILTER, by["from"]),
         *_base("forward-to", _FORWARD, _FILTER + 1, to_box),
         *_base("input", _INPUT, _FILTER, by["host"]),
         *_base("output", _OUTPUT, _FILTER, to_box),
         nft.base_chain(TABLE, "postrouting", _POSTROUTING, _SOURCE_NAT, "nat"),
-        _rule("postrouting", nft.IS_IPV4, ours, among_ours, nft.verdict(nft.ACCEPT)),
-        _rule("postrouting", nft.IS_IPV4, ours, nft.MASQUERADE),
+        *_as_the_host(nft.IS_IPV4, nft.SOURCE, nft.DESTINATION, ADDRESSES[4]),
+        *_as_the_host(nft.IS_IPV6, nft.SOURCE_IPV6, nft.DESTINATION_IPV6, ADDRESSES[6]),
     ]
+
+
+def _as_the_host(family: bytes, source: bytes, destination: bytes, name: str) -> Iterator[Message]:
+    """What leaves this host has its address; boxes know one another by their own."""
+    ours, among_ours = source + nft.in_set(name), destination + nft.in_set(name)
+    yield _rule("postrouting", family, ours, among_ours, nft.verdict(nft.ACCEPT))
+    yield _rule("postrouting", family, ours, nft.MASQUERADE)
 
 
 def _base(chain: str, hook: int, priority: int, expressions: bytes) -> Iterator[Message]:
@@ -140,6 +161,15 @@ def _base(chain: str, hook: int, priority: int, expressions: bytes) -> Iterator[
 
 def _rule(chain: str, *expressions: bytes) -> Message:
     return nft.rule(TABLE, chain, *expressions)
+
+
+def remove_table() -> list[Message]:
+    """Remove it as a whole; EBUSY, and nothing is, where a card leads to the chain that answers."""
+    return [
+        nft.flush_chain(TABLE, _LAYOUT),
+        nft.delete_chain(TABLE, _LAYOUT),
+        nft.delete_table(TABLE),
+    ]
 
 
 def key_in(chain: str) -> str:
@@ -176,12 +206,12 @@ def add(entry: Entry) -> list[Message]:
         *objects,
         *chains,
         *(message for part in rules for message in part(entry)),
-        nft.add_address(TABLE, _ADDRESSES, entry.address),
+        *(nft.add_address(TABLE, ADDRESSES[own.version], own) for own in entry.own),
         *lead,
     ]
 
 
-def remove(key: str, *, quota: bool) -> list[Message]:
+def remove(key: str, ipv6: IPv6Address | None, *, quota: bool) -> list[Message]:
     """What `add` has added."""
     chains = [f"{part}-{key}" for part in _PARTS]
     objects = [nft.delete_object(TABLE, f"{name}-{key}", nft.COUNTER) for name in COUNTERS]
@@ -191,7 +221,8 @@ def remove(key: str, *, quota: bool) -> list[Message]:
         objects.append(nft.delete_object(TABLE, quota_of(key), nft.QUOTA))
     return [
         *(nft.unmap_interface(TABLE, name, interface_of(key)) for name in _MAPS),
-        nft.remove_address(TABLE, _ADDRESSES, IPv4Address(int(key, 16))),
+        nft.remove_address(TABLE, ADDRESSES[4], IPv4Address(int(key, 16))),
+        *([nft.remove_address(TABLE, ADDRESSES[6], ipv6)] if ipv6 else []),
         *(nft.flush_chain(TABLE, chain) for chain in chains),
         *(nft.delete_chain(TABLE, chain) for chain in chains),
         *objects,
@@ -201,7 +232,13 @@ def remove(key: str, *, quota: bool) -> list[Message]:
 def _arriving(entry: Entry) -> Iterator[Message]:
     chain, refused = f"arrive-{entry.key}", _count("refused", entry)
     drop = nft.verdict(nft.DROP)
-    yield _rule(chain, nft.NOT_IPV4, refused, drop)
+    if entry.ipv6:
+        for of_link in nft.OF_LINK:
+            yield _rule(chain, of_link, drop)
+        forged = nft.IS_IPV6 + nft.SOURCE_IPV6 + nft.differs(entry.ipv6.packed)
+        yield _rule(chain, forged, refused, drop)
+    else:
+        yield _rule(chain, nft.NOT_IPV4, refused, drop)
     yield _rule(chain, nft.SOURCE_MAC, nft.differs(entry.mac), refused, drop)
     yield _rule(chain, nft.IS_IPV4, nft.SOURCE, nft.differs(entry.address.packed), refused, drop)
     yield _rule(chain, nft.mark(MARK))
@@ -220,7 +257,7 @@ def _judged(chain: str, entry: Entry, reaches: Sequence[Reach]) -> Iterator[Mess
     yield _rule(chain, nft.KNOWN, sent)
     yield _rule(chain, nft.INVALID, nft.verdict(nft.DROP))
     for resolver in entry.resolvers:
-        for matched in _matches(Reach(IPv4Network(resolver), (_DNS,))):
+        for matched in _matches(Reach(ip_network(resolver), (_DNS,))):
             yield _rule(chain, matched, new)
     for reach in reaches:
         for matched in _matches(reach):
@@ -256,7 +293,8 @@ def _coming(entry: Entry) -> Iterator[Message]:
     yield _rule(chain, nft.KNOWN, got)
     yield _rule(chain, nft.NEW, nft.marked(MARK), got)
     yield _rule(chain, nft.verdict(nft.DROP))
-    for refusal in (nft.IS_RESET, nft.IS_UNREACHABLE):  # also of what the quota refuses
+    refusals = [nft.IS_RESET, nft.IS_UNREACHABLE]  # also of what the quota refuses
+    for refusal in [*refusals, nft.IS_UNREACHABLE_IPV6] if entry.ipv6 else refusals:
         yield _rule(f"got-{entry.key}", refusal, nft.verdict(nft.ACCEPT))
     yield from _within_quota(f"got-{entry.key}", entry, DOWN)
 
@@ -279,8 +317,8 @@ def _refused(entry: Entry) -> Iterator[Message]:
 
 def _by_destination(chain: str, entry: Entry, name: str, kind: int) -> Iterator[Message]:
     """Rules of their own: where the set is full, Linux goes on with the next one."""
-    for expressions in nft.counted_by(f"{name}-{entry.key}", kind):
-        yield _rule(chain, expressions)
+    for own in entry.own:
+        yield _rule(chain, nft.counted_by(f"{name}-{entry.key}", kind, own.version))
 
 
 def _count(counter: str, entry: Entry) -> bytes:
@@ -289,3 +327,21 @@ def _count(counter: str, entry: Entry) -> bytes:
 
 def _go(part: str, entry: Entry) -> bytes:
     return nft.verdict(nft.GOTO, f"{part}-{entry.key}")
+
+
+# struct fib_rule_hdr: the length of the source is its third byte, the action its last but four.
+_FROM_LENGTH, _ACTION, _RULE_HEADER = 2, 7, 12
+_PRIORITY, _FROM_INTERFACE, _MASK = 6, 3, 16  # FRA_*
+PROHIBIT_ROUTE = 8  # FR_ACT_PROHIBIT: the sender is told
+
+
+def is_guard(rule: bytes) -> bool:
+    """Whether a rule of routing, as Linux tells of it, is one of ours: `links.guards`."""
+    if len(rule) < _RULE_HEADER or not rule[_FROM_LENGTH]:
+        return False
+    found = attributes(rule[_RULE_HEADER:])
+    priority = int.from_bytes(found.get(_PRIORITY, b""), sys.byteorder)
+    mask = int.from_bytes(found.get(_MASK, b""), sys.byteorder)
+    if priority == FIRST:
+        return found.get(_FROM_INTERFACE) == b"lo\0"
+    return priority == SECOND and rule[_ACTION] == PROHIBIT_ROUTE and mask == MARK

@@ -17,9 +17,11 @@ _BEHIND_IT = Path("/run/systemd/resolve/resolv.conf")
 _MOST = 3  # resolv.conf(5): MAXNS
 
 
-def name_servers(path: Path = _RESOLV, behind: Path = _BEHIND_IT) -> tuple[IPv4Address, ...]:
-    """Name servers that a box may ask, by IPv4; () where this machine has none at all. HostError
-    where it asks only itself."""
+def name_servers(
+    path: Path = _RESOLV, behind: Path = _BEHIND_IT, *, ipv6: bool = False
+) -> tuple[Address, ...]:
+    """Name servers that a box may ask, by IPv4, or with *ipv6* by that, too; () where this machine
+    has none at all. HostError where it asks only itself."""
     found = _named_in(path)
     if found and all(address.is_loopback for address in found):
         found = _named_in(behind)
@@ -30,7 +32,11 @@ def name_servers(path: Path = _RESOLV, behind: Path = _BEHIND_IT) -> tuple[IPv4A
                 remedy=f"Name a server of your network in {path}, use systemd-resolved, which "
                 f'tells of those behind it in {behind}, or set network = "gateway".',
             )
-    usable = [a for a in found if isinstance(a, IPv4Address) and not a.is_loopback]
+    usable = [
+        address for address in found
+        if (ipv6 or isinstance(address, IPv4Address))
+        and not (address.is_loopback or address.is_link_local)
+    ]  # fmt: skip
     return tuple(usable[:_MOST])
 
 

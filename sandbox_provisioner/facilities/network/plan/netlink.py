@@ -37,3 +37,15 @@ def nested(kind: int, *attributes: bytes) -> bytes:
 def numbered(kind: int, flags: int, body: bytes, number: int) -> bytes:
     """struct nlmsghdr with its *number*, and *body*, whose attributes are padded already."""
     return struct.pack("=IHHII", 16 + len(body), kind, flags, number, 0) + body
+
+
+def attributes(text: bytes) -> dict[int, bytes]:
+    """By their kinds, those in *text*; of one kind the last."""
+    found: dict[int, bytes] = {}
+    while len(text) >= 4:
+        length, kind = struct.unpack_from("=HH", text)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = text[4:length]
+        text = text[length + -length % 4 :]
+    return found

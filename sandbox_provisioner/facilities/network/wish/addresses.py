@@ -85,8 +85,8 @@ _ALL = sorted(
     key=lambda special: -special.block.prefixlen,
 )
 _SPECIAL = {version: [s for s in _ALL if s.block.version == version] for version in (4, 6)}
-# Those of IPv4, the narrowest first.
-SPECIAL_IPV4 = tuple(_SPECIAL[4])
+# The narrowest first.
+SPECIAL_IPV4, SPECIAL_IPV6 = tuple(_SPECIAL[4]), tuple(_SPECIAL[6])
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052, 2.1
 # What only carries an address of IPv4 within it: 6to4, Teredo, mapped ones, NAT64.
 CARRIERS = tuple(map(IPv6Network, ("::ffff:0:0/96", str(_NAT64), "2002::/16", "2001::/32")))

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sandbox_provisioner.errors import SpecError
-from sandbox_provisioner.facilities.network.wish.pool import POOL, parse_pool
+from sandbox_provisioner.facilities.network.wish.pool import (
+    POOL,
+    POOL_IPV6,
+    parse_pool,
+    parse_pool_ipv6,
+)
 from sandbox_provisioner.facilities.network.wish.rules import EVERYTHING, Rule, parse, place
 from sandbox_provisioner.units import at_least
 
@@ -39,7 +44,8 @@ class NetworkWish:
 
     *up* is what the kernel sends. Of rates and *quota_bytes*, which counts both directions, 0 is
     no limit; *used_bytes* are what former starts of the same kernel have used of it. With *audit*
-    every name that was wanted is noted down. *pool* is what a card has its address from.
+    every name that was wanted is noted down. *pool* is what a card has its address from, and
+    *pool_ipv6*, with *ipv6*, one of that; a gateway has both families anyway.
     """
 
     mode: Network = Network.NONE
@@ -53,6 +59,8 @@ class NetworkWish:
     new_per_second: int = NEW_PER_SECOND
     audit: bool = False
     pool: str = POOL
+    ipv6: bool = False
+    pool_ipv6: str = POOL_IPV6
 
     def __post_init__(self) -> None:
         if self.mode in {Network.NONE, Network.HOST}:
@@ -65,7 +73,14 @@ class NetworkWish:
         self._check_limits()
         if self.mode is Network.CARD:
             parse_pool(self.pool)
+            parse_pool_ipv6(self.pool_ipv6)
             self._check_card((*allow, *deny))
+        elif self.ipv6:
+            raise SpecError(
+                attempt='use network_ipv6 with network = "gateway"',
+                answer="a gateway has IPv6 wherever this machine has it",
+                remedy="Leave it out.",
+            )
 
     def _check_card(self, rules: Iterable[Rule]) -> None:
         """A packet has no name: names are looked up once, when the card is made."""
@@ -98,6 +113,8 @@ class NetworkWish:
             yield "network_connections"
         if self.audit:
             yield "network_audit"
+        if self.ipv6:
+            yield "network_ipv6"
 
     def _check_limits(self) -> None:
         for bits in (self.up_bits, self.down_bits):

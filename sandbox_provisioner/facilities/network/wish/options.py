@@ -15,7 +15,7 @@ from sandbox_provisioner.facilities.network.wish.network import (
     Network,
     NetworkWish,
 )
-from sandbox_provisioner.facilities.network.wish.pool import POOL
+from sandbox_provisioner.facilities.network.wish.pool import POOL, POOL_IPV6
 from sandbox_provisioner.units import parse_bits, parse_bytes
 
 
@@ -112,6 +112,22 @@ class NetworkOptions(HasTraits):
         config=True,
         fields=("network.pool",),
     )
+    network_ipv6 = Bool(
+        False,
+        help="Whether a card has an address of IPv6 as well, for which this machine has to forward "
+        "IPv6. A gateway has it anyway.",
+    ).tag(
+        config=True,
+        flag="network-ipv6",
+        fields=("network.ipv6",),
+    )
+    network_pool_ipv6 = Unicode(
+        POOL_IPV6,
+        help="The unique local addresses (in fd00::/8) that cards have theirs of IPv6 from.",
+    ).tag(
+        config=True,
+        fields=("network.pool_ipv6",),
+    )
 
 
 def network_wish(options: NetworkOptions) -> NetworkWish:
@@ -130,6 +146,8 @@ def network_wish(options: NetworkOptions) -> NetworkWish:
         new_per_second=_count(counts.get("new_per_second", NEW_PER_SECOND)),
         audit=options.network_audit,
         pool=options.network_pool,
+        ipv6=options.network_ipv6,
+        pool_ipv6=options.network_pool_ipv6,
     )
 
 
