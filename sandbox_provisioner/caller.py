@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sandbox_provisioner.facilities.workdir.facts.run_by_host import Server
+
 _FOLDERS = (
     "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "JUPYTER_DATA_DIR", "JUPYTER_PATH",
     "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME",
@@ -24,7 +26,12 @@ _FOLDERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks for a kernel. *environment* is that of the server, of which a kernel gets some."""
+    """Who asks for a kernel. *environment* is that of the server, of which a kernel gets some.
+
+    Of one who asks another process, which launches with rights of its own, *groups* are all that
+    the user is in, *server* is what that one's server runs and imports, and *opened* has what it
+    has opened itself, by path: nothing else is given to the kernel to write. None: it is ourselves.
+    """
 
     uid: int
     gid: int
@@ -32,6 +39,9 @@ class Caller:
     cwd: str
     umask: int
     environment: Mapping[str, str]
+    groups: frozenset[int] | None = None
+    server: Server | None = None
+    opened: Mapping[str, int] | None = None
 
     @property
     def own_folders(self) -> frozenset[str]:

@@ -56,7 +56,8 @@ class Findings:
     *runtime* is a directory or the error instead, *trial* the milliseconds that a sandbox took or
     the error instead, and *uncapped_trial* the same without the caps that are missing here, where
     the first one failed; *server* the program `jupyter` on the PATH if it is of another
-    environment, *default_provisioner* who starts kernels that do not say it.
+    environment, *default_provisioner* who starts kernels that do not say it. *broker* is where one
+    answers, the error where it does not, or "" where there is none.
     """
 
     host: HostFacts
@@ -75,6 +76,7 @@ class Findings:
     uncapped_trial: float | SandboxError | None = None
     catch_obstacle: str = ""
     card: SandboxError | str = ""
+    broker: SandboxError | str = ""
 
 
 def lines(steps: Sequence[str]) -> str:

@@ -30,18 +30,20 @@ def control_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def say_go(control: socket.socket, plan: Plan, report: int, fds: Sequence[int]) -> None:
+def say_go(
+    control: socket.socket, plan: Plan, report: int, fds: Sequence[int], watched: int = -1
+) -> None:
     """Send *plan* with *fds*, the first of which are standard streams, as
-    `launcher.enter.obey` takes them; OSError if nobody is there. By our pidfd PID 1 sees that we
-    have ended."""
+    `launcher.enter.obey` takes them; OSError if nobody is there. By the pidfd *watched*, or our
+    own, PID 1 sees that its server has ended."""
     with contextlib.ExitStack() as stack:
         memfd = os.memfd_create("plan")
         stack.callback(os.close, memfd)
-        ourselves = os.pidfd_open(os.getpid())
-        stack.callback(os.close, ourselves)
+        server = os.pidfd_open(os.getpid()) if watched < 0 else os.dup(watched)
+        stack.callback(os.close, server)
         os.pwrite(memfd, plan.encode(), 0)
         word = wire.message(wire.GO, fail_at())
-        socket.send_fds(control, [word], [memfd, report, ourselves, *fds])
+        socket.send_fds(control, [word], [memfd, report, server, *fds])
 
 
 def say_opened(control: socket.socket, fds: Sequence[int]) -> None:

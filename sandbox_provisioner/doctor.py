@@ -39,6 +39,7 @@ def examine(found: Findings) -> list[Check]:
         *caps.caps(found),
         _entry_point(found),
         *_kernels(found.kernels),
+        *_broker(found),
         network.gateway(found),
         network.card(found),
         *workdir.watchers(found),
@@ -94,6 +95,20 @@ def _runtime(found: Findings) -> Check:
         effect="No sandbox starts: its record and connection file do not fit.",
         remedy=f"Make room there, or set runtime_dir:\n{COMMAND}df {shlex.quote(found.runtime)}",
     )
+
+
+def _broker(found: Findings) -> Iterator[Check]:
+    """Most machines need none."""
+    if isinstance(found.broker, SandboxError):
+        yield Check(
+            facility="broker",
+            state=State.MISSING,
+            found=f"{found.broker.attempt}: {found.broker.answer}",
+            effect='Kernels with launcher = "broker" do not start.',
+            remedy=lines(found.broker.steps),
+        )
+    elif found.broker:
+        yield Check(facility="broker", state=State.OK, found=f"answers at {found.broker}")
 
 
 def _entry_point(found: Findings) -> Check:

@@ -33,9 +33,9 @@ from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
-from sandbox_provisioner.places import TooManyFolders, find_below, open_again
+from sandbox_provisioner.places import TooManyFolders, find_shown, open_again
 from sandbox_provisioner.records import SERVER, Record, RecordFolder
-from sandbox_provisioner.spec import Network, relative
+from sandbox_provisioner.spec import Network
 from sandbox_provisioner.story import NOTICES, ExitFile, ExitStory, with_reason
 from sandbox_provisioner.told import EndKind, Subject
 from sandbox_provisioner.traces import Traces
@@ -133,6 +133,10 @@ class LocalHandle:
                 self._story = self._story or self._tell()
         return self._story
 
+    def end_descriptor(self) -> int:
+        """One more descriptor of PID 1, the caller's to close: by it anybody sees the end."""
+        return os.dup(self._pidfd)
+
     def when_ended(self, act: Callable[[int], object]) -> None:
         """Call *act* in a thread, with a descriptor of PID 1, as soon as it has ended."""
         when_ended(self._pidfd, act)
@@ -170,6 +174,8 @@ class LocalHandle:
         if self._was_told_of_place:
             return
         found = origins(self.record.init_pid, self.record.shown_at)
+        if not found:  # of a process that is about to be gone Linux tells nothing
+            return
         before, self._origins = self._origins, found
         if before is not None and found != before and not self._has_ended():
             self._was_told_of_place = True
@@ -265,17 +271,7 @@ class LocalHandle:
     def visible(self, path: str) -> str | None:
         """Where we find the kernel's *path*: only the work directory is shared."""
         record = self.record
-        below = relative(os.path.normpath(os.path.join(record.shown_at, path)), record.shown_at)
-        if below is None:
-            return None
-        try:
-            workdir = open_again(record.workdir, record.device, record.inode)
-        except OSError:
-            return None
-        try:
-            return find_below(workdir, below)
-        finally:
-            os.close(workdir)
+        return find_shown(path, record.shown_at, record.workdir, (record.device, record.inode))
 
     def card(self) -> dict[str, Any]:
         """What `LocalLauncher.find` of another process needs to find it; JSON can hold it."""

@@ -11,7 +11,7 @@ import pwd
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sandbox_provisioner.caller import Caller
@@ -76,7 +76,7 @@ class HostFacts:
     """What this *machine* lets the *caller* do. *obstacle* is why there are no namespaces here, as
     a HostError, or None.
 
-    *privileged* is the machine's own root; a root that a container limits is not.
+    *privileged*: who launches is the machine's own root; a root that a container limits is not.
     *homes* are the home directories that this machine knows of, with the caller's; *server* is what
     that one runs and imports.
     """
@@ -92,7 +92,8 @@ class HostFacts:
     @property
     def asker(self) -> Asker:
         """Who opens what a kernel is given. Anybody can set HOME: that one counts for nothing."""
-        return Asker.of(self.caller.uid, self.homes - {self.caller.home})
+        homes = self.homes - {self.caller.home}
+        return Asker.of(self.caller.uid, homes, self.caller.groups)
 
     @classmethod
     def probe(cls, server_places: Iterable[str] = (), caller: Caller | None = None) -> HostFacts:
@@ -100,7 +101,7 @@ class HostFacts:
         *server_places* are more that the server runs. Costs a few ms, starts nothing."""
         caller, machine = caller or Caller.this_process(), Machine.probe()
         status = Path("/proc/self/status").read_text()
-        privileged = caller.uid == 0 and _has_capability(21, status) and _maps_all_ids()
+        privileged = _is_root(status) and _has_capability(21, status) and _maps_all_ids()
         return cls(
             machine=machine,
             caller=caller,
@@ -108,8 +109,14 @@ class HostFacts:
             obstacle=_obstacle(machine, privileged=privileged),
             cgroups=survey(),
             homes=_homes(caller.home),
-            server=this_server(caller.cwd, caller.environment, server_places),
+            server=_server(caller, server_places),
         )
+
+
+def _server(caller: Caller, more: Iterable[str]) -> Server:
+    if caller.server is None:
+        return this_server(caller.cwd, caller.environment, more)
+    return replace(caller.server, more=(*caller.server.more, *more))
 
 
 def _kernel_release() -> tuple[int, int]:
@@ -122,6 +129,12 @@ def _homes(own: str) -> frozenset[str]:
     homes = {entry.pw_dir for entry in pwd.getpwall()} | {own}
     too_short = {"/", "/bin", "/usr", "/dev", "/nonexistent", "/run", "/var", "/proc", "/tmp"}
     return frozenset(home.rstrip("/") for home in homes if home.startswith("/")) - too_short - {""}
+
+
+def _is_root(status: str) -> bool:
+    """By proc_pid_status(5): the second number is the effective one."""
+    match = re.search(r"^Uid:\s*\d+\s+(\d+)", status, re.M)
+    return bool(match and match[1] == "0")
 
 
 def _has_capability(number: int, status: str) -> bool:
@@ -218,8 +231,8 @@ class WorkdirFacts:
         """Open *path* until *opened* closes, and look at it; SpecError where it cannot be anybody's
         work directory."""
         attempt = f"use {path!r} as the work directory"
-        place = Place.open(path, facts.asker, opened, attempt=attempt)
-        answer = place.refusal(facts.asker) or place.shows_host()
+        place = _place(path, facts, opened, attempt)
+        answer = place.refusal(facts.asker) or place.shows_host() or place.not_own(facts.asker)
         if answer or not place.is_directory:
             raise bad_workdir(path, answer or "it is not a directory")
         try:
@@ -269,20 +282,30 @@ class VolumeFacts:
         """Open the source of *volume* until *opened* closes, and look at it; SpecError if it is not
         there, or is what no kernel may write to."""
         attempt = f"use the volume {volume.source!r}"
-        place = Place.open(volume.source, facts.asker, opened, attempt=attempt)
+        place = _place(volume.source, facts, opened, attempt)
         if place.source == "/" or place.source.split("/")[1] in {"proc", "sys", "dev"}:
             answer, remedy = f"it leads to {place.source}", "Name a directory of files."
             raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
         if answer := place.shows_host():
             remedy = "Name a directory in it, or one of files."
             raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
-        if answer := "" if volume.readonly else place.refusal(facts.asker):
+        not_own = place.not_own(facts.asker)
+        if answer := "" if volume.readonly else place.refusal(facts.asker) or not_own:
             remedy = "Show it read-only, or a part of it."
             raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
-        # What only root may read of the system stays root's.
-        idmappable = not is_of_system(place.source) and _is_idmappable(place.mount, facts)
+        # What only root may read of the system stays root's, and another user's stays theirs.
+        mapped = not is_of_system(place.source) and not not_own
+        idmappable = mapped and _is_idmappable(place.mount, facts)
         unmapped = _unmapped(place, facts) if idmappable else ()
         return cls(volume=volume, place=place, idmappable=idmappable, unmapped=unmapped)
+
+
+def _place(path: str, facts: HostFacts, opened: ExitStack, attempt: str) -> Place:
+    """*path*, which we open, or who asks has opened; SpecError if that cannot be."""
+    brought = facts.caller.opened
+    if brought is None:
+        return Place.open(path, facts.asker, opened, attempt=attempt)
+    return Place.brought(path, brought.get(path, -1), opened, attempt=attempt)
 
 
 def _is_idmappable(mount: Mount, facts: HostFacts) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.card_life import CardAttachment
@@ -27,6 +27,7 @@ from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.contract import Labels, Stdio
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.errors import (
+    HostError,
     LaunchError,
     SpecError,
 )
@@ -86,6 +87,19 @@ from sandbox_provisioner.sweeping import sweep
 
 _MOST_TOLD = 1000
 Warn = Callable[[str], None]
+_Found = TypeVar("_Found")
+
+
+class SeenBy(Protocol):
+    """Calls a function with somebody's rights over files, and returns what it does."""
+
+    def __call__(self, look: Callable[..., _Found], *arguments: object) -> _Found:
+        """Whatever *look* raises is raised."""
+        ...
+
+
+def _seen_by_ourselves(look: Callable[..., _Found], *arguments: object) -> _Found:
+    return look(*arguments)
 
 
 class LocalLauncher:
@@ -99,10 +113,13 @@ class LocalLauncher:
         warn: Warn = lambda _: None,
         told: set[str] | None = None,
         caller: Callable[[], Caller] = Caller.this_process,
+        seen_by: SeenBy = _seen_by_ourselves,
     ) -> None:
         """*told* is what `tell_once` has said already, for launchers that share it. *caller* tells,
-        at each start, who asks for it."""
+        at each start, who asks for it. *seen_by* calls what looks at paths that this one names,
+        with their rights."""
         self._caller = caller
+        self.seen_by = seen_by
         self._runtime_dir = runtime_dir
         self._warn = warn
         self._told: set[str] = set() if told is None else told
@@ -136,6 +153,15 @@ class LocalLauncher:
             self.warn(f"What killed servers left cannot be removed now: {error}")
             return []
 
+    def obstacle(self, spec: SandboxSpec) -> HostError | None:
+        """Why this process has not the rights for a box such as *spec*, None if it has them."""
+        facts = HostFacts.probe((), self._caller())
+        try:
+            cgroup.open_tree(facts.cgroups, "", spec.limits, spec.may_lack, lambda _: None, "")
+        except HostError as error:
+            return error
+        return confiner(spec.confinement).obstacle(facts)
+
     def survey(self, request: LaunchRequest) -> tuple[Site, CgroupTree]:
         """Find out all that `compile_for` needs; starts no sandbox (`network_trial.py` starts a
         launcher), and changes nothing but the order of our own sys.path, so that nothing in the
@@ -159,9 +185,8 @@ class LocalLauncher:
         holder = confiner(spec.confinement)
         if obstacle := holder.obstacle(facts):
             raise obstacle
-        workdir = _workdir(spec, facts, opened)
+        workdir, volumes = self.seen_by(_given, spec, facts, opened)
         tree = self.tree(request, facts, workdir, request.group)
-        volumes = tuple(VolumeFacts.probe(volume, facts, opened) for volume in spec.volumes)
         for mount in (*workdir.unmapped, *(m for facts in volumes for m in facts.unmapped)):
             self.tell_once(
                 f"{mount.path} can only be read: it is a mount of {mount.filesystem}, and Linux "
@@ -172,8 +197,8 @@ class LocalLauncher:
             self.tell_once(less)
         look_there_last(workdir.source, sys.path)
         counts_alone = holder.has_own_processes and not _counts_everywhere(facts)
-        files = self._files(request, facts, caller, workdir, volumes)
-        packages = self._packages(request, facts, files, workdir, volumes)
+        files = self.seen_by(self._files, request, facts, caller, workdir, volumes)
+        packages = self.seen_by(self._packages, request, facts, files, workdir, volumes)
         network = spec.network.mode
         site = Site(
             facts=facts,
@@ -297,6 +322,17 @@ class LocalLauncher:
         tree = open_existing(cgroup_facts(record), record.tree)
         return LocalHandle(pidfd=pidfd, tree=tree, folder=folder, record=record, control=-1)
 
+    def adopt(self, folder: Path) -> LocalHandle | None:
+        """The sandbox of *folder*, which outlived who launched it, as our own; None if it is
+        somebody's. LaunchError if it has ended; what `records.UNREADABLE` has."""
+        record = RecordFolder(folder).read()
+        named = {"init_pid": record.init_pid, "init_start": record.init_start}
+        handle = self.find({"id": folder.name, "runtime_dir": str(folder.parent), **named})
+        if handle.folder.own_if_orphan():
+            return handle
+        handle.let_go()
+        return None
+
     def attachment(self, request: LaunchRequest) -> Attachment | None:
         """What joins the kernel of *request*, whose start begins, to its network."""
         if request.spec.network.mode is Network.CARD:
@@ -331,16 +367,23 @@ async def start_cold(
                 await off_loop(performer.ask, stem)
             with stage("survey"):
                 site, tree = await off_loop(launcher.look, request, opened)
-            site, plan = await off_loop(_prepare, made, site)
+            site, plan = await off_loop(_prepare, launcher, made, site)
             handle = await perform_whole(made, performer, site, plan, tree)
             handle.unseen = site.files.unseen
             return handle
 
 
-def _prepare(made: Ledger, site: Site) -> tuple[Site, Plan]:
+def _given(
+    spec: SandboxSpec, facts: HostFacts, opened: ExitStack
+) -> tuple[WorkdirFacts, tuple[VolumeFacts, ...]]:
+    workdir = _workdir(spec, facts, opened)
+    return workdir, tuple(VolumeFacts.probe(volume, facts, opened) for volume in spec.volumes)
+
+
+def _prepare(launcher: LocalLauncher, made: Ledger, site: Site) -> tuple[Site, Plan]:
     site = made.make_record(site)
     with stage("compile-plan"):
-        return site, compile_for(made.request, site)
+        return site, launcher.seen_by(compile_for, made.request, site)
 
 
 async def perform_whole(
@@ -353,7 +396,8 @@ async def perform_whole(
     await off_loop(made.make_groups, tree, performer.pid)
     with stage("perform"):
         performer.end_signal = made.record.end_signal
-        await off_loop(performer.begin, plan, (*site.descriptors, *site.held.values()))
+        fds = *site.descriptors, *site.held.values()
+        await off_loop(performer.begin, plan, fds, made.request.watched)
         await performer.performed()
         check(performer, plan, site)
     return await made.handle(performer)

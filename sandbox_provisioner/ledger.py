@@ -272,6 +272,7 @@ class Ledger:
             group=request.group if request.below else "",
             person=request.terms.person.name if request.terms else "",
             first_id=request.first_id,
+            uid=facts.caller.uid,
         )
 
 

@@ -38,6 +38,12 @@ class _Pool:
 _pool = _Pool()
 
 
+def widen(threads: int) -> None:
+    """Before anything has been called: for who serves many people, one of whom may have some of the
+    threads wait."""
+    _pool.executor = ThreadPoolExecutor(threads, thread_name_prefix="sandbox")
+
+
 @dataclass(slots=True)
 class _Places:
     """Those of one event loop, and how many have one or wait for one."""

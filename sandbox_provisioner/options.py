@@ -34,7 +34,7 @@ from sandbox_provisioner.spec import (
 )
 from sandbox_provisioner.units import parse_bytes
 
-AUTO = "auto"
+AUTO, LOCAL, BROKER = "auto", "local", "broker"
 # Our entry point in jupyter_client.kernel_provisioners, by which kernelspecs name us.
 PROVISIONER = "sandbox-provisioner"
 
@@ -207,6 +207,18 @@ class ServerOptions(HasTraits):
     """How the server deals with its kernels."""
 
     start_timeout = Float(60.0, help="How many seconds a kernel may take to start.").tag(
+        config=True,
+    )
+    launcher = Enum(
+        [AUTO, LOCAL, BROKER],
+        default_value=AUTO,
+        help='Who starts kernels: "local" is the server itself, with its user\'s rights; "broker" '
+        "is a daemon of this machine (docs/broker.md), which gives them ids and caps of root's. "
+        '"auto": the broker, where there is one, for what the server lacks the rights to do.',
+    ).tag(
+        config=True,
+    )
+    broker_socket = Unicode("/run/sandbox-broker/socket", help="Where that daemon listens.").tag(
         config=True,
     )
     runtime_dir = Unicode(

@@ -124,9 +124,10 @@ class Performer:
         if not self.pid:
             await self.source.here(self)
 
-    def begin(self, plan: Plan, fds: Sequence[int] = ()) -> None:
+    def begin(self, plan: Plan, fds: Sequence[int] = (), watched: int = -1) -> None:
         """Let it perform *plan* with *fds*, which the plan's first `receive` names; they stay the
-        caller's. It may be on its way yet."""
+        caller's, as does *watched*, a pidfd of the server's where that is not ourselves. It may be
+        on its way yet."""
         self._has_init = any(step.verb == "fork-init" for step in plan.steps)
         with contextlib.ExitStack() as given:
             self._report_fd, report = os.pipe()
@@ -135,7 +136,7 @@ class Performer:
             given.callback(streams.sent)
             self.pipes = tuple(streams.pipes)
             try:
-                say_go(self.control, plan, report, (*streams.theirs, *fds))
+                say_go(self.control, plan, report, (*streams.theirs, *fds), watched)
             except ConnectionError:
                 # Then the report pipe ends at once. Of a launcher that says enough: there is no
                 # PID 1. Of who is one it would say that all is performed.

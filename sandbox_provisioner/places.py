@@ -36,17 +36,20 @@ _MOST_LINKS = 40  # as many as path_resolution(7) follows
 @dataclass(frozen=True, slots=True)
 class Asker:
     """Whose rights open a place: the user *uid*. *crowded* are directories that hold more than one
-    person's files: none is anybody's work directory, and so no kernel writes into them."""
+    person's files: none is anybody's work directory, and so no kernel writes into them. *groups*
+    are theirs, where whoever launches is somebody else; None: who launches is that user."""
 
     uid: int
     crowded: frozenset[str]
+    groups: frozenset[int] | None = None
 
     @classmethod
-    def of(cls, uid: int, homes: Iterable[str]) -> Asker:
+    def of(cls, uid: int, homes: Iterable[str], groups: frozenset[int] | None = None) -> Asker:
         """The user *uid* of a machine whose users have *homes*. Under root nobody works above a
         home either: a kernel would write there as root."""
         around = {home.rpartition("/")[0] for home in homes} if uid == 0 else set()
-        return cls(uid, frozenset((*CROWDED, *(up for path in around for up in _upwards(path)))))
+        above = (up for path in around for up in _upwards(path))
+        return cls(uid, frozenset((*CROWDED, *above)), groups)
 
 
 def _upwards(path: str) -> Iterator[str]:
@@ -83,6 +86,34 @@ class Place:
             mount, below = mounts_around(fd, source)
         except OSError as error:
             raise _cannot_open(attempt, error) from None
+        return cls._of(path, source, fd, status, mount, below)
+
+    @classmethod
+    def brought(cls, path: str, brought: int, opened: ExitStack, *, attempt: str) -> Place:
+        """What somebody else has opened for *path* as *brought*, -1 for nothing: it is opened once
+        more, with the rights of who calls, by the real path that Linux tells of the descriptor, and
+        has to be the same. So it is what this path means here, and not in a mount namespace, or by
+        a mount with other ids, of theirs. SpecError with *attempt* if that cannot be."""
+        try:
+            source = real_path(brought)
+            fd = _opened_again(source, os.fstat(brought))
+            opened.callback(os.close, fd)
+            os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            mount, below = mounts_around(fd, source)
+        except OSError as error:
+            raise _cannot_open(attempt, error) from None
+        return cls._of(path.rstrip("/") or "/", source, fd, os.fstat(fd), mount, below)
+
+    @classmethod
+    def _of(
+        cls,
+        path: str,
+        source: str,
+        fd: int,
+        status: os.stat_result,
+        mount: Mount,
+        below: tuple[Mount, ...],
+    ) -> Place:
         return cls(
             path=path,
             source=source,
@@ -118,6 +149,19 @@ class Place:
         return _belongs_to_nobody(self.path, asker) or _refusal(
             self.source, (self.device, self.inode), asker
         )
+
+    def not_own(self, asker: Asker) -> str:
+        """Why a kernel must not be its owner there, as an id-mapped mount makes it: it is not
+        *asker*'s, who has other rights than who launches. "" if it may be."""
+        if asker.groups is None:
+            return ""
+        if self.owner_uid != asker.uid:
+            return f"it belongs to uid {self.owner_uid}, and the kernel is started for another user"
+        if self.owner_gid not in asker.groups:
+            return f"its group is gid {self.owner_gid}, in which the kernel's user is not"
+        if self.filesystem.partition(".")[0] == "fuse":
+            return "a program serves it, and who launches would have to wait for that one's answers"
+        return ""
 
     def shows_host(self) -> str:
         """Why nobody may be given it, "" if one may: a mount in it that is the host itself, such as
@@ -247,17 +291,41 @@ def _not_followed(link: str, text: str, attempt: str) -> SpecError:
     )
 
 
-def open_again(path: str, device: int, inode: int) -> int:
-    """A descriptor of the directory that was open once, by its real *path* then; OSError if it is
-    not there any more, whatever is there now."""
+def _opened_again(path: str, wanted: os.stat_result) -> int:
+    """The same for who has it still open; what is neither directory nor file is refused, since to
+    open it may act on something."""
+    if not (stat.S_ISDIR(wanted.st_mode) or stat.S_ISREG(wanted.st_mode)):
+        raise OSError(errno.EINVAL, "it is neither a directory nor a file", path)
+    return open_again(path, wanted.st_dev, wanted.st_ino, 0)
+
+
+def open_again(path: str, device: int, inode: int, kind: int = os.O_DIRECTORY) -> int:
+    """A descriptor of the directory, or whatever *kind* says, that was open once, by its real
+    *path* then; OSError if it is not there any more, whatever is there now."""
     no_links = kernel_calls.RESOLVE_NO_SYMLINKS | kernel_calls.RESOLVE_NO_MAGICLINKS
-    flags = os.O_PATH | os.O_DIRECTORY
+    flags = os.O_PATH | kind
     fd = kernel_calls.openat2(kernel_calls.AT_FDCWD, path, flags, no_links)
     status = os.fstat(fd)
     if (status.st_dev, status.st_ino) != (device, inode):
         os.close(fd)
         raise OSError(errno.ESTALE, "another directory has taken its place", path)
     return fd
+
+
+def find_shown(path: str, shown_at: str, source: str, identity: tuple[int, int]) -> str | None:
+    """Where a kernel's *path* is outside, whose work directory *source*, of that *identity*, shows
+    at *shown_at*; None for what lies elsewhere, or is not there (any more)."""
+    below = relative(os.path.normpath(os.path.join(shown_at, path)), shown_at)
+    if below is None:
+        return None
+    try:
+        workdir = open_again(source, *identity)
+    except OSError:
+        return None
+    try:
+        return find_below(workdir, below)
+    finally:
+        os.close(workdir)
 
 
 def find_below(directory: int, path: str) -> str | None:

@@ -98,14 +98,15 @@ class LaunchRequest:
     /run/jupyter. The kernel binds its sockets in /run/kernel, which init seals once it listens on
     all of them. *environment* is what the caller wishes; `variables.py` tells what becomes of it,
     and *env_keep* what more of the server's own is handed on. *survive_server* is jupyter_client's
-    "independent". *pump* makes init pass stdout and stderr on; those that are *logged*, as they are
-    the server's own, within a budget and printable. Without it they are the caller's, and with
-    *terminal* the one among them controls the command's session. *server_places* are more paths
-    that the server would run or import from. *below* are the groups, hub/NAME/KIND, in which the
-    sandbox's own is made, for a person's; *sums* are the limits of some of these, by their names,
-    for all that is in one together. *terms* are a policy's, to which *spec* has been narrowed: they
-    are asked whether there is room for one more. *first_id* is the first of a range of ids that is
-    the person's for ever; 0: any range that is free.
+    "independent"; *watched* is a pidfd whose end is the sandbox's all the same then, -1 for none:
+    whoever launches for others may end before. *pump* makes init pass stdout and stderr on; those
+    that are *logged*, as they are the server's own, within a budget and printable. Without it they
+    are the caller's, and with *terminal* the one among them controls the command's session.
+    *server_places* are more paths that the server would run or import from. *below* are the groups,
+    hub/NAME/KIND, in which the sandbox's own is made, for a person's; *sums* are the limits of some
+    of these, by their names, for all that is in one together. *terms* are a policy's, to which
+    *spec* has been narrowed: they are asked whether there is room for one more. *first_id* is the
+    first of a range of ids that is the person's for ever; 0: any range that is free.
     """
 
     sandbox_id: str
@@ -116,6 +117,7 @@ class LaunchRequest:
     env_keep: tuple[str, ...] = ()
     connection_file: tuple[str, str] | None = None
     survive_server: bool = False
+    watched: int = -1
     pump: bool = True
     logged: tuple[str, ...] = ()
     terminal: bool = False

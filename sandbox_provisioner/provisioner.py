@@ -34,6 +34,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from tornado.web import HTTPError
 from traitlets import TraitError, TraitType, observe
 
+from sandbox_provisioner.broker.launcher import BrokerLauncher
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.contract import (
     Handle,
@@ -66,7 +67,7 @@ from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.meeting import PORTS
 from sandbox_provisioner.off_loop import Gate, off_loop, one_after_another
 from sandbox_provisioner.option_errors import bad_value, unknown_option
-from sandbox_provisioner.options import AUTO, SandboxOptions, every_option, spec_of
+from sandbox_provisioner.options import AUTO, BROKER, SandboxOptions, every_option, spec_of
 from sandbox_provisioner.plan import LaunchRequest, start_directory
 from sandbox_provisioner.policy.current import terms_of_this_process
 from sandbox_provisioner.policy.narrow import narrow
@@ -300,21 +301,36 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         return os.path.abspath(os.path.expanduser(root)) if root else ""
 
     @property
-    def launcher(self) -> Launcher:
+    def starter(self) -> Launcher:
         """Who starts our sandboxes, made once."""
         if self._launcher is None:
-            warn = lambda text: self.log.warning("%s", text)  # noqa: E731
-            self._launcher = WarmLauncher(runtime_dir=self.runtime_dir, warn=warn, told=_told)
+            asks = self.launcher == BROKER
+            self._launcher = self._asking() if asks else self._launching()
         return self._launcher
 
-    @observe("runtime_dir")
+    def _launching(self) -> WarmLauncher:
+        warn = lambda text: self.log.warning("%s", text)  # noqa: E731
+        return WarmLauncher(runtime_dir=self.runtime_dir, warn=warn, told=_told)
+
+    def _asking(self) -> BrokerLauncher:
+        warn = lambda text: self.log.warning("%s", text)  # noqa: E731
+        return BrokerLauncher(self.broker_socket, warn, self.runtime_dir)
+
+    @observe("runtime_dir", "launcher", "broker_socket")
     def _starts_elsewhere(self, _: Any) -> None:
         self._launcher = None
+
+    def _choose_starter(self) -> None:
+        """With "auto": the broker, where there is one, for what we lack the rights to do."""
+        if self.launcher != AUTO or self._launcher or not os.path.exists(self.broker_socket):
+            return
+        local = self._launching()
+        self._launcher = self._asking() if local.obstacle(self.spec) else local
 
     @property
     def meeting(self) -> MeetingPlace:
         """Where clients meet our kernel, which need not be there yet."""
-        return self.launcher.meeting_place(self.sandbox_id, Confinement(self.confinement))
+        return self.starter.meeting_place(self.sandbox_id, Confinement(self.confinement))
 
     # -- start
 
@@ -333,6 +349,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         # A share of the memory is one of what the groups around us have: files of the host.
         self.spec = await off_loop(self.spec_for, kwargs["cwd"])
         self._refuse_silent_weakness()
+        await off_loop(self._choose_starter)
         keep_templates_out(self)
         if self.parent:
             self._choose_transport(self.parent)
@@ -434,15 +451,15 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
 
     async def _start_cold(self, request: LaunchRequest, labels: Labels, stdio: Stdio) -> Handle:
         await self._place.enter_async_context(_cold_starts.passed())
-        await off_loop(self.launcher.sweep)
-        return await self.launcher.start(request, labels, stdio)
+        await off_loop(self.starter.sweep)
+        return await self.starter.start(request, labels, stdio)
 
     async def fill(self, cmd: list[str], **kwargs: Any) -> int:
         """Called by `jupyter sandbox warm` in place of `launch_kernel`: make now what a start finds
         ready, and return how many nurseries and spares that were; raises SandboxError."""
         request = self._request(cmd, kwargs)
-        await off_loop(self.launcher.sweep)
-        return await self.launcher.fill(request, self._labels({}), self._wishes())
+        await off_loop(self.starter.sweep)
+        return await self.starter.fill(request, self._labels({}), self._wishes())
 
     def _wishes(self) -> Warmth:
         return Warmth(tuple(self.preload), self.spares, self.warm_idle_timeout)
@@ -474,7 +491,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         """From what was prepared, or cold; and then the next start is prepared, if one may come."""
         warmth, lives_on = self._warmth(), self._lives_on(count_start(labels.name))
         try:
-            handle = await self.launcher.start_prepared(request, labels, stdio, warmth)
+            handle = await self.starter.start_prepared(request, labels, stdio, warmth)
         except WarmUnavailable as error:
             if lives_on or error.failed:
                 self._tell_cold(error)
@@ -482,7 +499,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         if lives_on:  # when the kernel's sockets are waited for: a thread takes time to begin
             later = asyncio.get_running_loop().call_soon
             of_any_kernel = replace(request, spec=self.spec)
-            later(self.launcher.prepare, of_any_kernel, labels, warmth)
+            later(self.starter.prepare, of_any_kernel, labels, warmth)
         return handle
 
     def _tell_cold(self, error: WarmUnavailable) -> None:
@@ -734,7 +751,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             connection["key"] = connection["key"].encode()
         await super().load_provisioner_info(info | {"connection_info": connection})
         self.sandbox_id = info["sandbox"]["id"]
-        self.handle = await off_loop(self.launcher.find, info["sandbox"])
+        self.handle = await off_loop(self.starter.find, info["sandbox"])
 
 
 _told_variables: set[str] = set()  # in the life of this process

@@ -328,6 +328,9 @@ def _contents(site: str) -> _Contents:
         status = os.stat(site)
     except OSError:
         return _Contents((), ())
+    # Of two users one may not list it, and who launches for both asks with the rights of either.
+    if not os.access(site, os.R_OK, effective_ids=True):
+        return _Contents((), ())
     return _contents_at(site, (status.st_dev, status.st_ino, status.st_mtime_ns))
 
 

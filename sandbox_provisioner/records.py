@@ -83,7 +83,7 @@ class Record:
     where there was none.
     *workdir* is the real path of its work directory, which shows inside as *shown_at*; *device* and
     *inode* tell that directory from whatever may stand at that path later; *repositories* are those
-    that were in it before.
+    that were in it before. *uid* is the user whose server asked for it.
     """
 
     sandbox_id: str
@@ -114,6 +114,7 @@ class Record:
     network: str = "none"
     group: str = ""
     person: str = ""
+    uid: int = 0
 
     @property
     def tree(self) -> str:

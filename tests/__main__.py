@@ -36,7 +36,7 @@ TESTS = Path(__file__).parent
 LANES: dict[str, Sequence[str]] = {
     "main": ("unit", "inside", "network", "lifecycle", "programs", "escape"),
     "kernels": ("kernels", "hub"),
-    "aside": ("suites", "browser"),
+    "aside": ("suites", "browser", "broker"),
 }
 LINTERS = (
     ("ruff", "check", "."),

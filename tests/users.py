@@ -41,6 +41,11 @@ def write_files(home: Path, subuid: str, subgid: str) -> None:
     (home / "subgid").write_text(subgid)
 
 
+def with_files(home: Path) -> list[str]:
+    """The words of a command before which it finds who they are in the machine's files."""
+    return ["unshare", "--mount", "sh", "-c", _WITH_FILES, "sh", str(home)]
+
+
 def as_user(home: Path, *words: str, **variables: str) -> str:
     """The output of Python with *words* as they run it, with more *variables*; it must end well."""
     done = try_as_user(home, *words, variables=variables)
@@ -63,9 +68,8 @@ def try_as_user(
         "PYTHONUSERBASE": f"{home}/python",
         **variables,
     }
-    files = ("unshare", "--mount", "sh", "-c", _WITH_FILES, "sh", str(home))
     return subprocess.run(
-        [*files, *IDENTITY, public_python(), *words],
+        [*with_files(home), *IDENTITY, public_python(), *words],
         env=environment,
         stdin=subprocess.DEVNULL,
         check=False,

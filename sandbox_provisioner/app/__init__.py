@@ -14,6 +14,7 @@
     warm      prepares a kernel's next starts
     policy    what an administrator lets people have
     gc        removes what killed servers left                  running.py
+    broker    starts kernels for others, as root                ../broker/
     demo      one notebook on a plain and on a sandboxed kernel
 """
 
@@ -47,6 +48,7 @@ _SUBCOMMANDS = {
     "policy": (f"{_HERE}.policy.PolicyApp", "Check the policy, show what it gives to a user."),
     "warm": (f"{_HERE}.warm.WarmApp", "Prepare a kernel's next starts."),
     "gc": (f"{_HERE}.running.CollectApp", "Remove what killed servers left."),
+    "broker": (f"{_HERE}.broker.BrokerApp", "Start kernels for ordinary users' servers, as root."),
     "demo": (f"{_HERE}.demo.DemoApp", "Compare a plain and a sandboxed kernel."),
 }
 

@@ -32,6 +32,7 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.elsewhere import Place, look_from
 from sandbox_provisioner.app.leftovers import left_groups, left_sandboxes
+from sandbox_provisioner.broker.talk import check_answers
 from sandbox_provisioner.checks import Findings, Kernel
 from sandbox_provisioner.contract import Labels, Launcher, Stdio
 from sandbox_provisioner.errors import LaunchError, SandboxError
@@ -117,6 +118,7 @@ class DoctorApp(SandboxCommand):
             left_groups=left_groups(runtime) if usable else (),
             catch_obstacle=_catch_obstacle(host),
             card=_card_obstacle(provisioner) if host.privileged else "",
+            broker=_broker(provisioner.broker_socket),
             **_trials(provisioner, host),
         )
 
@@ -134,6 +136,10 @@ def _catch_obstacle(host: HostFacts) -> str:
     """Nothing where no launcher starts: the trial tells of that."""
     found = _answer(lambda: catch_obstacle(host))
     return "" if isinstance(found, SandboxError) else found
+
+
+def _broker(path: str) -> Any:
+    return _answer(lambda: check_answers(path)) or path if os.path.exists(path) else ""
 
 
 def _work_directory(path: str, host: HostFacts) -> WorkdirFacts:
@@ -189,7 +195,7 @@ def try_sandbox(provisioner: SandboxProvisioner, host: HostFacts) -> float:
         provisioner.workdir = folder
         spec = provisioner.spec_for(folder)
         started = time.monotonic()
-        asyncio.run(_try(provisioner.launcher, spec, folder))
+        asyncio.run(_try(provisioner.starter, spec, folder))
         return 1e3 * (time.monotonic() - started)
 
 

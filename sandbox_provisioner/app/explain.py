@@ -89,7 +89,7 @@ class ExplainApp(SandboxCommand):
         if provisioner.workdir == "root":
             provisioner.workdir = cwd
         request = request_for(provisioner, kernel, cwd)
-        plan = provisioner.launcher.explain(request)
+        plan = provisioner.starter.explain(request)
         title = f"{kernel.display_name} ({kernel.resource_dir}), started in {cwd}"
         print(f"{one_line(title)}\n")
         print(table([("option", "value", "from"), *options], widest=(20, _SHOWN_WIDTH, 60)))
@@ -122,7 +122,7 @@ class ExplainApp(SandboxCommand):
 def _warmth(provisioner: SandboxProvisioner, request: LaunchRequest) -> str:
     """What the option warm comes to for this kernel."""
     name = "warm = auto" if provisioner.warm == AUTO else "warm = true"
-    if why := provisioner.launcher.why_cold(request):
+    if why := provisioner.starter.why_cold(request):
         return f"{name}, but every start of this kernel is cold: {why}."
     return f"{name}: {_WARM}" + (f"\n{_AUTO}" if provisioner.warm == AUTO else "")
 
@@ -140,7 +140,7 @@ def _shown(value: Any) -> str:
 def request_for(provisioner: SandboxProvisioner, kernel: KernelSpec, cwd: str) -> LaunchRequest:
     """What a server would ask a launcher for, with an example's connection file."""
     spec = provisioner.spec_for(cwd)
-    meeting = provisioner.launcher.meeting_place("example", spec.confinement)
+    meeting = provisioner.starter.meeting_place("example", spec.confinement)
     words = {
         "connection_file": meeting.connection_file(_CONNECTION_FILE),
         "resource_dir": kernel.resource_dir,

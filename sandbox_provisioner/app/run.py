@@ -94,7 +94,7 @@ async def run_and_tell(
 ) -> int:
     """`run_in_box`, and say on stderr what its exit status, which is the answer, does not tell."""
     try:
-        story = await run_in_box(provisioner.launcher, request, relay)
+        story = await run_in_box(provisioner.starter, request, relay)
     except LaunchError as error:
         raise _for_a_command(error, request.argv[0]) from None
     for sentence in filter(None, (_refused(story), _reason(story))):

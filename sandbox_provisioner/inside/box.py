@@ -34,7 +34,7 @@ class Box:
         self.files_as: tuple[int, int] | None = None
         self.environment: dict[bytes, bytes] = {}
         self.kernel_argv: tuple[str, ...] = ()
-        self.survives_server = False
+        self.survives_server = self.ends_with_watched = False
         # Capabilities that PID 1 keeps while the kernel runs, besides the one to signal it; and
         # those until the kernel can be met.
         self.lasting_rights: tuple[int, ...] = ()

@@ -28,9 +28,9 @@ _NR_LANDLOCK_CREATE_RULESET = 444
 _NR_LANDLOCK_ADD_RULE = 445
 _NR_LANDLOCK_RESTRICT_SELF = 446
 _BY_MACHINE = {
-    # machine: (clone, pivot_root, keyctl)
-    "x86_64": (56, 155, 250),
-    "aarch64": (220, 41, 219),
+    # machine: (clone, pivot_root, keyctl, setgroups)
+    "x86_64": (56, 155, 250, 116),
+    "aarch64": (220, 41, 219, 159),
 }
 _MACHINE = os.uname().machine
 
@@ -512,6 +512,14 @@ def set_filesystem_ids(uid: int, gid: int) -> None:
         call(identity)
         if call(ctypes.c_uint(-1).value) != identity:
             raise CallFailed("setfsuid/setfsgid", errno.EPERM, id=identity)
+
+
+def set_own_groups(groups: tuple[int, ...]) -> None:
+    """setgroups(2) of the calling thread alone: the C library's has all threads of the process
+    follow, by signals (nptl(7))."""
+    number = _BY_MACHINE[_MACHINE][3]
+    numbers = (ctypes.c_uint32 * len(groups))(*groups)
+    _check(_syscall(number, len(groups), numbers), "setgroups", groups=groups)
 
 
 def drop_bounding_set() -> None:

@@ -66,14 +66,16 @@ def unblock_signals() -> None:
 
 
 class ServersEnd(Watcher):
-    """A pidfd of the server: a child of it may hold the control socket too."""
+    """A pidfd of the server: a child of it may hold the control socket too, and that socket may be
+    of somebody else, who launches for it."""
 
     def __init__(self, box: Box) -> None:
         self._box = box
 
     def waits(self) -> Iterable[tuple[int, int]]:
         """Nothing where we outlive it."""
-        return () if self._box.survives_server else ((self._box.server_fd, select.POLLIN),)
+        outlives = self._box.survives_server and not self._box.ends_with_watched
+        return () if outlives else ((self._box.server_fd, select.POLLIN),)
 
     def serve(self, init: Init, ready: dict[int, int]) -> None:
         """The sandbox ends with it."""

@@ -290,6 +290,20 @@ def test_nobody_outside_takes_anything_from_a_gateway():
             assert not any(name.startswith(f"{NAME}.gateway.") for name in ours_of(path)), path
 
 
+@pytest.mark.parametrize("name", ["frames", "values", "wishes"])
+def test_what_the_broker_reads_of_strangers_calls_nobody(name):
+    imported = imports_of(PACKAGE / f"broker/{name}.py")
+    assert not imported & {"os", "socket", "select", "time", "threading", "pathlib", "subprocess"}
+    called = {f"{NAME}.broker.{other}" for other in ("frames", "values", "wishes")}
+    assert {other for other in imported if ".broker." in other} <= called
+
+
+def test_the_broker_knows_no_jupyter_and_nobody_above_it():
+    for path in PACKAGE.glob("broker/*.py"):
+        assert not _top_names(path) & {"jupyter_client", "jupyter_core", "zmq", "traitlets"}, path
+        assert not ours_of(path) & {f"{NAME}.provisioner", f"{NAME}.options", f"{NAME}.app"}, path
+
+
 WISHES = sorted(PACKAGE.glob("facilities/caps/wish/*.py"))
 
 
@@ -463,7 +477,7 @@ def test_the_provisioner_knows_contracts_and_not_what_stands_behind_them():
     ours = {module.removeprefix(f"{NAME}.") for module in ours_of(path)}
     of_words = {"inside.printable"}
     assert {n for n in ours - of_words if n in BEHIND or n.split(".")[0] in BEHIND} == set()
-    known = {"handle": contract.Handle, "launcher": contract.Launcher}
+    known = {"handle": contract.Handle, "starter": contract.Launcher}
     known |= {"meeting": contract.MeetingPlace}
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute):

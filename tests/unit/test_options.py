@@ -18,6 +18,7 @@ from tests.readme import README, written
 DOCUMENTS = [*README.parent.glob("*.md"), *README.parent.glob("docs/*.md")]
 LISTS = {"covered_directories", "covered_files", "home_visible"}
 OPTIONS = """\
+broker_socket: Unicode = '/run/sandbox-broker/socket'
 confinement: Enum['namespaces', 'landlock'] = 'namespaces' --confinement
 covered_directories: List[Unicode]
 covered_files: List[Unicode]
@@ -28,6 +29,7 @@ ends_file: Unicode = ''
 env_keep: List[Unicode] = [] --env-keep
 home_visible: List[Unicode]
 io_limit: Union[Int, Unicode] or None = None --io-limit
+launcher: Enum['auto', 'local', 'broker'] = 'auto'
 mem_interrupt: Float or None = 0.92
 mem_limit: Union[Int, Unicode] or None = '50%' --mem-limit
 network: Enum['none', 'gateway', 'card'] = 'none' --network

@@ -17,9 +17,12 @@ def exit_file(start: Start) -> Iterator[Step]:
 
 
 def survive_server(start: Start) -> Iterator[Step]:
-    """jupyter_client's "independent" kernels."""
+    """jupyter_client's "independent" kernels; and those whose server is not who launches them."""
     if start.request.survive_server:
-        yield Step("survive-server", (), "asked for by the caller")
+        watching = start.request.watched >= 0
+        words = ("watching",) if watching else ()
+        why = "it ends with the server that asked for it" if watching else "asked for by the caller"
+        yield Step("survive-server", words, why)
 
 
 def outlive_kernel(_start: Start) -> Iterator[Step]:

@@ -110,9 +110,11 @@ def outlive_kernel(box: Box) -> None:
     box.part(Output).outlives_kernel = True
 
 
-def survive_server(box: Box) -> None:
-    """Do not end with the server (jupyter_client's "independent" kernels)."""
+def survive_server(box: Box, *watching: str) -> None:
+    """Do not end with who launches us; with "watching" there is a server that we end with, and
+    that somebody else launches for."""
     box.survives_server = True
+    box.ends_with_watched = bool(watching)
 
 
 def stdio(box: Box, kind: str, *logged: str) -> None:

@@ -1,0 +1,143 @@
+"""brokers.py - in the test process, as root: a broker, and users of the machine who ask it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import users
+from facilities import public_python
+
+OTHER = 4322
+# Reads code and writes its `answer`, until its input ends.
+_OBEY = """
+import json, sys, traceback
+known = {"__name__": "told"}
+for line in sys.stdin:
+    try:
+        exec(json.loads(line), known)
+        told = ["answer", known.pop("answer", None)]
+    except BaseException as error:
+        told = ["error", f"{type(error).__name__}: {error}", traceback.format_exc()]
+    sys.stdout.write(json.dumps(told) + "\\n")
+    sys.stdout.flush()
+"""
+
+
+def copy_code(home: Path) -> None:
+    """Put our code and tests where every user may read them, in *home*."""
+    home.chmod(0o755)
+    repository, ours = Path(__file__).parents[2], shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("sandbox_provisioner", "tests"):
+        shutil.copytree(repository / name, home / "code" / name, ignore=ours)
+
+
+class Refused(Exception):
+    """What the code of a user has raised."""
+
+
+class User:
+    """A Python of the user *uid*, who has no rights; it does what it is told."""
+
+    def __init__(self, home: Path, uid: int, *sees: str) -> None:
+        code = home / "code"
+        modules = [str(code), f"{code}/tests", f"{code}/tests/broker", *sys.path]
+        self.process = subprocess.Popen(
+            [*users.with_files(home), *sees, "setpriv", f"--reuid={uid}", f"--regid={uid}",
+             "--clear-groups", public_python(), "-u", "-c", _OBEY],
+            env={
+                "PYTHONPATH": os.pathsep.join(modules), "PYTHONDONTWRITEBYTECODE": "1",
+                "HOME": str(home), "PATH": os.defpath, "PYTHONUSERBASE": f"{home}/python",
+            },
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __call__(self, code: str, /, **values: Any) -> Any:
+        """What *code* leaves as `answer`, where it has *values*; `Refused` with what it raised."""
+        assert self.process.stdin and self.process.stdout
+        given = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+        self.process.stdin.write(json.dumps(f"{given}\n{code}") + "\n")
+        self.process.stdin.flush()
+        kind, told, *more = json.loads(self.process.stdout.readline())
+        if kind == "error":
+            raise Refused(told + "\n" + "".join(more))
+        return told
+
+    def sit_down(self, broker: Broker) -> None:
+        """Have `askers.py` at hand, for kernels through *broker*."""
+        places = {"path": broker.socket, "runtime": str(broker.runtime), "home": str(broker.home)}
+        self("from askers import *; begin(path, runtime, home)", **places)
+
+    def __enter__(self) -> User:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let it end."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()
+        self.process.wait(30)
+        self.process.stdout.close()
+
+
+class Broker:
+    """The daemon, at a place of this test's own; *lines* are what it has told."""
+
+    def __init__(self, home: Path, runtime: Path) -> None:
+        self.home, self.runtime = home, runtime
+        self.socket = f"{runtime}/socket"
+        self.lines: list[dict[str, Any]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        words = [sys.executable, "-m", "sandbox_provisioner.app", "broker"]
+        options = ["--socket", self.socket, "--SandboxProvisioner.runtime_dir", str(self.runtime)]
+        self.process = subprocess.Popen(
+            [*users.with_files(self.home), *words, *options],
+            env={"PATH": os.defpath, "PYTHONPATH": f"{self.home}/code", "HOME": "/nonexistent"},
+            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.heard("listen")
+
+    def heard(self, event: str, sandbox_id: str = "") -> dict[str, Any]:
+        """The next of what it tells that is *event*, of *sandbox_id* if that is given."""
+        assert self.process.stderr
+        for line in self.process.stderr:
+            assert line.startswith("{"), line + self.process.stderr.read()
+            self.lines.append(json.loads(line))
+            if self.lines[-1]["event"] == event and self.lines[-1].get("id", "").startswith(
+                sandbox_id
+            ):
+                return self.lines[-1]
+        raise AssertionError(f"it ended before {event}: {self.lines}")
+
+    def kill(self) -> None:
+        """As a crash would."""
+        self._end(self.process.kill)
+
+    def close(self) -> None:
+        """Let it end in order."""
+        if self.process.returncode is None:
+            self._end(self.process.terminate)
+
+    def _end(self, how: Callable[[], None]) -> None:
+        how()
+        self.process.wait(30)
+        assert self.process.stderr
+        self.process.stderr.close()
+
+    def records(self) -> list[Path]:
+        """Those of its kernels; links to them lie beside."""
+        found = [path for path in self.runtime.glob("*/record.json")]
+        kinds = {path: json.loads(path.read_text())["kind"] for path in found}
+        return [path for path in found if kinds[path] == "kernel" and not path.parent.is_symlink()]
+
+    def descriptors(self) -> int:
+        """How many it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))

@@ -1,0 +1,152 @@
+"""Kernels of an ordinary user's server, through the broker: their life, and what ends them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import users
+from brokers import Broker, Refused, User
+
+from sandbox_provisioner import doctor
+from sandbox_provisioner.checks import Findings
+from sandbox_provisioner.descriptors import is_readable
+from sandbox_provisioner.errors import HostError
+
+pytestmark = pytest.mark.requires("userns", "root", "cgroup-memory", "setpriv", "public-python")
+
+IDENTITY = """
+import json, os
+uid = os.getuid(), int(open("/proc/self/uid_map").read().split()[1])
+with open("made", "w") as file:
+    file.write("by the kernel")
+print(json.dumps([uid, os.getcwd(), open("/sys/fs/cgroup/memory.max").read().strip()]))
+"""
+GROW = "grown = []\nwhile True: grown.append(bytearray(10 << 20))"
+
+
+def test_a_kernel_of_an_ordinary_user_lives_in_a_box_of_roots(broker: Broker, user: User) -> None:
+    told = json.loads(user("kernel = Kernel(); answer = kernel(code)", code=IDENTITY))
+    work = broker.home / "work"
+    (inside, first), cwd, cap = told
+    assert (inside, cwd, cap) == (1000, str(work), str(256 << 20))
+    assert first >= 0x70000000  # ids that no user has
+    assert (work / "made").stat().st_uid == users.USER
+    assert broker.heard("start")["user"] == users.NAME
+    sleep = "kernel.client.execute('import time; print(0, flush=True); time.sleep(60)')\n"
+    status = "answer = kernel.client.get_shell_msg(timeout=30)['content'].get('ename')"
+    wait = "while kernel.client.get_iopub_msg(timeout=30)['msg_type'] != 'stream': pass\n"
+    interrupt = "kernel.manager.interrupt_kernel()\n"
+    assert user(sleep + wait + interrupt + status) == "KeyboardInterrupt"
+    user("kernel.restart(); answer = kernel('print(1 + 1)')")
+    assert user("answer = kernel('print(1 + 1)')") == "2"
+    assert user("answer = kernel.end()") == "exit"
+    assert not broker.records()
+
+
+def test_a_cap_that_ends_a_kernel_is_told_its_server(broker: Broker, user: User) -> None:
+    code = f"""
+kernel = Kernel(mem_interrupt=None)
+kernel.client.execute({GROW!r})
+story = kernel.manager.provisioner.handle.wait()
+import asyncio
+story = asyncio.run(story)
+name = kernel.manager.provisioner.sandbox_id
+answer = [str(story.kind), story.reason, kernel.end(), name]
+"""
+    kind, reason, ended, name = user(code)
+    assert (kind, ended) == ("memory-cap", "memory-cap")
+    assert "reached its memory limit of 256 MiB" in reason
+    assert broker.heard("end", name)["kind"] == "memory-cap"
+
+
+def test_a_kernel_lives_on_without_its_broker_and_is_found_by_the_next_one(
+    own_broker: Broker, own_user: User
+) -> None:
+    own_user("kernel = Kernel(); kernel('x = 41')")
+    card = own_user("answer = kernel.manager.provisioner.handle.card()")
+    own_broker.kill()
+    assert own_user("answer = kernel('print(x + 1)')") == "42"
+    assert own_user("answer = kernel.manager.is_alive()")
+    with pytest.raises(Refused, match="systemctl enable --now sandbox-broker"):
+        own_user("kernel.manager.provisioner.handle.signal(2)")
+    own_broker.start()
+    assert own_broker.lines[-1]["kernels"] == [card["id"]]
+    assert own_user("kernel.manager.interrupt_kernel(); answer = kernel('print(x)')") == "41"
+    find = "found = kernel.manager.provisioner.starter.find(card); answer = found.poll()"
+    assert own_user(find, card=card) is None
+    story = """
+import asyncio
+kernel.client.execute('import os; os._exit(3)')
+story = asyncio.run(kernel.manager.provisioner.handle.wait())
+answer = [str(story.kind), story.code, kernel.end()]
+"""
+    assert own_user(story) == ["exit", 3, "exit"]
+    assert not own_broker.records()
+    # Also without a broker it ends with its server.
+    init = os.pidfd_open(own_user("kernel = Kernel(); answer = kernel.manager.provisioner.pid"))
+    own_broker.kill()
+    own_user.process.send_signal(signal.SIGKILL)
+    assert is_readable(init, 30)
+    os.close(init)
+    own_broker.start()
+    assert not own_broker.records()
+
+
+def test_a_kernel_ends_with_the_server_that_asked_for_it(broker: Broker, mortal: User) -> None:
+    mortal("kernel = Kernel()")
+    (record,) = broker.records()
+    mortal.process.send_signal(signal.SIGKILL)
+    broker.heard("removed", record.parent.name)
+    assert not record.exists()
+
+
+def test_auto_asks_the_broker_for_what_the_server_has_no_rights_to_do(
+    broker: Broker, user: User
+) -> None:
+    ask = "kernel = Kernel(launcher='auto', mem_limit=cap)\nanswer = kernel(code)"
+    told = json.loads(user(ask, code=IDENTITY, cap="256M"))
+    assert told[0][1] >= 0x70000000
+    user("kernel.end()")
+
+
+def test_without_a_broker_a_person_is_told_whom_to_ask(user: User) -> None:
+    with pytest.raises(Refused) as refused:
+        user("Kernel(broker_socket='/run/there-is-none')")
+    assert "Ask whoever administers this machine" in str(refused.value)
+    assert "sudo systemctl enable --now sandbox-broker.socket" in str(refused.value)
+
+
+def test_a_kernel_has_a_network_with_a_gateway_of_the_brokers(broker: Broker, user: User) -> None:
+    """Whom its rules do not name it does not reach, and that is counted."""
+    code = """
+kernel = Kernel(network="gateway", network_allow=["198.51.100.1:443"])
+told = kernel("import socket\\nsocket.create_connection(('198.51.100.2', 443), 30)")
+provisioner = kernel.manager.provisioner
+kernel.end()
+answer = ["refused" in told.lower(), provisioner.end.network["refusals"]]
+"""
+    assert user(code) == [True, 1]
+
+
+def test_doctor_tells_whether_one_answers(broker: Broker, user: User) -> None:
+    ask = "from sandbox_provisioner.broker.talk import check_answers; answer = check_answers(path)"
+    assert user(ask, path=broker.socket) is None
+    with pytest.raises(Refused, match="Ask whoever administers"):
+        user(ask, path=f"{broker.home}/passwd")
+    error = HostError(attempt="ask it", answer="nobody is there", remedy="Start it.")
+    told = {"": [], broker.socket: ["ok"], error: ["missing"]}
+    for found, states in told.items():
+        rows = doctor._broker(cast(Findings, SimpleNamespace(broker=found)))
+        assert [row.state for row in rows] == states
+
+
+def test_who_may_not_be_root_is_told_so(user_home: Path) -> None:
+    done = users.try_as_user(user_home, "-m", "sandbox_provisioner.app", "broker", variables={})
+    assert done.returncode == 1
+    assert "sudo jupyter sandbox broker" in done.stdout
