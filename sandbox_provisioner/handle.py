@@ -23,6 +23,7 @@ from sandbox_provisioner.contract import Labels
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError, in_lines, told_as_host_error
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, Usage
+from sandbox_provisioner.facilities.caps.plan import words_of_cap
 from sandbox_provisioner.facilities.caps.tell import REFUSED
 from sandbox_provisioner.facilities.network.tell.counts import Traffic
 from sandbox_provisioner.facilities.network.tell.notices import Refusals
@@ -34,7 +35,7 @@ from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import TooManyFolders, find_shown, open_again
-from sandbox_provisioner.records import SERVER, Record, RecordFolder
+from sandbox_provisioner.records import SERVER, UNREADABLE, Record, RecordFolder
 from sandbox_provisioner.spec import Network
 from sandbox_provisioner.story import NOTICES, ExitFile, ExitStory, with_reason
 from sandbox_provisioner.told import EndKind, Subject
@@ -95,6 +96,7 @@ class LocalHandle:
         self._watched = bool(capped) and self.confiner.has_own_processes
         self._is_counted = record.network != Network.NONE
         self._refusals = Refusals()
+        self._written = folder.written() if folder else ()
         keep_from_children(self)
 
     def forget(self) -> None:
@@ -151,6 +153,7 @@ class LocalHandle:
     def _look_after(self) -> None:
         self._note_counts()
         self._note_place()
+        self._note_changes()
         if self._is_counted:
             self._heard += self._refusals.new(self.folder.read_counts(), _subject(self.record))
 
@@ -167,6 +170,30 @@ class LocalHandle:
         if counts.refused > self._outlived.refused and not self._was_told_of_refusals:
             self._was_told_of_refusals = True
             self._say(REFUSED)
+
+    def _note_changes(self) -> None:
+        """Somebody may have changed its limits (`jupyter sandbox limits`): PID 1, which interrupts
+        before the cap, has to know."""
+        written = self.folder.written()
+        if not written or written == self._written:
+            return
+        self._written = written
+        try:
+            record = self.folder.read()
+        except UNREADABLE:
+            return
+        if record.changed == self.record.changed:
+            return
+        self.record = replace(
+            self.record,
+            changed=record.changed,
+            memory_limit_bytes=record.memory_limit_bytes,
+            cpu_cores=record.cpu_cores,
+            network=record.network,
+        )
+        self._heard.append(f"Kernel {short_id(record)} has other limits now: {record.changed}.")
+        if record.memory_limit_bytes:
+            self._tell_init(wire.CAP, *words_of_cap(record.memory_limit_bytes))
 
     def _note_place(self) -> None:
         """Tell once that the work directory is not where it was. A file server that is asked might
@@ -186,7 +213,10 @@ class LocalHandle:
         self._heard.append(f"Kernel {short_id(self.record)}: {sentence}")
         if self.record.kind != "kernel":
             return
-        text = wire.message(wire.SAY, in_lines(sentence))
+        self._tell_init(wire.SAY, in_lines(sentence))
+
+    def _tell_init(self, word: str, *rest: str) -> None:
+        text = wire.message(word, *rest)
         # A PID 1 that somebody has stopped hears nothing; nobody here waits for it.
         with self._speaking, contextlib.suppress(OSError):
             if self._control >= 0:

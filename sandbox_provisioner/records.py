@@ -80,7 +80,7 @@ class Record:
     of the one that this kernel is forked from. *network* is which one it has, as `spec.Network`.
     *group* is the name of its control groups where that is not its id: a spare keeps its own, and
     a person's are below others. *person* is for whom it runs by the administrator's policy, ""
-    where there was none.
+    where there was none. *changed* tells what has been changed since it started.
     *workdir* is the real path of its work directory, which shows inside as *shown_at*; *device* and
     *inode* tell that directory from whatever may stand at that path later; *repositories* are those
     that were in it before. *uid* is the user whose server asked for it.
@@ -115,6 +115,7 @@ class Record:
     group: str = ""
     person: str = ""
     uid: int = 0
+    changed: str = ""
 
     @property
     def tree(self) -> str:
@@ -245,6 +246,19 @@ class RecordFolder:
         with locked(self.path.parent):
             record = self.read()
             self.write(replace(record, made=(*record.made, (kind, path))))
+
+    def change(self, update: Callable[[Record], Record]) -> None:
+        """Write down what has become another while the sandbox runs; OSError or ValueError."""
+        with locked(self.path.parent):
+            self.write(update(self.read()))
+
+    def written(self) -> tuple[int, ...]:
+        """What tells one state of the record from another; () where there is none."""
+        try:
+            status = (self.path / "record.json").stat()
+        except OSError:
+            return ()
+        return status.st_ino, status.st_mtime_ns
 
     def read(self) -> Record:
         """Load the record; OSError or ValueError where it is not (yet) there whole."""

@@ -13,6 +13,8 @@
     network   with whom a kernel has spoken
     warm      prepares a kernel's next starts
     policy    what an administrator lets people have
+    limits    other limits for kernels that run        change.py
+    freeze    stops kernels as they are; thaw lets them go on
     gc        removes what killed servers left                  running.py
     broker    starts kernels for others, as root                ../broker/
     demo      one notebook on a plain and on a sandboxed kernel
@@ -46,6 +48,9 @@ _SUBCOMMANDS = {
     "list": (f"{_HERE}.running.ListApp", "Show the sandboxes that run."),
     "network": (f"{_HERE}.network.NetworkApp", "Show with whom a kernel has spoken."),
     "policy": (f"{_HERE}.policy.PolicyApp", "Check the policy, show what it gives to a user."),
+    "limits": (f"{_HERE}.change.LimitsApp", "Give kernels that run other limits."),
+    "freeze": (f"{_HERE}.change.FreezeApp", "Stop kernels as they are."),
+    "thaw": (f"{_HERE}.change.ThawApp", "Let kernels go on that were stopped."),
     "warm": (f"{_HERE}.warm.WarmApp", "Prepare a kernel's next starts."),
     "gc": (f"{_HERE}.running.CollectApp", "Remove what killed servers left."),
     "broker": (f"{_HERE}.broker.BrokerApp", "Start kernels for ordinary users' servers, as root."),

@@ -88,13 +88,14 @@ class Sandbox:
     pages: Pages | None = None
     cpu_percent: float | None = None
     traffic: Traffic | None = None
+    folder: Path = Path()
 
     def as_json(self) -> dict[str, Any]:
         """Flat, with the units in the names; null where the kernel does not tell."""
         record = asdict(self.record)
         shown = (
             "sandbox_id", "kernel_id", "kind", "nursery", "name", "notebook", "user", "workdir",
-            "started", "cpu_cores", "confinement", "network",
+            "started", "cpu_cores", "confinement", "network", "changed",
         )  # fmt: skip
         usage = asdict(self.usage)
         usage["memory_limit_bytes"] = self.record.memory_limit_bytes
@@ -159,7 +160,12 @@ def _seen(folder: RecordFolder, record: Record) -> Sandbox:
     if state == "running":
         state = "asleep" if tree.is_frozen() else folder.read_activity() or state
     return Sandbox(
-        record=record, state=state, usage=usage, pages=pages, traffic=folder.read_counts()
+        record=record,
+        folder=folder.path,
+        state=state,
+        usage=usage,
+        pages=pages,
+        traffic=folder.read_counts(),
     )
 
 

@@ -84,6 +84,7 @@ KILLED = "killed"
 FULL = "full"
 COVERED = "covered"
 SAY = "say"
+CAP = "cap"  # BYTES, and two sentences in_hexadecimal: the cap on memory is another one now
 MADE = "made"  # in a report as well
 HOLD = "hold"
 NETWORK_LOST = "network-lost"

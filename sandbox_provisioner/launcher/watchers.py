@@ -101,6 +101,9 @@ class Control(Watcher):
             word, sentence = wire.parts(told)
             if word == wire.SAY:
                 init.say(sentence)
+            elif word == wire.CAP and (memory := self._box.part(Caps).memory):
+                cap, said, killed = sentence.split(" ")
+                memory.cap_is(int(cap), *map(wire.from_hexadecimal, (said, killed)))
             return
         if not self._box.survives_server:
             init.end_with_server()

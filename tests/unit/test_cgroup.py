@@ -526,6 +526,30 @@ def test_v2_writes_every_cap(kernel: FakeKernel, facts: CgroupFacts) -> None:
     ]
 
 
+def test_what_runs_gets_other_caps_and_only_those(kernel: FakeKernel, facts: CgroupFacts) -> None:
+    """By who has only found it, whatever caps it was made with; and no less memory than is in use,
+    for which Linux would end somebody."""
+    group = create(facts, Limits(memory_bytes=512 * MIB, pids=64))
+    tree = open_existing(facts, "k1")
+    (group / "memory.stat").write_text(f"anon {300 * MIB}\nshmem {60 * MIB}\nfile 9999\n")
+    kernel.written.clear()
+    for limits in (Limits(memory_bytes=359 * MIB), Limits(memory_bytes=64 * MIB, pids=99)):
+        with pytest.raises(HostError, match=r"it uses 360 MiB now.*nothing was changed"):
+            tree.change(limits)
+    assert not kernel.written
+    tree.change(Limits(memory_bytes=400 * MIB, pids=99, cpu_cores=1.5))
+    assert kernel.written == [
+        ("sandbox-provisioner/k1/memory.max", str(400 * MIB)),
+        ("sandbox-provisioner/k1/cpu.max", "150000 100000"),
+        ("sandbox-provisioner/k1/pids.max", "99"),
+    ]
+    without = replace(facts, bases={name: facts.bases[name] for name in ("memory", "freezer")})
+    with pytest.raises(HostError, match="without a group for its number of processes"):
+        open_existing(without, "k1").change(Limits(pids=99))
+    with pytest.raises(HostError, match="no cgroup is usable"):
+        NullTree(NOTHING, "k1").change(Limits(pids=99))
+
+
 def test_a_capped_groups_memory_can_be_watched(kernel: FakeKernel, facts: CgroupFacts) -> None:
     capped, free = Limits(memory_bytes=64 * MIB), Limits(pids=64)
     group = f"{kernel.top}/sandbox-provisioner/k1"

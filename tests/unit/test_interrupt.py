@@ -197,6 +197,25 @@ def test_v2_keeps_memory_high_at_the_level(tmp_path, level, watching):
     assert high() == text
 
 
+@pytest.mark.parametrize(("version", "make"), [(1, v1_group), (2, v2_group)])
+def test_with_another_cap_the_same_share_of_it_calls_for_the_interrupt(
+    tmp_path, level, watching, version, make
+):
+    """Of v1's events none is asked for again: then it looks by itself."""
+    watched = watching(version, make(tmp_path, 100 * MIB), level, "It uses {} of 512 MiB.")
+    watched.cap_is(2 * CAP, "It uses {} of 1 GiB.", "killed")
+    make(tmp_path, 480 * MIB)
+    watched._events.follow(watched._level)
+    assert watched.look(os.getpid()) == 0
+    make(tmp_path, 2 * SHARE + MIB)
+    assert watched.look(os.getpid()) == 2 * SHARE + MIB
+    assert watched.sentence(MIB) == "It uses 1 MiB of 1 GiB."
+    assert (watched.patience() is None) is False
+    if version == 2:
+        watched.cap_is(CAP, "", "")
+        assert (tmp_path / "memory.high").read_text().startswith(str(SHARE))
+
+
 def test_v2_slows_nobody_down_at_the_end(tmp_path, level, watching):
     watched = watching(2, v2_group(tmp_path, CAP), level)
     assert watched.look(os.getpid()) == CAP

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 
 from sandbox_provisioner.descriptors import keep_from_children
+from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.caps.cgroup import files, manager
 from sandbox_provisioner.facilities.caps.cgroup.tree import kill_listed
 from sandbox_provisioner.facilities.caps.cgroup.v2 import V2Tree
@@ -61,6 +62,20 @@ class SystemdTree(V2Tree):
         self._make_below(self._group, pid)
         undo.callback(files.remove_group, self._group)
         self._hand_down(self._scope)
+
+    def change(self, limits: Limits) -> None:
+        """Its caps are the scope's, which systemd would write anew."""
+        values = [p for cap in limits.asked for p in cap.properties(limits, self._disk)]
+        named = " ".join(f"{name}={value}" for name, (_, value) in values)
+        manager_of = "--user " if self._facts.manager == "user" else ""
+        raise HostError(
+            attempt=f"change limits of sandbox {self._name}",
+            answer="systemd has made its group, and holds its limits",
+            remedy=(
+                "Let systemd change them:",
+                f"  systemctl {manager_of}set-property --runtime {self.unit} {named}",
+            ),
+        )
 
     def _start_keeper(self) -> subprocess.Popen[bytes]:
         try:

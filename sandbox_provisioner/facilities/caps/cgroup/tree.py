@@ -76,6 +76,11 @@ class CgroupTree(Protocol):
         """
         ...
 
+    def change(self, limits: Limits) -> None:
+        """Let the groups, as they run, have the caps that *limits* ask for, and those that these do
+        not ask for as they are. HostError, also where more memory is in use than that."""
+        ...
+
     def usage(self) -> Usage:
         """What is used now; all None after `remove`."""
         ...
@@ -269,6 +274,33 @@ class Tree(ABC):
                 setting.apply()
             undo.pop_all()
 
+    def change(self, limits: Limits) -> None:
+        attempt = f"change limits of sandbox {self._name}"
+        groups = {cap: self._known_group(cap, attempt) for cap in limits.asked}
+        for cap, group in groups.items():
+            told = files.read_keyed(f"{group}/{cap.use}") if cap.use else {}
+            if why := cap.below_use(limits, told):
+                remedy = "Set more than that, or let it delete variables, or restart it, before."
+                raise HostError(attempt=attempt, answer=why, remedy=remedy)
+        found = {}
+        for cap, group in groups.items():
+            for write in self._writes(cap, limits):
+                if self._is_due(write, group):
+                    setting = self._setting(f"{group}/{write.file}", write, cap, limits)
+                    found[setting.path] = setting
+        files.apply_again(found.values())
+
+    def _known_group(self, cap: Cap, attempt: str) -> str:
+        """Ours, where it has the controller of *cap*."""
+        group = self._group_of(cap.controller) if cap.controller in self._facts.bases else ""
+        if not group or not os.path.isdir(group):
+            raise HostError(
+                attempt=attempt,
+                answer=f"it was started without a group for its {cap.noun}",
+                remedy=f"Start it anew with {cap.options[0]}.",
+            )
+        return group
+
     def give_way(self, *, on: bool) -> None:
         file, smallest, usual = self._weight
         with contextlib.suppress(OSError):
@@ -407,6 +439,14 @@ class NullTree:
 
     def create(self, limits: Limits, pid: int = 0) -> None:
         """Nothing to make: `open_tree` has judged the caps."""
+
+    def change(self, limits: Limits) -> None:
+        """There is nothing that could be capped."""
+        raise HostError(
+            attempt=f"change limits of sandbox {self._name}",
+            answer="no cgroup is usable here",
+            remedy=self._facts.remedy("memory"),
+        )
 
     def usage(self) -> Usage:
         """Of the group that we are in ourselves, only what has happened to it since."""

@@ -44,6 +44,7 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _LOOK_ON_SECONDS = 1.0
 _KILLED_MS = 20
 _FALLEN_MS = 100
+_LOOKS_MS = 250
 # A kill is counted a moment before its signal is sent (mm/oom_kill.c, __oom_kill_process).
 _SENT_SECONDS = 0.05
 # How long after an interrupt a kernel that ends is taken to have ended of it.
@@ -125,6 +126,8 @@ def open_files(version: int, group: str) -> list[int]:
 
 class _V1:
     mask = select.POLLIN
+    # Its thresholds are for the cap that it began with.
+    looks_ms = _LOOKS_MS
 
     def __init__(self, files: list[int]) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -158,6 +161,7 @@ class _V1:
 
 class _V2:
     mask = select.POLLPRI
+    looks_ms = None
 
     def __init__(self, files: list[int]) -> None:
         self.fd, self.high, self.stat = files
@@ -202,6 +206,7 @@ class Memory(Watcher):
         self._seen = 0.0
         self._look_until = 0.0
         self._is_armed = False
+        self._looks_ms: int | None = None
         self._interrupted_until = 0.0
 
     @property
@@ -213,6 +218,14 @@ class Memory(Watcher):
     def mask(self) -> int:
         """The event of it."""
         return self._events.mask
+
+    def cap_is(self, cap: int, sentence: str, killed: str) -> None:
+        """Somebody has changed the group's cap: the share of it is as before."""
+        if self._level:
+            self._level = Level(self._level.share * cap // self._level.cap, cap)
+            self._events.follow(self._level)
+            self._looks_ms = self._events.looks_ms
+        self._sentence, self.killed = sentence, killed
 
     def begin(self, init: Init) -> None:
         """Not until the kernel listens."""
@@ -227,7 +240,7 @@ class Memory(Watcher):
         """No event tells that the use has fallen, or who was killed."""
         if self._seen or time.monotonic() < self._look_until:
             return _KILLED_MS
-        return _FALLEN_MS if self._level is not None and self._level.raised else None
+        return _FALLEN_MS if self._level is not None and self._level.raised else self._looks_ms
 
     def arm(self) -> None:
         """Ask for the events, once. On v1 it takes some 10 ms a threshold."""

@@ -12,6 +12,7 @@ from sandbox_provisioner.errors import COLUMNS, in_lines
 from sandbox_provisioner.facilities.caps.inside.memory import FILES
 from sandbox_provisioner.facilities.caps.plan.bounds import SYSCTLS, kernels_limits, makers_limits
 from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.inside import wire
 from sandbox_provisioner.plan import Start, Step
 from sandbox_provisioner.spec import Limits, Network
 from sandbox_provisioner.units import format_bytes
@@ -60,6 +61,13 @@ def watch_memory(start: Start) -> Iterator[Step]:
         why = f"at {share:g} of the cap init interrupts the kernel, before Linux would end it"
     remedy = "Set mem_interrupt = 0 to do without."
     yield Step("watch-memory", (*words, sentence, in_lines(killed)), why, remedy)
+
+
+def words_of_cap(cap: int) -> tuple[str, str, str]:
+    """The rest of `wire.CAP`, for a kernel that has the cap *cap* from now on."""
+    sentence = in_lines(_interrupted(cap, 0), COLUMNS - len("1023 MiB"))
+    said, killed = map(wire.in_hexadecimal, (sentence, in_lines(_child_killed(cap, 0))))
+    return str(cap), said, killed
 
 
 def _shared_bytes(start: Start) -> int:

@@ -91,6 +91,9 @@ class Cap(ABC):
     #: The file, by the version of cgroups, in which a group above ours tells what it has.
     above: ClassVar[Mapping[int, str]] = MappingProxyType({})
 
+    #: The file of a group that tells what it uses, where a cap that is less ends somebody.
+    use: ClassVar[str] = ""
+
     @abstractmethod
     def wish(self, options: Any) -> Any:
         """The fields of `spec.Limits` that *options* come to; SpecError."""
@@ -124,6 +127,11 @@ class Cap(ABC):
         """Answer and remedy where *limits* are more than a group above has, whose file says
         *above*."""
         return None
+
+    def below_use(self, limits: Any, told: Mapping[str, int]) -> str:
+        """Why a group whose file `use` has *told* so much cannot have *limits* from now on; "" if
+        it can."""
+        return ""
 
     def eases_memory(self, limits: Any) -> bool:
         """Whether a kernel goes on beyond its cap on memory: then nobody interrupts it before,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from traitlets import Float, Integer, Unicode, Union, default
@@ -89,6 +89,7 @@ class Memory(Cap):
     fields = ("memory_bytes",)
     noun = "memory"
     otherwise = "; others have no memory cap"
+    use = "memory.stat"
 
     def wish(self, options: MemoryOptions) -> MemoryWish:
         share = options.mem_interrupt or None  # reading it notes whether its default was taken
@@ -110,6 +111,18 @@ class Memory(Cap):
 
     def describe(self, limits: MemoryWish) -> str:
         return f"cap memory at {format_bytes(limits.memory_bytes or 0)}"
+
+    def below_use(self, limits: MemoryWish, told: Mapping[str, int]) -> str:
+        """Where the limit is less than what Linux cannot get back, it ends somebody (v2), or says
+        that the group is busy (v1)."""
+        names = ("total_rss", "total_shmem") if "total_rss" in told else ("anon", "shmem")
+        used, limit = sum(told.get(name, 0) for name in names), limits.memory_bytes or 0
+        if used <= limit:
+            return ""
+        return (
+            f"it uses {format_bytes(used)} now, which is more than the {format_bytes(limit)} that "
+            "it shall have, and nothing was changed"
+        )
 
     def v1(self, limits: MemoryWish, disk: str) -> Iterator[Write]:
         if limits.memory_bytes is None:

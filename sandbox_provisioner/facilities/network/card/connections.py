@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from sandbox_provisioner.facilities.network.card import netlink
 from sandbox_provisioner.facilities.network.plan.netlink import REQUEST, numbered
@@ -24,7 +24,7 @@ _ALL_STATES = 0xFFFFFFFF
 # addresses of 16 bytes, an interface and a cookie.
 _REQUEST = struct.Struct("=BBBBI")
 _IDENTITY = slice(4, 52)  # of struct inet_diag_msg
-_SOURCE = slice(8, 24)
+_SOURCE, _OTHER = slice(8, 24), slice(24, 40)
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 
 
@@ -33,10 +33,17 @@ def end_connections(own: Collection[Address]) -> None:
     Linux can; what programs inside say to one another goes on."""
     sources = {address.packed.ljust(16, b"\0") for address in own}
     sources |= {_MAPPED + address.packed for address in own if address.version == 4}
+    end_connections_that(lambda source, _: source in sources)
+
+
+def end_connections_that(is_meant: Callable[[bytes, bytes], bool]) -> None:
+    """The same for all of which *is_meant* says so by their packed addresses, the source first, as
+    `struct inet_diag_sockid` has them."""
     for family in (socket.AF_INET, socket.AF_INET6):  # one of IPv6 may speak IPv4, too
         asked = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES)
         with contextlib.suppress(OSError), netlink.opened(_DIAGNOSES) as channel:
             channel.send(numbered(_BY_FAMILY, REQUEST | _DUMP, asked + bytes(48), 1))
-            found = [content for content in netlink.dumped(channel) if content[_SOURCE] in sources]
+            told = [*netlink.dumped(channel)]
+            found = [content for content in told if is_meant(content[_SOURCE], content[_OTHER])]
             for content in found:
                 channel.send(numbered(_DESTROY, REQUEST, asked + content[_IDENTITY], 2))

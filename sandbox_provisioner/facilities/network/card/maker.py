@@ -306,7 +306,7 @@ def _mtu_of(interface: str) -> int:
 def attach(card: Prepared, box: int) -> None:
     """Give *card* to the network namespace *box*; OSError, and then nothing is left."""
     try:
-        _refuse_own(box)
+        refuse_own(box)
         with in_namespace(box, lambda: _set_up_inside(card)) as changes:
             _set_up_host(card)
             netlink.await_running(changes, _PATIENCE_SECONDS)
@@ -374,8 +374,8 @@ def _delete(card: Prepared) -> None:
     netlink.tell(_links().deletion(card.pair))
 
 
-def _refuse_own(box: int) -> None:
-    """Who sends us a namespace is of the box; it is never the host's own."""
+def refuse_own(box: int) -> None:
+    """Who sends us a namespace is of the *box*; it is never the host's own."""
     ours, theirs = os.stat(_NET), os.fstat(box)
     if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
         raise OSError(errno.EINVAL, "the network namespace of the box is this host's own")

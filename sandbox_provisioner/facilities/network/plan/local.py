@@ -28,7 +28,7 @@ OWN_IPV4, OWN_IPV6 = IPv4Address("192.0.0.8"), IPv6Address("fd53:616e:6462:6f77:
 _FROM = {4: IPv4Address("127.0.0.1").packed, 6: IPv6Address("::1").packed}
 _FAMILIES = {4: 2, 6: 10}  # AF_INET, AF_INET6
 _LOOPBACK = 1  # the first interface of each network namespace
-_NEWADDR, _NEWROUTE = 20, 24
+_NEWADDR, _NEWROUTE, _DELROUTE = 20, 24, 25
 # linux/rtnetlink.h: the table "local", made at boot, in this host; a route that delivers here.
 _TABLE_LOCAL, _PROTOCOL_BOOT, _SCOPE_HOST, _TYPE_LOCAL = 255, 3, 254, 2
 _IFA_ADDRESS, _IFA_LOCAL, _RTA_INTERFACE, _RTA_SOURCE = 1, 2, 4, 7
@@ -47,6 +47,18 @@ def every_address_is_ours(*, ipv6: bool) -> Messages:
         numbered(kind, _FLAGS, body, number) for number, (_, kind, body) in enumerate(parts, 1)
     )
     return Messages(ROUTE, data, tuple(name for name, _, _ in parts))
+
+
+def no_address_is_ours() -> tuple[Messages, ...]:
+    """What takes the routes away again, each apart: there may be none of IPv6."""
+    return tuple(
+        Messages(
+            ROUTE,
+            numbered(_DELROUTE, REQUEST | ACK, _route(version), 1),
+            (f"delete the local route of IPv{version}",),
+        )
+        for version in _FAMILIES
+    )
 
 
 def _address(address: IPv4Address | IPv6Address) -> bytes:
