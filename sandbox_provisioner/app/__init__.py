@@ -6,6 +6,7 @@
               or sets up the server beside it (--server)        server.py
     doctor    what works here for this user, by trying it       ../doctor.py (the checks, pure)
               or, for root, from a server's place (--pid)       elsewhere.py
+              or what a hub's server runs without a box (--hub) hub_server.py
     explain   the steps of a start with their reasons, not run
     run       any command in the box                            terminal.py
     shell     a server's terminal in the box                    run.py

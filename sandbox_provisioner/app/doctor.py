@@ -13,12 +13,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
-from traitlets import Bool, Integer
+from traitlets import Bool, Integer, Unicode
 
 from sandbox_provisioner import card_life, doctor
 from sandbox_provisioner.app.command import (
@@ -31,14 +32,16 @@ from sandbox_provisioner.app.command import (
     working_directory,
 )
 from sandbox_provisioner.app.elsewhere import Place, look_from
+from sandbox_provisioner.app.hub_server import Started, look_at_server, server_of
 from sandbox_provisioner.app.leftovers import left_groups, left_sandboxes
 from sandbox_provisioner.broker.talk import check_answers
-from sandbox_provisioner.checks import Findings, Kernel
+from sandbox_provisioner.checks import Check, Findings, Kernel, State
 from sandbox_provisioner.contract import Labels, Launcher, Stdio
 from sandbox_provisioner.errors import LaunchError, SandboxError
 from sandbox_provisioner.facilities.ids.facts import find_id_range
 from sandbox_provisioner.facilities.namespaces.facts import Surroundings
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
+from sandbox_provisioner.hub.tell import examine_hub
 from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.network_trial import catch_obstacle
 from sandbox_provisioner.options import PROVISIONER
@@ -51,9 +54,10 @@ from sandbox_provisioner.unboxed import inner_command
 _TRIAL_SECONDS = 30
 
 
-_ALIASES = {"pid": "DoctorApp.pid", **COMMON_ALIASES}
+_ALIASES = {"pid": "DoctorApp.pid", "user": "DoctorApp.user", **COMMON_ALIASES}
 _FLAGS = {
     **COMMON_FLAGS,
+    "hub": ({"DoctorApp": {"hub": True}}, "Look for ways around the box in a hub user's server."),
     "json": ({"DoctorApp": {"json_output": True}}, "Print a list of checks as JSON."),
 }
 
@@ -61,7 +65,7 @@ _FLAGS = {
 class DoctorApp(SandboxCommand):
     """Looks, tries, tells; changes nothing."""
 
-    usage = "jupyter sandbox doctor [--json] [--pid PID]"
+    usage = "jupyter sandbox doctor [--json] [--hub] [--pid PID | --user NAME]"
     description = (
         "Tell what of a sandbox works for you on this machine, what follows where something is "
         "missing, and the command that mends it. It really starts a sandbox, and exits with 1 if "
@@ -70,6 +74,7 @@ class DoctorApp(SandboxCommand):
     examples = """
     jupyter sandbox doctor
     sudo jupyter sandbox doctor --pid 4711    # from the place of another user's server
+    sudo jupyter sandbox doctor --hub --user alice    # what runs without a box in her server
     jupyter sandbox doctor --json | jq '.[] | select(.state == "missing")'
     """
     json_output = Bool(False, help="Print a list of checks as JSON.").tag(config=True)
@@ -78,25 +83,45 @@ class DoctorApp(SandboxCommand):
         help="Look from the place of this process, such as another user's Jupyter server: as its "
         "user, in its control groups and its directory, with its limits. For root.",
     ).tag(config=True)
+    user = Unicode("", help="The same, for the Jupyter server of this user.").tag(config=True)
+    hub = Bool(
+        False,
+        help="Tell what the server, and what its administrator has configured, lets run without a "
+        "box (docs/jupyterhub.md). Nothing is started; 1 is answered where something does.",
+    ).tag(config=True)
     aliases = _ALIASES
     flags = _FLAGS
 
     def start(self) -> None:
         """Called once by `main`."""
         self.refuse_words()
-        if self.pid:
-            raise SystemExit(look_from(Place.of(self.pid), self._examine))
-        self._examine()
+        if self.pid and self.user:
+            raise self.wrong("--pid and --user exclude each other")
+        pid = server_of(self.user) if self.user else self.pid
+        look = self._examine
+        if self.hub:
+            look = partial(self._examine_hub, Started.of(pid) if pid else Started())
+        if pid:
+            raise SystemExit(look_from(Place.of(pid), look))
+        look()
 
     def _examine(self) -> None:
         findings = self._find()
-        checks = doctor.examine(findings)
+        self._show(doctor.examine(findings))
+        if isinstance(findings.trial, SandboxError):
+            raise SystemExit(1)
+
+    def _examine_hub(self, started: Started) -> None:
+        checks = examine_hub(look_at_server(started))
+        self._show(checks)
+        if any(check.state is State.MISSING for check in checks):
+            raise SystemExit(1)
+
+    def _show(self, checks: list[Check]) -> None:
         if self.json_output:
             print(json.dumps([dataclasses.asdict(check) for check in checks], indent=1))
         else:
             print(printable(doctor.describe(checks)))
-        if isinstance(findings.trial, SandboxError):
-            raise SystemExit(1)
 
     def _find(self) -> Findings:
         host, here = HostFacts.probe(), working_directory()

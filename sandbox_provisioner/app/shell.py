@@ -28,10 +28,6 @@ from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.spec import relative
 from sandbox_provisioner.trust import Writer, changeable
 
-_CONFIG_FILES = (
-    "jupyter_config.py", "jupyter_config.json",
-    "jupyter_server_config.py", "jupyter_server_config.json",
-)  # fmt: skip
 _SHELLS = ("/bin/bash", "/bin/sh")
 
 
@@ -62,7 +58,7 @@ class ShellApp(SandboxCommand):
     @property
     def config_file_paths(self) -> list[str]:
         """Asked by JupyterApp, which runs the files that it finds there."""
-        return [path for path in super().config_file_paths if _is_administrators(path)]
+        return [path for path in super().config_file_paths if is_administrators(path)]
 
     def start(self) -> None:
         """Called once by `main`; leaves with the shell's exit status."""
@@ -98,11 +94,13 @@ class _OfATerminal(Signals):
         super()._take(signal.SIGKILL if number == signal.SIGHUP else number)
 
 
-def _is_administrators(folder: str) -> bool:
+def is_administrators(folder: str) -> bool:
     """Whether our user can have written none of the configuration in *folder*."""
-    there = [path for name in _CONFIG_FILES if os.path.lexists(path := os.path.join(folder, name))]
+    there = Path(os.path.abspath(folder)).glob("jupyter*config.*")
     writer = Writer.this_process()
-    return bool(there) and not any(changeable(os.path.abspath(path), writer) for path in there)
+    return not changeable(os.path.abspath(folder), writer) and not any(
+        changeable(str(path), writer) for path in there
+    )
 
 
 def _directory(root: str) -> str:

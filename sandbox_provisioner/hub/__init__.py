@@ -8,4 +8,5 @@
     doors.py         in the hub: the folder with the ways into and out of such a box
     relay.py         in the box, and in the hub: carries bytes over its wall
     ranges.py        whoever starts boxes for people: which ids are whose, for ever
+    tell.py          pure: the rows of `jupyter sandbox doctor --hub`
 """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import select
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 import users
+from facilities import public_python
 from hub_user import CONFIG, HubHome, TerminalSocket, ipykernel, stanza
 from jupyter_programs import PATIENCE_SECONDS, Home, Server
 
@@ -138,14 +141,11 @@ def test_a_terminal_opens_in_a_box_with_the_files_of_the_users_kernels(server: S
         assert "2" in browser.run("grep Seccomp: /proc/self/status")
         browser.resize(33, 101)
         assert "33 101" in browser.run("stty size")
-        browser.type("sleep 1000\n")
-        browser.until("sleep 1000\r\n")
-        browser.type("\x03")
-        browser.until("^C")
-        browser.type("sleep 1000\n")
-        browser.until("sleep 1000\r\n")
-        browser.type("\x1a")
-        browser.until("Stopped")
+        for key, shown in (("\x03", "^C"), ("\x1a", "Stopped")):
+            browser.type("sh -c 'echo up; exec sleep 1000'\n")
+            browser.until("up\r\n")
+            browser.type(key)
+            browser.until(shown)
         assert "sleep 1000" in browser.run("jobs")
         browser.type("exit\nexit\n")
         browser.until("<disconnect>")
@@ -209,3 +209,30 @@ def test_a_terminal_has_the_memory_that_a_kernel_has_and_says_so() -> None:
                 browser.until("<disconnect>")
         finally:
             server.end()
+
+
+# -- what an administrator is told
+
+
+def test_doctor_tells_what_of_a_running_server_is_closed(server: Server) -> None:
+    planted = server.home.notebooks / "ran-by-doctor"
+    own = server.home.config / "jupyter_server_config.py"
+    own.write_text(f"open({str(planted)!r}, 'w')\nc.ServerApp.terminals_enabled = False\n")
+    os.chown(own, users.USER, users.USER)
+    asked = ["doctor", "--hub", "--json", f"--pid={server.program.process.pid}"]
+    done = subprocess.run(
+        [public_python(), "-m", "sandbox_provisioner.app", *asked],
+        env={"PATH": os.defpath, "PYTHONPATH": server.home.places["PYTHONPATH"]},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    own.unlink()
+    assert done.stdout, done.stderr
+    assert done.returncode == 1
+    rows = {row["facility"]: row for row in json.loads(done.stdout)}
+    assert str(server.home.path / "etc") in rows["server"]["found"]
+    closed = ("kernelspecs", "default provisioner", "terminals")
+    assert {rows[name]["state"] for name in closed} == {"ok"}
+    assert rows["terminals"]["found"] == "each opens in a box"
+    for name in ("the user's configuration", "language servers", "extension manager"):
+        assert rows[name]["state"] == "missing"
+    assert not planted.exists()
