@@ -155,13 +155,14 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
-    def run(aside=None, vm=0, main="room", **modules):
+    def run(aside=None, vm=0, main="room", linters=(), **modules):
         for folder, texts in ((main, modules), ("beside", aside or {"test_beside": STEADY})):
             for name, text in texts.items():
                 Path("tests", folder).mkdir(parents=True, exist_ok=True)
                 Path("tests", folder, f"{name}.py").write_text(text)
         Path("artefacts").mkdir()
         monkeypatch.setattr(runner, "LANES", {"main": (main,), "aside": ("beside",)})
+        monkeypatch.setattr(runner, "LINTERS", linters)
         monkeypatch.setattr(runner, "_VM", ("sh", "-c", f"exit {vm}"))
         return runner.run_lanes(Path("artefacts"), with_vm=True)
 
@@ -216,6 +217,15 @@ def test_what_may_not_be_unsteady_fails_the_run_at_once(project, capfd, told, op
     out = capfd.readouterr().out
     assert f"Nothing is run again: {told}" in out
     assert "UNSTEADY" not in out
+
+
+def test_a_linter_that_finds_fault_ends_the_other_lanes_and_begins_no_test(project, capfd):
+    waits = "import os\ndef test_waits(): os.read(os.pipe()[0], 1)"
+    linters = [("pytest", "--version"), ("nowhere-to-be-found",)]
+    assert project(linters=linters, test_it=BROKEN, aside={"test_waits": waits}) == 1
+    told = capfd.readouterr()
+    assert "No module named nowhere-to-be-found" in told.err
+    assert "test_broken" not in told.out
 
 
 def test_four_tests_that_have_failed_are_too_many_to_be_unsteady():
