@@ -50,9 +50,14 @@ BENCHMARKS = {
         "what work costs in a sandboxed kernel, beside a plain one", overhead.main, (_ROUNDS,)
     ),
     "network": Benchmark(
-        "what a network through the gateway costs, beside others where they are installed",
+        "what a network costs: the gateway, a card, and others where they are installed",
         network.main,
-        (_ROUNDS, ("seconds", 3.0, "of a flow in each direction")),
+        (
+            ("rounds", 20, "of kernels"),
+            ("pairs", 100, "rounds of boxes without a kernel"),
+            ("alive", 200, "kernels at once, with the gateway and with a card; 0 for none"),
+            ("seconds", 3.0, "of a flow in each direction; 0 for none"),
+        ),
     ),
     "soak": Benchmark(
         "what a server keeps of kernels that have come and gone",

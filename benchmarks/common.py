@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import shutil
@@ -15,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_RARE = 0.05
 _PACKAGES = ("sandbox-provisioner", "jupyter_client", "ipykernel", "ipython", "pyzmq")
 
 
@@ -51,6 +53,19 @@ def spread(samples: Sequence[float]) -> Spread | None:
         median=statistics.median(samples),
         high=quantile(samples, 0.9),
     )
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float]:
+    """Between which two of *samples* the median of endlessly many lies, 19 times of 20, however
+    they are spread: as many of *n* lie below it as heads are thrown with *n* coins."""
+    ordered, below, chance = sorted(samples), 0, 0.0
+    while below < (len(ordered) - 1) // 2:
+        chance += math.comb(len(ordered), below) / 2 ** len(ordered)
+        if chance > _RARE / 2:
+            break
+        below += 1
+    first = max(0, below - 1)
+    return ordered[first], ordered[-1 - first]
 
 
 def paired_ratio(samples: Sequence[float], base: Sequence[float]) -> float | None:

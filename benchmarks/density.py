@@ -72,6 +72,8 @@ class Crowd:
             while True:
                 reply = await client.get_shell_msg(timeout=_TIMEOUT_SECONDS)
                 if reply["parent_header"]["msg_id"] == message:
+                    if reply["content"]["status"] != "ok":
+                        raise RuntimeError("\n".join(reply["content"]["traceback"]))
                     return (time.perf_counter() - begin) * 1000
         finally:
             client.stop_channels()

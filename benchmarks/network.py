@@ -1,7 +1,7 @@
-"""network.py - what a network through the gateway costs: starts, connections, bytes, memory.
+"""network.py - what a network costs: starts, connections, bytes, memory.
 
-Kernels without and with it start in turn, as in `start.py`. Then one client program runs in three
-places against a server on this machine's loopback: outside of any box, in a kernel, and, where they
+What starts cost is in `network_starts.py`. Then one client program runs in three places against a
+server on this machine's loopback: outside of any box, in a kernel with the gateway, and, where they
 are installed, in network namespaces that pasta(1) and slirp4netns(1) serve.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import socket
 import statistics
@@ -22,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common, start
-from benchmarks.start import Place, Sample, Variant
+from benchmarks import common, network_starts, start
+from benchmarks.start import Place, Variant
 from sandbox_provisioner import gateway_life
 from sandbox_provisioner.warm import ahead
 
@@ -110,21 +109,13 @@ class Flow:
     server_mib: float = 0.0
 
 
-def variants(ports: Sequence[int]) -> list[Variant]:
-    """Each start without and with the gateway, cold and from a spare."""
-    base = {"mem_limit": "1G", "network": "none", "warm": False}
+def variant(ports: Sequence[int]) -> Variant:
+    """A kernel with the gateway that may speak with the server."""
     listed = ",".join(map(str, ports))
     rules = [f"{_NAME}:{listed}", f"{_address()}/32:{listed}"]
     network = {"network": "gateway", "network_allow": rules}
     network |= {"network_connections": {"at_once": 512, "new_per_second": 100_000}}
-    warm = {"warm": True, "spares": 1, "mem_limit": "2G"}
-    return [
-        Variant("none", config=base),
-        Variant("gateway", config=base | network),
-        Variant("spare, none", config=base | warm),
-        # Another cap, or the kernels of the row above would take them.
-        Variant("spare, gateway", config=base | network | warm | {"mem_limit": "3G"}),
-    ]
+    return Variant("gateway", config={"mem_limit": "1G", "warm": False} | network)
 
 
 def _address() -> str:
@@ -163,9 +154,9 @@ def directly(ports: Sequence[int], seconds: float) -> Flow:
     return flow_of("direct", done.stdout)
 
 
-def in_kernel(variant: Variant, found: Place, specs: Any, run: Callable[[Any], str]) -> Flow:
+def in_kernel(one: Variant, found: Place, specs: Any, run: Callable[[Any], str]) -> Flow:
     """In a kernel with the gateway."""
-    manager = start.new_manager(variant, found, specs)
+    manager = start.new_manager(one, found, specs)
     start.start_quietly(manager, found)
     client = manager.client()
     client.start_channels()
@@ -277,41 +268,6 @@ def others(ports: Sequence[int], seconds: float) -> list[Flow]:
 # -- a run
 
 
-def starts(rounds: int, listed: Sequence[Variant], found: Place, specs: Any) -> list[Sample]:
-    """*rounds* kernels of each variant, after one of each that does not count."""
-    shuffled = random.Random(start.SEED)
-    samples: list[Sample] = []
-    for number in range(rounds + 1):
-        order = shuffled.sample(listed, len(listed))
-        taken = [start.measure(variant, found, specs) for variant in order]
-        samples += taken if number else []
-        print(f"\rround {number} of {rounds}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return samples
-
-
-def added(samples: Sequence[Sample], name: str, base: str, measure: str) -> float:
-    """The median of the differences within the rounds."""
-    ours, theirs = (start.values_of(samples, which, measure) for which in (name, base))
-    return statistics.median(one - other for one, other in zip(ours, theirs, strict=True))
-
-
-def start_rows(samples: Sequence[Sample], listed: Sequence[Variant]) -> list[list[str]]:
-    """Each variant, and what the gateway adds to it."""
-    rows = [["kernel", "reply ms", "added", "PSS MiB", "added", "left over"]]
-    for base, other in (listed[:2], listed[2:]):
-        for variant in (base, other):
-            row = [variant.name]
-            for measure, digits in (("reply_ms", 1), ("pss_mib", 2)):
-                values = start.values_of(samples, variant.name, measure)
-                row.append(common.format_spread(common.spread(values), digits))
-                more = added(samples, variant.name, base.name, measure)
-                row.append("" if variant is base else f"{more:+.2f}")
-            mine = [sample for sample in samples if sample.variant == variant.name]
-            rows.append([*row, start.format_left(mine)])
-    return rows
-
-
 def flow_rows(flows: Sequence[Flow]) -> list[list[str]]:
     """One a place."""
     head = ["network", "start ms", "connection ms", "added", "down Gbit/s", "up Gbit/s", "its MiB"]
@@ -331,26 +287,35 @@ def flow_rows(flows: Sequence[Flow]) -> list[list[str]]:
     return rows
 
 
-def main(rounds: int, seconds: float, json_path: str | None) -> None:
-    """Measure, print, and save the samples if *json_path* says where."""
-    facts = common.machine()
+def flows_of(seconds: float) -> list[Flow]:
+    """The client in each place."""
     with start.place() as found, server() as ports:
-        listed = variants(ports)
-        specs = start.write_kernels(found, listed)
+        one = variant(ports)
+        specs = start.write_kernels(found, [one])
         code = call_of(_NAME, ports, seconds)
         try:
-            samples = starts(rounds, listed, found, specs)
             flows = [directly(ports, seconds)]
-            flows.append(in_kernel(listed[1], found, specs, lambda client: printed(client, code)))
+            flows.append(in_kernel(one, found, specs, lambda client: printed(client, code)))
             flows += others(ports, seconds)
         finally:
             ahead.end_own()
             gateway_life.end_own()
+    return flows
+
+
+def main(rounds: int, pairs: int, alive: int, seconds: float, json_path: str | None) -> None:
+    """Measure, print, and save the samples if *json_path* says where."""
+    facts = common.machine()
+    starts = network_starts.measure(rounds, pairs, alive)
+    flows = flows_of(seconds) if seconds else []
     print(common.format_machine(facts))
-    print(f"rounds:   {rounds}; median (10th-90th percentile); added: median within rounds\n")
-    print(common.format_table(start_rows(samples, listed)))
-    print()
-    print(common.format_table(flow_rows(flows)))
+    print(f"rounds:   {pairs} of boxes, {rounds} of kernels; median (10th-90th percentile)")
+    print("added:    median of the differences within the rounds; its interval of 95 %\n")
+    tables = [network_starts.box_rows(starts), network_starts.kernel_rows(starts)]
+    tables += [network_starts.alive_rows(starts)] if alive else []
+    tables += [flow_rows(flows)] if flows else []
+    for rows in tables:
+        print(common.format_table(rows), end="\n\n")
     if json_path:
-        content = {"machine": facts, "rounds": rounds, "samples": samples, "flows": flows}
+        content = {"machine": facts, "rounds": rounds, "starts": starts, "flows": flows}
         common.save_json(json_path, content)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, overhead, soak, start, steps, work
+from benchmarks import common, network_starts, overhead, soak, start, steps, work
 
 numbers = st.floats(min_value=0.001, max_value=1e6)
 
@@ -39,6 +40,20 @@ def test_one_sample_is_every_quantile_of_itself(samples: list[float], value: flo
     assert common.quantile([value], 0.1) == common.quantile([value], 0.9) == value
     assert common.quantile(samples, 0) == min(samples)
     assert common.quantile(samples, 1) == max(samples)
+
+
+def test_the_interval_of_a_median_holds_it_nineteen_times_of_twenty() -> None:
+    assert common.median_interval([3, 1, 2]) == (1, 3)
+    assert common.median_interval([float(value) for value in range(20)]) == (5, 14)
+    chance, rounds = random.Random(1), 500
+    found = [common.median_interval([chance.gauss() for _ in range(15)]) for _ in range(rounds)]
+    assert 0.94 < sum(low <= 0 <= high for low, high in found) / rounds < 0.99
+
+
+def test_every_second_round_goes_backwards() -> None:
+    turns = [one for counts, one in network_starts.rounds_of(4, "abc", "") if counts]
+    rounds = ["".join(turns[begin : begin + 3]) for begin in range(0, 12, 3)]
+    assert [rounds[1], rounds[3]] == [rounds[0][::-1], rounds[2][::-1]]
 
 
 def test_a_ratio_is_taken_pair_by_pair() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from dataclasses import fields, replace
 from ipaddress import IPv4Network
 from unittest.mock import Mock
 
+import pytest
 from golden import REQUEST, ROOT, site_of
 
+from sandbox_provisioner import gateway_life
 from sandbox_provisioner.card_life import _CardServer
 from sandbox_provisioner.descriptors import closing, private_pair
 from sandbox_provisioner.facilities.network.card.ruleset import Reach
@@ -29,6 +32,21 @@ def test_the_gateway_knows_all_that_it_is_told_of_a_kernel():
     )  # fmt: skip
     of_machine = {"id", "own_addresses"}
     assert set(told) | of_machine == {field.name for field in fields(Settings)}
+
+
+@pytest.mark.parametrize("may_write", [True, False])
+def test_what_only_a_gateway_imports_is_compiled_once_where_that_may_be_kept(
+    tmp_path, monkeypatch, may_write
+):
+    (tmp_path / "gateway").mkdir()
+    (tmp_path / "gateway/main.py").write_text("")
+    monkeypatch.setattr(gateway_life, "_PACKAGE", str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", not may_write)
+    gateway_life._cache_code()
+    kept = [path.stat().st_ino for path in tmp_path.glob("gateway/__pycache__/main.*.pyc")]
+    assert len(kept) == may_write
+    gateway_life._cache_code()
+    assert kept == [path.stat().st_ino for path in tmp_path.glob("gateway/__pycache__/*")]
 
 
 HUB = "http://hub.example:8081/hub/api"

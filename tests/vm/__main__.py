@@ -63,6 +63,13 @@ ESCAPES = (
     "tests/inside/test_attached.py::"
     "test_a_box_speaks_with_whom_its_rules_allow_and_with_nobody_else",
 )  # fmt: skip
+CARD = "tests/network/test_card_for_real.py::test"
+# Systemd's groups, another Linux, another nft; in network namespaces of their own.
+CARDS = (
+    f"{CARD}_a_kernel_speaks_with_whom_its_rules_name_and_its_end_tells_how_much",
+    f"{CARD}_what_a_killed_server_leaves_of_a_card_is_swept[later]",
+    "tests/network/test_card.py::test_another_firewalls_tables_stay_as_they_are",
+)
 # Of all attempts those that share one kernel, which was started cold.
 ATTACKS = ("tests/escape/test_escape.py::test_an_attempt_fails", "-k")
 # A process in a login session may not move itself out of it; tests that move their own children
@@ -75,7 +82,7 @@ DELEGATED = (
     'echo $$ > "$group/server/cgroup.procs"; exec "$@"', "sh",
 )  # fmt: skip
 SETUPS = (
-    Setup("root", "root", (*CGROUPS, *ESCAPES)),
+    Setup("root", "root", (*CGROUPS, *ESCAPES, *CARDS)),
     Setup("user", "alice", ESCAPES),
     Setup("user-cgroups", "alice", CGROUPS, SCOPE),
     Setup("user-delegated", "alice", CGROUPS, DELEGATED),
