@@ -41,6 +41,10 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.policy.current import terms_for
+from sandbox_provisioner.policy.narrow import narrow_network, narrower_sum
+from sandbox_provisioner.policy.person import Person
+from sandbox_provisioner.policy.terms import Terms
 from sandbox_provisioner.records import SERVER
 from sandbox_provisioner.spec import Covers, Limits, SandboxSpec, Volume
 from sandbox_provisioner.story import ExitStory
@@ -224,9 +228,10 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
         command = [*self.cmd, *self.get_args()]
         program, needed = _needed_by(command, environment, person)
         words = (str(_PORT), str(address[1]), API_SOCKET, str(_FROM_PROXY))
+        terms = terms_for(Person.find(person.pw_name))
         return LaunchRequest(
             sandbox_id=doors.path.name,
-            spec=self._spec(person, doors),
+            spec=self._within(terms, self._spec(person, doors)),
             argv=(sys.executable, "-SI", relay.__file__, *words, program, *command[1:]),
             environment=environment,
             cwd=person.pw_dir,
@@ -234,7 +239,7 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
             logged=("stdout", "stderr"),
             extra_files=(relay.__file__, *needed),
             below=f"hub/{person.pw_name}/server",
-            sums={f"hub/{person.pw_name}": self._sum()},
+            sums={f"hub/{person.pw_name}": self._sum(terms)},
             first_id=range_of(person.pw_name, Path(self.state_dir)),
         )
 
@@ -254,14 +259,24 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
             hostname=f"jupyter-{person.pw_name}"[:63],
         )
 
-    def _sum(self) -> Limits:
-        """What all of this person's has together."""
-        return Limits(
+    def _within(self, terms: Terms | None, spec: SandboxSpec) -> SandboxSpec:
+        """*spec* with no more of a network than the administrator's policy lets the person have."""
+        if terms is None:
+            return spec
+        spec, notices = narrow_network(spec, terms)
+        for notice in notices:
+            self.log.warning("%s: %s", self._log_name, notice)
+        return spec
+
+    def _sum(self, terms: Terms | None = None) -> Limits:
+        """What all of this person's has together, by the policy too."""
+        wished = Limits(
             memory_bytes=self.mem_limit or None,
             cpu_cores=self.cpu_limit or None,
             cpu_guarantee_cores=self.cpu_guarantee or None,
             pids=self.pids_limit,
         )
+        return narrower_sum(wished, terms) if terms else wished
 
     def _volumes(self) -> Iterator[Volume]:
         if isinstance(self.volumes, list):

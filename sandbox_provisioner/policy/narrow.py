@@ -28,7 +28,7 @@ from sandbox_provisioner.policy.meaning import (
     reach,
 )
 from sandbox_provisioner.policy.terms import Kind, OnExcess, Term, Terms
-from sandbox_provisioner.spec import OnMissing, SandboxSpec, Volume, relative
+from sandbox_provisioner.spec import Limits, OnMissing, SandboxSpec, Volume, relative
 from sandbox_provisioner.units import format_bytes
 
 _NETWORK = "network"
@@ -49,6 +49,29 @@ def narrow(spec: SandboxSpec, terms: Terms) -> tuple[SandboxSpec, tuple[str, ...
         raise _refused(excess[0], terms)
     asked_by_policy = {one.option for one in judged if one.term}
     return _with(spec, values, asked_by_policy), tuple(_notice(one, terms) for one in excess)
+
+
+def narrow_network(spec: SandboxSpec, terms: Terms) -> tuple[SandboxSpec, tuple[str, ...]]:
+    """`narrow` for a box in which all of a person's runs: only the network of it is one that the
+    terms of a kernel speak of. Whoever asks has set all of that."""
+    others = frozenset(name for name in governed() if not name.startswith(_NETWORK))
+    found, notices = narrow(replace(spec, volumes=(), untouched=others), terms)
+    return replace(spec, network=found.network), notices
+
+
+def narrower_sum(wished: Limits, terms: Terms) -> Limits:
+    """Of all that one person runs: what somebody *wished*, and no more than *terms* have."""
+    values = {
+        path.removeprefix("limits."): _at_most(term.option, path, _field(wished, path), value)
+        for term in terms.sums.values()
+        for path, value in term.fields.items()
+    }
+    return replace(wished, **values)
+
+
+def _field(limits: Limits, path: str) -> Any:
+    """The field of *limits* with the dotted name that it has in a spec."""
+    return getattr(limits, path.removeprefix("limits."))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +160,7 @@ def _at_most(option: str, path: str, wished: Any, ceiling: Any) -> Any:
     if is_choice(option):
         return _stricter(_ranked(option, path), wished, ceiling)
     if is_list(option):
-        return _covered(wished, ceiling, _COVERS.get(path, _same))
+        return _covered(wished, ceiling, _COVERS.get(path, _same), has_parts=path in _HAVE_PARTS)
     if ceiling is None or wished is None:
         return ceiling if wished is None else wished
     if isinstance(ceiling, frozenset):
@@ -166,14 +189,19 @@ def _without(option: str, path: str) -> Any:
 
 
 def _covered(
-    wished: Iterable[Any], ceiling: Sequence[Any], covers: Callable[[Any, Any], bool]
+    wished: Iterable[Any],
+    ceiling: Sequence[Any],
+    covers: Callable[[Any, Any], bool],
+    *,
+    has_parts: bool,
 ) -> tuple[Any, ...]:
-    """What of *wished* some entry of *ceiling* covers; of what is wider, the entries within it."""
+    """What of *wished* some entry of *ceiling* covers; where a part of a wish is one too, of what
+    is wider the entries within it."""
     found: dict[Any, None] = {}
     for wish in wished:
         if any(covers(entry, wish) for entry in ceiling):
             found[wish] = None
-        else:
+        elif has_parts:
             found |= dict.fromkeys(entry for entry in ceiling if covers(wish, entry))
     return tuple(found)
 
@@ -200,6 +228,10 @@ _COVERS: Mapping[str, Callable[[Any, Any], bool]] = {
     "volumes": _covers_volume,
     "network.allow": _covers_rule,
 }
+
+
+# A volume that nobody has named is none that somebody has opened.
+_HAVE_PARTS = frozenset({"network.allow"})
 
 
 # -- what does not go together

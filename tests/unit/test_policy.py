@@ -28,7 +28,7 @@ USERS = {"alice", "bob"}
 # anything, or no part of what a launcher is asked for.
 UNGOVERNED = {
     "mem_interrupt", "workdir", "env_keep", "warm", "preload", "spares", "warm_idle_timeout",
-    "start_timeout", "runtime_dir", "ends_file", "survive_server",
+    "start_timeout", "runtime_dir", "ends_file", "survive_server", "launcher", "broker_socket",
 }  # fmt: skip
 DOCUMENT = Path(__file__).parents[2] / "docs/policy.md"
 

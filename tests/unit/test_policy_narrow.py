@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.network.wish.rules import Rules
 from sandbox_provisioner.policy import read
-from sandbox_provisioner.policy.narrow import narrow
+from sandbox_provisioner.policy.narrow import narrow, narrow_network, narrower_sum
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.policy.terms import Terms
 from sandbox_provisioner.spec import (
@@ -174,8 +174,8 @@ def test_of_volumes_what_lies_below_an_allowed_source_is_left_and_not_writable_u
     policy = terms('[everyone.ceilings]\nvolumes = ["/data:/data", "/work/{username}:/w:rw"]')
     wished = ("/data/a:/x", "/data:/y:rw", "/database:/z", "/work/alice/b:/b:rw", "/work:/c")
     found, notices = narrow(spec(volumes=tuple(map(Volume.parse, wished))), policy)
-    # /work is wider than /work/alice, which is what is left of it.
-    left = ("/data/a:/x", "/data:/data", "/work/alice/b:/b:rw")
+    # Nobody has opened /work/alice, which is a part of /work.
+    left = ("/data/a:/x", "/work/alice/b:/b:rw")
     assert found.volumes == tuple(map(Volume.parse, left))
     assert len(notices) == 1
 
@@ -195,6 +195,21 @@ def test_what_is_forced_is_so_and_of_a_restriction_is_added():
     assert (found.network.allow, found.network.deny) == (("packages",), ("bad.com", "all:25"))
     assert found.covers.home_directories == (".ssh", ".secrets")
     assert {notice.partition(" is ")[0] for notice in notices} == {"mem_limit", "network_allow"}
+
+
+def test_a_box_of_all_that_is_a_persons_has_the_network_of_the_policy_and_its_sums():
+    text = (
+        'everyone.forced.network = "none"\n[everyone.sum]\nmem_limit = "4G"\ncpu_limit = 2\n'
+        '[everyone.ceilings]\nmem_limit = "1G"\nvolumes = []\n[everyone]\non_excess = "narrow"'
+    ).replace('[everyone]\non_excess = "narrow"', "")
+    policy = terms(text)
+    wish = spec(network=gateway("all"), volumes=(Volume.parse("/srv/way:/way"),))
+    found, notices = narrow_network(wish, policy)
+    assert found == replace(wish, network=NetworkWish())
+    assert [notice.partition(" is ")[0] for notice in notices] == ["network"]
+    wished = Limits(memory_bytes=8 * GIB, cpu_cores=1, pids=99)
+    assert narrower_sum(wished, policy) == Limits(memory_bytes=4 * GIB, cpu_cores=1, pids=99)
+    assert narrower_sum(Limits(), policy) == Limits(memory_bytes=4 * GIB, cpu_cores=2)
 
 
 # -- whatever is wished, and whatever the policy says
