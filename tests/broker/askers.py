@@ -31,7 +31,7 @@ def manager(**options: Any) -> KernelManager:
     config = {"launcher": "broker", "broker_socket": place["socket"],
               "runtime_dir": place["runtime"], "mem_limit": "256M", **options}  # fmt: skip
     stanza = {"provisioner_name": "sandbox-provisioner", "config": config}
-    made = KernelManager()
+    made = KernelManager(shutdown_wait_time=60.0)  # on a busy machine too nobody is terminated
     made._kernel_spec = KernelSpec(
         argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         display_name="boxed", language="python", metadata={"kernel_provisioner": stanza},
