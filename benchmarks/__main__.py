@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import density, loop, network, overhead, soak, start, steps
+from benchmarks import broker, density, loop, network, overhead, soak, start, steps
 
 
 class Benchmark(NamedTuple):
@@ -58,6 +58,11 @@ BENCHMARKS = {
             ("alive", 200, "kernels at once, with the gateway and with a card; 0 for none"),
             ("seconds", 3.0, "of a flow in each direction; 0 for none"),
         ),
+    ),
+    "broker": Benchmark(
+        "what a start through the broker costs beside one by a server of root's, as root",
+        broker.main,
+        (_ROUNDS,),
     ),
     "soak": Benchmark(
         "what a server keeps of kernels that have come and gone",
