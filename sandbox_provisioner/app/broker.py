@@ -14,9 +14,10 @@ import sandbox_provisioner
 from sandbox_provisioner.app.command import COMMON_ALIASES, SandboxCommand
 from sandbox_provisioner.broker import daemon, units
 from sandbox_provisioner.errors import COMMAND, HostError, SpecError
+from sandbox_provisioner.policy.read import POLICY_FILE
 from sandbox_provisioner.trust import Writer, changeable
 
-_ALIASES = {"socket": "BrokerApp.socket", **COMMON_ALIASES}
+_ALIASES = {"socket": "BrokerApp.socket", "policy": "BrokerApp.policy", **COMMON_ALIASES}
 _FLAGS = {
     "install": (
         {"BrokerApp": {"install": True}},
@@ -29,7 +30,7 @@ _UNITS = ("sandbox-broker.socket", "sandbox-broker.service")
 class BrokerApp(SandboxCommand):
     """Runs until it is ended; the kernels that it has started live on."""
 
-    usage = "jupyter sandbox broker [--socket PATH | --install]"
+    usage = "jupyter sandbox broker [--socket PATH] [--policy FILE] [--install]"
     description = (
         "Be the sandbox broker, as root: a daemon that starts the kernels of ordinary users' "
         "servers, with user ids and control groups that these users could not give them. It tells "
@@ -43,6 +44,7 @@ class BrokerApp(SandboxCommand):
     socket = Unicode(
         daemon.SOCKET, help="Where it listens, unless systemd has passed a socket on."
     ).tag(config=True)
+    policy = Unicode(POLICY_FILE, help="The file that tells what people may have.").tag(config=True)
     install = Bool(False, help="Write the units of systemd.").tag(config=True)
     folder = Unicode("/etc/systemd/system", help="Where to.").tag(config=True)
     aliases = _ALIASES
@@ -60,7 +62,7 @@ class BrokerApp(SandboxCommand):
         if self.install:
             self._install()
             return
-        asyncio.run(daemon.run(self.socket, self.provisioner().runtime_dir))
+        asyncio.run(daemon.run(self.socket, self.provisioner().runtime_dir, self.policy))
 
     def _install(self) -> None:
         _refuse_changeable()

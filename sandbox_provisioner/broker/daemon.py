@@ -35,6 +35,7 @@ from sandbox_provisioner.errors import (
 )
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, LAST_ID
 from sandbox_provisioner.off_loop import off_loop, widen
+from sandbox_provisioner.policy.read import POLICY_FILE
 
 SOCKET = "/run/sandbox-broker/socket"
 _ATTEMPT = "answer what the sandbox broker was asked"
@@ -225,14 +226,14 @@ def _remove_old(path: str) -> None:
     raise OSError(errno.EADDRINUSE, "a broker listens there already", path)
 
 
-async def run(path: str, runtime_dir: str = "") -> None:
+async def run(path: str, runtime_dir: str = "", policy: str = POLICY_FILE) -> None:
     """Be the broker until SIGTERM or SIGINT; its kernels live on."""
     os.umask(0o077)  # what it makes is root's, unless it says otherwise
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     widen(_THREADS)
     with listener(path) as listening:
-        kernels = Kernels(runtime_dir, log)
+        kernels = Kernels(runtime_dir, policy, log)
         adopted = await kernels.adopt()
         log("listen", path=path, kernels=adopted)
         serving = asyncio.ensure_future(Daemon(listening, kernels).serve())

@@ -28,10 +28,11 @@ from sandbox_provisioner.handle import LocalHandle, readable_within
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest
-from sandbox_provisioner.policy.current import terms_for
+from sandbox_provisioner.policy.current import PolicyKeeper
 from sandbox_provisioner.policy.narrow import narrow
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.records import UNREADABLE, all_records
+from sandbox_provisioner.spec import SandboxSpec
 from sandbox_provisioner.story import ExitStory
 
 Answer = dict[str, Any]
@@ -64,8 +65,10 @@ class _Kernel:
 class Kernels:
     """All that this daemon has. *log* is told of starts, refusals and ends."""
 
-    def __init__(self, runtime_dir: str, log: Log) -> None:
+    def __init__(self, runtime_dir: str, policy: str, log: Log) -> None:
+        """*policy* is the path of the administrator's."""
         self._runtime_dir = runtime_dir
+        self._terms = PolicyKeeper(policy).terms
         self._log = log
         self._all: dict[str, _Kernel] = {}
         self._starting: dict[int, int] = {}  # how many, of which user
@@ -169,7 +172,8 @@ class Kernels:
         self, peer: Peer, wish: Wish, fds: Sequence[int], watched: int
     ) -> tuple[Answer, int]:
         told: list[str] = []
-        caller = _caller(peer, wish, dict(zip(wish.sources, fds[STREAMS:], strict=True)))
+        asked, opened = _by_real_paths(wish, fds[STREAMS:])
+        caller = _caller(peer, wish, opened)
         eyes = Eyes(peer.uid, peer.gid, peer.groups)
         launcher = self._launcher(
             told.append,
@@ -179,8 +183,8 @@ class Kernels:
         )
         await off_loop(launcher.sweep)
         labels = replace(wish.labels, user=peer.name)
-        terms = await off_loop(terms_for, Person(peer.name, peer.uid, peer.group_names))
-        spec, notices = narrow(wish.spec, terms) if terms else (wish.spec, ())
+        terms = await off_loop(self._terms, Person(peer.name, peer.uid, peer.group_names))
+        spec, notices = narrow(asked, terms) if terms else (asked, ())
         told += notices
         request = _in_sums(wish.request(spec, watched, terms), peer)
         handle = await launcher.start(request, labels, Stdio(*fds[:STREAMS]))
@@ -252,6 +256,16 @@ async def _ready(kernel: _Kernel, peer: Peer) -> str | None:
     if mistake == "":
         await off_loop(hand_over, handle.folder.sockets, peer.uid, peer.gid)
     return mistake
+
+
+def _by_real_paths(wish: Wish, fds: Sequence[int]) -> tuple[SandboxSpec, dict[str, int]]:
+    """What is asked for, where volumes are called by what they are, and not by what they are said
+    to be: a policy judges paths. With the descriptors by path."""
+    opened = dict(zip(wish.sources, fds, strict=True))
+    found = {v: os.readlink(f"/proc/self/fd/{opened.pop(v.source)}") for v in wish.spec.volumes}
+    volumes = tuple(replace(volume, source=path) for volume, path in found.items())
+    opened |= dict(zip(found.values(), fds[len(fds) - len(found) :], strict=True))
+    return replace(wish.spec, volumes=volumes), opened
 
 
 def _in_sums(request: LaunchRequest, peer: Peer) -> LaunchRequest:

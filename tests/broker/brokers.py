@@ -97,7 +97,8 @@ class Broker:
     def start(self) -> None:
         """Start it, and wait until it listens."""
         words = [sys.executable, "-m", "sandbox_provisioner.app", "broker"]
-        options = ["--socket", self.socket, "--SandboxProvisioner.runtime_dir", str(self.runtime)]
+        options = ["--socket", self.socket, "--policy", f"{self.home}/policy.toml"]
+        options += ["--SandboxProvisioner.runtime_dir", str(self.runtime)]
         self.process = subprocess.Popen(
             [*users.with_files(self.home), *words, *options],
             env={"PATH": os.defpath, "PYTHONPATH": f"{self.home}/code", "HOME": "/nonexistent"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -104,6 +105,62 @@ def test_a_kernel_ends_with_the_server_that_asked_for_it(broker: Broker, mortal:
     mortal.process.send_signal(signal.SIGKILL)
     broker.heard("removed", record.parent.name)
     assert not record.exists()
+
+
+POLICY = """
+[everyone]
+kernels = 1
+[everyone.ceilings]
+mem_limit = "200M"
+volumes = ["{home}/course:/course"]
+[everyone.forced]
+network = "none"
+[everyone.sum]
+mem_limit = "300M"
+"""
+
+
+@pytest.fixture
+def policy(broker: Broker) -> Iterator[None]:
+    path = broker.home / "policy.toml"
+    path.write_text(POLICY.format(home=broker.home))
+    yield
+    path.unlink()
+
+
+@pytest.mark.usefixtures("policy")
+def test_what_the_administrator_says_holds_whatever_is_asked_for(
+    broker: Broker, user: User
+) -> None:
+    for name in ("course", "else"):
+        (broker.home / name).mkdir(exist_ok=True)
+    ask = """
+message = wish()
+sources = {"/a": home + "/course", "/b": home + "/course/"}  # what is said of them
+message["start"]["spec"] |= dict(
+    volumes=[dict(source=source, target=target) for target, source in sources.items()],
+    network=dict(mode="gateway", allow=["pypi.org:443"]),
+)
+fds = [*streams(), directory(), directory(home + "/course"), directory(home + "/else")]
+answer = [message["start"]["sandbox_id"], send(message, fds)]
+"""
+    name, told = user(ask, home=str(broker.home))
+    told_of = "\n".join(told["warnings"])
+    for sentence in (
+        "mem_limit is 200 MiB in place of 256 MiB, by the policy",
+        "network is none in place of gateway",
+        "/else:/b",
+    ):
+        assert sentence in told_of
+    record = json.loads((broker.runtime / name / "record.json").read_text())
+    assert (record["memory_limit_bytes"], record["network"]) == (200 << 20, "none")
+    assert record["group"] == f"hub/{users.NAME}/kernels/{name}"
+    shown = Path(f"/proc/{told['init'][0]}/mountinfo").read_text()
+    assert f"{broker.home}/course /a" in shown
+    assert f"{broker.home}/else" not in shown
+    more = user("answer = start([*streams(), directory()])")
+    user("answer = send(dict(ask='close', sandbox_id=name), [])", name=name)
+    assert "policy.toml, line 3" in str(more["error"])
 
 
 def test_auto_asks_the_broker_for_what_the_server_has_no_rights_to_do(
