@@ -307,7 +307,8 @@ class RecordFolder:
 
     def read_counts(self) -> Traffic | None:
         """What has gone over its network so far; None where nobody counts that."""
-        return self._read_counts_file() or self._ask_card()
+        found = self._read_counts_file() or self._ask_card()
+        return found or self._read_counts_file()  # the card may have ended in between
 
     def _ask_card(self) -> Traffic | None:
         try:

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from sandbox_provisioner.errors import HostError, SpecError
-from sandbox_provisioner.facilities.network.card import addresses, reach
+from sandbox_provisioner.facilities.network.card import addresses, counts, reach
 from sandbox_provisioner.facilities.network.card.ruleset import Reach
 from sandbox_provisioner.facilities.network.facts import routes
 from sandbox_provisioner.facilities.network.facts.name_servers import name_servers
+from sandbox_provisioner.facilities.network.tell.counts import OfName, Traffic
 from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
 from sandbox_provisioner.facilities.network.wish.pool import parse_pool
 from sandbox_provisioner.facilities.network.wish.rules import Rules
+from sandbox_provisioner.records import RecordFolder
 
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0
@@ -78,6 +80,23 @@ def test_a_pool_is_gone_through_once_without_what_ends_in_0_or_255():
 def test_what_a_card_cannot_do_is_refused_before_anything_else(wish: dict[str, Any], told: str):
     with pytest.raises(SpecError, match=told):
         NetworkWish(mode=Network.CARD, **wish)
+
+
+def test_the_last_counts_are_found_of_a_card_that_ends_while_one_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = RecordFolder(tmp_path)
+    folder.note_card(IPv4Address("100.64.0.5"), {"20.1.0.1": "data.example.org"})
+
+    def ends(_: IPv4Address) -> None:
+        names = {"data.example.org:443": OfName(refusals=1)}
+        folder.write_last_counts(Traffic(refusals=1, names=names, is_last=True))
+
+    monkeypatch.setattr(counts, "counts", ends)
+    found = folder.read_counts()
+    assert found
+    assert found.is_last
+    assert found.names == {"data.example.org:443": OfName(refusals=1)}
 
 
 @pytest.mark.parametrize("mode", [Network.NONE, Network.GATEWAY])
