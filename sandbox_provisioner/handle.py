@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import IO, Any
 
+from sandbox_provisioner import audit
 from sandbox_provisioner.confinement import Confiner, confiner
 from sandbox_provisioner.contract import Labels
 from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
@@ -35,7 +36,7 @@ from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.places import TooManyFolders, find_shown, open_again
-from sandbox_provisioner.records import SERVER, UNREADABLE, Record, RecordFolder
+from sandbox_provisioner.records import OF_NOBODY, SERVER, UNREADABLE, Record, RecordFolder
 from sandbox_provisioner.spec import Network
 from sandbox_provisioner.story import NOTICES, ExitFile, ExitStory, with_reason
 from sandbox_provisioner.told import EndKind, Subject
@@ -358,6 +359,8 @@ class LocalHandle:
             await off_loop(self.usage)
             self._closed = True
             await self._remove()
+            if self._story and self.record.kind not in OF_NOBODY:
+                await off_loop(audit.ended, self.record, self._story)
 
     async def _remove(self) -> None:
         """Each whatever becomes of the others."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from sandbox_provisioner import audit
 from sandbox_provisioner.contract import Labels, WarmUnavailable
 from sandbox_provisioner.descriptors import for_clean_up
 from sandbox_provisioner.errors import (
@@ -32,6 +33,7 @@ from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.policy.admission import Running, admit, counts
 from sandbox_provisioner.records import (
+    OF_NOBODY,
     SERVER,
     Record,
     RecordFolder,
@@ -48,7 +50,7 @@ ATTEMPT = "start the sandbox"
 _UNDO = "undo a start that has failed"
 _KERNEL = "kernel"
 # What serves kernels, or waits to be one.
-_UNCOUNTED = frozenset({"nursery", "spare", "gateway", SERVER})
+_UNCOUNTED = OF_NOBODY | {SERVER}
 _log = logging.getLogger(__name__)
 
 
@@ -212,6 +214,8 @@ class Ledger:
             self.network.close()
         assert self.folder and self.tree
         pidfd, control = performer.detach()
+        if self.record.kind not in OF_NOBODY:
+            audit.started(self.record, self.request.asked, self.request.spec)
         return LocalHandle(
             pidfd=pidfd,
             tree=self.tree,

@@ -105,8 +105,9 @@ class LaunchRequest:
     *server_places* are more paths that the server would run or import from. *below* are the groups,
     hub/NAME/KIND, in which the sandbox's own is made, for a person's; *sums* are the limits of some
     of these, by their names, for all that is in one together. *terms* are a policy's, to which
-    *spec* has been narrowed: they are asked whether there is room for one more. *first_id* is the
-    first of a range of ids that is the person's for ever; 0: any range that is free.
+    *spec* has been narrowed: they are asked whether there is room for one more; *asked* is the spec
+    as it was before. *first_id* is the first of a range of ids that is the person's for ever; 0:
+    any range that is free.
     """
 
     sandbox_id: str
@@ -126,6 +127,7 @@ class LaunchRequest:
     below: str = ""
     sums: Mapping[str, Limits] = field(default_factory=dict)
     terms: Terms | None = None
+    asked: SandboxSpec | None = None
     first_id: int = 0
 
     @property

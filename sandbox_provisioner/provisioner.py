@@ -34,6 +34,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from tornado.web import HTTPError
 from traitlets import TraitError, TraitType, observe
 
+from sandbox_provisioner import audit
 from sandbox_provisioner.broker.launcher import BrokerLauncher
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.contract import (
@@ -164,6 +165,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
     end: End | None = None
     #: What the administrator's policy lets us have; None where there is none.
     terms: Terms | None = None
+    #: What was asked for before that narrowed it; None where nothing does.
+    asked: SandboxSpec | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         self._launcher: Launcher | None = None
@@ -256,6 +259,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         self.terms = terms_of_this_process()
         if self.terms is None:
             return spec
+        self.asked = spec
         spec, notices = narrow(spec, self.terms)
         for notice in notices:
             if notice not in self._told_of_policy:
@@ -538,6 +542,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             server_places=self._server_places(),
             logged=tuple(_logged(kwargs.get("stdout"), kwargs.get("stderr"))),
             terms=self.terms,
+            asked=self.asked,
         )
 
     def _spec_of_this_start(self) -> SandboxSpec:
@@ -598,6 +603,10 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         """Undo the start: nobody calls `cleanup` after a failed one."""
         is_ours = isinstance(error, InternalError)
         self.log.error("%s", error, exc_info=error.__cause__ if is_ours else None)
+        person = self.terms.person.name if self.terms else user_name()
+        name = self.kernel_spec.display_name
+        told = partial(audit.refused, error, person=person, name=name, asked=self.asked)
+        await off_loop(told)
         await self._close()
         if self.parent:
             self.parent.cleanup_connection_file()

@@ -54,6 +54,8 @@ _ID_LENGTH = 12
 _RANGE = ".ids"
 BUSY, IDLE = "busy", "idle"
 SERVER = "server"  # the kind of a hub user's Jupyter server
+# The kinds of what serves kernels, or waits to be one.
+OF_NOBODY = frozenset({"nursery", "spare", "gateway"})
 BUILDING = ".building"  # locked by who makes a nursery
 # What reading a record raises that is not (yet) whole, or is somebody else's file.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from traitlets import Unicode
 
+from sandbox_provisioner import audit
 from sandbox_provisioner.app.command import COMMON_ALIASES, COMMON_FLAGS, SandboxCommand
 from sandbox_provisioner.app.network import find_sandbox
 from sandbox_provisioner.app.running import Sandbox, look
@@ -28,11 +29,9 @@ from sandbox_provisioner.policy.meaning import parse
 from sandbox_provisioner.policy.narrow import described, narrow
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.policy.terms import Kind
-from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts, open_init
+from sandbox_provisioner.records import OF_NOBODY, Record, RecordFolder, cgroup_facts, open_init
 from sandbox_provisioner.spec import Limits, Network, SandboxSpec
 
-# What serves kernels, or waits to be one: nobody's.
-_OF_NOBODY = frozenset({"nursery", "spare", "gateway"})
 _CAPS = {"mem": "mem_limit", "cpu": "cpu_limit", "pids": "pids_limit"}
 _NETWORK = "network"
 _WORDS = "mem=4G, cpu=2, pids=100 and network=none"
@@ -53,7 +52,7 @@ class OnKernels(SandboxCommand):
         if len([*words, *filter(None, (self.user, self.group))]) != 1:
             raise self.wrong("name one kernel, or --user, or --group")
         # Only those that we have started: what others write into their records is their word.
-        running = [one for one in look(self.runtime()) if one.record.kind not in _OF_NOBODY]
+        running = [one for one in look(self.runtime()) if one.record.kind not in OF_NOBODY]
         if words:
             return [find_sandbox(words[0], running)]
         is_meant = self._member if self.group else self._owner
@@ -166,6 +165,7 @@ def change(sandbox: Sandbox, wishes: Mapping[str, Mapping[str, Any]]) -> str:
     told = ", ".join(f"{option} = {described(values)}" for option, values in wishes.items())
     with contextlib.suppress(OSError, ValueError):  # it ends just now
         folder.change(lambda record: _with(record, limits, fields, told))
+    audit.changed(sandbox.record, told)
     return f"has {told} now"
 
 
@@ -265,9 +265,11 @@ class ThawApp(OnKernels):
 
 def _freeze(sandbox: Sandbox) -> str:
     _tree(sandbox).freeze()
+    audit.changed(sandbox.record, "frozen")
     return "is frozen"
 
 
 def _thaw(sandbox: Sandbox) -> str:
     _tree(sandbox).thaw()
+    audit.changed(sandbox.record, "thawed")
     return "goes on"

@@ -86,6 +86,7 @@ def request_for_command(
         cwd=start_directory(cwd, spec),
         pump=False,
         terms=provisioner.terms,
+        asked=provisioner.asked,
     )
 
 

@@ -13,9 +13,11 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sandbox_provisioner import audit
 from sandbox_provisioner.broker.eyes import Eyes
 from sandbox_provisioner.broker.peer import Peer
 from sandbox_provisioner.broker.sockets import hand_over
@@ -143,7 +145,12 @@ class Kernels:
             )
         with self._counted(peer.uid):
             async with self._gate:
-                return await self._start(peer, wish, fds, watched)
+                try:
+                    return await self._start(peer, wish, fds, watched)
+                except SandboxError as error:
+                    told = partial(audit.refused, person=peer.name, name=wish.labels.name)
+                    await off_loop(partial(told, error, asked=wish.spec))
+                    raise
 
     @contextlib.contextmanager
     def _counted(self, uid: int) -> Any:
@@ -187,6 +194,7 @@ class Kernels:
         spec, notices = narrow(asked, terms) if terms else (asked, ())
         told += notices
         request = _in_sums(wish.request(spec, watched, terms), peer)
+        request = replace(request, asked=wish.spec if terms else None)
         handle = await launcher.start(request, labels, Stdio(*fds[:STREAMS]))
         kernel = _Kernel(of=peer.uid, handle=handle)
         if request.watched >= 0:

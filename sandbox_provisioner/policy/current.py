@@ -6,6 +6,7 @@ changed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.policy.policy import Policy
 from sandbox_provisioner.policy.read import POLICY_FILE, read_policy
-from sandbox_provisioner.policy.terms import Terms
+from sandbox_provisioner.policy.terms import PolicyError, Terms
 
 _Mark = tuple[int, ...]
 
@@ -25,6 +26,7 @@ class PolicyKeeper:
 
     path: str = POLICY_FILE
     owner_uid: int = 0
+    audit: str = ""
     _mark: _Mark = ()
     _policy: Policy | None = None
     _terms: dict[Person, Terms] = field(default_factory=dict)
@@ -64,6 +66,14 @@ _keeper = PolicyKeeper()
 def current_policy() -> Policy | None:
     """The policy of this machine; None where there is none. PolicyError."""
     return _keeper.policy()
+
+
+def audit_place() -> str:
+    """Where a line goes for each start and end, by the last policy in order; "": nowhere."""
+    with contextlib.suppress(PolicyError):
+        policy = current_policy()
+        _keeper.audit = policy.audit if policy else ""
+    return _keeper.audit
 
 
 def terms_for(person: Person) -> Terms | None:

@@ -36,6 +36,8 @@ from sandbox_provisioner.policy.terms import ADMINISTRATOR, Kind, OnExcess, Poli
 
 POLICY_FILE = "/etc/jupyter/sandbox.toml"
 MOST_BYTES = 256 << 10
+# Where an audit's lines go that go to no file.
+TO_LOG, TO_JOURNAL = "log", "journal"
 _OF_ALL = ("ask", "audit", "host", EVERYONE, "group", "user")
 _OF_HOST = ("mem_limit", KERNELS)
 _OF_SECTION = (KERNELS, ON_EXCESS, *Kind)
@@ -260,7 +262,7 @@ class _Reader:
 
     def _audit(self) -> str:
         place = self._text("audit", "")
-        if place not in {"", "log", "journal"} and not os.path.isabs(place):
+        if place not in {"", TO_LOG, TO_JOURNAL} and not os.path.isabs(place):
             self._refuse(
                 ("audit",),
                 f"{place!r} is nowhere that lines can go to",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -107,3 +108,20 @@ def test_a_policy_that_is_wrong_refuses_every_start_and_leaves_nothing(
     assert "line 2" in told
     assert "Ask the administrator of this machine" in told
     assert not all_records(runtime_dir)
+
+
+@pytest.mark.requires("root")
+def test_an_audit_has_a_line_for_each_start_refusal_and_end(
+    kernel: Any, policy: Any, new_folder: Any
+) -> None:
+    file = new_folder() / "audit.jsonl"
+    policy(f'audit = "{file}"\n[everyone]\nkernels = 1\nceilings.mem_limit = "300M"')
+    with kernel(mem_limit="1G") as k:
+        kernel_id = k.provisioner.kernel_id
+        with pytest.raises(StartRefused), kernel():
+            pass
+    start, refusal, end = map(json.loads, file.read_text().splitlines())
+    assert (start["event"], start["kernel_id"]) == ("start", kernel_id)
+    assert (start["asked"]["mem_limit"], start["given"]["mem_limit"]) == ("1 GiB", "300 MiB")
+    assert (refusal["event"], "may have 1 at once" in refusal["error"]) == ("refusal", True)
+    assert (end["event"], end["kernel_id"], end["story"]["kind"]) == ("end", kernel_id, "asked")
