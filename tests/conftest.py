@@ -109,7 +109,10 @@ def _lasting_descriptors() -> None:
         async def nested() -> None:
             run_sync(asyncio.sleep)(0)
 
-        ensure_event_loop().run_until_complete(nested())
+        async def twice_nested() -> None:  # a restarter that looks, every three seconds
+            run_sync(nested)()
+
+        ensure_event_loop().run_until_complete(twice_nested())
 
 
 @pytest.fixture(autouse=True)
