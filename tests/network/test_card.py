@@ -466,6 +466,18 @@ def test_who_tries_many_addresses_fills_a_bounded_table_and_hides_nothing_behind
     apart(host)
 
 
+def test_linux_looks_through_what_it_counts_once_a_day():
+    """Not each second, for each kernel."""
+
+    def host() -> None:
+        play_host()
+        for name in ruleset.sets_of(ruleset.key_of(new_card(new_namespace()))):
+            (found,) = netlink.read(nft.GET_SET, nft.set_key(ruleset.TABLE, name))
+            assert int.from_bytes(attributes(found)[12], "big") == 24 * 3600 * 1000
+
+    apart(host)
+
+
 def test_a_bell_rings_once_until_it_is_silenced():
     def host() -> None:
         play_host()

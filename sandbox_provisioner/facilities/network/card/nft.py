@@ -29,7 +29,7 @@ _DUMP = 0x300  # NLM_F_DUMP of linux/netlink.h
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 16, 17
 (NEW_TABLE, GET_TABLE, DELETE_TABLE, NEW_CHAIN, GET_CHAIN, DELETE_CHAIN, NEW_RULE, GET_RULE,
- DELETE_RULE, NEW_SET, _, DELETE_SET, NEW_ELEMENT, GET_ELEMENT,
+ DELETE_RULE, NEW_SET, GET_SET, DELETE_SET, NEW_ELEMENT, GET_ELEMENT,
  DELETE_ELEMENT) = range(15)  # fmt: skip
 NEW_OBJECT, GET_OBJECT, DELETE_OBJECT, RESET_OBJECT = 18, 19, 20, 21
 COUNTER, QUOTA = 1, 2  # NFT_OBJECT_*
@@ -166,7 +166,7 @@ def new_destinations(table: str, name: str, identifier: int, most: int) -> Messa
     """A set that rules fill (`counted_by`), with *most* destinations."""
     body = text(1, table) + text(2, name) + number(3, _FILLED_BY_RULES) + number(4, _KEY_TYPE)
     body += number(5, DESTINATION_KEY.size) + nested(9, number(1, most)) + number(10, identifier)
-    body += big(12, _LOOKED_THROUGH_MS)
+    body += number(12, _LOOKED_THROUGH_MS)
     return Message(f"make the set {name}", NEW_SET, CREATE | EXCLUSIVE, body)
 
 
