@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import broker, density, loop, network, overhead, soak, start, steps
+from benchmarks import broker, density, grade, loop, network, overhead, soak, start, steps
 
 
 class Benchmark(NamedTuple):
@@ -44,6 +44,15 @@ BENCHMARKS = {
             ("each", 50, "kernels to weigh, 0 to leave out this and all that follows"),
             ("alive", 300, "kernels at once"),
             ("seconds", 10.0, "of starts"),
+        ),
+    ),
+    "grade": Benchmark(
+        "grading an assignment, beside nbgrader autograde",
+        grade.main,
+        (
+            ("submissions", 100, "that are graded"),
+            ("chunks", 4, "in which both take turns"),
+            ("cold", 8, "of them graded by nbgrader in boxes, one by one"),
         ),
     ),
     "overhead": Benchmark(

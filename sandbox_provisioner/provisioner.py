@@ -458,12 +458,14 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         await off_loop(self.starter.sweep)
         return await self.starter.start(request, labels, stdio)
 
-    async def fill(self, cmd: list[str], **kwargs: Any) -> int:
+    async def fill(self, cmd: list[str], *, own: bool = False, **kwargs: Any) -> int:
         """Called by `jupyter sandbox warm` in place of `launch_kernel`: make now what a start finds
-        ready, and return how many nurseries and spares that were; raises SandboxError."""
+        ready, and return how many nurseries and spares that were; raises SandboxError. What is made
+        is this process's *own* alone, or for all of this user's."""
         request = self._request(cmd, kwargs)
         await off_loop(self.starter.sweep)
-        return await self.starter.fill(request, self._labels({}), self._wishes())
+        warmth = self._warmth() if own else self._wishes()
+        return await self.starter.fill(request, self._labels({}), warmth)
 
     def _wishes(self) -> Warmth:
         return Warmth(tuple(self.preload), self.spares, self.warm_idle_timeout)

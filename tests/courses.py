@@ -27,6 +27,7 @@ NOTEBOOK = "problem"
 SOLVE = "def double(x):\n    return 2 * x"
 WRONG = "def double(x):\n    return x if x > 1 else 2 * x"
 _PATIENCE_SECONDS = 300
+_GRADE = ("grade", ASSIGNMENT, "--jobs", "2")
 
 
 def python_path() -> dict[str, str]:
@@ -38,7 +39,9 @@ def python_path() -> dict[str, str]:
     if not PLACE.is_dir():
         with tempfile.TemporaryDirectory(dir=PLACE.parent) as folder:
             command = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps")
-            words = (*command, "--target", f"{folder}/all", *_ALL)
+            # Its utils import what Python no longer brings along.
+            older = () if importlib.util.find_spec("setuptools") else ("setuptools",)
+            words = (*command, "--target", f"{folder}/all", *_ALL, *older)
             subprocess.run(words, check=True, timeout=_PATIENCE_SECONDS)
             Path(folder, "all").rename(PLACE)
     assert PLACE.stat().st_uid == os.geteuid()
@@ -72,12 +75,15 @@ def source() -> Any:
 class Course:
     """A course in *root*, with its assignment released and no submissions yet."""
 
-    def __init__(self, root: Path, environment: Mapping[str, str], config: str = "") -> None:
+    def __init__(self, root: Path, environment: Mapping[str, str]) -> None:
         self.root = root
         self.environment = {**environment, **python_path()}
-        (root / "source" / ASSIGNMENT).mkdir(parents=True)
-        nbformat.write(source(), root / "source" / ASSIGNMENT / f"{NOTEBOOK}.ipynb")
-        self.configure(config)
+        self.configure("")
+
+    def release(self) -> None:
+        """Write the assignment, and let nbgrader make of it what students get."""
+        (self.root / "source" / ASSIGNMENT).mkdir(parents=True)
+        nbformat.write(source(), self.root / "source" / ASSIGNMENT / f"{NOTEBOOK}.ipynb")
         self.nbgrader("generate_assignment", ASSIGNMENT)
 
     def configure(self, config: str) -> None:
@@ -103,7 +109,15 @@ class Course:
 
     def grade(self, *words: str, status: int = 0) -> str:
         """The same of `jupyter sandbox grade`."""
-        return self._run("sandbox_provisioner.app", "grade", *words, status=status)
+        return self._run("sandbox_provisioner.app", *_GRADE, *words, status=status)
+
+    def grading(self) -> subprocess.Popen[str]:
+        """`jupyter sandbox grade`, whose output its caller reads."""
+        words = (sys.executable, "-m", "sandbox_provisioner.app", *_GRADE)
+        return subprocess.Popen(
+            words, cwd=self.root, env={**self.environment, "PYTHONUNBUFFERED": "1"}, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
     def _run(self, *words: str, status: int) -> str:
         done = subprocess.run(

@@ -18,6 +18,7 @@
     freeze    stops kernels as they are; thaw lets them go on
     gc        removes what killed servers left                  running.py
     broker    starts kernels for others, as root                ../broker/
+    grade     all submissions of an assignment of nbgrader's
     demo      one notebook on a plain and on a sandboxed kernel
 """
 
@@ -55,6 +56,7 @@ _SUBCOMMANDS = {
     "warm": (f"{_HERE}.warm.WarmApp", "Prepare a kernel's next starts."),
     "gc": (f"{_HERE}.running.CollectApp", "Remove what killed servers left."),
     "broker": (f"{_HERE}.broker.BrokerApp", "Start kernels for ordinary users' servers, as root."),
+    "grade": (f"{_HERE}.grade.GradeApp", "Grade an assignment of nbgrader's."),
     "demo": (f"{_HERE}.demo.DemoApp", "Compare a plain and a sandboxed kernel."),
 }
 

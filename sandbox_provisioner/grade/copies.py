@@ -84,10 +84,15 @@ def _walk(folder: int, above: str, ignored: Collection[str], depth: int) -> Iter
             os.close(fd)
 
 
-def copy(source: Path, target: Path, ignored: Collection[str] = ()) -> None:
-    """Copy the files of *source* into the folder *target*, over what is there; see `files_of`."""
+def copy(
+    source: Path, target: Path, ignored: Collection[str] = (), but: Collection[str] = ()
+) -> None:
+    """Copy the files of *source* into the folder *target*, over what is there, *but* those of these
+    paths; see `files_of`."""
     target.mkdir(mode=0o755, exist_ok=True)
     for found in files_of(source, ignored):
+        if found.path in but:
+            continue
         path = target / found.path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)

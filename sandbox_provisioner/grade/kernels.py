@@ -28,8 +28,9 @@ from sandbox_provisioner.options import PROVISIONER
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.spec import NO_WORKDIR
 
-# What one has that nobody has given a limit: a box without one is none for code of strangers.
-DEFAULT_MEMORY = "1G"
+# Where nobody says otherwise. A box without a limit is none for code of strangers; and an interrupt
+# near the limit comes at another place each time, so that marks would not be the same twice.
+_DEFAULTS = {"mem_limit": "1G", "mem_interrupt": 0}
 # ZeroMQ reads a message whole before anybody can look at it, and so many before anybody does.
 _MESSAGE_BYTES = 16 << 20
 _MESSAGES = 8
@@ -49,6 +50,17 @@ class Boxing:
         manager = BoxedManager(kernel_name=self.name, config=self.config)
         manager.box = {**self.options, "volumes": self._volumes(files)}
         return manager
+
+    async def make_nursery(self, files: Path) -> None:
+        """Make now what all kernels of this one process are forked from; a SandboxError where that
+        cannot be had. Without it they start one by one."""
+        manager = self.manager(files)
+        command, options = await manager._async_pre_start_kernel(env=environment())
+        try:
+            if isinstance(manager.provisioner, SandboxProvisioner):
+                await manager.provisioner.fill(command, own=True, **options)
+        finally:
+            manager.cleanup_connection_file()
 
     def _volumes(self, files: Path) -> list[str]:
         return [*self.options.get("volumes", ()), f"{files}:{FILES}:ro"]
@@ -93,8 +105,8 @@ def boxed(installed: KernelSpec, options: Mapping[str, Any], config: Config) -> 
     volumes = [*own.get("volumes", ()), *options.get("volumes", ())]
     kept = _kept(given, config.get("SandboxProvisioner", {}))
     forced = {"workdir": NO_WORKDIR, "volumes": volumes, "env_keep": kept}
-    said = {**given, **config.get("SandboxProvisioner", {})}
-    defaults = {} if said.get("mem_limit") else {"mem_limit": DEFAULT_MEMORY}
+    said = {**config.get("SandboxProvisioner", {}), **given}
+    defaults = {name: value for name, value in _DEFAULTS.items() if said.get(name) is None}
     new = {"provisioner_name": PROVISIONER, "config": {**defaults, **given, **forced}}
     spec = KernelSpec(**installed.to_dict(), resource_dir=installed.resource_dir)
     spec.metadata = {**installed.metadata, "kernel_provisioner": new}

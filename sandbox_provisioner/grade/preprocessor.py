@@ -15,6 +15,7 @@ from nbformat import NotebookNode
 from nbgrader.preprocessors import Execute
 from traitlets import Integer, Unicode
 
+from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.grade.copies import copy
 from sandbox_provisioner.grade.kernels import Boxing
 from sandbox_provisioner.grade.run import run_notebook
@@ -52,7 +53,7 @@ class SandboxExecute(Execute):
         boxing = Boxing(name=name, config=self.config)
         with tempfile.TemporaryDirectory(prefix="sandbox-grade-") as folder:
             files = Path(folder, "files")
-            copy(Path(resources["metadata"]["path"]), files, ["*.ipynb"])
+            self._copy_to(files, resources)
             verdict = run_sync(run_notebook)(
                 nb, boxing, files, self._terms(), seconds_of=self.timeout_func
             )
@@ -60,6 +61,24 @@ class SandboxExecute(Execute):
             marks = resources.get("nbgrader", {})
             self.log.warning("%s of %s: %s", marks.get("notebook"), marks.get("student"), verdict)
         return nb, resources
+
+    def _copy_to(self, files: Path, resources: Any) -> None:
+        """The submission's files, and the assignment's over them: from where they were handed in,
+        since nbgrader's own copy has followed links."""
+        marks, converter = resources["nbgrader"], self.parent.parent
+        place, name = converter.coursedir, marks["assignment"]
+        submitted = Path(place.format_path(place.submitted_directory, marks["student"], name))
+        if submitted.joinpath(f"{marks['notebook']}.ipynb").is_symlink():
+            raise SpecError(
+                attempt=f"grade {marks['notebook']} of {marks['student']}",
+                answer="it is a symbolic link: nobody knows whose notebook nbgrader has read",
+                remedy="Ask for it again, or mark it by hand.",
+            )
+        ignored = [*place.ignore, "*.ipynb"]
+        copy(submitted, files, ignored)
+        source = Path(place.format_path(place.source_directory, ".", name))
+        if source.is_dir():
+            copy(source, files, ignored, converter.exclude_overwriting.get(name, []))
 
     def _terms(self) -> Terms:
         return Terms(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from nbformat import NotebookNode, v4
 from sandbox_provisioner.grade import verdict
 from sandbox_provisioner.grade.kernels import BoxedManager, Boxing, environment
 from sandbox_provisioner.grade.shown import Budget, weight
-from sandbox_provisioner.grade.terms import Terms, setting_up
+from sandbox_provisioner.grade.terms import SecondsOf, Terms, setting_up
 from sandbox_provisioner.grade.verdict import Place
 from sandbox_provisioner.inside.printable import one_line
 
@@ -30,7 +30,6 @@ _HEED_SECONDS = 3.0
 _READY_SECONDS = 60
 _LATE = {"ename": "CellTimeoutError", "evalue": "", "traceback": ["No reply before the time limit"]}
 _LONGEST_ERROR = 200
-SecondsOf = Callable[[NotebookNode], int | None]
 
 
 async def run_notebook(
@@ -61,7 +60,8 @@ class _Run(NotebookClient):
         # With a file of its history named, each kernel would have to make its shell anew.
         super().__init__(
             notebook, km=manager, timeout=terms.cell_seconds or -1, allow_errors=True,
-            raise_on_iopub_timeout=True, startup_timeout=_READY_SECONDS, ipython_hist_file="",
+            raise_on_iopub_timeout=True, iopub_timeout=_READY_SECONDS,
+            startup_timeout=_READY_SECONDS, ipython_hist_file="",
             store_widget_state=False, shutdown_kernel="immediate",
             # A submission may tag the tests in it: overwritten is what they say, not their tags.
             skip_cells_with_tag=secrets.token_hex(),
@@ -95,7 +95,9 @@ class _Run(NotebookClient):
         return self._verdict
 
     async def _start(self) -> None:
-        await self.async_start_new_kernel(env=environment())
+        # What it writes there would be in the terminal of who grades.
+        nowhere = subprocess.DEVNULL
+        await self.async_start_new_kernel(env=environment(), stdout=nowhere, stderr=nowhere)
         await self.async_start_new_kernel_client()
         assert self.kc is not None
         made = self.kc.execute(setting_up(), silent=True, store_history=False)

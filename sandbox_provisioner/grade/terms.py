@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # Where the files of a submission show in its box, read-only; the kernel starts in a copy of them.
 FILES = "/submission"
@@ -15,6 +17,8 @@ FIXED = {
     "NBGRADER_EXECUTION": "autograde",
 }
 SEED = 0
+# Of a cell of a notebook; None is no limit.
+SecondsOf = Callable[[Mapping[str, Any]], int | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -214,9 +214,9 @@ def test_only_one_file_loads_what_compiles_messages_for_interfaces_and_no_other_
     assert answer.stdout == "False\n"
 
 
-def test_what_draws_tables_is_loaded_by_one_command_and_by_no_start():
+def test_what_draws_tables_is_loaded_by_two_commands_and_by_no_start():
     users = {module_of(path) for path in FILES if "rich" in _top_names(path)}
-    assert users == {f"{NAME}.app.listing"}
+    assert users == {f"{NAME}.app.listing", f"{NAME}.app.grade"}
     script = f"import sys, {NAME}.provisioner, {NAME}.app.running; print('rich' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
