@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -38,6 +38,7 @@ from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.units import parse_bytes
 
 if TYPE_CHECKING:
+    from sandbox_provisioner.grade.assignment import Assignment
     from sandbox_provisioner.grade.course import Course, Submission
 
 _PIPE_COLUMNS = 1 << 14
@@ -112,7 +113,9 @@ class GradeApp(SandboxCommand):
             find_kernel(self.kernels(), name)
         submissions = course.submissions()
         with book.opened(course.root, course.name) as ours, _Shown(len(submissions)) as shown:
-            _run(_grading(course, ours, order, shown.tell), submissions)
+            assignment = _assignment(course, ours, order, shown.tell)
+            _run(assignment.grade, submissions)
+            shown.note(assignment.notes)
         raise SystemExit(1 if shown.problems else 0)
 
     def _order(self, course: Course) -> Order:
@@ -145,10 +148,12 @@ def _course(name: str, students: str) -> Course:
     return Course(name, students, silent_log())
 
 
-def _grading(course: Course, ours: book.Book, order: Order, tell: Callable[[Outcome], None]) -> Any:
+def _assignment(
+    course: Course, ours: book.Book, order: Order, tell: Callable[[Outcome], None]
+) -> Assignment:
     from sandbox_provisioner.grade.assignment import Assignment  # noqa: PLC0415
 
-    return Assignment(course, ours, order, tell).grade
+    return Assignment(course, ours, order, tell)
 
 
 def _run(
@@ -211,6 +216,11 @@ class _Shown:
             verdict = f": {graded.verdict}" if graded.verdict else ""
             before = " (graded before)" if outcome.known else ""
             self._print(f"{student}: {graded.score:g} of {graded.most:g}{before}{verdict}")
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Called at the end, with what is nobody's own."""
+        for text in notes:
+            self._print(text)
 
     def _print(self, text: str) -> None:
         self._console.print(Text(one_line(text)))

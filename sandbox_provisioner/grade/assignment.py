@@ -51,6 +51,8 @@ class Assignment:
         self._thread = ThreadPoolExecutor(1, "gradebook")
         self._boxings: dict[str, Boxing] = {}
         self._whole = ""
+        #: What whoever grades should know besides.
+        self.notes: list[str] = []
 
     async def grade(self, submissions: Sequence[Submission]) -> None:
         """Grade all *submissions*; each is told once."""
@@ -108,7 +110,8 @@ class Assignment:
         for name in self._course.kernels(self._order.kernel):
             boxing = Boxing(name=name, options=options, config=self._course.config)
             self._boxings[name] = boxing
-            await boxing.make_nursery(files)
+            if why := await boxing.make_nursery(files):
+                self.notes.append(f"{name}: each kernel starts by itself. {why}")
 
     def _is_own(self, module: str) -> bool:
         """Whether it lies beside the notebooks."""

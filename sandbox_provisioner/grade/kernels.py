@@ -23,6 +23,7 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from sandbox_provisioner.ends import End
+from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.grade.terms import FILES, FIXED
 from sandbox_provisioner.options import PROVISIONER
 from sandbox_provisioner.provisioner import SandboxProvisioner
@@ -51,16 +52,19 @@ class Boxing:
         manager.box = {**self.options, "volumes": self._volumes(files)}
         return manager
 
-    async def make_nursery(self, files: Path) -> None:
-        """Make now what all kernels of this one process are forked from; a SandboxError where that
-        cannot be had. Without it they start one by one."""
+    async def make_nursery(self, files: Path) -> str:
+        """Make now what all kernels of this one process are forked from, and return why not, "" if
+        there is one: without it each starts by itself. Raises what any start would, too."""
         manager = self.manager(files)
         command, options = await manager._async_pre_start_kernel(env=environment())
         try:
             if isinstance(manager.provisioner, SandboxProvisioner):
                 await manager.provisioner.fill(command, own=True, **options)
+        except LaunchError as error:
+            return str(error)
         finally:
             manager.cleanup_connection_file()
+        return ""
 
     def _volumes(self, files: Path) -> list[str]:
         return [*self.options.get("volumes", ()), f"{files}:{FILES}:ro"]
