@@ -512,6 +512,18 @@ def give_to_all(folder):
         path.chmod(0o777)
 
 
+@pytest.mark.parametrize("options", [[], ["--bare"]])
+@pytest.mark.parametrize("name", ["hooks", "hooks/deep", "objects"])
+def test_what_git_keeps_of_a_repository_is_no_work_directory(workdir, sandbox, options, name):
+    """All of it would be the kernel's, also what is covered in one that begins higher up."""
+    subprocess.run(["git", "init", "-q", *options, str(workdir)], check=True)
+    inside = workdir / ("" if options else ".git") / name
+    inside.mkdir(parents=True, exist_ok=True)
+    give_to_all(workdir)
+    with pytest.raises(SandboxError, match="git keeps for itself"), sandbox(workdir=str(inside)):
+        pass
+
+
 def plant_in_repository(git):
     """What redirects git to another program, and what a commit has to change."""
     import os

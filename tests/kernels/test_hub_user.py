@@ -19,6 +19,8 @@ from facilities import public_python
 from hub_user import CONFIG, HubHome, TerminalSocket, ipykernel, stanza
 from jupyter_programs import PATIENCE_SECONDS, Home, Server
 
+from sandbox_provisioner.sweeping import sweep
+
 pytestmark = [
     pytest.mark.requires("root", "userns", "jupyter_server", "setpriv", "public-python"),
 ]
@@ -61,7 +63,8 @@ def server(home: HubHome) -> Iterator[Server]:
 
 def watch_the_end(server: Server) -> Callable[[], None]:
     """Of the only box; what is answered waits for its end and that of the program outside, which is
-    the parent of its init and leaves nothing."""
+    the parent of its init. Who closes a terminal kills that if it takes longer than half a second:
+    then a sweep removes what is left."""
     [record] = server.home.records()
     status = Path(f"/proc/{record.init_pid}/status").read_text()
     parent = int(status.partition("PPid:")[2].split()[0])
@@ -71,6 +74,7 @@ def watch_the_end(server: Server) -> Callable[[], None]:
         for end in ends:
             with io.FileIO(end):
                 assert select.select([end], [], [], PATIENCE_SECONDS)[0]
+        sweep(server.home.runtime)
         assert server.home.records() == []
 
     return wait

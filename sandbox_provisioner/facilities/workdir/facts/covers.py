@@ -116,6 +116,7 @@ def find_covered(
     if covers.whole:
         _add_run_by_host(source, opened, run_by_host, found)
         return found.covered()
+    _refuse_in_repository(source)
     # Of all other homes only the server's own is looked at, since a link in it may lead here: there
     # can be very many, and each path costs a look.
     related = {home, *(other for other in homes if _is_related(other, source))}
@@ -291,6 +292,22 @@ def _real(path: str, known: dict[str, str]) -> str:
 # -- repositories
 
 
+def _refuse_in_repository(source: str) -> None:
+    """A directory in what git keeps of a repository: its hooks, of which all would be the kernel's.
+    The whole of it can be a work directory, since the hooks are covered there."""
+    above = os.path.dirname(source)
+    while above != "/":
+        if os.path.basename(above) == ".git" or _is_bare(above):
+            answer = f"it lies in {above}, which git keeps for itself, and runs programs from"
+            raise bad_workdir(source, answer)
+        above = os.path.dirname(above)
+
+
+def _is_bare(path: str) -> bool:
+    """Whether git would take *path* for a repository without its work tree."""
+    return all(os.path.lexists(f"{path}/{name}") for name in _BARE)
+
+
 def repositories(opened: str) -> tuple[str, ...]:
     """The repositories in the directory *opened*, itself one or near it, by what git keeps of each:
     a ".git" or, of one without a work tree, the directory itself (gitrepository-layout(5)). Raises
@@ -306,7 +323,7 @@ def repositories(opened: str) -> tuple[str, ...]:
         path = os.path.join(opened, folder)
         if os.path.lexists(f"{path}/.git"):
             found.append(os.path.join(folder, ".git"))
-        if all(os.path.lexists(f"{path}/{name}") for name in _BARE):
+        if _is_bare(path):
             found.append(folder or ".")
         if depth < _REPOSITORY_DEPTH:
             names = [entry.name for entry in folders.of(path) if _may_hold_one(entry)]
