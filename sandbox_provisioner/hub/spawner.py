@@ -229,6 +229,7 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
         program, needed = _needed_by(command, environment, person)
         words = (str(_PORT), str(address[1]), API_SOCKET, str(_FROM_PROXY))
         terms = terms_for(Person.find(person.pw_name))
+        group, limits = f"hub/{person.pw_name}", self._sum(terms)
         return LaunchRequest(
             sandbox_id=doors.path.name,
             spec=self._within(terms, self._spec(person, doors)),
@@ -238,8 +239,9 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
             survive_server=True,
             logged=("stdout", "stderr"),
             extra_files=(relay.__file__, *needed),
-            below=f"hub/{person.pw_name}/server",
-            sums={f"hub/{person.pw_name}": self._sum(terms)},
+            below=f"{group}/server",
+            # A broker that starts kernels beside it writes the first one anew, by the policy alone.
+            sums={group: limits, f"{group}/server": _of_servers(limits)},
             first_id=range_of(person.pw_name, Path(self.state_dir)),
         )
 
@@ -404,6 +406,12 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
 
 
 # -- on the way of a start
+
+
+def _of_servers(limits: Limits) -> Limits:
+    """Of *limits* of all that a person runs, those of the servers: but for CPU time, of which v1
+    lets no group have more than the one above, also where that is changed (sched-bwc.rst)."""
+    return Limits(memory_bytes=limits.memory_bytes, pids=limits.pids)
 
 
 def _account(name: str) -> pwd.struct_passwd:

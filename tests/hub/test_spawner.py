@@ -138,6 +138,11 @@ def test_each_person_has_a_range_of_ids_and_groups_of_roots(hub: Hub, ann: str, 
     assert all(f"{name} {record.first_id}\n" in told for name, record in found.items())
     pid = found[ann].init_pid
     assert Path(f"/proc/{pid}").stat().st_uid == found[ann].first_id
+    version, bases = found[ann].cgroup_version, found[ann].cgroup_bases
+    file = {1: "memory.limit_in_bytes", 2: "memory.max"}[version]
+    for name in ("hub/ann", "hub/ann/server"):
+        limit = Path(bases["memory"], "sandbox-provisioner", name, file).read_text()
+        assert int(limit) == 768 << 20
     for group in filter(Path.exists, groups_of(found[ann])):
         files = [group, *group.rglob("*")]
         assert {path.stat().st_uid for path in files} == {0}
