@@ -40,11 +40,11 @@ def manager(**options: Any) -> KernelManager:
 
 
 class Kernel:
-    """One that runs in the work directory."""
+    """One that runs in *cwd*, which is the work directory by default."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, cwd: str = "", **options: Any) -> None:
         self.manager = manager(**options)
-        self.manager.start_kernel(cwd=place["work"])
+        self.manager.start_kernel(cwd=cwd or place["work"])
         self._meet()
 
     def _meet(self) -> None:
