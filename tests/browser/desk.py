@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 PATIENCE_MS = 60_000
 _ARGUMENTS = [
@@ -21,7 +21,8 @@ SETTINGS = {
 
 
 def chromium() -> Iterator[Browser]:
-    """The machine's."""
+    """The machine's. What a test expects may take as long as an act, on a busy machine."""
+    expect.set_options(timeout=PATIENCE_MS)
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=_ARGUMENTS)
