@@ -158,11 +158,11 @@ def echoed(namespace: int, address: str) -> int:
         return raw.recv(200)[0]
 
 
-def test_nobody_hears_of_a_box_on_its_link_and_it_believes_no_router():
+def test_nobody_comes_to_a_box_and_it_believes_no_router_or_neighbour():
     """It has the one address that it was given, and fixed neighbours."""
 
     def host() -> None:
-        play_host(ipv6=True)
+        world = play_host(ipv6=True)
         box = new_namespace()
         card = new_card(box, "all")
         own = str(card.pair.ipv6)
@@ -170,10 +170,12 @@ def test_nobody_hears_of_a_box_on_its_link_and_it_believes_no_router():
         shown = [str(IPv6Address(int(words[0], 16))) for words in in_box if words[-1] == "eth0"]
         assert shown == [own]
         assert card.pair.name not in read("if_inet6")
+        within(world, lambda: add_route(str(POOL_6), HOST_6))
         send(box, card, router_advertisement(), source="fe80::1", to_box=True)
         send(box, card, neighbour_advertisement(own), source=own)
         with listening(box, ipv6=True):
-            assert refusal(host_namespace(), own, seconds=0.2) == "TimeoutError"  # nobody outside
+            for place in (host_namespace(), world):
+                assert refusal(place, own, seconds=0.2) == "TimeoutError"
         assert "2a000bad" not in within(box, lambda: read("ipv6_route"))
         with IPRoute() as route:
             found = route.get_neighbours(family=socket.AF_INET6, ifindex=index_of(card))
@@ -181,6 +183,11 @@ def test_nobody_hears_of_a_box_on_its_link_and_it_believes_no_router():
         assert known == {own: addresses.mac_of_box(card.pair.address).hex(":")}
 
     apart(host)
+
+
+def add_route(block: str, gateway: str) -> None:
+    with IPRoute() as route:
+        route.route("add", dst=block, gateway=gateway, family=socket.AF_INET6)
 
 
 def host_namespace() -> int:
@@ -354,8 +361,7 @@ def test_what_a_card_has_of_ipv6_goes_with_it():
 def test_a_host_that_does_not_forward_ipv6_or_uses_the_pool_is_told_of():
     def host() -> None:
         play_host(ipv6=True)
-        with IPRoute() as route:
-            route.route("add", dst="fd53:616e::/32", gateway=GATE_6, family=socket.AF_INET6)
+        add_route("fd53:616e::/32", GATE_6)
         with pytest.raises(HostError, match=r"fd53:616e::/32 is a route \(up0\) of this host"):
             prepared(dual("all"))
         write("ipv6/conf/all/forwarding", "0")

@@ -18,6 +18,8 @@ from sandbox_provisioner.facilities.network.tell.counts import OfName, Traffic
 from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
 from sandbox_provisioner.facilities.network.wish.pool import parse_pool
 from sandbox_provisioner.facilities.network.wish.rules import Rules
+from sandbox_provisioner.policy.meaning import parse
+from sandbox_provisioner.policy.terms import Kind
 from sandbox_provisioner.records import RecordFolder
 
 ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -99,10 +101,11 @@ def test_the_last_counts_are_found_of_a_card_that_ends_while_one_looks(
     assert found.names == {"data.example.org:443": OfName(refusals=1)}
 
 
-@pytest.mark.parametrize("mode", [Network.NONE, Network.GATEWAY])
-def test_ipv6_is_asked_for_a_card_alone(mode: Network):
+def test_ipv6_is_of_a_network_and_a_gateway_has_it_anyway():
     with pytest.raises(SpecError, match="use network_ipv6"):
-        NetworkWish(mode=mode, ipv6=True)
+        NetworkWish(ipv6=True)
+    assert NetworkWish(mode=Network.GATEWAY, ipv6=True).ipv6
+    assert parse(Kind.FORCED, "network_ipv6", True) == {"network.ipv6": True}
 
 
 def test_routes_of_ipv6_are_read(tmp_path: Path):

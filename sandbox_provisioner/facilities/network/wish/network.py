@@ -75,12 +75,6 @@ class NetworkWish:
             parse_pool(self.pool)
             parse_pool_ipv6(self.pool_ipv6)
             self._check_card((*allow, *deny))
-        elif self.ipv6:
-            raise SpecError(
-                attempt='use network_ipv6 with network = "gateway"',
-                answer="a gateway has IPv6 wherever this machine has it",
-                remedy="Leave it out.",
-            )
 
     def _check_card(self, rules: Iterable[Rule]) -> None:
         """A packet has no name: names are looked up once, when the card is made."""
