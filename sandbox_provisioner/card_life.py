@@ -9,7 +9,7 @@ start to its end. Only the machine's own root may make them.
     "say SENTENCE"    ──▶ PID 1       something was refused, its quota is used up, or somebody has
                                       deleted our table
     its end           ◀── PID 1       the box has ended: the thread writes down what was counted,
-                                      and removes what our table has for it, which takes 12 ms
+                                      and removes the card and what our table has for it
 
 The server may end before: a card that is there needs nobody, and what it leaves is swept.
 """
@@ -167,6 +167,10 @@ class _CardServer:
     def _end(self, card: Prepared) -> None:
         if found := counts.counts(card.pair.address):
             self._folder.write_last_counts(found.traffic(self._names, is_last=True))
+        # A connection that was open when the box ended says goodbye still. Nobody forwards that any
+        # more, and the card would stay as long as Linux tries: for minutes. Without it Linux gives
+        # up at once (tcp_orphan_retries in net/ipv4/tcp_timer.c: there is no way to the other end).
+        maker.take_away(card)
         maker.remove(card.pair.address)
 
     def _make(self, uplink: str, warn: Warn, held: contextlib.ExitStack) -> tuple[Prepared, int]:

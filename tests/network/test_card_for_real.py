@@ -181,6 +181,27 @@ def test_a_quota_that_is_used_up_ends_connections_and_the_person_is_told(
     assert sentence.startswith("say This kernel has sent and received 48.83 KiB, which is all that")
 
 
+def hold(address: str) -> None:
+    """Inside: a connection that stays open."""
+    import builtins
+    import socket
+
+    builtins.held = socket.create_connection((address, 80), 10)  # type: ignore[attr-defined]
+
+
+def test_a_kernel_that_ends_in_the_middle_of_a_connection_leaves_no_card(sandbox: Boxes):
+    def host() -> None:
+        world = play_host()
+        with listening(world) as listener:
+            with sandbox(network=card(f"{PUBLIC}:80")) as box:
+                box.call(hold, PUBLIC)
+                server = listener.accept()[0]
+            with server:
+                eventually(nothing_is_left)
+
+    apart(host)
+
+
 def note_what_is_told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What PID 1 hears from now on."""
     told: list[str] = []
