@@ -5,7 +5,7 @@
     prepare    before there is a box: may this host have cards? An address, whose name in our table
                nobody else can take meanwhile; the rules; the messages for the pair
     attach     when the box's namespace has come: the pair, its addresses and routes
-    remove     what our table has for it. The pair ends with the box, in the kernel's own time
+    take_away  the pair, when the box ends; remove, what our table has for it
                (a veth's end takes 19 ms)
 
 What holds the box is there before an interface of it is up.
