@@ -36,6 +36,7 @@ from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.hub import relay
 from sandbox_provisioner.hub.doors import API_SOCKET, INSIDE, Doors, sweep
+from sandbox_provisioner.hub.kernels import NAME as CHILD
 from sandbox_provisioner.hub.ranges import FOLDER, range_of
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.launch import LocalLauncher
@@ -227,6 +228,8 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
         environment["PATH"] = _path_with_ours(environment.get("PATH", os.defpath))
         command = [*self.cmd, *self.get_args()]
         program, needed = _needed_by(command, environment, person)
+        if os.path.dirname(program) == os.path.dirname(sys.executable):  # where we are installed
+            environment.setdefault("JUPYTER_DEFAULT_PROVISIONER_NAME", CHILD)
         words = (str(_PORT), str(address[1]), API_SOCKET, str(_FROM_PROXY))
         terms = terms_for(Person.find(person.pw_name))
         group, limits = f"hub/{person.pw_name}", self._sum(terms)

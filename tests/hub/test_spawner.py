@@ -262,6 +262,28 @@ for pid in pids:
     assert tree.usage().memory_bytes or 0 < 768 << 20
 
 
+def test_many_small_ones_that_take_too_much_end_and_not_the_server(hub: Hub, ann: str) -> None:
+    """Each has less memory than the server."""
+    record = hub.record(ann)
+    with hub.kernel(ann) as kernel:
+        code = """
+import os, time
+pids = []
+for _ in range(60):
+    if not (pid := os.fork()):
+        kept = b"x" * (24 << 20)
+        time.sleep(1000)
+    pids.append(pid)
+ended, status = os.waitpid(-1, 0)
+print(os.WTERMSIG(status))
+for pid in {*pids} - {ended}:
+    os.kill(pid, 9); os.waitpid(pid, 0)
+"""
+        assert kernel.run(code).strip() == "9"
+    assert hub.record(ann) == record
+    assert hub.ask(ann, "GET", "/status").status_code == 200
+
+
 # -- restarts and ends
 
 
