@@ -33,7 +33,7 @@ from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.policy.current import PolicyKeeper
 from sandbox_provisioner.policy.narrow import narrow
 from sandbox_provisioner.policy.person import Person
-from sandbox_provisioner.records import UNREADABLE, all_records
+from sandbox_provisioner.records import UNREADABLE, all_records, start_time
 from sandbox_provisioner.spec import SandboxSpec
 from sandbox_provisioner.story import ExitStory
 
@@ -42,6 +42,7 @@ Log = Callable[..., None]
 # How long it is remembered how a kernel ended whose server does not ask.
 _KEPT_SECONDS = 600.0
 _READY_SECONDS = 600.0
+_SERVER = "server"  # a file in the record's folder
 _MOST_KERNELS = 64  # of a user
 _MOST_STARTING = 8  # of a user
 _TOGETHER = 32
@@ -95,7 +96,8 @@ class Kernels:
         with contextlib.suppress(LaunchError, *UNREADABLE):
             handle = await off_loop(launcher.adopt, path)
             if handle:
-                kernel = _Kernel(of=uid, handle=handle, adopted=True)
+                server = await off_loop(_noted_server, handle)
+                kernel = _Kernel(of=uid, handle=handle, watched=server, adopted=True)
                 self._add(path.name, kernel)
 
     def _add(self, sandbox_id: str, kernel: _Kernel) -> None:
@@ -199,6 +201,7 @@ class Kernels:
         kernel = _Kernel(of=peer.uid, handle=handle)
         if request.watched >= 0:
             kernel.watched = os.dup(watched)
+            await off_loop(_note_server, handle, watched)
         self._add(wish.sandbox_id, kernel)
         self._log("start", of=peer.uid, user=peer.name, id=wish.sandbox_id, argv=wish.argv[0])
         return _told_of(handle) | {"warnings": told}, handle.end_descriptor()
@@ -264,6 +267,28 @@ async def _ready(kernel: _Kernel, peer: Peer) -> str | None:
     if mistake == "":
         await off_loop(hand_over, handle.folder.sockets, peer.uid, peer.gid)
     return mistake
+
+
+def _note_server(handle: LocalHandle, watched: int) -> None:
+    """For the next broker: which process the kernel's server is, and so whether anybody may still
+    ask how it has ended."""
+    found = re.search(r"^Pid:\s*(\d+)", Path(f"/proc/self/fdinfo/{watched}").read_text(), re.M)
+    pid = int(found[1]) if found else 0
+    with contextlib.suppress(OSError):  # the kernel has ended, and its folder gone
+        (handle.folder.path / _SERVER).write_text(f"{pid} {start_time(pid)}")
+
+
+def _noted_server(handle: LocalHandle) -> int:
+    """A pidfd of it; -1 if it is not known. With a server that has ended so has its kernel."""
+    try:
+        pid, start = map(int, (handle.folder.path / _SERVER).read_text().split())
+        pidfd = os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return -1
+    if start_time(pid) == start:
+        return pidfd
+    os.close(pidfd)
+    return -1
 
 
 def _by_real_paths(wish: Wish, fds: Sequence[int]) -> tuple[SandboxSpec, dict[str, int]]:

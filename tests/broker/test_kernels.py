@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from typing import cast
 import pytest
 import users
 from brokers import Broker, Refused, User
+from facilities import public_python
 
 from sandbox_provisioner import doctor
 from sandbox_provisioner.checks import Findings
@@ -96,6 +99,17 @@ answer = [str(story.kind), story.code, kernel.end()]
     assert is_readable(init, 30)
     os.close(init)
     own_broker.start()
+    assert not own_broker.records()
+
+
+def test_a_server_that_ends_after_another_broker_has_come_leaves_nothing(
+    own_broker: Broker, own_user: User
+) -> None:
+    name = own_user("kernel = Kernel(); answer = kernel.manager.provisioner.sandbox_id")
+    own_broker.kill()
+    own_broker.start()
+    own_user.process.send_signal(signal.SIGKILL)
+    own_broker.heard("removed", name)
     assert not own_broker.records()
 
 
@@ -201,6 +215,32 @@ def test_doctor_tells_whether_one_answers(broker: Broker, user: User) -> None:
     for found, states in told.items():
         rows = doctor._broker(cast(Findings, SimpleNamespace(broker=found)))
         assert [row.state for row in rows] == states
+
+
+@pytest.mark.parametrize("changeable", [False, True])
+def test_units_are_written_that_run_what_only_root_may_change(
+    public_folder: Path, changeable: bool
+) -> None:
+    units = public_folder / "units"
+    units.mkdir()
+    package = public_folder / "code/sandbox_provisioner"
+    package.chmod(0o777 if changeable else 0o755)
+    places = [path for path in sys.path if path.endswith("site-packages")]
+    words = [public_python(), "-m", "sandbox_provisioner.app", "broker", "--install"]
+    done = subprocess.run(
+        [*words, f"--BrokerApp.folder={units}"],
+        env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join([str(package.parent), *places])},
+        cwd="/", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    written = {path.name: path.read_text() for path in units.iterdir()}
+    if changeable:
+        assert (done.returncode, written) == (1, {})
+        assert f"others than root may change {package}" in " ".join(done.stderr.split())
+        return
+    assert done.returncode == 0, done.stderr
+    assert f'ExecStart="{public_python()}" -P -m' in written["sandbox-broker.service"]
+    assert "ListenStream=/run/sandbox-broker/socket" in written["sandbox-broker.socket"]
+    assert "systemctl enable --now sandbox-broker.socket" in done.stdout
 
 
 def test_who_may_not_be_root_is_told_so(user_home: Path) -> None:
