@@ -31,12 +31,15 @@ from sandbox_provisioner.contract import Labels, Warmth
 from sandbox_provisioner.descriptors import afford_a_start
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.stem import stem
+from sandbox_provisioner.warm import make_nursery as nurseries
 from sandbox_provisioner.warm.make_nursery import make_nursery
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tell an outer pytest what becomes of our tests, if there is one."""
+    """Tell an outer pytest what becomes of our tests, if there is one. A test that wants a nursery
+    waits for it: that takes no more CPU time of others than the test does, whatever lanes run."""
     inner.write_reports(config)
+    nurseries._POLITE_SECONDS = 0.0
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
