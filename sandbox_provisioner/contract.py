@@ -44,13 +44,15 @@ class Warmth:
     """What a kernelspec wishes to have ready: modules that a nursery imports besides, kernels that
     wait for a start, and after how many seconds without a start all of it ends; *lonely_seconds* is
     the same for a nursery with so few kernels that it costs more than it saves. *owner* is the one
-    process that may use it, and that it ends with; "" for all of this user's."""
+    process that may use it, and that it ends with; "" for all of this user's. Where somebody waits
+    until it is ready, *waited_for*, it gives way to nobody."""
 
     preload: tuple[str, ...] = ()
     spares: int = 0
     idle_seconds: float = 900.0
     lonely_seconds: float | None = None
     owner: str = ""
+    waited_for: bool = False
 
 
 class WarmUnavailable(Exception):

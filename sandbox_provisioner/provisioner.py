@@ -464,7 +464,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         is this process's *own* alone, or for all of this user's."""
         request = self._request(cmd, kwargs)
         await off_loop(self.starter.sweep)
-        warmth = self._warmth() if own else self._wishes()
+        warmth = replace(self._warmth(), waited_for=True) if own else self._wishes()
         return await self.starter.fill(request, self._labels({}), warmth)
 
     def _wishes(self) -> Warmth:

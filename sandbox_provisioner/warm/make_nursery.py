@@ -90,7 +90,8 @@ async def make_nursery(
         own = _own_request(request, site, command, replace(warmth, preload=preload))
         handle = await _start(launcher, own, replace(labels, kind=KIND, notebook=""))
         async with closed_if_it_fails(handle):
-            with _giving_way(handle) if warmth.owner else contextlib.nullcontext():
+            polite = warmth.owner and not warmth.waited_for
+            with _giving_way(handle) if polite else contextlib.nullcontext():
                 told = await _ready(handle)
             if warmth.preload != preload:
                 launcher.warn(_OTHER_HOME.format(names=", ".join(warmth.preload)))
