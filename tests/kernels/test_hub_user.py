@@ -192,7 +192,8 @@ def test_a_terminal_ends_with_the_browser_and_with_the_server(unwatched: Server)
     for end in ("browser", "server"):
         name = unwatched.ask("POST", "terminals").json()["name"]
         with contextlib.closing(TerminalSocket(unwatched, name)) as browser:
-            browser.run("trap '' HUP TERM INT")
+            browser.type("trap '' HUP TERM INT; sh -c 'echo up; exec sleep 1000'\n")
+            browser.until("up\r\n")
             ended = watch_the_end(unwatched)
             (browser.close if end == "browser" else unwatched.program.process.kill)()
             ended()

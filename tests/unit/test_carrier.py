@@ -87,10 +87,10 @@ def test_a_client_that_reads_nothing_makes_the_kernel_wait(new_folder):
                 async with asyncio.timeout(1):
                     await writer.drain()
             except TimeoutError:
-                full.set()
-                writer.transport.abort()
-                return
+                break
             written += 1 << 16
+        full.set()
+        writer.transport.abort()
 
     async def use(port: int) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
