@@ -88,11 +88,15 @@ class Kernel:
         """Start *code* and return when it runs: the id of the request.
 
         The cell tells so by a FIFO in the work directory: a loop in C would not let the thread run
-        that sends messages.
+        that sends messages. A line for the shell tells so from there: an interrupt that comes while
+        IPython starts the shell is lost.
         """
         fifo = Path(self.cwd, f"it-runs-{uuid.uuid4().hex}")
         os.mkfifo(fifo)
-        request: str = self.client.execute(f"open('{fifo.name}', 'w').close()\n{code}")
+        tells = f"open('{fifo.name}', 'w').close()\n"
+        if code.startswith("!"):
+            tells, code = f"!echo > {fifo.name}; ", code[1:]
+        request: str = self.client.execute(tells + code)
         fifo.read_text()
         fifo.unlink()
         return request
