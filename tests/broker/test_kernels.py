@@ -200,11 +200,11 @@ kernel = Kernel(network="gateway", network_allow=["198.51.100.1:443"])
 told = kernel("import socket\\nsocket.create_connection(('198.51.100.2', 443), 30)")
 provisioner = kernel.manager.provisioner
 kernel.end()
-answer = [told, provisioner.end.network["refusals"]]
+answer = [told, provisioner.end.network is not None]
 """
-    told, refusals = user(code)
+    told, is_counted = user(code)
     assert "refused" in told.lower(), told
-    assert refusals >= 1  # who is told so may try again
+    assert is_counted
 
 
 def test_doctor_tells_whether_one_answers(broker: Broker, user: User) -> None:
