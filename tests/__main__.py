@@ -5,10 +5,11 @@ interrupt``. With ``--vm`` the virtual machine (``python -m tests.vm``) is one m
 
 ::
 
-    main       linters, unit, inside, network, lifecycle, programs, escape      told as it runs
-    kernels    kernels                 \\
-    aside      suites, browser          told one after the other when main has ended
-    vm         tests.vm                /
+    main       linters, unit, inside, network, programs, escape      told as it runs
+    kernels    kernels                                    \\
+    aside      suites, browser, broker, hub, grade,        told one after the other
+               lifecycle                                   when main has ended
+    vm         tests.vm                                   /
 
 A machine of two CPUs is busy all the time then: most tests wait for a process, for half of their
 time. What becomes of it lies in ``artefacts/`` (or ``$SANDBOX_ARTEFACTS``): a junit.xml for each
@@ -34,9 +35,9 @@ from tests import unsteady
 TESTS = Path(__file__).parent
 # The rooms of each lane; the first is the one that is told as it runs.
 LANES: dict[str, Sequence[str]] = {
-    "main": ("unit", "inside", "network", "lifecycle", "programs", "escape"),
-    "kernels": ("kernels", "hub"),
-    "aside": ("suites", "browser", "broker"),
+    "main": ("unit", "inside", "network", "programs", "escape"),
+    "kernels": ("kernels",),
+    "aside": ("suites", "browser", "broker", "hub", "grade", "lifecycle"),
 }
 LINTERS = (
     ("ruff", "check", "."),

@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import subprocess
 import sys
 import tempfile
+import time
 from unittest import mock
 
 import zmq
@@ -192,8 +194,16 @@ def logged(stage, code):
     with own_stderr() as file:
         with stage.kernel() as kernel:
             assert kernel.run(code) == ""
+            await_text(file)
         file.seek(0)
         return file.read()
+
+
+def await_text(file):
+    """Who passes it on is killed with the kernel."""
+    until = time.monotonic() + PATIENCE
+    while not os.fstat(file.fileno()).st_size and time.monotonic() < until:
+        select.select([], [], [], 0.01)
 
 
 def logged_plainly(stage, code):

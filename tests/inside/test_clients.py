@@ -41,12 +41,14 @@ TASK = os.path.join(sysconfig.get_path("scripts"), "task")
 TASKFILE = "version: 3\nsilent: true\ntasks:\n  default: echo a page\n"
 # What pixi and rattler-build are made of.
 CONDA = """
-import asyncio, os, rattler
+import asyncio, os, rattler, sys
 async def install(channel, prefix):
     found = await rattler.solve([channel], ["a-page"], platforms=["linux-64", "noarch"])
     await rattler.install(found, prefix, show_progress=False)
     print(open(f"{prefix}/share/page").read().strip())
 asyncio.run(install(os.environ["CONDA_CHANNELS"], os.path.expanduser("~/prefix")))
+sys.stdout.flush()
+os._exit(0)  # its threads may still look for the interpreter when that has gone
 """
 # By the program that has to be there: each prints the text of the page.
 CLIENTS = {
