@@ -47,8 +47,9 @@ def test_many_kernels_at_once_have_a_network_each_and_leave_nothing_of_it(
     workdir: Path, runtime_dir: Path, mode: Network
 ) -> None:
     is_card = mode is Network.CARD
-    # A gateway accepts, and resets; a card answers in the place of who would have.
-    answers = ("", "Connection refused" if is_card else "")
+    # A gateway accepts, and resets, which who connects may see already; a card answers in the place
+    # of who would have.
+    refused = {"Connection refused"} if is_card else {"", "Connection reset by peer"}
 
     def host() -> None:
         world, launcher = play_host(), LocalLauncher(runtime_dir=str(runtime_dir))
@@ -60,7 +61,8 @@ def test_many_kernels_at_once_have_a_network_each_and_leave_nothing_of_it(
         ]
         with listening(world):
             assert {handle.record.nursery for handle in alive} == {nursery.record.sandbox_id}
-            assert [refusals(handle) for handle in alive] == [answers] * MANY
+            for allowed, other in map(refusals, alive):
+                assert (allowed, other in refused) == ("", True), (allowed, other)
         assert len(cards()) == MANY * is_card
         for handle in alive:
             eventually(lambda one=handle: one.folder.read_counts().connections >= 1)
