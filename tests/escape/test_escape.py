@@ -60,7 +60,8 @@ def _outcome_of(variant: Variant, options_text: str) -> dict[int, str] | Excepti
             stage.fill()
             with stage.kernel(**options) as kernel:
                 found = kernel.answers(shared, stage.facts_inside(kernel))
-                assert kernel.run("6 * 7") == "42"
+                # A sentence about what was refused may come meanwhile.
+                assert "42" in kernel.run("6 * 7").splitlines()
             return found | {a.number: a.after(host_of(stage)) for a in shared if a.after}
     except Exception as error:
         return error
