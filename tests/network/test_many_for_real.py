@@ -66,6 +66,7 @@ def test_many_kernels_at_once_have_a_network_each_and_leave_nothing_of_it(
         assert len(cards()) == MANY * is_card
         for handle in alive:
             eventually(lambda one=handle: one.folder.read_counts().connections >= 1)
+            eventually(lambda one=handle: one.folder.read_counts().refusals >= 1)
             run(handle.close())
         eventually(nothing_is_left)
         run(nursery.close())
