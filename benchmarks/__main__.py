@@ -6,7 +6,19 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import broker, density, grade, loop, network, overhead, soak, start, steps
+from benchmarks import (
+    broker,
+    crowd,
+    density,
+    files,
+    grade,
+    loop,
+    network,
+    overhead,
+    soak,
+    start,
+    steps,
+)
 
 
 class Benchmark(NamedTuple):
@@ -58,6 +70,14 @@ BENCHMARKS = {
     "overhead": Benchmark(
         "what work costs in a sandboxed kernel, beside a plain one", overhead.main, (_ROUNDS,)
     ),
+    "files": Benchmark(
+        "what another root and its layer cost: starts, memory, small and large files, an install",
+        files.main,
+        (
+            ("rounds", 20, "of starts"),
+            ("work", 20, "rounds of work; 0 for none"),
+        ),
+    ),
     "network": Benchmark(
         "what a network costs: the gateway, a card, and others where they are installed",
         network.main,
@@ -72,6 +92,15 @@ BENCHMARKS = {
         "what a start through the broker costs beside one by a server of root's, as root",
         broker.main,
         (_ROUNDS,),
+    ),
+    "crowd": Benchmark(
+        "many users with some kernels each, through one broker or one hub, as root",
+        crowd.main,
+        (
+            ("users", 50, "who are there at once"),
+            ("kernels", 4, "of each"),
+            ("through", "broker", "or hub: a server in a box for each of them"),
+        ),
     ),
     "soak": Benchmark(
         "what a server keeps of kernels that have come and gone",

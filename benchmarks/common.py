@@ -220,6 +220,23 @@ def _status(pid: int) -> _Status | None:
     return _Status(int(words[1]), words[19], words[0] == "Z")
 
 
+def cpu_ms(processes: Iterable[Process]) -> float:
+    """For how long all threads of *processes* have had a CPU (Documentation/scheduler,
+    sched-stats: the first number of schedstat, in ns); those that have ended left out."""
+    return sum(_cpu_ns(path) for process in processes for path in _tasks(process.pid)) / 1e6
+
+
+def _tasks(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
+def _cpu_ns(path: Path) -> int:
+    try:
+        return int(path.read_text().split()[0])
+    except OSError:
+        return 0
+
+
 def pss_bytes(processes: Iterable[Process]) -> int:
     """The memory of *processes*, in which a page that n processes share counts as 1/n."""
     return sum(_pss(process.pid) for process in processes)

@@ -24,8 +24,14 @@ from unittest import mock
 
 from benchmarks import common, start
 from sandbox_provisioner import launch, provisioner, report, stages, stem
+from sandbox_provisioner.facilities.devices import inside as devices
+from sandbox_provisioner.facilities.environment import inside as environment
+from sandbox_provisioner.facilities.figures import inside as figures
+from sandbox_provisioner.facilities.layer import inside as layer
+from sandbox_provisioner.facilities.root import inside as root
+from sandbox_provisioner.facilities.workdir import inside as workdir
 from sandbox_provisioner.handle import LocalHandle
-from sandbox_provisioner.inside import wire
+from sandbox_provisioner.inside import mounts, wire
 from sandbox_provisioner.warm import ahead
 
 # (where, which function, what is done when it returns), in the order of a start.
@@ -42,6 +48,12 @@ _CONFIG: dict[str, dict[str, Any]] = {
     "nursery": {"warm": True},
     "spare": {"warm": True, "spares": 1},
 }
+# Those that make mounts, or places for them.
+_OF_MOUNTS = {
+    verb.__name__.replace("_", "-")
+    for room in (devices, environment, figures, layer, mounts, root, workdir)
+    for verb in room.VERBS
+} - {"limit-devices", "receive", "serve", "watch-folder"}
 _KIND = "benchmark"
 _BOOT = """
 import time
@@ -62,9 +74,10 @@ def wrap(name, verb):
         if name == "execute":
             stamp("(end)")
             box.report("benchmark", b";".join(stamps).decode())
-        begin = time.monotonic_ns()
+        begin, computed = time.monotonic_ns(), time.thread_time_ns()
         verb(box, *words)
-        stamps.append(b"%s %d %d" % (name.encode(), time.monotonic_ns(), begin))
+        computed = time.thread_time_ns() - computed
+        stamps.append(b"%s %d %d %d" % (name.encode(), time.monotonic_ns(), begin, computed))
     return timed
 for name in list(enter.VERBS):
     enter.VERBS[name] = wrap(name, enter.VERBS[name])
@@ -77,20 +90,24 @@ enter.main(sys.argv[2:])
 
 @dataclass(slots=True)
 class Start:
-    """The time stamps of one start, in ns: (name, when) in the order in which they came."""
+    """The time stamps of one start, in ns: (name, when) in the order in which they came. *computed*
+    is for how long each verb has had a CPU."""
 
     stamps: list[tuple[str, int]] = field(default_factory=list)
     inside: list[tuple[str, int, int]] = field(default_factory=list)
+    computed: dict[str, int] = field(default_factory=dict)
 
     def stamp(self, name: str) -> None:
         self.stamps.append((name, time.monotonic_ns()))
 
     def read(self, text: str) -> None:
-        """Take what the launcher wrote: "NAME END" or "NAME END BEGIN", separated by ";"."""
+        """Take what the launcher wrote: "NAME END" or "NAME END BEGIN COMPUTED", separated by
+        ";"."""
         for entry in text.split(";"):
             name, *numbers = entry.split()
-            end = int(numbers[0])
-            self.inside.append((name, int(numbers[1]) if len(numbers) == 2 else end, end))
+            end, begin, computed = (*map(int, numbers), int(numbers[0]), 0)[:3]
+            self.inside.append((name, begin, end))
+            self.computed[name] = self.computed.get(name, 0) + computed
 
 
 # -- wrapping
@@ -194,6 +211,12 @@ def inside_intervals(taken: Start) -> dict[str, float]:
     return rows
 
 
+def of_mounts(taken: Start) -> tuple[float, float]:
+    """How many ms all steps about mounts took together, and for how many they had a CPU."""
+    took = sum(end - begin for name, begin, end in taken.inside if name in _OF_MOUNTS)
+    return took / 1e6, sum(taken.computed.get(name, 0) for name in _OF_MOUNTS) / 1e6
+
+
 def _by_verb(steps: Sequence[tuple[str, int, int]]) -> dict[str, float]:
     counts: dict[str, int] = {}
     sums: dict[str, float] = {}
@@ -238,5 +261,10 @@ def main(rounds: int, kind: str, json_path: str | None) -> None:
     if kind == "cold":
         inner = [inside_intervals(one) for one in taken]
         print(common.format_table(rows_of(inner, "launcher, PID 1, kernel up to execve")))
+        ms, computed = (
+            common.format_spread(common.spread(values), 2)
+            for values in zip(*map(of_mounts, taken), strict=True)
+        )
+        print(f"\nall that make mounts: {ms} ms, of which they had a CPU for {computed} ms")
     if json_path:
         common.save_json(json_path, {"machine": facts, "rounds": rounds, "starts": taken})

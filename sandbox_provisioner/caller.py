@@ -12,10 +12,12 @@ import os
 import pwd
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import Server
+from sandbox_provisioner.places import Place
+from sandbox_provisioner.spec import Volume
 
 _FOLDERS = (
     "JUPYTER_CONFIG_DIR", "JUPYTER_CONFIG_PATH", "JUPYTER_DATA_DIR", "JUPYTER_PATH",
@@ -31,6 +33,10 @@ class Caller:
     Of one who asks another process, which launches with rights of its own, *groups* are all that
     the user is in, *server* is what that one's server runs and imports, and *opened* has what it
     has opened itself, by path: nothing else is given to the kernel to write. None: it is ourselves.
+    *root* is the same for another root: its real path, by which a policy judges it, and it.
+    *shown* is all that one sees of the host, as real paths, besides the system: to read, nothing
+    else is given either. None: whatever its files let it see. *granted* is, by volumes, what
+    whoever launches gives the kernel by itself: this the user need not own.
     """
 
     uid: int
@@ -42,6 +48,9 @@ class Caller:
     groups: frozenset[int] | None = None
     server: Server | None = None
     opened: Mapping[str, int] | None = None
+    root: tuple[str, int] | None = None
+    shown: tuple[str, ...] | None = None
+    granted: Mapping[Volume, Place] = field(default_factory=dict)
 
     @property
     def own_folders(self) -> frozenset[str]:

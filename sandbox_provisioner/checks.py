@@ -6,7 +6,7 @@ A facility's `tell` has the checks that are its own, general ones stand in `doct
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sandbox_provisioner.errors import SandboxError
@@ -57,7 +57,12 @@ class Findings:
     the error instead, and *uncapped_trial* the same without the caps that are missing here, where
     the first one failed; *server* the program `jupyter` on the PATH if it is of another
     environment, *default_provisioner* who starts kernels that do not say it. *broker* is where one
-    answers, the error where it does not, or "" where there is none.
+    answers, the error where it does not, or "" where there is none. *image_obstacle* is why no
+    image can hold a limit of the disk, "" if one can, *project_obstacle* the same of a
+    folder with a project quota; *storage_room* is what is free for them,
+    promised to kernels, and kept. *image_tools* tells of each program that makes images of roots
+    whether it is here. *filesystems* are those that Linux has, or has a module for; *image_reader*
+    is the program that reads image files for an ordinary user, who may use FUSE if *has_fuse*.
     """
 
     host: HostFacts
@@ -77,6 +82,13 @@ class Findings:
     catch_obstacle: str = ""
     card: SandboxError | str = ""
     broker: SandboxError | str = ""
+    image_obstacle: str = ""
+    project_obstacle: str = ""
+    storage_room: tuple[int, int, int] = (0, 0, 0)
+    image_tools: Mapping[str, bool] = field(default_factory=dict)
+    filesystems: frozenset[str] = frozenset()
+    image_reader: str = ""
+    has_fuse: bool = False
 
 
 def lines(steps: Sequence[str]) -> str:

@@ -45,7 +45,8 @@ class Warmth:
     wait for a start, and after how many seconds without a start all of it ends; *lonely_seconds* is
     the same for a nursery with so few kernels that it costs more than it saves. *owner* is the one
     process that may use it, and that it ends with; "" for all of this user's. Where somebody waits
-    until it is ready, *waited_for*, it gives way to nobody."""
+    until it is ready, *waited_for*, it gives way to nobody. Who launches for others has *user* tell
+    them apart, and a pidfd *watched* of what a nursery of theirs ends with, -1 for nothing."""
 
     preload: tuple[str, ...] = ()
     spares: int = 0
@@ -53,6 +54,13 @@ class Warmth:
     lonely_seconds: float | None = None
     owner: str = ""
     waited_for: bool = False
+    user: str = ""
+    watched: int = -1
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Whose nurseries serve it, as keys have it; what is made is the first one's."""
+        return (f"{self.user}{self.owner}", self.user) if self.owner else (self.user,)
 
 
 class WarmUnavailable(Exception):
@@ -156,6 +164,12 @@ class Handle(Protocol):
         """Where we find the kernel's *path*, if we can see it at all."""
         ...
 
+    def listen_in_place(self) -> int:
+        """A socket that listens where the kernel, which has ended, published; the caller's to
+        close. -1 where whoever writes to the folder of its meeting place can make one. Takes a
+        while; OSError or SandboxError."""
+        ...
+
     def card(self) -> dict[str, Any]:
         """What `Launcher.find` of another process needs to find it; JSON can hold it."""
         ...
@@ -191,6 +205,10 @@ class Launcher(Protocol):
 
     def find(self, card: Mapping[str, Any]) -> Handle:
         """The sandbox that a `Handle.card` tells of; LaunchError if it has ended. Takes a while."""
+        ...
+
+    def forget(self, sandbox_id: str) -> None:
+        """The kernel of *sandbox_id* has ended, and will not be started again. Takes a moment."""
         ...
 
     # -- what is prepared before somebody asks for it

@@ -78,6 +78,13 @@ def is_readable(fd: int, seconds: float = 0.0) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
+def at_its_end() -> int:
+    """A descriptor that has ended, as `is_readable` has it, and any event loop."""
+    ours, other = os.pipe2(os.O_CLOEXEC)
+    os.close(other)
+    return ours
+
+
 @contextlib.contextmanager
 def closing(fds: Sequence[int]) -> Iterator[Sequence[int]]:
     """*fds*, all of which are closed in the end."""

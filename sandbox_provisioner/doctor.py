@@ -7,16 +7,19 @@ was found, what follows from it, and what mends it; those of a facility stand in
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from sandbox_provisioner.checks import NO_SANDBOX, Check, Findings, Kernel, State, lines
 from sandbox_provisioner.errors import COLUMNS, COMMAND, SandboxError, in_lines
 from sandbox_provisioner.facilities.caps import tell as caps
+from sandbox_provisioner.facilities.devices import tell as devices
 from sandbox_provisioner.facilities.ids import tell as ids
 from sandbox_provisioner.facilities.landlock import tell as landlock
 from sandbox_provisioner.facilities.namespaces import tell as namespaces
 from sandbox_provisioner.facilities.network.tell import checks as network
 from sandbox_provisioner.facilities.rights import tell as rights
+from sandbox_provisioner.facilities.root import tell as root
+from sandbox_provisioner.facilities.storage import tell as storage
 from sandbox_provisioner.facilities.workdir import tell as workdir
 from sandbox_provisioner.host import MACHINES, OLDEST_KERNEL, HostFacts
 
@@ -35,8 +38,12 @@ def examine(found: Findings) -> list[Check]:
         rights.system_call_filter(found),
         landlock.version(found),
         workdir.filesystem(found),
+        *storage.workdir_size(found),
+        root.images(found),
         _runtime(found),
         *caps.caps(found),
+        devices.devices(found),
+        storage.disk(found),
         _entry_point(found),
         *_kernels(found.kernels),
         *_broker(found),
@@ -44,6 +51,7 @@ def examine(found: Findings) -> list[Check]:
         network.card(found),
         *workdir.watchers(found),
         caps.core_dumps(found),
+        *_images(found.image_tools),
         _leftovers(found),
         _trial(found),
         *_uncapped_trial(found),
@@ -109,6 +117,28 @@ def _broker(found: Findings) -> Iterator[Check]:
         )
     elif found.broker:
         yield Check(facility="broker", state=State.OK, found=f"answers at {found.broker}")
+
+
+# What each program that makes images is for, and the package that it comes in.
+IMAGE_TOOLS = {
+    "sqfstar": ("building and importing images", "squashfs-tools"),
+    "mmdebstrap": ("building images", "mmdebstrap"),
+}
+
+
+def _images(tools: Mapping[str, bool]) -> Iterator[Check]:
+    """Whoever has no image of his own needs none of them."""
+    missing = [name for name, is_here in tools.items() if not is_here]
+    if tools and not missing:
+        yield Check(facility="images", state=State.OK, found=f"{', '.join(tools)} are here")
+    elif missing:
+        yield Check(
+            facility="images",
+            state=State.NOTE,
+            found=f"there is no {' and no '.join(missing)}",
+            effect=f"jupyter sandbox image lacks it for {IMAGE_TOOLS[missing[0]][0]}.",
+            remedy=f"{COMMAND}apt install {' '.join(IMAGE_TOOLS[name][1] for name in missing)}",
+        )
 
 
 def _entry_point(found: Findings) -> Check:
@@ -229,7 +259,7 @@ def describe(checks: Sequence[Check]) -> str:
         lines += _row(check, width)
         below = [check.effect] if check.effect else []
         if check.remedy in told:
-            below.append(f"What helps stands at the {told[check.remedy]}.")
+            below.append(f'What helps stands at "{told[check.remedy]}".')
         elif check.remedy:
             below.append(check.remedy)
             told[check.remedy] = check.facility

@@ -38,6 +38,7 @@ class End:
     memory_peak_bytes: int | None
     cpu_seconds: float | None
     pids_limit_hits: int
+    stopped_by: str = ""
     full_bytes: int | None
     path: str
     network: Mapping[str, Any] | None
@@ -60,6 +61,7 @@ class End:
             memory_peak_bytes=story.memory_peak_bytes,
             cpu_seconds=story.cpu_seconds,
             pids_limit_hits=story.pids_limit_hits,
+            stopped_by=story.stopped_by,
             full_bytes=story.full_bytes or None,
             path=story.lost_path or story.full_above,
             network=_network(story.network),

@@ -21,7 +21,12 @@ from typing import IO, Any
 from sandbox_provisioner import audit
 from sandbox_provisioner.confinement import Confiner, confiner
 from sandbox_provisioner.contract import Labels
-from sandbox_provisioner.descriptors import for_clean_up, is_readable, keep_from_children
+from sandbox_provisioner.descriptors import (
+    at_its_end,
+    for_clean_up,
+    is_readable,
+    keep_from_children,
+)
 from sandbox_provisioner.errors import HostError, in_lines, told_as_host_error
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, Usage
 from sandbox_provisioner.facilities.caps.plan import words_of_cap
@@ -32,6 +37,7 @@ from sandbox_provisioner.facilities.workdir import tell
 from sandbox_provisioner.facilities.workdir.facts.covers import repositories
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import printable
+from sandbox_provisioner.layers.review import settle, waiting
 from sandbox_provisioner.meeting import SocketFolder
 from sandbox_provisioner.mounts import origins
 from sandbox_provisioner.off_loop import off_loop
@@ -45,6 +51,14 @@ from sandbox_provisioner.traces import Traces
 _OUTLIVED_SECONDS = 1.0
 _COUNTS_SECONDS = 0.1
 _COUNTS_AGAIN_SECONDS = 0.001
+# How long a kernel has to end by itself that somebody stops, and how long Linux has to end one.
+_STOP_SECONDS = 5.0
+_KILL_SECONDS = 10.0
+# Ends that are as whoever stops a kernel wants them.
+_OF_A_STOP = {
+    EndKind.EXIT, EndKind.SIGNAL, EndKind.ASKED, EndKind.OUTSIDE, EndKind.PROCESSES_CAP,
+}  # fmt: skip
+_FULL = {EndKind.SHM_FULL, EndKind.TMP_FULL, EndKind.DISK_FULL, EndKind.WORKDIR_FULL}
 _MOST_WORDS = 64  # of init's, at a time
 _MESSAGE_BYTES = 8192
 _REAPER = "sandbox-reaper"
@@ -57,7 +71,8 @@ class LocalHandle:
     *unseen* are paths that the kernel's command names and that are not in the box.
     *pipes* are our ends of what the caller asked to be pipes; a kernel that still wrote to a closed
     one would be told of it, so they stay open as long as it lives. *sealed*: its sockets listened
-    before it was ours.
+    before it was ours. *is_old_end*: it had ended before, and *pidfd*, in place of that of PID 1,
+    which nobody can have any more, is any descriptor that is at its end.
     """
 
     def __init__(
@@ -70,6 +85,7 @@ class LocalHandle:
         control: int,
         pipes: Sequence[IO[bytes]] = (),
         sealed: bool = False,
+        is_old_end: bool = False,
     ) -> None:
         self.record = record
         self.folder = folder
@@ -82,6 +98,7 @@ class LocalHandle:
         self._telling = threading.Lock()
         self._speaking = threading.Lock()  # to PID 1, by a descriptor that may be closed meanwhile
         self._closed = False
+        self._is_old_end = is_old_end
         self._killed_by_us = False
         self._last_usage = Usage()
         self._heard: list[str] = []
@@ -89,6 +106,8 @@ class LocalHandle:
         self._origins: frozenset[str] | None = None  # of the mounts at the work directory
         self.left_behind: tuple[str, ...] = ()
         self.unseen: tuple[str, ...] = ()
+        # Who launches for others looks at what they have laid aside with their rights.
+        self.settle: Callable[[str], None] = settle
         # Of the kills for want of memory, and of the processes that were refused, those that the
         # kernel has outlived; and how many there were when they changed last.
         self._outlived = _Counts()
@@ -248,6 +267,33 @@ class LocalHandle:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 
+    async def stop(self, by: str) -> bool:
+        """End it since the user *by* asks for that, of which its person is told: as a manager does
+        whose kernel does not end by itself. Whether it did, at SIGTERM; HostError if it stays."""
+        end = self.end_descriptor()
+        try:
+            await off_loop(self._note_stop, by)
+            if not await off_loop(self._tree.is_frozen):
+                self.signal(signal.SIGTERM)
+                if await readable_within(end, _STOP_SECONDS):
+                    return True
+            await off_loop(self.kill)
+            if await readable_within(end, _KILL_SECONDS):
+                return False
+        finally:
+            os.close(end)
+        raise HostError(
+            attempt=f"stop kernel {short_id(self.record)}",
+            answer=f"it was killed, and is still there after {_KILL_SECONDS:g} s",
+            remedy="A process of it waits for a device or a file server; it is in state D: "
+            "ps -eo pid,stat,wchan:32,args",
+        )
+
+    def _note_stop(self, by: str) -> None:
+        """Nothing where it ends just now, or where somebody holds the records."""
+        with contextlib.suppress(*UNREADABLE, HostError):
+            self.folder.change(lambda record: replace(record, stopped_by=by))
+
     def give_way(self, *, on: bool) -> None:
         """Let everybody else have the CPU first, where groups share it, or no more so."""
         self._tree.give_way(on=on)
@@ -299,10 +345,21 @@ class LocalHandle:
         """Let `list` show what the kernel's messages say."""
         self.folder.note_activity(busy=busy)
 
+    def seen(self) -> tuple[str, Usage]:
+        """What it does now, in the words of `jupyter sandbox list`, and what it uses."""
+        if self._has_ended():
+            return "ended", Usage()
+        state = "asleep" if self._tree.is_frozen() else self.folder.read_activity() or "running"
+        return state, self._tree.usage()
+
     def visible(self, path: str) -> str | None:
         """Where we find the kernel's *path*: only the work directory is shared."""
         record = self.record
         return find_shown(path, record.shown_at, record.workdir, (record.device, record.inode))
+
+    def listen_in_place(self) -> int:
+        """Whoever has us may write to that folder."""
+        return -1
 
     def card(self) -> dict[str, Any]:
         """What `LocalLauncher.find` of another process needs to find it; JSON can hold it."""
@@ -347,7 +404,7 @@ class LocalHandle:
     def _remember(self, words: str) -> None:
         """A stand-in to remove at the end, made while the kernel runs."""
         kind, _, path = words.partition(" ")
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, HostError):
             self.folder.remember(kind, path)
 
     async def close(self) -> None:
@@ -358,8 +415,9 @@ class LocalHandle:
             await self.wait()
             await off_loop(self.usage)
             self._closed = True
+            is_first = self.folder.path.exists()  # nobody has swept what we had only found
             await self._remove()
-            if self._story and self.record.kind not in OF_NOBODY:
+            if self._story and is_first and self.record.kind not in OF_NOBODY:
                 await off_loop(audit.ended, self.record, self._story)
 
     async def _remove(self) -> None:
@@ -369,8 +427,16 @@ class LocalHandle:
             stack.push_async_callback(self._look_for_repositories)
             # An init that somebody killed from outside has ended nobody else.
             kill = not self.confiner.has_own_processes
-            traces = Traces(record=self.record, folder=self.folder, tree=self._tree, kill=kill)
+            traces = Traces(
+                record=self.record,
+                folder=self.folder,
+                tree=self._tree,
+                kill=kill,
+                settle=self.settle,
+            )
             await traces.remove()
+        sentence = waiting(self.record.review, short_id(self.record), self.record.workdir)
+        self.left_behind += tuple(filter(None, (sentence,)))
 
     async def _look_for_repositories(self) -> None:
         self.left_behind = await off_loop(_new_repositories, self.record)
@@ -395,33 +461,38 @@ class LocalHandle:
         usage = self.usage()
         told = ExitFile.of(self.folder.read_exit_file(), status)
         kind = self._kind(told, usage)
+        stopped_by = self._stopped_by() if kind in _OF_A_STOP else ""
         killed = kind in {EndKind.MEMORY_CAP, EndKind.SURROUNDINGS_MEMORY, EndKind.ASKED}
         number = told.signal or (signal.SIGKILL if told.code is None and killed else 0)
         story = ExitStory(
-            kind=kind,
+            kind=EndKind.STOPPED if stopped_by else kind,
+            stopped_by=stopped_by,
             code=-number if number else told.code,
             signal=number,
             memory_limit_bytes=usage.memory_limit_bytes or self.record.memory_limit_bytes,
             memory_peak_bytes=usage.memory_peak_bytes,
             cpu_seconds=usage.cpu_seconds,
             pids_limit_hits=usage.pids_limit_hits or 0,
-            full_bytes=told.number if kind in {EndKind.SHM_FULL, EndKind.TMP_FULL} else 0,
+            full_bytes=told.number if kind in _FULL else 0,
             full_above=self._full_above(kind, usage),
             lost_path=told.text if kind is EndKind.COVER_LOST else "",
             network=self._last_counts(),
             mistake=told.text if kind is EndKind.INTERNAL_ERROR else "",
             stderr_tail=printable(told.tail.decode(errors="replace")),
         )
-        if self.record.kind == SERVER:
-            return with_reason(story, self.record.user, "The server of")
-        return with_reason(story, short_id(self.record))
+        return told_of(self.record, story)
+
+    def _stopped_by(self) -> str:
+        with contextlib.suppress(*UNREADABLE):
+            return self.folder.read().stopped_by
+        return ""
 
     def _last_counts(self) -> Traffic | None:
         """What has gone over its network. The gateway hears of the end when we do, and writes it
         down then; no event tells when it has."""
         if not self._is_counted:
             return None
-        until = time.monotonic() + _COUNTS_SECONDS
+        until = time.monotonic() + (0 if self._is_old_end else _COUNTS_SECONDS)
         while (traffic := self.folder.read_counts()) and not traffic.is_last:
             if time.monotonic() > until:
                 break
@@ -431,6 +502,8 @@ class LocalHandle:
     def _kind(self, told: ExitFile, usage: Usage) -> EndKind:
         """What PID 1 says, and what it cannot know: who sent a SIGKILL, and what ended PID 1."""
         counts = _Counts.of(usage)
+        if told.kind is EndKind.ASKED:
+            return told.kind
         if told.code is not None and told.signal != signal.SIGKILL:
             failed = told.kind is EndKind.SIGNAL or (told.kind is EndKind.EXIT and told.code > 0)
             refused = counts.refused > self._outlived.refused
@@ -492,6 +565,28 @@ def _new_repositories(record: Record) -> tuple[str, ...]:
 
 def _subject(record: Record) -> Subject:
     return Subject(name=short_id(record), memory_limit_bytes=record.memory_limit_bytes or 0)
+
+
+def story_of(record: Record, folder: RecordFolder, tree: CgroupTree) -> ExitStory:
+    """How the sandbox of *folder*, which stays whose it is, has ended, if nobody has watched it:
+    PID 1 has left some of it, and the groups tell more."""
+    pidfd = at_its_end()
+    try:
+        found = LocalHandle(
+            pidfd=pidfd, tree=tree, folder=folder, record=record, control=-1, is_old_end=True
+        )
+        story = found.poll()
+    finally:
+        os.close(pidfd)
+    assert story is not None
+    return story
+
+
+def told_of(record: Record, story: ExitStory) -> ExitStory:
+    """*story* with its sentence for people, of what *record* is."""
+    if record.kind == SERVER:
+        return with_reason(story, record.user, "The server of")
+    return with_reason(story, short_id(record))
 
 
 def short_id(record: Record) -> str:
@@ -571,9 +666,9 @@ def when_ended(pidfd: int, act: Callable[[int], object]) -> None:
 
 def reap(pidfd: int) -> int | None:
     """waitid(2): take in the end of *pidfd*, a child of ours; its exit status, negative for a
-    signal. None while it runs, and where that is not known: of somebody else's child, or if the
-    server ignores SIGCHLD or has waited for it itself."""
-    with contextlib.suppress(ChildProcessError):
+    signal. None while it runs, and where that is not known: of somebody else's child, if the server
+    ignores SIGCHLD or has waited for it itself, or of one that had ended before we came."""
+    with contextlib.suppress(OSError):
         ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         if ended is not None:
             return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status

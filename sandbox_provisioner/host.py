@@ -19,6 +19,7 @@ from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupFacts, memory_bounds, survey
 from sandbox_provisioner.facilities.namespaces.facts import current_obstacle
 from sandbox_provisioner.facilities.network.facts.ipv6 import has_ipv6
+from sandbox_provisioner.facilities.storage.facts import WorkdirQuota
 from sandbox_provisioner.facilities.workdir.facts.covers import Covered, bad_workdir, find_covered
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import (
     Server,
@@ -61,7 +62,7 @@ class Machine:
         """Look at it."""
         links, directories = system_tree()
         return cls(
-            kernel=_kernel_release(),
+            kernel=kernel_release(),
             architecture=os.uname().machine,
             root_links=links,
             system_directories=directories,
@@ -100,8 +101,7 @@ class HostFacts:
         """Look at this machine for *caller*, who is this process unless somebody else is named;
         *server_places* are more that the server runs. Costs a few ms, starts nothing."""
         caller, machine = caller or Caller.this_process(), Machine.probe()
-        status = Path("/proc/self/status").read_text()
-        privileged = _is_root(status) and _has_capability(21, status) and _maps_all_ids()
+        privileged = is_privileged()
         return cls(
             machine=machine,
             caller=caller,
@@ -119,7 +119,8 @@ def _server(caller: Caller, more: Iterable[str]) -> Server:
     return replace(caller.server, more=(*caller.server.more, *more))
 
 
-def _kernel_release() -> tuple[int, int]:
+def kernel_release() -> tuple[int, int]:
+    """Which Linux this is."""
     match = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
@@ -129,6 +130,12 @@ def _homes(own: str) -> frozenset[str]:
     homes = {entry.pw_dir for entry in pwd.getpwall()} | {own}
     too_short = {"/", "/bin", "/usr", "/dev", "/nonexistent", "/run", "/var", "/proc", "/tmp"}
     return frozenset(home.rstrip("/") for home in homes if home.startswith("/")) - too_short - {""}
+
+
+def is_privileged() -> bool:
+    """Whether we are the machine's own root: a root that a container limits is not."""
+    status = Path("/proc/self/status").read_text()
+    return _is_root(status) and _has_capability(21, status) and _maps_all_ids()
 
 
 def _is_root(status: str) -> bool:
@@ -194,13 +201,15 @@ class WorkdirFacts:
     """What is true of a work directory, which is open as *place*. *path* is where it shows inside.
 
     *covered* is what `Covers` means here, *unmapped* are the mounts below it whose ids cannot be
-    mapped although its own can: a kernel of a root server may only read there.
+    mapped although its own can: a kernel of a root server may only read there. *quota* is what it
+    may hold.
     """
 
     place: Place
     idmappable: bool
     unmapped: tuple[Mount, ...] = ()
     covered: Covered = field(default_factory=Covered)
+    quota: WorkdirQuota | None = None
 
     @property
     def path(self) -> str:
@@ -231,7 +240,7 @@ class WorkdirFacts:
         """Open *path* until *opened* closes, and look at it; SpecError where it cannot be anybody's
         work directory."""
         attempt = f"use {path!r} as the work directory"
-        place = _place(path, facts, opened, attempt)
+        place = place_of(path, facts, opened, attempt)
         answer = place.refusal(facts.asker) or place.shows_host() or place.not_own(facts.asker)
         if answer or not place.is_directory:
             raise bad_workdir(path, answer or "it is not a directory")
@@ -255,7 +264,7 @@ class WorkdirFacts:
         place = place.looked_again()
         return cls(
             place=place,
-            idmappable=_is_idmappable(place.mount, facts),
+            idmappable=is_idmappable(place.mount, facts.machine.kernel),
             unmapped=_unmapped(place, facts),
             covered=covered,
         )
@@ -282,25 +291,39 @@ class VolumeFacts:
         """Open the source of *volume* until *opened* closes, and look at it; SpecError if it is not
         there, or is what no kernel may write to."""
         attempt = f"use the volume {volume.source!r}"
-        place = _place(volume.source, facts, opened, attempt)
+        if granted := facts.caller.granted.get(volume):
+            place, asker = granted, Asker.of(0, facts.homes)
+        else:
+            place, asker = place_of(volume.source, facts, opened, attempt), facts.asker
+        if facts.caller.opened is not None and place.source != volume.source:
+            # What a policy has judged is the path.
+            answer, remedy = f"it is {place.source} now", "Name that, or start again."
+            raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
         if place.source == "/" or place.source.split("/")[1] in {"proc", "sys", "dev"}:
             answer, remedy = f"it leads to {place.source}", "Name a directory of files."
             raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
         if answer := place.shows_host():
             remedy = "Name a directory in it, or one of files."
             raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
-        not_own = place.not_own(facts.asker)
-        if answer := "" if volume.readonly else place.refusal(facts.asker) or not_own:
+        not_own = place.not_own(asker)
+        if answer := "" if volume.readonly else place.refusal(asker) or not_own:
             remedy = "Show it read-only, or a part of it."
             raise SpecError(attempt=attempt, answer=answer, remedy=remedy)
         # What only root may read of the system stays root's, and another user's stays theirs.
         mapped = not is_of_system(place.source) and not not_own
-        idmappable = mapped and _is_idmappable(place.mount, facts)
+        idmappable = mapped and is_idmappable(place.mount, facts.machine.kernel)
         unmapped = _unmapped(place, facts) if idmappable else ()
         return cls(volume=volume, place=place, idmappable=idmappable, unmapped=unmapped)
 
+    @classmethod
+    def of_root(cls, volume: Volume, opened: ExitStack) -> VolumeFacts:
+        """The same for what root's own configuration names, whoever asks; ids are not mapped."""
+        attempt = f"use the volume {volume.source!r}"
+        place = Place.open(volume.source, Asker.of(0, ()), opened, attempt=attempt)
+        return cls(volume=volume, place=place, idmappable=False)
 
-def _place(path: str, facts: HostFacts, opened: ExitStack, attempt: str) -> Place:
+
+def place_of(path: str, facts: HostFacts, opened: ExitStack, attempt: str) -> Place:
     """*path*, which we open, or who asks has opened; SpecError if that cannot be."""
     brought = facts.caller.opened
     if brought is None:
@@ -308,16 +331,16 @@ def _place(path: str, facts: HostFacts, opened: ExitStack, attempt: str) -> Plac
     return Place.brought(path, brought.get(path, -1), opened, attempt=attempt)
 
 
-def _is_idmappable(mount: Mount, facts: HostFacts) -> bool:
+def is_idmappable(mount: Mount, kernel: tuple[int, int]) -> bool:
     """mount_setattr(2): the file system can do it, and nobody has done it yet."""
     since = _IDMAPPED_SINCE.get(mount.filesystem, (1 << 16, 0))
-    return facts.machine.kernel >= since and not mount.idmapped
+    return kernel >= since and not mount.idmapped
 
 
 def _unmapped(place: Place, facts: HostFacts) -> tuple[Mount, ...]:
     """Linux maps the ids of a tree of mounts whole, or of its top alone: where one below cannot be
     mapped, none below is. An ordinary user maps none."""
-    if not facts.privileged or not _is_idmappable(place.mount, facts):
+    if not facts.privileged or not is_idmappable(place.mount, facts.machine.kernel):
         return ()
-    every = all(_is_idmappable(mount, facts) for mount in place.below)
+    every = all(is_idmappable(mount, facts.machine.kernel) for mount in place.below)
     return () if every else place.below

@@ -160,14 +160,15 @@ class LastWords:
         self._stop_listening()
         return self._running.get("msg_id", "")
 
-    def speak(self, text: str, metadata: dict[str, Any]) -> None:
+    def speak(self, text: str, metadata: dict[str, Any], listener: int = -1) -> None:
         """Send *text*, if there is any, to stderr of the cell that ran, and *metadata*. Blocks for
-        a moment: call it in a thread, after `finish`."""
+        a moment: call it in a thread, after `finish`. *listener* is a socket that listens in place
+        of the kernel's, and is ours from now on; -1: we make one."""
         messages = {_DATA: self._message("display_data", metadata, data={}, metadata=metadata)}
         if text:
             stream = {"name": "stderr", "text": f"\n{text}\n"}
             messages = {_SENTENCE: self._message("stream", metadata, **stream), **messages}
-        self._speech = _Speech(self._bind(), self._session, messages)
+        self._speech = _Speech(self._bind(listener), self._session, messages)
         self._speech.start()
         self._speech.heard.wait()
 
@@ -181,7 +182,7 @@ class LastWords:
         with self._lock:
             self._socket.close()
 
-    def _bind(self) -> zmq.Socket[bytes]:
+    def _bind(self, listener: int) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.XPUB)
         socket.linger = _LINGER_MS
         # We say who is subscribed to what: see `_Speech._answer`.
@@ -190,8 +191,10 @@ class LastWords:
             socket.curve_server = True
             socket.curve_secretkey = self._manager.curve_secretkey
         try:
-            # The path may be a link to the kernel's socket; bind(2) does not follow one.
-            Path(f"{self._manager.ip}-{self._manager.iopub_port}").unlink(missing_ok=True)
+            if listener >= 0:
+                socket.setsockopt(zmq.USE_FD, listener)
+            else:  # the path may be a link to the kernel's socket; bind(2) does not follow one
+                Path(f"{self._manager.ip}-{self._manager.iopub_port}").unlink(missing_ok=True)
             socket.bind(self._address())
         except BaseException:  # somebody who found the record may have removed the folder
             socket.close()

@@ -70,6 +70,18 @@ def lock_soon(path: Path, *, make: bool = True) -> int:
         time.sleep(_LOCK_AGAIN_SECONDS)  # flock(2) has no timeout, and no event to wait for
 
 
+def lock_at_once(path: Path) -> int:
+    """Lock *path*, which is there; BlockingIOError if somebody has it, and not only looks
+    (`is_free`)."""
+    while True:
+        try:
+            return lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB, make=False)
+        except BlockingIOError:
+            if not is_free(path):
+                raise
+        time.sleep(_LOCK_AGAIN_SECONDS)
+
+
 def unlock(fd: int) -> None:
     """flock(2): closing is not enough, since a child that somebody forked meanwhile (a thread with
     multiprocessing) has the same open file, and would hold the lock for as long as it lives."""
@@ -78,9 +90,9 @@ def unlock(fd: int) -> None:
 
 
 def is_free(path: Path) -> bool:
-    """Whether nobody holds the lock *path*."""
+    """Whether nobody holds the lock *path*, but who looks as we do."""
     try:
-        unlock(lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        unlock(lock(path, fcntl.LOCK_SH | fcntl.LOCK_NB))
     except OSError:
         return False
     return True

@@ -13,13 +13,15 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from queue import Empty, Queue
+from typing import TypeVar, cast
 
 from sandbox_provisioner.descriptors import keep_from_children
 
 _Value = TypeVar("_Value")
 # They wait more than they compute; more of them would only keep the interpreter from the loop.
 _THREADS = 4
+_AGAIN_SECONDS = 0.5
 
 
 class _Pool:
@@ -131,6 +133,65 @@ async def off_loop(function: Callable[..., _Value], *arguments: object) -> _Valu
         if not future.cancelled():
             future.exception()  # or it would be logged as one that nobody has seen
         raise
+
+
+def apart(call: Callable[[], object]) -> asyncio.Future[None]:
+    """Begin *call* in a thread of its own, and be done when it has ended, which may be never: so it
+    takes no thread from others, and the end of the process does not wait for it either."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def run() -> None:
+        try:
+            call()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before
+                loop.call_soon_threadsafe(tell)
+
+    def begin() -> None:
+        try:
+            threading.Thread(target=run, name="sandbox-apart", daemon=True).start()
+        except RuntimeError:  # there is none to be had just now
+            loop.call_later(_AGAIN_SECONDS, begin)
+
+    begin()
+    return done
+
+
+def within(seconds: float, call: Callable[[], _Value], undo: Callable[[_Value], object]) -> _Value:
+    """What *call* returns or raises, called in a thread of its own; TimeoutError after *seconds*.
+    What it returns later is undone: nobody can be kept from waiting for a file server."""
+    found: Queue[tuple[_Value | None, BaseException | None]] = Queue(1)
+    lock, is_late = threading.Lock(), False
+
+    def run() -> None:
+        try:
+            value = call()
+        except BaseException as error:
+            found.put((None, error))
+            return
+        with lock:
+            if not is_late:
+                found.put((value, None))
+                return
+        undo(value)
+
+    threading.Thread(target=run, name="sandbox-within", daemon=True).start()
+    try:
+        result, error = found.get(timeout=seconds)
+    except Empty:
+        with lock:
+            is_late = True
+            if found.empty():
+                raise TimeoutError from None
+            result, error = found.get()
+    if error:
+        raise error
+    return cast(_Value, result)
 
 
 def _begun(call: Callable[[], _Value]) -> asyncio.Future[_Value]:

@@ -13,6 +13,7 @@ from typing import Any
 from traitlets import Bool, Dict, Enum, Float, Integer, List, TraitError, TraitType, Unicode, Union
 
 from sandbox_provisioner.errors import SpecError, did_you_mean, nearest
+from sandbox_provisioner.facilities.volumes.wish import Volumes
 
 _KINDS: tuple[tuple[type[TraitType[Any, Any]], str], ...] = (
     (Bool, "true or false"),
@@ -58,6 +59,8 @@ def _kind(trait: TraitType[Any, Any]) -> str:
         return " or ".join(f'"{value}"' for value in trait.values or ())
     if isinstance(trait, Integer) and trait.min is not None:
         return f"a whole number, at least {trait.min}"
+    if isinstance(trait, Volumes):
+        return "a list of texts, or a dictionary"
     if any(isinstance(one, Dict) for one in getattr(trait, "trait_types", ())):
         return "a number, a text or a dictionary"
     inner = getattr(trait, "_value_trait", None)

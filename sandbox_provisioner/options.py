@@ -6,35 +6,45 @@ Each option is one entry: its name, its type and default, what it means (`help`)
     default   what README's table shows for its default, where that is not the value itself
     readme    what README's table says, where that is more than `help`
     fields    of `spec.SandboxSpec`, those that it comes to: what a policy decides about
+    choice    of texts, of which a policy can list those that are allowed: the strictest ones first
     restricts true where more of it is less for the kernel: a policy adds to it, and takes nothing
 
 The provisioner is configured by them (``c.SandboxProvisioner`` and kernel.json), and from them come
 the flags of ``jupyter sandbox``, the rows of ``explain``, and README's table, which
 ``python -m tests.readme`` writes. Those of caps and of the network stand in
-`facilities/caps/wish/` and `facilities/network/wish/`, beside what they mean.
+`facilities/caps/wish/` and their like, beside what they mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from traitlets import Bool, Dict, Enum, Float, HasTraits, Integer, List, TraitType, Unicode, Union
 
 from sandbox_provisioner.facilities.caps.wish import CAPS, FACILITIES, CapOptions
+from sandbox_provisioner.facilities.devices.wish import DeviceOptions
 from sandbox_provisioner.facilities.network.wish.options import NetworkOptions, network_wish
+from sandbox_provisioner.facilities.storage.wish.options import DiskOptions, disk_wish
+from sandbox_provisioner.facilities.volumes.wish import USERNAME, Volumes, as_texts, filled_in
 from sandbox_provisioner.spec import (
+    HOST_ROOT,
     Confinement,
     Covers,
+    KernelUser,
+    Layer,
     Limits,
     NetworkWish,
     OnMissing,
     SandboxSpec,
     UserIds,
     Volume,
+    WorkdirMode,
 )
 from sandbox_provisioner.units import parse_bytes
 
 AUTO, LOCAL, BROKER = "auto", "local", "broker"
+BROKER_SOCKET = "/run/sandbox-broker/socket"
 # Our entry point in jupyter_client.kernel_provisioners, by which kernelspecs name us.
 PROVISIONER = "sandbox-provisioner"
 
@@ -96,14 +106,66 @@ class BoxOptions(HasTraits):
         config=True,
         flag="workdir",
     )
-    volumes = List(
-        Unicode(), help='More host paths, "SOURCE:TARGET[:ro|rw]"; read-only without rw.'
+    workdir_mode = Enum(
+        [choice.value for choice in WorkdirMode],
+        default_value=WorkdirMode.DIRECT.value,
+        help='"direct": what the kernel writes in its work directory is there at once. "review": '
+        "it is laid aside, over restarts too, until somebody keeps or discards it: docs/review.md.",
+    ).tag(
+        config=True,
+        flag="workdir-mode",
+        fields=("workdir_mode",),
+    )
+    rootfs = Unicode(
+        HOST_ROOT,
+        help='The root file system: "host" shows the host\'s /usr, read-only. Else the kernel runs '
+        "the Python of another one, and sees no program of the host: the absolute path of a "
+        "directory, of an image file (squashfs, erofs, ext4) or of an OCI layout or archive, or "
+        "the name of an image.",
+    ).tag(
+        config=True,
+        flag="rootfs",
+        fields=("rootfs",),
+        choice=(HOST_ROOT,),
+        readme="The root file system: `host`, the path of a directory, of an image file (squashfs, "
+        "erofs, ext4) or of an OCI layout or archive, or the name of an image: "
+        "[docs/images.md](docs/images.md).",
+    )
+    layer = Enum(
+        [choice.value for choice in Layer],
+        default_value=Layer.AUTO.value,
+        help="What becomes of what a kernel installs, and writes into a root not the host's. "
+        '"kernel": it is kept on the disk over restarts, "user": for the next kernels of this '
+        'user, too. "auto": as "kernel" for a root not the host\'s, where something bounds it; '
+        'else it is in memory, and gone with the kernel. "none": such a root is read-only: '
+        "docs/layers.md.",
+    ).tag(
+        config=True,
+        flag="layer",
+        fields=("layer",),
+    )
+    kernel_user = Enum(
+        [choice.value for choice in KernelUser],
+        default_value=KernelUser.USER.value,
+        help='Who the kernel is in a root not the host\'s: "root" is uid 0 there and nobody '
+        "outside, with the few rights that apt install needs; its box has to have a range of ids: "
+        "docs/layers.md.",
+    ).tag(
+        config=True,
+        flag="kernel-user",
+        fields=("kernel_user",),
+    )
+    volumes = Volumes(
+        help='More host paths, "SOURCE:TARGET[:ro|rw][,noexec]", or as DockerSpawner writes them: '
+        '{"/srv/data": {"bind": "/data", "mode": "rw"}}. {username} is who asks. Read-only without '
+        "rw, in either spelling.",
     ).tag(
         config=True,
         flag="volume",
         fields=("volumes",),
-        readme='More host paths: `["/data:/data", "/scratch/me:/scratch:rw"]`, read-only without '
-        "`rw`; of `/etc` what the box does not show anyway "
+        readme='More host paths: `["/data:/data", "/scratch/{username}:/scratch:rw,noexec"]`, or '
+        'as DockerSpawner writes them: `{"/srv": {"bind": "/data", "mode": "rw"}}`. Read-only '
+        "without `rw` **in either spelling**; of `/etc` what the box does not show anyway "
         '([a list](sandbox_provisioner/system_files.py)): `"/etc/profile.d:/etc/profile.d"`.',
     )
     env_keep = List(
@@ -160,6 +222,10 @@ class BoxOptions(HasTraits):
         f"{', '.join(FACILITIES)}.",
     )
 
+    def username(self) -> str:
+        """Who asks, for paths that name the user."""
+        raise NotImplementedError
+
 
 class WarmOptions(HasTraits):
     """What is made ready before a kernel is asked for."""
@@ -196,7 +262,9 @@ class WarmOptions(HasTraits):
         flag="spares",
     )
     warm_idle_timeout = Float(
-        900.0, help="After how many seconds without a start a nursery and its spares end."
+        900.0,
+        help="After how many seconds without a start a nursery and its spares end, and the image "
+        "of a root is unmounted.",
     ).tag(
         config=True,
         flag="warm-idle-timeout",
@@ -218,7 +286,7 @@ class ServerOptions(HasTraits):
     ).tag(
         config=True,
     )
-    broker_socket = Unicode("/run/sandbox-broker/socket", help="Where that daemon listens.").tag(
+    broker_socket = Unicode(BROKER_SOCKET, help="Where that daemon listens.").tag(
         config=True,
     )
     runtime_dir = Unicode(
@@ -228,6 +296,24 @@ class ServerOptions(HasTraits):
     ).tag(
         config=True,
         default="`/run/…`",
+    )
+    layer_dir = Unicode(
+        "",
+        help="Where on the disk lies what kernels write that outlives them; a file system that can "
+        "be the upper one of an overlay. Empty: /var/lib/sandbox-provisioner for root, "
+        "~/.local/share/jupyter/sandbox for others.",
+    ).tag(
+        config=True,
+        flag="layer-dir",
+        default="`/var/lib/…`, `~/.local/…`",
+    )
+    review_days = Float(
+        14.0,
+        min=0.0,
+        help='With workdir_mode = "review": after how many days without a decision jupyter sandbox '
+        "gc, and a start, throw away what a kernel that has ended had changed.",
+    ).tag(
+        config=True,
     )
     ends_file = Unicode(
         "",
@@ -243,7 +329,9 @@ class ServerOptions(HasTraits):
     )
 
 
-class SandboxOptions(CapOptions, BoxOptions, NetworkOptions, WarmOptions, ServerOptions):
+class SandboxOptions(
+    CapOptions, DiskOptions, BoxOptions, DeviceOptions, NetworkOptions, WarmOptions, ServerOptions
+):
     """All of them, in the order in which people read them."""
 
 
@@ -255,15 +343,21 @@ def spec_of(
     wishes = {name: value for cap in CAPS for name, value in vars(cap.wish(options)).items()}
     return SandboxSpec(
         workdir=workdir,
+        workdir_mode=WorkdirMode(options.workdir_mode),
         limits=Limits(
             **wishes,
             shm_bytes=_size("shm_limit", options.shm_limit),
             tmp_bytes=_size("tmp_limit", options.tmp_limit),
+            **vars(disk_wish(options)),
         ),
         confinement=Confinement(options.confinement),
         network=network_wish(options) if network is None else network,
         user_ids=UserIds(options.user_ids),
-        volumes=tuple(Volume.parse(text) for text in options.volumes),
+        kernel_user=KernelUser(options.kernel_user),
+        volumes=tuple(_volumes(options)),
+        rootfs=options.rootfs,
+        layer=Layer(options.layer),
+        devices=tuple(options.devices),
         covers=Covers(
             home_directories=tuple(options.covered_directories),
             home_files=tuple(options.covered_files),
@@ -271,6 +365,12 @@ def spec_of(
         ),
         on_missing={name: OnMissing(choice) for name, choice in options.on_missing.items()},
     )
+
+
+def _volumes(options: SandboxOptions) -> Iterator[Volume]:
+    for text in as_texts(options.volumes):
+        name = options.username() if USERNAME in text else ""
+        yield Volume.parse(filled_in(text, name))
 
 
 def _size(name: str, value: int | str | None) -> int | None:

@@ -36,13 +36,14 @@ from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.handle import LastWord, readable, readable_within, reap
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.plan import Plan
-from sandbox_provisioner.records import start_time
+from sandbox_provisioner.records import pid_of, start_time
 from sandbox_provisioner.report import Report
 from sandbox_provisioner.streams import Streams
 
 # How long to wait for another process's word. It takes a millisecond, some tens on a busy machine.
 WORD_SECONDS = 2.0
 _OPEN_SECONDS = 10.0
+_ENDED = -1  # by `pid_of`: nobody is hit by what is sent there
 _SILENT = Stdio(stdout=subprocess.DEVNULL)
 
 
@@ -113,11 +114,18 @@ class Performer:
         if await self._last_word.awaited(self.control.fileno(), WORD_SECONDS):
             pid, pidfd = hear(self.control, wire.HERE)
             if self.source.is_of_init and pid:
-                # Of one that has ended this may be somebody else's; then it is not used any more.
-                self.meet(pid, start_time(pid), pidfd)
+                self._meet_if_itself(pid, pidfd)
             else:
                 self.pid, self._launcher = pid, pidfd
         return self.pid > 0
+
+    def _meet_if_itself(self, pid: int, pidfd: int) -> None:
+        """Modules have run in a nursery's child: it may send a pidfd of whomever it has one of, and
+        what we have of it is signalled at an end. Its pid is Linux's word."""
+        if pid_of(pidfd) in {pid, _ENDED}:
+            self.meet(pid, start_time(pid), pidfd)
+        else:
+            os.close(pidfd)
 
     async def here(self) -> None:
         """Wait until it is there; raises what its source says if it does not come."""

@@ -78,11 +78,9 @@ class Place:
     @classmethod
     def open(cls, path: str, asker: Asker, opened: ExitStack, *, attempt: str) -> Place:
         """Open *path*, until *opened* closes; SpecError with *attempt* if that cannot be."""
-        path = "/" + "/".join(reversed(_names(path)))
+        path, source, fd = open_for_another(path, asker, opened, attempt=attempt)
         try:
-            fd = _walk(path, asker, attempt)
-            opened.callback(os.close, fd)
-            status, source = os.fstat(fd), real_path(fd)
+            status = os.fstat(fd)
             mount, below = mounts_around(fd, source)
         except OSError as error:
             raise _cannot_open(attempt, error) from None
@@ -170,6 +168,20 @@ class Place:
             if mount.shows_host:
                 return f"{mount.path} is a mount of {mount.filesystem}, which shows the host"
         return ""
+
+
+def open_for_another(
+    path: str, asker: Asker, opened: ExitStack, *, attempt: str
+) -> tuple[str, str, int]:
+    """As `Place.open`, for who only hands it on: *path* as it is written plainly, its real path,
+    and a descriptor."""
+    path = "/" + "/".join(reversed(_names(path)))
+    try:
+        fd = _walk(path, asker, attempt)
+        opened.callback(os.close, fd)
+        return path, real_path(fd), fd
+    except OSError as error:
+        raise _cannot_open(attempt, error) from None
 
 
 def _belongs_to_nobody(path: str, asker: Asker) -> str:

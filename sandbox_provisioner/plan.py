@@ -15,23 +15,35 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from sandbox_provisioner.facilities.caps.cgroup import Bound
+from sandbox_provisioner.facilities.devices.facts import Devices
 from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles
 from sandbox_provisioner.facilities.ids.facts import IdRange
 from sandbox_provisioner.facilities.network.facts.packages import Packages
 from sandbox_provisioner.facilities.network.facts.resolver import ResolverPlace
 from sandbox_provisioner.facilities.network.wish.addresses import Address
+from sandbox_provisioner.facilities.root.facts import IMAGE, RootFacts
+from sandbox_provisioner.facilities.storage.facts import Storage
 from sandbox_provisioner.host import HostFacts, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.policy.terms import Terms
-from sandbox_provisioner.spec import NO_WORKDIR, Limits, SandboxSpec, relative
+from sandbox_provisioner.spec import NO_WORKDIR, KernelUser, Limits, SandboxSpec, relative
 
 HOME = "/home/jovyan"
 SOCKETS = "/run/kernel"
 CONNECTIONS = "/run/jupyter"
+# Where what is laid aside stands until it is in its place.
+REVIEW = "/.review"
+# The same of a layer that is kept on the disk; and where of the home what is installed goes to.
+LAYER = "/.layer"
+# The name of the user namespace by which ids of the box are others on a disk of the host's.
+DISK = "disk"
+OWN_BASE = f"{HOME}/.local"
 SOCKET_NAMES = tuple(f"s-{port}" for port in range(1, 6))
 KERNEL_ID = 1000
+# What holds every place that a kernel may write to and that is not given to it.
+SCRATCH = "/.scratch"
 TAKE_REMEDY = "Make the path readable, or correct the option that names it."
 # How what is the host's and every kernel sees is mounted.
 READ_ONLY = ("readonly", "nosuid", "nodev")
@@ -107,7 +119,8 @@ class LaunchRequest:
     of these, by their names, for all that is in one together. *terms* are a policy's, to which
     *spec* has been narrowed: they are asked whether there is room for one more; *asked* is the spec
     as it was before. *first_id* is the first of a range of ids that is the person's for ever; 0:
-    any range that is free.
+    any range that is free. *box* is the sandbox of the server that asked for it, where that one is
+    in one: of a kernel beside it.
     """
 
     sandbox_id: str
@@ -129,6 +142,7 @@ class LaunchRequest:
     terms: Terms | None = None
     asked: SandboxSpec | None = None
     first_id: int = 0
+    box: str = ""
 
     @property
     def group(self) -> str:
@@ -159,6 +173,8 @@ class Site:
     *first_id* is the first of the host's ids that a root server gives to this sandbox; *sockets*
     the host's directory that shows inside as /run/kernel, *exit_file* where init tells the end.
     *id_range* is what an ordinary user's sandbox maps all ids but the user's own to; None: nothing.
+    *figure_groups* are those whose caps on memory and CPUs the box is told.
+    *device_group* is the version and the group by which Linux limits what devices it opens.
     *memory_above* is the smallest cap on memory of the groups that its own is to be a part of.
     *user_tasks* is how many processes and threads the user has, where a cap is to count from there.
     *family* is whose child the kernel's PID 1 is, where that is a nursery's; *idle_seconds* how
@@ -166,9 +182,16 @@ class Site:
     by the server besides, the descriptors by the names under which `receive` takes them.
     *network_allow* are the rules of the kernel's network, those of presets in their place, which
     *packages* tells more of.
+    *real_home* is the real path of the home directory of whoever asks for it.
+    *root* is its root file system, where that is not the host's, and *kernel_user* who the kernel
+    is there.
     *catch_obstacle* is why Linux does not hand all connections of a box to one listener, "" if it
     does. *resolver* is how the machine finds names, for a box that has the machine's own network;
     *name_servers* whom it asks, for one that has a card.
+    *review* is where on the disk what is written in the work directory is laid aside, *layer* where
+    what it installs is kept.
+    *storage* is what holds a limit of the disk, None where there is none, *layer_storage* the same
+    of what is kept of what it installs; *disk* and *layer_disk* are the mounts of these.
     *opened* closes the descriptors of `places`: whoever made the site does, when the start is done.
     """
 
@@ -176,8 +199,11 @@ class Site:
     workdir: WorkdirFacts
     files: KernelFiles
     volumes: tuple[VolumeFacts, ...] = ()
+    devices: Devices = field(default_factory=Devices)
+    device_group: tuple[int, str] | None = None
     join_files: tuple[str, ...] = ()
     memory_group: tuple[int, str] | None = None
+    figure_groups: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     memory_above: Bound | None = None
     first_id: int = 0
     id_range: IdRange | None = None
@@ -191,29 +217,55 @@ class Site:
     resolver: tuple[ResolverPlace, ...] = ()
     name_servers: tuple[Address, ...] = ()
     server_environment: Mapping[str, str] = field(default_factory=dict)
+    real_home: str = ""
     network_allow: tuple[str, ...] = ()
     packages: Packages = field(default_factory=Packages)
+    review: Place | None = None
+    layer: Place | None = None
+    root: RootFacts = field(default_factory=RootFacts)
+    kernel_user: KernelUser = KernelUser.USER
+    storage: Storage | None = None
+    layer_storage: Storage | None = None
+    disk: int = -1
+    layer_disk: int = -1
     opened: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     @property
     def places(self) -> tuple[tuple[str, Place], ...]:
         """What of the host this one kernel is given, and where that shows inside."""
         workdir = ((self.workdir.path, self.workdir.place),) if self.workdir.source else ()
-        return (*workdir, *((facts.volume.target, facts.place) for facts in self.volumes))
+        folders = ((REVIEW, self.review), (LAYER, self.layer))
+        aside = tuple((target, place) for target, place in folders if place)
+        volumes = ((facts.volume.target, facts.place) for facts in self.volumes)
+        root = ((IMAGE, self.root.place),) if self.root.place and not self.root.kind else ()
+        return (*workdir, *aside, *volumes, *root)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Those of `places`, which go to the launcher with the plan."""
-        return tuple(place.fd for _, place in self.places)
+        """Those of `places` and of mounts that are attached nowhere, which go to the launcher with
+        the plan."""
+        image = (self.root.mount_fd,) if self.root.kind else ()
+        disks = (fd for fd in (self.disk, self.layer_disk) if fd >= 0)
+        return (*(place.fd for _, place in self.places), *image, *disks)
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is a file system in a file for what it writes."""
+        return self.layer_storage is not None or bool(self.storage and self.storage.is_image)
 
     @property
     def uid(self) -> int:
-        """The kernel's user id inside: never 0, also where a container's root starts it."""
+        """The kernel's user id inside: 0 only where that was asked for, also where a container's
+        root starts it."""
+        if self.kernel_user is KernelUser.ROOT:
+            return 0
         return KERNEL_ID if self.facts.privileged else self.facts.caller.uid or KERNEL_ID
 
     @property
     def gid(self) -> int:
-        """The kernel's group id inside: never 0, which some platforms give to every user."""
+        """The kernel's group id inside: the same, since some platforms give 0 to every user."""
+        if self.kernel_user is KernelUser.ROOT:
+            return 0
         return KERNEL_ID if self.facts.privileged else self.facts.caller.gid or KERNEL_ID
 
     @property
@@ -221,23 +273,19 @@ class Site:
         """The kernel's user id as the host sees it."""
         if not self.facts.privileged:
             return self.facts.caller.uid
-        return (
-            self.first_id + KERNEL_ID if self.workdir.idmappable else self.workdir.place.owner_uid
-        )
+        return self.first_id + self.uid if self.workdir.idmappable else self.workdir.place.owner_uid
 
     @property
     def outside_gid(self) -> int:
         """The kernel's group id as the host sees it."""
         if not self.facts.privileged:
             return self.facts.caller.gid
-        return (
-            self.first_id + KERNEL_ID if self.workdir.idmappable else self.workdir.place.owner_gid
-        )
+        return self.first_id + self.gid if self.workdir.idmappable else self.workdir.place.owner_gid
 
     @property
     def home(self) -> str:
         """HOME inside: the work directory if it is the server's own home, as users expect there."""
-        is_own = os.path.realpath(self.facts.caller.home) == self.workdir.source
+        is_own = self.real_home == self.workdir.source != ""
         return self.workdir.path if is_own else HOME
 
 
@@ -258,6 +306,18 @@ class Start:
     request: LaunchRequest
     site: Site
     kind: Kind = Kind.COLD
+
+    @property
+    def keeps_layer(self) -> bool:
+        """Whether there is a place for what is kept of what it installs."""
+        is_there = self.site.layer is not None or self.site.layer_storage is not None
+        return is_there and self.kind in (Kind.COLD, Kind.FORK, Kind.SPARE)
+
+    @property
+    def map_of_box(self) -> str:
+        """The name of the user namespace that a root server maps the ids of the box's own file
+        systems by: the box's own where its launcher makes that, which saves a process."""
+        return "sandbox" if self.kind is Kind.COLD else "box"
 
 
 def mapping_words(name: str, facts: WorkdirFacts | VolumeFacts, site: Site) -> tuple[str, ...]:

@@ -32,9 +32,10 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.multikernelmanager import MultiKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from tornado.web import HTTPError
-from traitlets import TraitError, TraitType, observe
+from traitlets import TraitError, TraitType, default, observe
 
 from sandbox_provisioner import audit
+from sandbox_provisioner.broker import box
 from sandbox_provisioner.broker.launcher import BrokerLauncher
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.contract import (
@@ -61,6 +62,7 @@ from sandbox_provisioner.facilities.environment.plan.variables import set_and_le
 from sandbox_provisioner.facilities.network.tell.said import summary
 from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
 from sandbox_provisioner.facilities.network.wish.options import network_wish
+from sandbox_provisioner.facilities.volumes.wish import without_mode
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import IN_START_DIRECTORY
 from sandbox_provisioner.host import memory_bytes
 from sandbox_provisioner.inside.printable import one_line
@@ -68,10 +70,19 @@ from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.meeting import PORTS
 from sandbox_provisioner.off_loop import Gate, off_loop, one_after_another
 from sandbox_provisioner.option_errors import bad_value, unknown_option
-from sandbox_provisioner.options import AUTO, BROKER, SandboxOptions, every_option, spec_of
+from sandbox_provisioner.options import (
+    AUTO,
+    BROKER,
+    BROKER_SOCKET,
+    LOCAL,
+    SandboxOptions,
+    every_option,
+    spec_of,
+)
 from sandbox_provisioner.plan import LaunchRequest, start_directory
 from sandbox_provisioner.policy.current import terms_of_this_process
 from sandbox_provisioner.policy.narrow import narrow
+from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.policy.terms import Terms
 from sandbox_provisioner.spec import (
     Confinement,
@@ -180,6 +191,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         self._place = contextlib.AsyncExitStack()  # among those that start cold now
         self._ending = False
         self._busy: bool | None = None  # as it was noted down
+        self._restart_limit: int | None = None  # what it is where somebody has stopped the kernel
         self._ends_file: EndsFile | None = None
         self._told_of_policy: set[str] = set()
         self._network_bytes = 0  # of all starts: a restart brings no new network_quota
@@ -236,6 +248,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
     def spec_for(self, cwd: str) -> SandboxSpec:
         """The options as a `SandboxSpec`, for a kernel that starts in *cwd*; raises SpecError."""
         spec = spec_of(self, workdir=self._workdir(cwd), network=self._network())
+        self._tell_of_volumes()
         limits = spec.limits
         if not self._may_interrupt(limits):
             limits = replace(limits, interrupt_share=None)
@@ -256,7 +269,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
 
     def _as_allowed(self, spec: SandboxSpec) -> SandboxSpec:
         """*spec* as the administrator's policy lets us have it, where there is one; SpecError."""
-        self.terms = terms_of_this_process()
+        # Who asks a hub does not know for whom the policy takes it, and may not read that.
+        self.terms = None if self._asks_hub else terms_of_this_process()
         if self.terms is None:
             return spec
         self.asked = spec
@@ -266,6 +280,21 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
                 self._told_of_policy.add(notice)
                 self.log.warning("%s", notice)
         return spec
+
+    def username(self) -> str:
+        """Called for a path that names the user."""
+        return Person.find(os.geteuid()).name
+
+    def _tell_of_volumes(self) -> None:
+        """DockerSpawner's can be written to unless they say otherwise; people copy them."""
+        for source in without_mode(self.volumes):
+            text = (
+                f'The volume "{source}" can only be read, since it does not say more. If kernels '
+                f'shall write to it: {{"{source}": {{"bind": ..., "mode": "rw"}}}}.'
+            )
+            if text not in _told:
+                _told.add(text)
+                self.log.info("%s", text)
 
     def machine_bytes(self) -> int:
         """Called for an option that is a share of the machine's memory."""
@@ -314,19 +343,39 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
 
     def _launching(self) -> WarmLauncher:
         warn = lambda text: self.log.warning("%s", text)  # noqa: E731
-        return WarmLauncher(runtime_dir=self.runtime_dir, warn=warn, told=_told)
+        return WarmLauncher(
+            runtime_dir=self.runtime_dir,
+            layer_dir=self.layer_dir,
+            review_days=self.review_days,
+            warn=warn,
+            told=_told,
+            keep_seconds=self.warm_idle_timeout,
+        )
 
     def _asking(self) -> BrokerLauncher:
         warn = lambda text: self.log.warning("%s", text)  # noqa: E731
         return BrokerLauncher(self.broker_socket, warn, self.runtime_dir)
 
-    @observe("runtime_dir", "launcher", "broker_socket")
+    @default("broker_socket")
+    def _usual_socket(self) -> str:
+        """In a box of a hub's that hub answers, and nobody else."""
+        return box.SOCKET if os.path.exists(box.SOCKET) else BROKER_SOCKET
+
+    @property
+    def _asks_hub(self) -> bool:
+        """Whether our server is in a box of a hub's, which starts its kernels."""
+        return self.launcher != LOCAL and self.broker_socket == box.SOCKET
+
+    @observe("runtime_dir", "layer_dir", "review_days", "launcher", "broker_socket")
     def _starts_elsewhere(self, _: Any) -> None:
         self._launcher = None
 
     def _choose_starter(self) -> None:
         """With "auto": the broker, where there is one, for what we lack the rights to do."""
         if self.launcher != AUTO or self._launcher or not os.path.exists(self.broker_socket):
+            return
+        if self._asks_hub:
+            self._launcher = self._asking()
             return
         local = self._launching()
         self._launcher = self._asking() if local.obstacle(self.spec) else local
@@ -385,6 +434,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         if self.ends_file:
             await off_loop(self._open_ends_file)
         self.story = None
+        self._may_restart()
         self._ending = False
         self._busy = None
         async with contextlib.AsyncExitStack() as self._place:
@@ -610,9 +660,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         told = partial(audit.refused, error, person=person, name=name, asked=self.asked)
         await off_loop(told)
         await self._close()
-        if self.parent:
-            self.parent.cleanup_connection_file()
-            self.parent.cleanup_ipc_files()
+        self._remove_files()
         if isinstance(error, LaunchError) and error.step == "find-kernel":
             return ProgramNotFound(error)
         return StartRefused(error)
@@ -641,6 +689,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
                 await self._keep_up(handle, self._tap)
             return None
         await self._tell(story, handle)
+        if story.kind is EndKind.STOPPED and not self._ending:
+            await self._stay_ended()
         return _status(story)
 
     async def _keep_up(self, handle: Handle, tap: LastWords) -> None:
@@ -679,6 +729,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
     async def cleanup(self, restart: bool = False) -> None:
         """Called last, but twice by nbclient, or alone while the kernel is still there."""
         await self._close()
+        if not restart and self._launcher:
+            await off_loop(self._launcher.forget, self.sandbox_id)
 
     async def _close(self) -> None:
         handle, self.handle = self.handle, None
@@ -725,10 +777,34 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         if self._tap:
             try:
                 data = {MIME: self.end.as_json()}
-                await asyncio.to_thread(self._tap.speak, in_lines(story.reason), data)
-            except (OSError, zmq.ZMQError) as error:
+                listener = await off_loop(handle.listen_in_place)
+                await asyncio.to_thread(self._tap.speak, in_lines(story.reason), data, listener)
+            except (OSError, zmq.ZMQError, SandboxError) as error:
                 # A sentence that cannot be shown must not hide the death; the log has it.
                 self.log.warning("Could not say so at the notebook: %s", error)
+
+    async def _stay_ended(self) -> None:
+        """A server's restarter, which asks just now, would start it anew as after a crash. Let it
+        tell its clients that the kernel is dead: then its server forgets it, and nobody cleans up.
+        """
+        restarter = getattr(self.parent, "_restarter", None)
+        if restarter is None or self._restart_limit is not None:
+            return
+        self._restart_limit, restarter.restart_limit = restarter.restart_limit, 0
+        await self.cleanup()
+        self._remove_files()
+
+    def _remove_files(self) -> None:
+        """Those of the manager's."""
+        if self.parent:
+            self.parent.cleanup_connection_file()
+            self.parent.cleanup_ipc_files()
+
+    def _may_restart(self) -> None:
+        """As before: somebody has started it."""
+        restarter = getattr(self.parent, "_restarter", None)
+        if restarter is not None and self._restart_limit is not None:
+            restarter.restart_limit, self._restart_limit = self._restart_limit, None
 
     async def _end_of(self, story: ExitStory, handle: Handle) -> End:
         cell = ""

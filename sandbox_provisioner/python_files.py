@@ -18,6 +18,7 @@ found as absolute paths in its text. Whatever is read is bounded, and only regul
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -97,7 +98,7 @@ def read_start(path: str, most_bytes: int = _MOST_BYTES) -> bytes:
         try:
             if not stat.S_ISREG(os.fstat(looked).st_mode):
                 return b""
-            fd = os.open(f"/proc/self/fd/{looked}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = _opened_to_read(looked, path)
         finally:
             os.close(looked)
         try:
@@ -105,6 +106,20 @@ def read_start(path: str, most_bytes: int = _MOST_BYTES) -> bytes:
         finally:
             os.close(fd)
     return b""
+
+
+def _opened_to_read(looked: int, path: str) -> int:
+    """What is open as *looked*, by the name *path* just now. From a box's root, whose /proc knows
+    nothing of us, it is by its name once more: no device can be opened there (mount(2), MS_NODEV).
+    """
+    try:
+        return os.open(f"/proc/self/fd/{looked}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if os.path.samestat(os.fstat(fd), os.fstat(looked)):
+        return fd
+    os.close(fd)
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
 
 
 def links_on_way(path: str) -> list[str]:

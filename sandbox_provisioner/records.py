@@ -8,6 +8,7 @@
       <sandbox id>/
         record.json             who, where, which limits: `Record`
         owner                   locked by the server for as long as it lives
+        server                  the process that asked a broker or a hub for it
         exit                    written by PID 1 when the kernel ends
         activity                "busy" or "idle", written by its server when it changes
         network                 what it has sent and received, written by the network gateway
@@ -29,6 +30,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -43,7 +45,7 @@ from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.descriptors import is_readable, keep_from_children
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.caps import cgroup
-from sandbox_provisioner.facilities.ids.facts import FIRST_ID, FIRST_PERSONS_ID, IDS
+from sandbox_provisioner.facilities.ids.facts import FIRST_ID, FIRST_PERSONS_ID, IDS, INIT_ID
 from sandbox_provisioner.facilities.network.card import counts
 from sandbox_provisioner.facilities.network.tell.counts import Traffic, Writer, read_counts
 from sandbox_provisioner.locks import lock, lock_soon, locked, unlock
@@ -55,12 +57,22 @@ _RANGE = ".ids"
 BUSY, IDLE = "busy", "idle"
 SERVER = "server"  # the kind of a hub user's Jupyter server
 # The kinds of what serves kernels, or waits to be one.
-OF_NOBODY = frozenset({"nursery", "spare", "gateway"})
+SPARE = "spare"
+OF_NOBODY = frozenset({"nursery", SPARE, "gateway"})
 BUILDING = ".building"  # locked by who makes a nursery
 # What reading a record raises that is not (yet) whole, or is somebody else's file.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 # A record names some hundred paths; nobody waits for the reading of more.
 _MOST_BYTES = 1 << 22
+# Raised where an older version would do harm that does not know what is new in a record. What is
+# merely new it keeps, and does not look at.
+VERSION = 1
+
+
+class LaterVersion(ValueError):
+    """Somebody who is newer than us has written a record that we cannot mean: it is let alone."""
+
+
 # Whether there is room for one more record in a runtime directory; raises where there is none.
 Admit = Callable[["Record", Path], None]
 # How long is spent on a kernel's many files while somebody waits for its end. What there is more
@@ -83,9 +95,17 @@ class Record:
     *group* is the name of its control groups where that is not its id: a spare keeps its own, and
     a person's are below others. *person* is for whom it runs by the administrator's policy, ""
     where there was none. *changed* tells what has been changed since it started.
+    *sum_bytes* is the memory limit of all that this person runs in one group with it. *unheard*:
+    who started it has gone, and whoever has found it since cannot speak to its PID 1.
     *workdir* is the real path of its work directory, which shows inside as *shown_at*; *device* and
     *inode* tell that directory from whatever may stand at that path later; *repositories* are those
-    that were in it before. *uid* is the user whose server asked for it.
+    that were in it before. *review* is the folder in which lies what it has changed there, where
+    somebody looks at that first. *uid* is the user whose server asked for it, *box* the sandbox
+    that this server is in, "" if it is in none; *storage* what holds a limit of its disk, "" where
+    there is none. *stopped_by* is the user who has stopped it, "" if nobody has. *layer* is the
+    root over which its image keeps what it installs for restarts, "" where it keeps nothing.
+    *version* is that of the record, *later* what a later version has written into it, which goes on
+    with it.
     """
 
     sandbox_id: str
@@ -107,6 +127,7 @@ class Record:
     shown_at: str = ""
     device: int = 0
     inode: int = 0
+    review: str = ""
     repositories: tuple[str, ...] = ()
     made: tuple[tuple[str, str], ...] = ()
     planned: tuple[tuple[str, str], ...] = ()
@@ -117,7 +138,15 @@ class Record:
     group: str = ""
     person: str = ""
     uid: int = 0
+    box: str = ""
     changed: str = ""
+    sum_bytes: int | None = None
+    unheard: bool = False
+    storage: str = ""
+    stopped_by: str = ""
+    layer: str = ""
+    version: int = VERSION
+    later: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tree(self) -> str:
@@ -227,8 +256,11 @@ class RecordFolder:
         return record
 
     def write(self, record: Record) -> None:
-        """Save *record*, whole or not at all."""
-        text = json.dumps(asdict(record))
+        """Save *record*, whole or not at all; OSError, also for more than anybody reads."""
+        told = asdict(record)
+        text = json.dumps(told.pop("later") | told)
+        if len(text) > _MOST_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), "record.json")
         new = self.path / "record.json.new"
         new.write_text(text)
         new.replace(self.path / "record.json")
@@ -263,13 +295,17 @@ class RecordFolder:
         return status.st_ino, status.st_mtime_ns
 
     def read(self) -> Record:
-        """Load the record; OSError or ValueError where it is not (yet) there whole."""
-        found: dict[str, Any] = json.loads(_read_small(self.path / "record.json"))
+        """Load the record; OSError or ValueError where it is not (yet) there whole, and
+        `LaterVersion` where we could not mean it."""
+        found: dict[str, Any] = json.loads(read_small(self.path / "record.json"))
+        if (version := found.get("version", VERSION)) != VERSION:
+            raise LaterVersion(f"its record is of version {version!r:.20}, and we know {VERSION}")
         for name in ("made", "planned"):
             found[name] = tuple((kind, path) for kind, path in found.get(name, ()))
         # A record of an earlier version lacks what has come since.
         found["repositories"] = tuple(map(str, found.get("repositories", ())))
-        return _checked(Record(**found))
+        later = {name: found.pop(name) for name in found.keys() - _NAMES}
+        return _checked(Record(**found, later=later))
 
     @property
     def exit_file(self) -> Path:
@@ -279,7 +315,7 @@ class RecordFolder:
     def read_exit_file(self) -> bytes:
         """What PID 1 wrote, b"" if it did not live to."""
         try:
-            return _read_small(self.exit_file)
+            return read_small(self.exit_file)
         except OSError:
             return b""
 
@@ -314,7 +350,7 @@ class RecordFolder:
 
     def _ask_card(self) -> Traffic | None:
         try:
-            card = json.loads(_read_small(self.path / "card"))
+            card = json.loads(read_small(self.path / "card"))
             found = counts.counts(IPv4Address(card["address"]))
             return found.traffic(card["names"]) if found else None
         except UNREADABLE:
@@ -334,6 +370,31 @@ class RecordFolder:
         finally:
             os.close(fd)
 
+    def note_asker(self, pid: int) -> None:
+        """Note down the process *pid*, which has asked somebody else for it, and to whom its end is
+        to be told; OSError."""
+        (self.path / "server").write_text(f"{pid} {start_time(pid)}")
+
+    def open_asker(self) -> int | None:
+        """A pidfd of that process; -1 if it has ended, None if none is noted down."""
+        try:
+            pid, start = map(int, read_small(self.path / "server").split())
+        except (OSError, ValueError):
+            return None
+        return _open_same(pid, start)
+
+    def forget_asker(self) -> None:
+        """It is nobody's to hear of."""
+        (self.path / "server").unlink(missing_ok=True)
+
+    def is_asked_for(self) -> bool:
+        """Whether that process lives, and may still want to know how it has ended."""
+        asker = self.open_asker()
+        if asker is None or asker < 0:
+            return False
+        os.close(asker)
+        return True
+
     def note_activity(self, *, busy: bool) -> None:
         """Tell `list` what the kernel's messages say; where that cannot be written nobody does."""
         with contextlib.suppress(OSError):
@@ -342,7 +403,7 @@ class RecordFolder:
     def read_activity(self) -> str:
         """`BUSY`, `IDLE`, or "" where nobody listens to its messages, or has not yet."""
         try:
-            found = _read_small(self.path / "activity").decode()
+            found = read_small(self.path / "activity").decode()
         except (OSError, ValueError):
             return ""
         return found if found in {BUSY, IDLE} else ""
@@ -433,7 +494,7 @@ class RecordFolder:
 held: set[RecordFolder] = set()
 
 
-def _read_small(path: Path) -> bytes:
+def read_small(path: Path) -> bytes:
     """What the regular file *path* holds; OSError for what is none, or is big."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -465,9 +526,14 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "sandbox_id": str,
     "started": (int, float),
     "cgroup_bases": dict,
+    "later": dict,
     "memory_limit_bytes": (int, type(None)),
+    "sum_bytes": (int, type(None)),
     "cpu_cores": (int, float, type(None)),
 }
+
+
+_NAMES = frozenset(known.name for known in fields(Record)) - {"later"}
 
 
 def joined_stand_ins(*parts: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -476,13 +542,26 @@ def joined_stand_ins(*parts: Iterable[tuple[str, str]]) -> tuple[tuple[str, str]
 
 
 def all_records(runtime: Path) -> list[tuple[RecordFolder, Record]]:
-    """Every sandbox with a record, oldest first."""
+    """Every sandbox with a record that can be read, oldest first."""
     found = []
     for path in folders_in(runtime):
         folder = RecordFolder(path)
         with contextlib.suppress(*UNREADABLE):
             found.append((folder, folder.read()))
     return sorted(found, key=lambda pair: pair[1].started)
+
+
+def of_later_versions(runtime: Path) -> list[str]:
+    """The ids of the sandboxes whose records only a later version of us can mean."""
+    found = []
+    for path in folders_in(runtime):
+        try:
+            RecordFolder(path).read()
+        except LaterVersion:
+            found.append(path.name)
+        except UNREADABLE:
+            continue
+    return found
 
 
 def start_time(pid: int) -> int:
@@ -494,23 +573,44 @@ def start_time(pid: int) -> int:
     return int(text.rpartition(")")[2].split()[19])
 
 
+def pid_of(pidfd: int) -> int:
+    """The pid of the process that *pidfd* is of, as we see it; -1 once it was waited for, and 0 for
+    what is no pidfd (proc_pid_fdinfo(5))."""
+    found = re.search(r"^Pid:\s*(-?\d+)$", Path(f"/proc/self/fdinfo/{pidfd}").read_text(), re.M)
+    return int(found[1]) if found else 0
+
+
 def open_init(record: Record) -> int | None:
     """A pidfd of the record's PID 1, or None if it has ended: never of a stranger.
 
     The pidfd is opened first and compared then, so that a pid that is given away in between
     cannot deceive us.
     """
-    if not record.init_pid:
-        return None
+    pidfd = _open_same(record.init_pid, record.init_start)
+    return None if pidfd < 0 else pidfd
+
+
+def has_ended(record: Record) -> bool:
+    """Whether its PID 1 has."""
+    pidfd = open_init(record)
+    if pidfd is not None:
+        os.close(pidfd)
+    return pidfd is None
+
+
+def _open_same(pid: int, start: int) -> int:
+    """A pidfd of the process *pid* that began at *start*, -1 if it has ended."""
+    if pid <= 0:
+        return -1
     try:
-        pidfd = os.pidfd_open(record.init_pid)
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
-        return None
+        return -1
     # Who has ended but was not waited for still has a pid: a pidfd is then readable.
     has_ended = is_readable(pidfd)
-    if has_ended or start_time(record.init_pid) != record.init_start:
+    if has_ended or start_time(pid) != start:
         os.close(pidfd)
-        return None
+        return -1
     return pidfd
 
 
@@ -541,7 +641,7 @@ def _take_range(runtime: Path, sandbox_id: str) -> int:
     """
     taken = {name for name in os.listdir(runtime) if name.endswith(_RANGE)}
     for first in range(FIRST_ID, FIRST_PERSONS_ID, IDS):
-        if f"{first}{_RANGE}" not in taken and not _has_processes(first):
+        if f"{first}{_RANGE}" not in taken and not _is_in_use(first):
             runtime.joinpath(f"{first}{_RANGE}").symlink_to(sandbox_id)
             return first
     raise HostError(
@@ -551,8 +651,14 @@ def _take_range(runtime: Path, sandbox_id: str) -> int:
     )
 
 
+def _is_in_use(first: int) -> bool:
+    """Whether a sandbox runs in the range from *first* on: its PID 1 has the first id, or `INIT_ID`
+    where the kernel is root, which may take any other."""
+    return _has_processes(first) or _has_processes(first + INIT_ID)
+
+
 def _has_processes(uid: int) -> bool:
-    """getpriority(2) answers ESRCH for a user who has none; a sandbox's PID 1 has its first id."""
+    """getpriority(2) answers ESRCH for a user who has none."""
     try:
         os.getpriority(os.PRIO_USER, uid)
     except ProcessLookupError:

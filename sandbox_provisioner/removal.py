@@ -41,9 +41,9 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def empty(aside: Path, seconds: float = float("inf")) -> bool:
+def empty(aside: Path, seconds: float = float("inf"), keep: str = "") -> bool:
     """Remove what was set aside, but of a great many no more than *seconds* allow; whether it is
-    gone now.
+    gone now. With a file to *keep* in it, whether all else is gone.
 
     False also where somebody else is about to. OSError for what cannot be removed, once everything
     else is.
@@ -55,8 +55,8 @@ def empty(aside: Path, seconds: float = float("inf")) -> bool:
         os.close(fd)
         return False
     try:
-        gone = _Emptying(fd, time.monotonic() + seconds).run()
-        if gone:
+        gone = _Emptying(fd, time.monotonic() + seconds, keep).run()
+        if gone and not keep:
             aside.rmdir()
         return gone
     finally:
@@ -67,9 +67,10 @@ def empty(aside: Path, seconds: float = float("inf")) -> bool:
 class _Emptying:
     """One go at the folder that is open as *fd*."""
 
-    def __init__(self, fd: int, deadline: float) -> None:
+    def __init__(self, fd: int, deadline: float, keep: str) -> None:
         self.fd = fd
         self.deadline = deadline
+        self.keep = keep
         self.removed = 0
         self.problem: OSError | None = None
         # Names of our own: what an earlier go has moved up is still there.
@@ -100,7 +101,8 @@ class _Emptying:
     def _names(self) -> list[str]:
         """Some of those side by side: there may be millions."""
         with os.scandir(self.fd) as entries:
-            return [entry.name for entry, _ in zip(entries, range(_SOME), strict=False)]
+            names = (entry.name for entry in entries if entry.name != self.keep)
+            return [name for name, _ in zip(names, range(_SOME), strict=False)]
 
     def _remove(self, name: str) -> None:
         if self._is_enough():

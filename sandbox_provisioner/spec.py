@@ -17,14 +17,19 @@ from typing import Any
 
 from sandbox_provisioner.errors import SpecError, did_you_mean
 from sandbox_provisioner.facilities.caps.wish import BY_FACILITY, CAPS, FACILITIES, Cap, Wishes
+from sandbox_provisioner.facilities.devices import wish as of_devices
 from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
+from sandbox_provisioner.facilities.storage.wish import KEEPING, DiskWish
 from sandbox_provisioner.units import at_least
 
 __all__ = [
+    "HOST_ROOT",
     "NO_WORKDIR",
     "WRITTEN_THROUGH",
     "Confinement",
     "Covers",
+    "KernelUser",
+    "Layer",
     "Limits",
     "Network",
     "NetworkWish",
@@ -32,14 +37,33 @@ __all__ = [
     "SandboxSpec",
     "UserIds",
     "Volume",
+    "VolumeOfDevice",
+    "WorkdirMode",
     "check_path",
     "relative",
     "volumes_for",
 ]
 
 
+# The size of a folder in memory where there is no cap on memory.
+SHM_BYTES, TMP_BYTES = 64 << 20, 1 << 30
+
+
+def folder_bytes(memory_bytes: int | None, uncapped_bytes: int) -> int:
+    """The size of a folder in memory that nobody has asked for. Half of the cap leaves room for the
+    kernel beside it, and is what a tmpfs(5) has of a machine's memory; what is in it is charged all
+    the same."""
+    return uncapped_bytes if memory_bytes is None else memory_bytes // 2
+
+
+def inodes_of(size_bytes: int) -> int:
+    """How many files a folder in memory may have that nobody has asked for: an empty one takes no
+    page of its size, but a page's worth of the Linux kernel's memory."""
+    return size_bytes // 4096 + 64
+
+
 @dataclass(frozen=True, kw_only=True)
-class Limits(Wishes):
+class Limits(Wishes, DiskWish):
     """The caps of one sandbox, and the sizes of its folders in memory. None means no cap; for a
     folder, that its size follows the cap on memory (`facilities/root/plan.py`).
 
@@ -57,6 +81,7 @@ class Limits(Wishes):
         for name, size in (("shm_limit", self.shm_bytes), ("tmp_limit", self.tmp_bytes)):
             if size is not None:
                 at_least(name, size, 4096, 'Use at least one page, "4K".')
+        self.check_disk()
 
     @property
     def asked(self) -> list[Cap]:
@@ -83,18 +108,21 @@ class Limits(Wishes):
 
 # What belongs to the system inside; a volume there would replace it.
 _SYSTEM = {"", "bin", "dev", "etc", "lib", "lib32", "lib64", "proc", "run", "sbin", "sys", "usr"}
+_PROGRAMS = {"lib", "lib32", "lib64", "run", "usr"}
 # Of /etc a volume may show what the box lacks, but nothing in place of what tells who it is, and
 # where.
 _OWN_OF_ETC = {"passwd", "group", "hosts", "hostname", "resolv.conf", "nsswitch.conf"}
+_VOLUME_OPTIONS = {"ro", "rw", "noexec"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A host path that the sandbox gets besides its work directory ("SRC:DST[:ro|rw]")."""
+    """A host path that the sandbox gets besides its work directory: "SRC:DST[:ro|rw][,noexec]"."""
 
     source: str
     target: str
     readonly: bool = True
+    noexec: bool = False
 
     def __post_init__(self) -> None:
         for role, path in (("source", self.source), ("target", self.target)):
@@ -116,15 +144,41 @@ class Volume:
 
     @classmethod
     def parse(cls, text: str) -> Volume:
-        """Read "SRC:DST", "SRC:DST:ro" or "SRC:DST:rw"; read-only unless it says rw."""
-        words = text.split(":")
-        if len(words) not in {2, 3} or (len(words) == 3 and words[2] not in {"ro", "rw"}):
+        """Read "SRC:DST" or "SRC:DST:OPTIONS": ro, rw, noexec; read-only unless it says rw."""
+        parts = text.split(":")
+        options = parts[2].split(",") if len(parts) == 3 else []
+        once = len({*options}) == len(options) and not {*options} >= {"ro", "rw"}
+        if len(parts) not in {2, 3} or not once or not {*options} <= _VOLUME_OPTIONS:
             raise SpecError(
                 attempt="read volumes",
                 answer=f"{text!r} is not a volume",
-                remedy='Write "SOURCE:TARGET:ro" or "SOURCE:TARGET:rw", both absolute paths.',
+                remedy='Write "SOURCE:TARGET:ro" or "SOURCE:TARGET:rw", both absolute paths; '
+                'or "SOURCE:TARGET:ro,noexec", where none of its programs shall run.',
             )
-        return cls(source=words[0], target=words[1], readonly=words[2:] != ["rw"])
+        return cls(
+            source=parts[0],
+            target=parts[1],
+            readonly="rw" not in options,
+            noexec="noexec" in options,
+        )
+
+    @property
+    def options(self) -> str:
+        """As `parse` reads them."""
+        return ("ro" if self.readonly else "rw") + (",noexec" if self.noexec else "")
+
+
+class VolumeOfDevice(Volume):
+    """What comes with a device of root's specification: it may be among the programs of another
+    root, as a driver's libraries are. A class of its own, for nobody's text or JSON is read as
+    one."""
+
+    __slots__ = ()
+
+    def _hides_system(self) -> bool:
+        names = self.target.strip("/").split("/")
+        is_among = self.readonly and len(names) > 2 and names[0] in _PROGRAMS
+        return not is_among and super()._hides_system()
 
 
 def volumes_for(paths: Sequence[str]) -> str:
@@ -174,12 +228,46 @@ class UserIds(StrEnum):
     RANGE = "range"
 
 
+class KernelUser(StrEnum):
+    """Who a kernel is in a root file system of its own: ROOT is uid 0 there, and nobody outside,
+    with the few capabilities that package managers need (`facilities/rights/plan`)."""
+
+    USER = "user"
+    ROOT = "root"
+
+
 class Confinement(StrEnum):
     """What holds a kernel. LANDLOCK is for places that have no namespaces, and is weaker: see
     `facilities/landlock/plan.py`. It is chosen by name, never fallen back to."""
 
     NAMESPACES = "namespaces"
     LANDLOCK = "landlock"
+
+
+class WorkdirMode(StrEnum):
+    """What becomes of what a kernel writes in its work directory: REVIEW lays it aside, until
+    somebody has looked at it (`layers/`); DIRECT is the directory itself."""
+
+    REVIEW = "review"
+    DIRECT = "direct"
+
+
+# In place of an image: what the host has in /usr, read-only.
+HOST_ROOT = "host"
+_IMAGE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
+
+
+class Layer(StrEnum):
+    """What becomes of what a kernel installs, and of what it writes into a root that is not the
+    host's. NONE: such a root is read-only. KERNEL and USER: it is kept on the disk (`layers/`),
+    over restarts of a kernel, or for the next kernels of its user. AUTO: of another root as KERNEL,
+    where something bounds that (`LocalLauncher.settled`), else in memory, gone with the kernel's
+    processes."""
+
+    NONE = "none"
+    AUTO = "auto"
+    KERNEL = "kernel"
+    USER = "user"
 
 
 class OnMissing(StrEnum):
@@ -206,14 +294,20 @@ _SECRETS_OF_PYTHON = (
     "pip.conf", ".condarc", "condarc", "condarc.d", "conda-meta/state", "etc/conda/env_vars.d",
     "etc/conda/activate.d", "etc/jupyter", "etc/npmrc",
 )  # fmt: skip
+_MOST_PATH = 4096
 _ACTIVATION = (
     "preactivate", "postactivate", "predeactivate", "postdeactivate", "premkvirtualenv",
     "postmkvirtualenv", "get_env_details",
 )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=4096)
 def _is_plain(path: str) -> bool:
+    """Linux takes no longer path (PATH_MAX), and nobody shall have us keep one."""
+    return len(path) <= _MOST_PATH and _is_plain_path(path)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_plain_path(path: str) -> bool:
     """Each start asks it of the same three hundred paths."""
     return os.path.normpath(path) == path and path.partition("/")[0] not in {"", ".", ".."}
 
@@ -318,17 +412,24 @@ class SandboxSpec:
     """Everything that is wished of one sandbox; serialisable, and the same for every launcher.
 
     *workdir* is bound writable at the same path, minus what *covers* tells. It may be
-    `NO_WORKDIR`: then all that a kernel can write to is in memory, and ends with it. *untouched*
-    are the names of options that nobody has set, which a policy's defaults stand in for.
+    `NO_WORKDIR`: then all that a kernel can write to is in memory, and ends with it. With
+    *workdir_mode* "review" what it writes there is laid aside, for somebody to look at. *rootfs* is
+    `HOST_ROOT`, the path of another root file system, or the name of one. *untouched* are the names
+    of options that nobody has set, which a policy's defaults stand in for.
     """
 
     workdir: str
+    workdir_mode: WorkdirMode = WorkdirMode.DIRECT
     covers: Covers = field(default_factory=Covers)
     limits: Limits = field(default_factory=Limits)
     confinement: Confinement = Confinement.NAMESPACES
     network: NetworkWish = field(default_factory=NetworkWish)
     user_ids: UserIds = UserIds.SINGLE
+    kernel_user: KernelUser = KernelUser.USER
     volumes: tuple[Volume, ...] = ()
+    rootfs: str = HOST_ROOT
+    layer: Layer = Layer.AUTO
+    devices: tuple[str, ...] = ()
     hostname: str = "sandbox"
     on_missing: Mapping[str, OnMissing] = field(default_factory=lambda: MappingProxyType({}))
     untouched: frozenset[str] = frozenset()
@@ -336,6 +437,10 @@ class SandboxSpec:
     def __post_init__(self) -> None:
         if self.workdir != NO_WORKDIR:
             check_path("the work directory", self.workdir)
+        self._check_root()
+        self._check_limits()
+        self._check_kernel_user()
+        of_devices.check(self.devices)
         unknown = sorted(set(self.on_missing) - set(FACILITIES))
         if unknown:
             raise SpecError(
@@ -343,6 +448,74 @@ class SandboxSpec:
                 answer=f"{unknown[0]!r} is not a cap that a start can do without",
                 remedy=did_you_mean(unknown[0], FACILITIES, f"Use: {', '.join(FACILITIES)}."),
             )
+
+    @property
+    def is_reviewed(self) -> bool:
+        """Whether what it writes in its work directory is laid aside."""
+        return self.workdir_mode is WorkdirMode.REVIEW and self.workdir != NO_WORKDIR
+
+    def _check_root(self) -> None:
+        if self.rootfs.startswith("/"):
+            check_path("the root file system", self.rootfs)
+        elif not _IMAGE_NAME.fullmatch(self.rootfs):
+            raise SpecError(
+                attempt=f"use {self.rootfs!r} as the root file system",
+                answer="it is neither a path nor the name of an image",
+                remedy='Write "host", an absolute path, or a name of letters, digits, ".", "_", '
+                '"+" and "-".',
+            )
+
+    def _check_limits(self) -> None:
+        backend = self.limits.disk_backend
+        if self.keeps_layer and self.limits.disk_bytes and backend not in KEEPING:
+            raise SpecError(
+                attempt=f'use layer = "{self.layer.value}" with disk_backend = "{backend.value}"',
+                answer="what is kept when a kernel has ended is limited in an image alone",
+                remedy='Set layer or disk_backend to "auto".',
+            )
+        if self.is_reviewed and self.limits.limits_workdir:
+            raise SpecError(
+                attempt='use workdir_mode = "review" with workdir_limit',
+                answer="what is laid aside lies outside of what that limits",
+                remedy='Set workdir_mode to "direct", or leave out workdir_limit.',
+            )
+
+    def _check_kernel_user(self) -> None:
+        attempt = 'use kernel_user = "root"'
+        if self.is_root and not self.has_own_root:
+            raise SpecError(
+                attempt=attempt,
+                answer="there is nothing to install into: the root file system is the host's",
+                remedy="Set rootfs to an image or a directory of another system, or kernel_user to "
+                '"user".',
+            )
+        if self.is_root and self.is_reviewed:
+            raise SpecError(
+                attempt=f'{attempt} with workdir_mode = "review"',
+                answer="what is laid aside is kept by the owners that it has, and it would belong "
+                "to root inside as well as to the work directory's owner",
+                remedy='Set workdir_mode to "direct", or kernel_user to "user".',
+            )
+
+    @property
+    def is_root(self) -> bool:
+        """Whether its kernel is root in its box."""
+        return self.kernel_user is KernelUser.ROOT
+
+    @property
+    def has_own_root(self) -> bool:
+        """Whether its root file system is not the host's."""
+        return self.rootfs != HOST_ROOT
+
+    @property
+    def writes_layer(self) -> bool:
+        """Whether what a kernel writes into such a root goes into a layer over it."""
+        return self.has_own_root and self.layer is not Layer.NONE
+
+    @property
+    def keeps_layer(self) -> bool:
+        """Whether what it installs is kept on the disk."""
+        return self.layer in {Layer.KERNEL, Layer.USER}
 
     def may_lack(self, facility: str) -> bool:
         """Whether the administrator accepts a start without *facility*."""

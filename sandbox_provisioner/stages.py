@@ -16,7 +16,7 @@ from sandbox_provisioner.errors import LaunchError
 from sandbox_provisioner.inside import wire
 
 # Those that make something, which a later one has to undo.
-SERVER_STEPS = ("spawn-launcher", "make-record", "create-cgroup", "write-record")
+SERVER_STEPS = ("spawn-launcher", "make-record", "make-image", "create-cgroup", "write-record")
 _log = logging.getLogger(__name__)
 _listeners: list[Callable[[str], object]] = []
 

@@ -28,6 +28,8 @@ _KILLED = (
     "again."
 )
 _MAY_BE_MEMORY = " It may have been for want of memory: {full_above} was full at that time."
+ROOT = "root"
+_ADMINISTRATOR = "the administrator of this machine"
 _FULL_TOO = " In that time {full_above} was full, too: it may have been for that."
 # What no facility has to do with.
 _ENDS = (
@@ -38,6 +40,12 @@ _ENDS = (
         "doctor --json prints.",
         wire.INTERNAL_ERROR,
     ),
+    EndCause(
+        EndKind.STOPPED,
+        "{name} was stopped by {by} with the command jupyter sandbox stop, and what its memory "
+        "held is lost. It does not start again by itself: start it when you want to go on.",
+    ),
+    EndCause(EndKind.ASKED, "", wire.SERVER_ENDED),
     EndCause(
         EndKind.OUTSIDE,
         "{name} was killed from outside of its sandbox: by a person, by another "
@@ -107,7 +115,8 @@ class ExitStory:
     used; *full_above* names the group, or the machine, whose memory was full in place of its own;
     of a SIGNAL, from OUTSIDE, or at its own cap, it was full in that time, and may be why.
     *full_bytes* is the size of a folder in memory that was full. *lost_path* is the file in its
-    work directory that was replaced. *mistake* is what PID 1 came upon that is our fault.
+    work directory that was replaced. *stopped_by* is the user who has stopped it. *mistake* is what
+    PID 1 came upon that is our fault.
     *network* is what went over its network, None where it had none that is counted.
     *reason* is a sentence for the person at the notebook, "" where it ended by itself or somebody
     asked for it.
@@ -124,6 +133,7 @@ class ExitStory:
     full_bytes: int = 0
     full_above: str = ""
     lost_path: str = ""
+    stopped_by: str = ""
     mistake: str = ""
     network: Traffic | None = None
     reason: str = ""
@@ -168,5 +178,6 @@ def _reason(story: ExitStory, name: str) -> str:
         full_above=story.full_above,
         signal=signal_name(story.signal),
         lost_path=story.lost_path or "a file",
+        by=_ADMINISTRATOR if story.stopped_by == ROOT else story.stopped_by or "somebody",
         mistake=story.mistake,
     )

@@ -15,13 +15,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sandbox_provisioner import removal
+from sandbox_provisioner import audit, removal
 from sandbox_provisioner.descriptors import for_clean_up, is_readable
 from sandbox_provisioner.facilities.caps import cgroup
+from sandbox_provisioner.facilities.caps.cgroup import CgroupTree
 from sandbox_provisioner.facilities.network.card import maker
+from sandbox_provisioner.handle import story_of
 from sandbox_provisioner.locks import Locked, is_free, locked
 from sandbox_provisioner.records import (
     BUILDING,
+    OF_NOBODY,
+    LaterVersion,
     Record,
     RecordFolder,
     cgroup_facts,
@@ -31,6 +35,8 @@ from sandbox_provisioner.records import (
     open_init,
 )
 from sandbox_provisioner.spec import Network
+from sandbox_provisioner.story import ExitStory
+from sandbox_provisioner.told import EndKind
 from sandbox_provisioner.traces import Traces
 
 # How long is spent on a kernel's many files while somebody waits for a start. What there is more
@@ -77,6 +83,10 @@ def _told(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
         raise  # this concerns the whole directory, and whoever starts a sandbox
     except FileNotFoundError:
         return  # somebody else has removed it
+    except LaterVersion as error:
+        if path not in _told_of:
+            _told_of.add(path)
+            warn(f"The sandbox {path} is let alone: {error}.")
     except Exception as error:
         if path not in _told_of:
             _told_of.add(path)
@@ -101,14 +111,28 @@ def _sweep_one(folder: RecordFolder, record: Record) -> bool:
     if pidfd is not None and record.survives_server:
         os.close(pidfd)
         return False
+    if pidfd is None and record.survives_server and folder.is_asked_for():
+        return False  # how it has ended the next broker, or hub, tells
     if pidfd is not None:
         _end(pidfd, record.end_signal)
     if record.network == Network.CARD:
         maker.remove_those_of(record.sandbox_id)
     tree = cgroup.open_existing(cgroup_facts(record), record.tree)
     made = joined_stand_ins(record.made, record.planned)
+    story = _story(record, folder, tree)
     Traces(record=replace(record, made=made), folder=folder, tree=tree, kill=True).remove_now()
+    if record.init_pid and record.kind not in OF_NOBODY:
+        audit.ended(record, story)
     return True
+
+
+def _story(record: Record, folder: RecordFolder, tree: CgroupTree) -> ExitStory:
+    """How it ended, which nobody has watched. PID 1 that could leave nothing has ended with its
+    server."""
+    story = story_of(record, folder, tree)
+    if story.code is None and story.kind is EndKind.OUTSIDE and not record.survives_server:
+        return replace(story, kind=EndKind.ASKED, reason="")
+    return story
 
 
 def _not_held(runtime: Path) -> list[Path]:

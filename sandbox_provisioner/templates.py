@@ -2,8 +2,8 @@
 
 nbconvert looks for each of its templates in the current directory first, and Jinja runs what it
 finds, with all rights: a kernel that works there could leave a ``lab/index.html.j2`` for the next
-export. So whoever exports from a process that starts sandboxed kernels gets installed templates
-only, unless its configuration names other places.
+export. So whoever exports from a process that starts sandboxed kernels, or has our contents
+manager, gets installed templates only, unless its configuration names other places.
 """
 
 from __future__ import annotations

@@ -19,21 +19,24 @@ class EndKind(StrEnum):
     The first ones are caps. INTERRUPTED ended by itself, just after the interrupt near its memory
     cap. COVER_LOST: a program outside had replaced a file that it must not reach; GROUP_LOST: its
     control group was removed; SOCKETS_MISUSED: it put something else beside its sockets;
-    INTERNAL_ERROR: PID 1 came upon a mistake of ours. ASKED: its server ended it. OUTSIDE: its
-    PID 1 was ended, which nobody inside can do. SIGNAL and EXIT: none of these, and nothing that
-    the sandbox did.
+    INTERNAL_ERROR: PID 1 came upon a mistake of ours. STOPPED: somebody has run `jupyter sandbox
+    stop`. ASKED: its server ended it, or has ended itself. OUTSIDE: its PID 1 was ended, which
+    nobody inside can do. SIGNAL and EXIT: none of these, and nothing that the sandbox did.
     """
 
     MEMORY_CAP = "memory-cap"
     SURROUNDINGS_MEMORY = "surroundings-memory"
     SHM_FULL = "shm-full"
     TMP_FULL = "tmp-full"
+    DISK_FULL = "disk-full"
+    WORKDIR_FULL = "workdir-full"
     PROCESSES_CAP = "processes-cap"
     INTERRUPTED = "interrupted"
     COVER_LOST = "cover-lost"
     GROUP_LOST = "group-lost"
     SOCKETS_MISUSED = "sockets-misused"
     INTERNAL_ERROR = "internal-error"
+    STOPPED = "stopped"
     ASKED = "asked"
     OUTSIDE = "outside"
     SIGNAL = "signal"

@@ -7,8 +7,8 @@ interrupt``. With ``--vm`` the virtual machine (``python -m tests.vm``) is one m
 
     main       linters, unit, inside, network, programs, escape      told as it runs
     kernels    kernels                                    \\
-    aside      suites, browser, broker, hub, grade,        told one after the other
-               lifecycle                                   when main has ended
+    aside      images, suites, browser, broker, hub,       told one after the other
+               grade, lifecycle                            when main has ended
     vm         tests.vm                                   /
 
 A machine of two CPUs is busy all the time then: most tests wait for a process, for half of their
@@ -37,7 +37,8 @@ TESTS = Path(__file__).parent
 LANES: dict[str, Sequence[str]] = {
     "main": ("unit", "inside", "network", "programs", "escape"),
     "kernels": ("kernels",),
-    "aside": ("suites", "browser", "broker", "hub", "grade", "lifecycle"),
+    # From the browser's first test on, a loop runs in that lane's process.
+    "aside": ("images", "suites", "browser", "broker", "hub", "grade", "lifecycle"),
 }
 LINTERS = (
     ("ruff", "check", "."),

@@ -44,6 +44,7 @@ WARM = "SANDBOX_TEST_WARM"
 IDLE_SECONDS = 600  # the session's own nursery may not be asked for by any test of a room
 _SPEC_OPTIONS = (
     "covers", "limits", "confinement", "network", "volumes", "hostname", "on_missing", "user_ids",
+    "workdir_mode", "rootfs", "layer", "devices", "kernel_user",
 )  # fmt: skip
 PROGRAM = """
 import builtins, json, os, sys, traceback

@@ -14,9 +14,13 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import disks
+
 from sandbox_provisioner.facilities.caps.cgroup import survey
 from sandbox_provisioner.facilities.network.facts.ipv6 import has_ipv6
+from sandbox_provisioner.facilities.storage.facts import image_obstacle
 from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.trust import not_roots_in
 
 MUST_WORK = "SANDBOX_MUST_WORK"
 
@@ -47,6 +51,10 @@ def _root() -> str:
     )
 
 
+def _loop() -> str:
+    return image_obstacle(privileged=HostFacts.probe().privileged)
+
+
 def _cgroup() -> str:
     return "" if survey().version else "no cgroup is usable: " + str(dict(survey().missing))
 
@@ -61,6 +69,12 @@ def _cgroup_version(number: int) -> Callable[[], str]:
 
 def _systemd() -> str:
     return "" if survey().manager else "no manager of systemd has to make our cgroups here"
+
+
+def _systemd_booted() -> str:
+    """sd_booted(3)."""
+    booted = os.path.isdir("/run/systemd/system")
+    return "" if booted else "systemd has not booted this machine"
 
 
 def _controller(name: str) -> Callable[[], str]:
@@ -142,10 +156,21 @@ def _ordinary_user() -> str:
     return "" if ordinary_python() else "no Python of our version that every user may run"
 
 
+def roots_python() -> str:
+    """The broker imports nothing ahead of a kernel that others than root might have changed."""
+    found = not_roots_in(
+        (sys.prefix, str(Path(__file__).parents[1] / "sandbox_provisioner")), 1 << 20
+    )
+    return f"others than root may change {found}" if found else ""
+
+
 _FACILITIES: dict[str, Callable[[], str]] = {
     "userns": _userns,
     "ipv6": lambda: "" if has_ipv6() else "this machine has no IPv6",
     "root": _root,
+    "loop": _loop,
+    "project-quotas": disks.obstacle,
+    "btrfs": disks.btrfs_obstacle,
     "cgroup": _cgroup,
     "cgroup-memory": _controller("memory"),
     "cgroup-swap": _controller("swap"),
@@ -156,6 +181,7 @@ _FACILITIES: dict[str, Callable[[], str]] = {
     "cgroup-v1": _cgroup_version(1),
     "cgroup-v2": _cgroup_version(2),
     "systemd": _systemd,
+    "systemd-booted": _systemd_booted,
     "xeus": _module("xpython"),
     "bash_kernel": _module("bash_kernel"),
     "jupyter_server": _module("jupyter_server"),
@@ -188,6 +214,15 @@ _FACILITIES: dict[str, Callable[[], str]] = {
     "stress-ng": _program("stress-ng"),
     "unshare": _program("unshare"),
     "newuidmap": _program("newuidmap"),
+    "mksquashfs": _program("mksquashfs"),
+    "apt-get": _program("apt-get"),
+    "dpkg": _program("dpkg"),
+    "sqfstar": _program("sqfstar"),
+    "mmdebstrap": _program("mmdebstrap"),
+    "umoci": _program("umoci"),
+    "mkfs.erofs": _program("mkfs.erofs"),
+    "mkfs.ext4": _program("mkfs.ext4"),
+    "squashfuse": _program("squashfuse"),
     "apparmor_parser": _apparmor_parser,
     "public-python": _public_python,
     "landlock": _landlock,

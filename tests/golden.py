@@ -22,10 +22,15 @@ from sandbox_provisioner import orders
 from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import Bound, CgroupFacts
+from sandbox_provisioner.facilities.devices.facts import Devices, Node
 from sandbox_provisioner.facilities.environment.facts.kernel_files import KernelFiles, OwnSite
 from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, IdRange
 from sandbox_provisioner.facilities.network.facts.packages import Packages
 from sandbox_provisioner.facilities.network.facts.resolver import ResolverPlace
+from sandbox_provisioner.facilities.root.facts import RootFacts
+from sandbox_provisioner.facilities.root.facts.kinds import KINDS
+from sandbox_provisioner.facilities.storage.facts import Storage, WorkdirQuota
+from sandbox_provisioner.facilities.storage.wish import DiskBackend
 from sandbox_provisioner.facilities.workdir.facts.covers import Covered
 from sandbox_provisioner.host import HostFacts, Machine, VolumeFacts, WorkdirFacts
 from sandbox_provisioner.mounts import Mount
@@ -33,12 +38,15 @@ from sandbox_provisioner.places import Place
 from sandbox_provisioner.plan import HOME, LaunchRequest, NurseryPids, Plan, Site, Step
 from sandbox_provisioner.spec import (
     Confinement,
+    KernelUser,
+    Layer,
     Limits,
     Network,
     NetworkWish,
     SandboxSpec,
     UserIds,
     Volume,
+    WorkdirMode,
 )
 from sandbox_provisioner.warm.why_cold import why_no_nursery
 from tests.hosts import host_with
@@ -125,6 +133,7 @@ REQUEST = LaunchRequest(
             Volume(source="/data/books", target="/data/books"),
             Volume(source="/data/results", target="/data/out", readonly=False),
         ),
+        devices=("example.org/fake=0",),
     ),
     argv=("python", "-m", "ipykernel_launcher", "-f", "/run/jupyter/kernel-1.json"),
     environment={**SERVER, "JPY_SESSION_NAME": f"{WORKDIR}/a.ipynb", "COURSE": "physics"},
@@ -156,6 +165,12 @@ def site_of(facts: HostFacts) -> Site:
             VolumeFacts(volume=volume, place=place_of(volume.source), idmappable=True)
             for volume in REQUEST.spec.volumes
         ),
+        devices=Devices(nodes=(Node(path="/dev/fake0", source="/dev/real0", major=195, minor=0),)),
+        figure_groups={
+            "memory": (version, group),
+            "cpu": (version, group.replace("memory", "cpuacct")),
+        },
+        device_group=(version, group.replace("memory", "devices")),
         join_files=tuple(group + name for name in files),
         memory_group=(version, group),
         memory_above=None if facts.privileged else BOUND,
@@ -275,6 +290,44 @@ def of_nobody(site: Site) -> Site:
     return replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
 
 
+def served_image(_request: LaunchRequest, site: Site) -> Plans:
+    """What reads an image file for an ordinary user."""
+    yield "", orders.compile_served_image(site.facts, "/usr/bin/squashfuse")
+
+
+def with_root(start: Callable[[LaunchRequest, Site], Plans], kind: str = "") -> Any:
+    """*start* in another root than the host's: a directory, or a file of *kind*."""
+
+    def in_root(request: LaunchRequest, site: Site) -> Plans:
+        root = RootFacts(
+            wish="/srv/roots/course",
+            place=place_of("/srv/roots/course"),
+            kind=KINDS[kind] if kind else None,
+            users="root:x:0:0:root:/root:/bin/sh\nmail:x:8:8:mail:/var/mail:/bin/sh\n",
+            groups="root:x:0:\nmail:x:8:\n",
+        )
+        layer = Layer.AUTO if kind else Layer.NONE
+        spec = replace(request.spec, rootfs=root.wish, layer=layer)
+        files = KernelFiles(
+            program="/usr/bin/python3", readonly=(), own_site=OwnSite("python3.13", "/")
+        )
+        return start(replace(request, spec=spec), replace(site, root=root, files=files))
+
+    return in_root
+
+
+def as_root(start: Callable[[LaunchRequest, Site], Plans]) -> Any:
+    """*start* of a kernel that is root in its box."""
+
+    def of_root(request: LaunchRequest, site: Site) -> Plans:
+        spec = replace(request.spec, kernel_user=KernelUser.ROOT)
+        site = replace(site, kernel_user=KernelUser.ROOT)
+        site = replace(site, root=replace(site.root, has_apt=True))
+        return start(replace(request, spec=spec), site)
+
+    return of_root
+
+
 def with_network(mode: Network, start: Callable[[LaunchRequest, Site], Plans]) -> Any:
     """*start* for a box that has the network *mode*, on a machine with IPv6."""
 
@@ -290,6 +343,32 @@ def with_network(mode: Network, start: Callable[[LaunchRequest, Site], Plans]) -
     return of_network
 
 
+def reviewed(start: Callable[[LaunchRequest, Site], Plans]) -> Any:
+    """*start* where what is written in the work directory is laid aside; nothing is mounted in
+    it."""
+
+    def of_review(request: LaunchRequest, site: Site) -> Plans:
+        spec = replace(request.spec, workdir_mode=WorkdirMode.REVIEW)
+        workdir = replace(site.workdir, place=place_of(WORKDIR), unmapped=())
+        aside = place_of("/var/lib/sandbox-provisioner/review/abc/box")
+        site = replace(site, workdir=workdir, review=aside, held={"review-lock": -1})
+        return start(replace(request, spec=spec), site)
+
+    return of_review
+
+
+def kept(start: Callable[[LaunchRequest, Site], Plans]) -> Any:
+    """*start* where what is installed is kept."""
+
+    def with_layer(request: LaunchRequest, site: Site) -> Plans:
+        spec = replace(request.spec, layer=Layer.USER)
+        folder = place_of("/var/lib/sandbox-provisioner/user/0/host/box")
+        held = {**site.held, "layer-lock": -1}
+        return start(replace(request, spec=spec), replace(site, layer=folder, held=held))
+
+    return with_layer
+
+
 def by_ports(start: Callable[[LaunchRequest, Site], Plans]) -> Any:
     """*start* where Linux cannot hand all connections to one listener."""
 
@@ -299,6 +378,59 @@ def by_ports(start: Callable[[LaunchRequest, Site], Plans]) -> Any:
         return start(request, site)
 
     return of_ports
+
+
+def with_disk(start: Callable[[LaunchRequest, Site], Plans]) -> Any:
+    """*start* with a limit of the disk."""
+
+    def of_disk(request: LaunchRequest, site: Site) -> Plans:
+        limits = replace(request.spec.limits, disk_bytes=10 << 30, inodes=100_000)
+        backend = DiskBackend.IMAGE if site.facts.privileged else DiskBackend.TMPFS
+        storage = Storage(backend=backend, size_bytes=10 << 30, inodes=99_840)
+        request = replace(request, spec=replace(request.spec, limits=limits))
+        return start(request, replace(site, storage=storage))
+
+    return of_disk
+
+
+def with_folder(start: Callable[[LaunchRequest, Site], Plans]) -> Any:
+    """*start* with a limit of the disk that a project quota holds."""
+
+    def of_folder(request: LaunchRequest, site: Site) -> Plans:
+        if not site.facts.privileged:
+            return with_disk(start)(request, site)
+        limits = replace(request.spec.limits, disk_bytes=10 << 30, inodes=100_000)
+        storage = Storage(backend=DiskBackend.PROJECT, size_bytes=10 << 30, inodes=100_000)
+        request = replace(request, spec=replace(request.spec, limits=limits))
+        held = {**site.held, "disk-lock": -1}
+        return start(request, replace(site, storage=storage, held=held))
+
+    return of_folder
+
+
+def with_workdir_limit(start: Callable[[LaunchRequest, Site], Plans]) -> Any:
+    """*start* with a limit of the work directory, which is root's to set."""
+
+    def of_workdir(request: LaunchRequest, site: Site) -> Plans:
+        if not site.facts.privileged:
+            return start(request, site)
+        quota = WorkdirQuota(path=WORKDIR, filesystem="xfs", size_bytes=10 << 30, inodes=100_000)
+        return start(request, replace(site, workdir=replace(site.workdir, quota=quota)))
+
+    return of_workdir
+
+
+def in_image(start: Callable[[LaunchRequest, Site], Plans]) -> Any:
+    """*start*, where what it installs is kept in an image of root's."""
+
+    def kept_there(request: LaunchRequest, site: Site) -> Plans:
+        if not site.facts.privileged:
+            return kept(start)(request, site)
+        storage = Storage(backend=DiskBackend.IMAGE, size_bytes=8 << 30, inodes=1 << 20)
+        spec = replace(request.spec, layer=Layer.KERNEL)
+        return start(replace(request, spec=spec), replace(site, layer_storage=storage))
+
+    return kept_there
 
 
 STARTS: dict[str, Callable[[LaunchRequest, Site], Plans]] = {
@@ -318,7 +450,31 @@ STARTS: dict[str, Callable[[LaunchRequest, Site], Plans]] = {
     "gateway-claim": with_network(Network.GATEWAY, claim),
     "card": with_network(Network.CARD, cold),
     "card-claim": with_network(Network.CARD, claim),
+    "review": reviewed(cold),
+    "review-child": reviewed(child),
+    "review-claim": reviewed(claim),
+    "layer": kept(cold),
+    "layer-in-image": in_image(cold),
+    "layer-in-image-child": in_image(child),
+    "layer-in-image-over-file": with_root(in_image(cold), "squashfs"),
+    "layer-over-file": with_root(kept(cold), "squashfs"),
     "host-network": with_network(Network.HOST, cold),
+    "root": with_root(cold),
+    "root-file": with_root(cold, "squashfs"),
+    "root-file-nursery": with_root(nursery, "squashfs"),
+    "root-file-child": with_root(child, "squashfs"),
+    "root-spare": with_root(spare),
+    "root-claim": with_root(claim),
+    "root-inside": with_root(as_root(cold), "squashfs"),
+    "layer-root-inside": with_root(as_root(kept(cold)), "squashfs"),
+    "disk": with_disk(cold),
+    "disk-child": with_disk(child),
+    "disk-claim": with_disk(claim),
+    "disk-in-folder": with_folder(cold),
+    "disk-in-folder-child": with_folder(child),
+    "workdir-limit": with_workdir_limit(cold),
+    "workdir-limit-claim": with_workdir_limit(claim),
+    "served-image": served_image,
 }
 WARM = [start for start in STARTS if start.split("-")[-1] in {"nursery", "child", "spare", "claim"}]
 CASES = [f"{start}-{asker}" for start in STARTS for asker in ASKERS]

@@ -27,15 +27,21 @@ from clients import text_of
 
 from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_existing
-from sandbox_provisioner.records import Record, all_records, cgroup_facts
+from sandbox_provisioner.records import SERVER, Record, all_records, cgroup_facts, open_init
 from sandbox_provisioner.sweeping import sweep
 
 TOKEN = "a-token-of-the-tests-0123456789"
 PATIENCE_SECONDS = 200
 UID = 61234  # of the first one
+# It does not heed the interrupt that comes just before its cap.
+GREEDY = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+kept = [bytearray(b'x' * (8 << 20)) for _ in range(1000)]
+"""
 _WITH_USERS = """
 for name in passwd group; do mount --bind "$1/$name" "/etc/$name" || exit; done
-exec "$2" -m jupyterhub -f "$1/jupyterhub_config.py"
+config="$1/jupyterhub_config.py" && shift && exec "$@" -m jupyterhub -f "$config"
 """
 _CONFIG = """
 c.JupyterHub.spawner_class = "sandbox"
@@ -52,20 +58,23 @@ c.Spawner.poll_interval = 1
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 0}}  # whoever asks hears of all events
 c.Spawner.start_timeout = c.Spawner.http_timeout = {patience}
 c.Spawner.environment = {{"JUPYTERHUB_SINGLEUSER_APP": "jupyter_server.serverapp.ServerApp"}}
+"""
+_OF_ROOT = """
 c.SandboxSpawner.runtime_dir = "{runtime}"
 c.SandboxSpawner.state_dir = "{folder}/state"
 """
 
 
 class Hub:
-    """A hub with *people*, who have homes, and with *more* lines of configuration."""
+    """A hub with *people*, who have homes, and with *more* lines of configuration; all of it lies
+    in *place*."""
 
-    def __init__(self, people: Sequence[str], more: str = "") -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="sbx-", dir="/tmp"))
+    def __init__(self, people: Sequence[str], more: str = "", place: str = "/tmp") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="sbx-", dir=place))
         self.folder.chmod(0o755)
-        self.runtime = self.folder / "run"
+        self.runtime = self._make_runtime()
         self.ports = [_free_port() for _ in range(3)]
-        config = _CONFIG.format(
+        config = (_CONFIG + self.own).format(
             ports=self.ports,
             patience=PATIENCE_SECONDS,
             token=TOKEN,
@@ -76,11 +85,21 @@ class Hub:
         for name in ("passwd", "group"):
             shutil.copy(f"/etc/{name}", self.folder / name)
         for number, name in enumerate(people, UID):
-            self._add(name, number)
+            self.add(name, number)
         self.pid = self._pidfd = -1
         self.log = self.folder / "hub.log"
 
-    def _add(self, name: str, number: int) -> None:
+    @property
+    def own(self) -> str:
+        """Lines of its configuration that a hub of root's has."""
+        return _OF_ROOT
+
+    def _make_runtime(self) -> Path:
+        """Where records are; who starts boxes makes it."""
+        return self.folder / "run"
+
+    def add(self, name: str, number: int) -> None:
+        """Make the user *name*, with a home."""
         home = self.home(name)
         home.mkdir(mode=0o700, parents=True)
         os.chown(home, number, number)
@@ -97,23 +116,19 @@ class Hub:
 
     def start(self) -> None:
         """Return when it serves: it says so."""
-        command = ["unshare", "--mount", "sh", "-c", _WITH_USERS, "sh", self.folder, sys.executable]
-        with self.log.open("ab") as log:
-            begins = log.tell()
-            # A child of nobody's here: it comes and goes within tests.
-            told = subprocess.run(
-                ["sh", "-c", 'setsid "$@" >&2 & echo $!', "sh", *command],
-                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
-                env=self._environment(), check=True,
-            )  # fmt: skip
-        self.pid = int(told.stdout)
+        users = ["unshare", "--mount", "sh", "-c", _WITH_USERS, "sh", str(self.folder)]
+        self.pid = start_apart(
+            [*users, *self._python()], self.log, b"JupyterHub is now running",
+            cwd=self._works_in(), env=self._environment(),
+        )  # fmt: skip
         self._pidfd = os.pidfd_open(self.pid)
-        follow = ["tail", f"--bytes=+{begins + 1}", "-f", f"--pid={self.pid}", self.log]
-        with subprocess.Popen(follow, stdout=subprocess.PIPE) as tail:
-            assert tail.stdout
-            found = any(b"JupyterHub is now running" in line for line in tail.stdout)
-            tail.kill()
-        assert found, self.log.read_text()
+
+    def _python(self) -> list[str]:
+        return [sys.executable]
+
+    def _works_in(self) -> Path:
+        """Where its database and its secrets are."""
+        return self.folder
 
     def _environment(self) -> dict[str, str]:
         """Also that of servers (env_keep). A grammar that jsonschema builds at each import, if it
@@ -127,6 +142,10 @@ class Hub:
     def end(self, number: int = signal.SIGTERM) -> None:
         """End it by *number*, and its proxy, which a killed one leaves."""
         signal.pidfd_send_signal(self._pidfd, number)
+        self.await_end()
+
+    def await_end(self) -> None:
+        """It has been killed: end its proxy."""
         assert is_readable(self._pidfd, PATIENCE_SECONDS)
         os.close(self._pidfd)
         with contextlib.suppress(ProcessLookupError):
@@ -180,8 +199,14 @@ class Hub:
 
     def record(self, name: str) -> Record:
         """Of the box of *name*'s server."""
-        (found,) = [record for _, record in all_records(self.runtime) if record.user == name]
+        records = [r for _, r in all_records(self.runtime) if r.user == name]
+        (found,) = [record for record in records if record.kind == SERVER]
         return found
+
+    def kernels(self, name: str) -> dict[str, Record]:
+        """Those of *name*'s kernels that have boxes, by their ids."""
+        records = [r for _, r in all_records(self.runtime) if r.user == name]
+        return {record.kernel_id: record for record in records if record.kind == "kernel"}
 
     def tree_of(self, record: Record) -> CgroupTree:
         """Its groups."""
@@ -194,14 +219,27 @@ class Hub:
 
     @contextlib.contextmanager
     def kernel(self, name: str, kernel_id: str = "") -> Iterator[Kernel]:
-        """A new kernel of *name*'s, or the one with that id."""
-        if not kernel_id:
+        """A new kernel of *name*'s, which ends with this, or the one with that id."""
+        if is_new := not kernel_id:
             answer = self.ask(name, "POST", "/kernels", json={"name": "python3"})
             assert answer.status_code == 201, answer.text
             kernel_id = answer.json()["id"]
         path = f"api/kernels/{kernel_id}/channels"
         with contextlib.closing(self.connect(name, path)) as connection:
             yield Kernel(kernel_id, connection)
+        if is_new:  # or its server has ended meanwhile
+            self.ask(name, "DELETE", f"/kernels/{kernel_id}")
+
+    def in_server(self, name: str, code: str, *words: str) -> str:
+        """What the Python program *code*, with *words*, shows in the box of *name*'s server."""
+        program, shown = (self.home(name) / f"told.{kind}" for kind in ("py", "txt"))
+        program.write_text(code)
+        terminal = self.ask(name, "POST", "/terminals").json()["name"]
+        connection = self.connect(name, f"terminals/websocket/{terminal}")
+        with contextlib.closing(connection):
+            type_at(connection, f"python3 {program} {' '.join(words)} >{shown} 2>&1")
+        self.ask(name, "DELETE", f"/terminals/{terminal}")
+        return shown.read_text()
 
     def connect(self, name: str, path: str) -> websocket.WebSocket:
         """A websocket of the server of *name*, through the proxy."""
@@ -246,6 +284,74 @@ class Kernel:
         """The next message."""
         told: dict[str, Any] = json.loads(self._connection.recv())
         return told
+
+
+def start_apart(command: Sequence[str], log: Path, says: bytes, **options: Any) -> int:
+    """Start it as a child of nobody's here, since it comes and goes within tests; its pid, when it
+    *says* that to *log*."""
+    with log.open("ab") as file:
+        begins = file.tell()
+        told = subprocess.run(
+            ["sh", "-c", 'setsid "$@" >&2 & echo $!', "sh", *command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, check=True, **options,
+        )  # fmt: skip
+    pid = int(told.stdout)
+    follow = ["tail", f"--bytes=+{begins + 1}", "-f", f"--pid={pid}", log]
+    with subprocess.Popen(follow, stdout=subprocess.PIPE) as tail:
+        assert tail.stdout
+        found = any(says in line for line in tail.stdout)
+        tail.kill()
+    assert found, log.read_text()
+    return pid
+
+
+def running(hub: Hub, name: str) -> str:
+    """*name*, whose server runs."""
+    if name not in hub.people():
+        events = hub.begin(name)
+        assert events[-1].get("ready"), (events, hub.log.read_text())
+    return name
+
+
+def groups_of(record: Record) -> list[Path]:
+    """Of the person, in each hierarchy."""
+    name = os.path.dirname(os.path.dirname(record.tree))
+    bases = set(record.cgroup_bases.values())
+    return [Path(base, "sandbox-provisioner", name) for base in bases]
+
+
+def is_gone(hub: Hub, record: Record) -> bool:
+    """Whether nothing is left of a server: groups, record, and the ways in and out."""
+    places = [
+        hub.runtime / record.sandbox_id,
+        Path(f"{hub.runtime}-hub", record.sandbox_id),
+        Path(f"{hub.runtime}-ways", record.sandbox_id),
+        *groups_of(record),
+    ]
+    return not any(path.exists() for path in places)
+
+
+def is_same(record: Record, before: Record) -> bool:
+    """Whether it is of the same box: others leave it what they have made in the home."""
+    return (record.sandbox_id, record.init_pid) == (before.sandbox_id, before.init_pid)
+
+
+def await_end(record: Record) -> None:
+    """Return when the box of *record* has ended."""
+    pidfd = open_init(record)
+    if pidfd is not None:
+        assert is_readable(pidfd, PATIENCE_SECONDS)
+        os.close(pidfd)
+
+
+def environment_of(record: Record, name: str) -> str:
+    """A variable of the server in the box of *record*."""
+    for pid in Path(f"/proc/{record.init_pid}/task/{record.init_pid}/children").read_text().split():
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        for pair in pairs:
+            if pair.startswith(name.encode() + b"="):
+                return pair.decode().partition("=")[2]
+    raise AssertionError(name)
 
 
 def type_at(terminal: websocket.WebSocket, command: str) -> str:

@@ -138,7 +138,7 @@ class LoggedProgram:
         python: Sequence[str] = (sys.executable,),
     ) -> None:
         self.process = subprocess.Popen(
-            [*python, "-m", *command],
+            [*python, "-Xfaulthandler", "-m", *command],
             env=env,
             cwd=cwd,
             stdin=subprocess.PIPE,
@@ -184,6 +184,11 @@ class LoggedProgram:
             (self.process.terminate if kindly else self.process.kill)()
         try:
             self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # it says first where each thread stands
+            self.process.wait(PATIENCE_SECONDS)
+            self._reader.join(PATIENCE_SECONDS)
+            raise AssertionError(f"it has not ended:\n{self.log}") from None
         finally:
             self.process.kill()
             self.process.wait()
@@ -264,6 +269,12 @@ class Server:
     def end(self, *, kindly: bool = True) -> None:
         """Stop it; unkindly is kill -9."""
         self.program.end(kindly=kindly)
+
+
+def end_lab(server: Server) -> None:
+    """End a JupyterLab whose pages may still ask for something. Its loop stops with SIGTERM, and
+    Python waits for ever then for a thread of anyio's in which somebody reads a file."""
+    server.end(kindly=False)
 
 
 class KernelSocket:

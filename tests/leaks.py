@@ -21,6 +21,8 @@ from typing import Any
 
 from sandbox_provisioner.facilities.caps.cgroup import open_existing
 from sandbox_provisioner.facilities.caps.cgroup.tree import Tree
+from sandbox_provisioner.facilities.storage import images
+from sandbox_provisioner.facilities.storage.facts import STORAGE
 from sandbox_provisioner.mounts import mounts_around
 from sandbox_provisioner.records import Record, RecordFolder, cgroup_facts
 from sandbox_provisioner.spec import WRITTEN_THROUGH
@@ -62,11 +64,13 @@ class Watch:
     groups: set[str] = field(default_factory=set)
     folders: set[Path] = field(default_factory=set)
     stand_ins: set[str] = field(default_factory=set)
+    images: set[Path] = field(default_factory=set)
     temporary: list[Path] = field(default_factory=list)
 
     def expect_gone(self, record: Record, runtime: Path) -> None:
         """Watch a sandbox that another process made, by its record in *runtime*."""
         self.folders.add(runtime / record.sandbox_id)
+        self.images.add(STORAGE / record.sandbox_id)
         self.stand_ins.update(path for _, path in (*record.made, *record.planned))
         tree = open_existing(cgroup_facts(record), record.tree)
         self.groups.update(os.path.dirname(file) for file in tree.join_files)
@@ -87,6 +91,7 @@ class Watch:
             "descriptor": set(after.descriptors - self.before.descriptors),
             "child": after.children - self.before.children,
             "cgroup": set(filter(_is_group, self.groups)),
+            "image": {str(path) for path in self.images if _is_there(path)},
             "folder": {str(path) for path in self.folders if path.exists()},
             "stand-in": {path for path in self.stand_ins if is_stand_in(path)},
         }
@@ -96,6 +101,11 @@ class Watch:
         """Remove the temporary folders."""
         for path in self.temporary:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_there(path: Path) -> bool:
+    """An ordinary user makes no images, and does not see into the folder of root's."""
+    return os.access(path, os.F_OK)
 
 
 def _mount_points() -> frozenset[str]:
@@ -180,8 +190,9 @@ def is_stand_in(path: str) -> bool:
 
 
 def note_what_is_made(patch: Callable[[Any, str, Any], None], watch: Watch) -> None:
-    """Let the makers of groups, folders and stand-ins in this process tell *watch* of them."""
+    """Let the makers of groups, folders, images and stand-ins in this process tell *watch*."""
     create_tree, create_folder, write = Tree.create, RecordFolder.create, RecordFolder.write
+    make_image = images.make_image
 
     def noting_tree(tree: Tree, limits: Any, pid: int = 0) -> None:
         watch.groups.update(tree.groups)
@@ -195,6 +206,12 @@ def note_what_is_made(patch: Callable[[Any, str, Any], None], watch: Watch) -> N
         watch.stand_ins.update(path for _, path in (*record.made, *record.planned))
         write(folder, record)
 
+    def noting_image(name: str, *rest: Any, **options: Any) -> int:
+        if not os.path.isabs(name):  # what is kept lies in a folder of the test's
+            watch.images.add(STORAGE / name)
+        return make_image(name, *rest, **options)
+
+    patch(images, "make_image", noting_image)
     patch(Tree, "create", noting_tree)
     patch(RecordFolder, "create", staticmethod(noting_folder))
     patch(RecordFolder, "write", noting_write)

@@ -19,7 +19,10 @@ IDENTITY = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
 # What the machine tells of users, in a mount namespace of this test's own.
 _WITH_FILES = """
 cd "$1" && shift
-for name in passwd subuid subgid; do mount --bind "$name" "/etc/$name" || exit; done
+for name in passwd group subuid subgid; do
+    ! [ -f "$name" ] || mount --bind "$name" "/etc/$name" || exit
+done
+! [ -e fuse ] || mount --bind fuse /dev/fuse || exit
 cd / && exec "$@"
 """
 
@@ -57,6 +60,13 @@ def try_as_user(
     home: Path, *words: str, variables: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """The same, however it ends."""
+    with start_as_user(home, *words, variables=variables) as process:
+        output = process.communicate()[0]
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def start_as_user(home: Path, *words: str, variables: Mapping[str, str]) -> subprocess.Popen[str]:
+    """The same while it runs: it is the very process."""
     code = home / "code"
     modules = [str(code), f"{code}/tests", f"{code}/tests/inside", *sys.path]
     environment = {
@@ -68,11 +78,10 @@ def try_as_user(
         "PYTHONUSERBASE": f"{home}/python",
         **variables,
     }
-    return subprocess.run(
+    return subprocess.Popen(
         [*with_files(home), *IDENTITY, public_python(), *words],
         env=environment,
         stdin=subprocess.DEVNULL,
-        check=False,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

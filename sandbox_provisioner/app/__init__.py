@@ -11,11 +11,16 @@
     run       any command in the box                            terminal.py
     shell     a server's terminal in the box                    run.py
     list      what runs now                                     running.py
+    diff      what a kernel has changed; keep or discard it     review.py
+    layer     what kernels have installed that is kept          layer.py
+    quota     how much a work directory may hold
     network   with whom a kernel has spoken
+    image     makes root file systems for kernels              ../images/
     warm      prepares a kernel's next starts
     policy    what an administrator lets people have
     limits    other limits for kernels that run        change.py
     freeze    stops kernels as they are; thaw lets them go on
+    stop      ends kernels, whoever started them
     gc        removes what killed servers left                  running.py
     broker    starts kernels for others, as root                ../broker/
     grade     all submissions of an assignment of nbgrader's
@@ -48,11 +53,18 @@ _SUBCOMMANDS = {
     "run": (f"{_HERE}.run.RunApp", "Run any command in a sandbox."),
     "shell": (f"{_HERE}.shell.ShellApp", "Open a server's terminal in a sandbox."),
     "list": (f"{_HERE}.running.ListApp", "Show the sandboxes that run."),
+    "diff": (f"{_HERE}.review.DiffApp", "Show what a kernel has changed in its work directory."),
+    "keep": (f"{_HERE}.review.KeepApp", "Have what a kernel has changed."),
+    "discard": (f"{_HERE}.review.DiscardApp", "Throw away what a kernel has changed."),
+    "layer": (f"{_HERE}.layer.LayerApp", "Show or empty what kernels have installed."),
+    "quota": (f"{_HERE}.quota.QuotaApp", "Show or change how much a work directory may hold."),
+    "image": (f"{_HERE}.image.ImageApp", "Make root file systems for kernels."),
     "network": (f"{_HERE}.network.NetworkApp", "Show with whom a kernel has spoken."),
     "policy": (f"{_HERE}.policy.PolicyApp", "Check the policy, show what it gives to a user."),
     "limits": (f"{_HERE}.change.LimitsApp", "Give kernels that run other limits."),
     "freeze": (f"{_HERE}.change.FreezeApp", "Stop kernels as they are."),
     "thaw": (f"{_HERE}.change.ThawApp", "Let kernels go on that were stopped."),
+    "stop": (f"{_HERE}.stop.StopApp", "End kernels, whoever started them."),
     "warm": (f"{_HERE}.warm.WarmApp", "Prepare a kernel's next starts."),
     "gc": (f"{_HERE}.running.CollectApp", "Remove what killed servers left."),
     "broker": (f"{_HERE}.broker.BrokerApp", "Start kernels for ordinary users' servers, as root."),

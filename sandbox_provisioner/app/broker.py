@@ -13,11 +13,19 @@ from traitlets import Bool, Unicode
 import sandbox_provisioner
 from sandbox_provisioner.app.command import COMMON_ALIASES, SandboxCommand
 from sandbox_provisioner.broker import daemon, units
+from sandbox_provisioner.broker.kept import Kept
 from sandbox_provisioner.errors import COMMAND, HostError, SpecError
+from sandbox_provisioner.hub.for_hub import ServersOfHub
+from sandbox_provisioner.hub.ranges import FOLDER
 from sandbox_provisioner.policy.read import POLICY_FILE
 from sandbox_provisioner.trust import Writer, changeable
 
-_ALIASES = {"socket": "BrokerApp.socket", "policy": "BrokerApp.policy", **COMMON_ALIASES}
+_ALIASES = {
+    "socket": "BrokerApp.socket",
+    "policy": "BrokerApp.policy",
+    "metrics": "BrokerApp.metrics",
+    **COMMON_ALIASES,
+}
 _FLAGS = {
     "install": (
         {"BrokerApp": {"install": True}},
@@ -30,7 +38,7 @@ _UNITS = ("sandbox-broker.socket", "sandbox-broker.service")
 class BrokerApp(SandboxCommand):
     """Runs until it is ended; the kernels that it has started live on."""
 
-    usage = "jupyter sandbox broker [--socket PATH] [--policy FILE] [--install]"
+    usage = "jupyter sandbox broker [--socket PATH] [--policy FILE] [--metrics ADDRESS] [--install]"
     description = (
         "Be the sandbox broker, as root: a daemon that starts the kernels of ordinary users' "
         "servers, with user ids and control groups that these users could not give them. It tells "
@@ -45,6 +53,16 @@ class BrokerApp(SandboxCommand):
         daemon.SOCKET, help="Where it listens, unless systemd has passed a socket on."
     ).tag(config=True)
     policy = Unicode(POLICY_FILE, help="The file that tells what people may have.").tag(config=True)
+    metrics = Unicode(
+        "",
+        help="Where Prometheus scrapes metrics: the path of a socket, or an address and port of "
+        "the loopback, such as 127.0.0.1:9185. The default is nowhere.",
+    ).tag(config=True)
+    state_dir = Unicode(
+        str(FOLDER),
+        help="Where it is written down, for ever, which range of ids is whose, of the people whose "
+        "servers a hub has it start.",
+    ).tag(config=True)
     install = Bool(False, help="Write the units of systemd.").tag(config=True)
     folder = Unicode("/etc/systemd/system", help="Where to.").tag(config=True)
     aliases = _ALIASES
@@ -62,7 +80,11 @@ class BrokerApp(SandboxCommand):
         if self.install:
             self._install()
             return
-        asyncio.run(daemon.run(self.socket, self.provisioner().runtime_dir, self.policy))
+        options = self.provisioner()
+        kept = Kept(options.layer_dir, options.review_days)
+        runtime_dir = options.runtime_dir
+        servers = ServersOfHub(runtime_dir, self.policy, daemon.log, self.state_dir)
+        asyncio.run(daemon.run(self.socket, runtime_dir, self.policy, self.metrics, kept, servers))
 
     def _install(self) -> None:
         _refuse_changeable()

@@ -38,6 +38,7 @@ from sandbox_provisioner.options import PROVISIONER
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
 from sandbox_provisioner.unboxed import words_of_ours
 
+CONNECTION_FILE = "{connection_file}"
 _POLL_SECONDS = 3.0  # as jupyter_client's restarter
 _LONGEST_FILE = 1 << 16
 _ATTEMPT = "start a sandboxed kernel whose argv was run by itself"
@@ -105,18 +106,30 @@ def _asked(specs: KernelSpecManager, words: Sequence[str]) -> Asked:
 def _matches(specs: KernelSpecManager, words: Sequence[str]) -> Iterator[tuple[Asked, KernelSpec]]:
     for name, model in sorted(specs.get_all_specs().items()):
         metadata, argv = model["spec"]["metadata"], model["spec"]["argv"]
-        own = words_of_ours(argv)
-        if not own or provisioner_name_of(metadata) != PROVISIONER or len(words) < len(own):
+        if provisioner_name_of(metadata) != PROVISIONER:
             continue
-        connection = _connection_file(own, words, model["resource_dir"])
-        if connection:
-            asked = Asked(name, connection, tuple(words[len(own) :]))
-            yield asked, specs.get_kernel_spec(name)
+        for own in _spellings(words_of_ours(argv)):
+            connection = _connection_file(own, words, model["resource_dir"])
+            if connection:
+                asked = Asked(name, connection, tuple(words[len(own) :]))
+                yield asked, specs.get_kernel_spec(name)
+
+
+def _spellings(own: list[str]) -> Iterator[list[str]]:
+    """A kernelspec's *own* words as they stand, and as VS Code's Jupyter extension runs those of
+    Python's kernels (addPythonConnectionArgs in its kernelProcess.node.ts): without the word that
+    has the connection file and the one before it, and with --f= behind all."""
+    yield own
+    place = next((place for place, word in enumerate(own) if CONNECTION_FILE in word), 0)
+    if place:
+        yield [*own[: place - 1], *own[place + 1 :], f"--f={CONNECTION_FILE}"]
 
 
 def _connection_file(own: Sequence[str], words: Sequence[str], resource_dir: str) -> str:
     """What stands in *words* where a kernelspec's *own* have {connection_file}; "" if they are not
     the same otherwise."""
+    if not own or len(words) < len(own):
+        return ""
     found = ""
     places = {"resource_dir": resource_dir, "prefix": sys.prefix}
     for pattern, word in zip(own, words, strict=False):
@@ -124,11 +137,17 @@ def _connection_file(own: Sequence[str], words: Sequence[str], resource_dir: str
         for name, path in places.items():
             here = re.escape(f"{{{name}}}")
             text = text.replace(here, f"(?:{here}|{re.escape(path)})")
-        match = re.fullmatch(text.replace(re.escape("{connection_file}"), "(.+)"), word, re.DOTALL)
+        match = re.fullmatch(text.replace(re.escape(CONNECTION_FILE), "(.+)"), word, re.DOTALL)
         if match is None:
             return ""
         found = match[1] if match.groups() else found
-    return found
+    return _unquoted(found)
+
+
+def _unquoted(path: str) -> str:
+    """VS Code puts a path with blanks into quotes, and no shell takes them off."""
+    is_quoted = len(path) > 2 and path[0] == path[-1] == '"'
+    return path[1:-1] if is_quoted else path
 
 
 def _connection(path: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from traitlets import Unicode
 from sandbox_provisioner import audit
 from sandbox_provisioner.app.command import COMMON_ALIASES, COMMON_FLAGS, SandboxCommand
 from sandbox_provisioner.app.network import find_sandbox
-from sandbox_provisioner.app.running import Sandbox, look
+from sandbox_provisioner.app.running import Sandbox, look, tell_later_versions
 from sandbox_provisioner.errors import HostError, SandboxError, SpecError
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_existing
 from sandbox_provisioner.facilities.network.card.cut import cut_off
@@ -34,6 +34,7 @@ from sandbox_provisioner.spec import Limits, Network, SandboxSpec
 
 _CAPS = {"mem": "mem_limit", "cpu": "cpu_limit", "pids": "pids_limit"}
 _NETWORK = "network"
+_UNTOLD = "; the interrupt before that stays where it was, as no server is left to move it"
 _WORDS = "mem=4G, cpu=2, pids=100 and network=none"
 _ALIASES = {"user": "OnKernels.user", "group": "OnKernels.group", **COMMON_ALIASES}
 
@@ -51,38 +52,50 @@ class OnKernels(SandboxCommand):
         """The sandboxes that *words*, or the options, name; SpecError where there are none."""
         if len([*words, *filter(None, (self.user, self.group))]) != 1:
             raise self.wrong("name one kernel, or --user, or --group")
-        # Only those that we have started: what others write into their records is their word.
-        running = [one for one in look(self.runtime()) if one.record.kind not in OF_NOBODY]
-        if words:
-            return [find_sandbox(words[0], running)]
-        is_meant = self._member if self.group else self._owner
-        found = [one for one in running if is_meant(one.record.person or one.record.user)]
-        if not found:
-            whose = f"group {self.group}" if self.group else f"user {self.user}"
-            raise SpecError(
-                attempt=f"{self.act} what runs for the {whose}",
-                answer="nothing that you have started runs for them",
-                remedy="See what runs, and for whom: jupyter sandbox list",
-            )
-        return found
+        return [find_sandbox(words[0], self.running())] if words else self.chosen()
 
-    def _owner(self, name: str) -> bool:
-        return name == self.user
+    def running(self) -> list[Sandbox]:
+        """Only those that we have started: what others write into their records is their word."""
+        tell_later_versions(self.runtime())
+        return [one for one in look(self.runtime()) if one.record.kind not in OF_NOBODY]
 
-    def _member(self, name: str) -> bool:
+    def chosen(self) -> list[Sandbox]:
+        """Those of the user or group that is named, or all; SpecError where there are none."""
+        found = [one for one in self.running() if self._is_meant(self.whose(one))]
+        if found:
+            return found
+        whose = f"group {self.group}" if self.group else f"user {self.user}"
+        for_whom = f" for the {whose}" if self.group or self.user else ""
+        raise SpecError(
+            attempt=f"{self.act} what runs{for_whom}",
+            answer="nothing that you have started runs" + (" for them" if for_whom else ""),
+            remedy="See what runs, and for whom: jupyter sandbox list",
+        )
+
+    def whose(self, sandbox: Sandbox) -> str:
+        """For whom it runs."""
+        return sandbox.record.person or sandbox.record.user
+
+    def _is_meant(self, name: str) -> bool:
+        if not self.group:
+            return name == self.user or not self.user
         with contextlib.suppress(HostError):
             return self.group in Person.find(name).groups
         return False
 
     def each(self, found: Iterable[Sandbox], act: Callable[[Sandbox], str]) -> None:
         """*act* on each of *found*, and print what it says; one that fails keeps no other from it.
-        Raises the first error, or SystemExit with 1 where there are more."""
+        Raises the first error."""
         errors: list[SandboxError] = []
         for sandbox in found:
             try:
                 print(f"Kernel {short_id(sandbox.record)}: {one_line(act(sandbox))}.")
             except SandboxError as error:
                 errors.append(error)
+        self.raise_first(errors)
+
+    def raise_first(self, errors: Sequence[SandboxError]) -> None:
+        """And print the others."""
         for other in errors[1:]:
             print(one_line(str(other)))
         if errors:
@@ -166,7 +179,19 @@ def change(sandbox: Sandbox, wishes: Mapping[str, Mapping[str, Any]]) -> str:
     with contextlib.suppress(OSError, ValueError):  # it ends just now
         folder.change(lambda record: _with(record, limits, fields, told))
     audit.changed(sandbox.record, told)
-    return f"has {told} now"
+    untold = _UNTOLD if "memory_bytes" in limits and not _is_heard(sandbox, folder) else ""
+    return f"has {told} now{untold}"
+
+
+def _is_heard(sandbox: Sandbox, folder: RecordFolder) -> bool:
+    """Whether somebody tells PID 1, which interrupts a kernel before its cap, that it has another:
+    the server that started it, which looks every three seconds."""
+    record = sandbox.record
+    if not record.memory_limit_bytes:
+        return True  # it has none
+    is_orphan = folder.own_if_orphan()
+    folder.release()
+    return not is_orphan and not record.unheard
 
 
 def _with(

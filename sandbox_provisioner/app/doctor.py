@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -21,7 +23,7 @@ from typing import Any
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from traitlets import Bool, Integer, Unicode
 
-from sandbox_provisioner import card_life, doctor
+from sandbox_provisioner import card_life, doctor, served_image
 from sandbox_provisioner.app.command import (
     COMMON_ALIASES,
     COMMON_FLAGS,
@@ -32,7 +34,7 @@ from sandbox_provisioner.app.command import (
     working_directory,
 )
 from sandbox_provisioner.app.elsewhere import Place, look_from
-from sandbox_provisioner.app.hub_server import Started, look_at_server, server_of
+from sandbox_provisioner.app.hub_server import Started, box_of, look_at_server, server_of
 from sandbox_provisioner.app.leftovers import left_groups, left_sandboxes
 from sandbox_provisioner.broker.talk import check_answers
 from sandbox_provisioner.checks import Check, Findings, Kernel, State
@@ -40,13 +42,17 @@ from sandbox_provisioner.contract import Labels, Launcher, Stdio
 from sandbox_provisioner.errors import LaunchError, SandboxError
 from sandbox_provisioner.facilities.ids.facts import find_id_range
 from sandbox_provisioner.facilities.namespaces.facts import Surroundings
+from sandbox_provisioner.facilities.storage.facts import STORAGE, image_obstacle, project_obstacle
+from sandbox_provisioner.facilities.storage.images import room_bytes
 from sandbox_provisioner.host import HostFacts, WorkdirFacts
-from sandbox_provisioner.hub.tell import examine_hub
+from sandbox_provisioner.hub.tell import examine_account, examine_box, examine_hub, note_account
+from sandbox_provisioner.hub.through_broker import check_serves
 from sandbox_provisioner.inside.printable import printable
 from sandbox_provisioner.network_trial import catch_obstacle
 from sandbox_provisioner.options import PROVISIONER
 from sandbox_provisioner.plan import LaunchRequest
-from sandbox_provisioner.provisioner import SandboxProvisioner
+from sandbox_provisioner.policy.current import current_policy
+from sandbox_provisioner.provisioner import SandboxProvisioner, user_name
 from sandbox_provisioner.records import runtime_directory
 from sandbox_provisioner.spec import Covers, Network, NetworkWish, SandboxSpec
 from sandbox_provisioner.unboxed import inner_command
@@ -75,6 +81,7 @@ class DoctorApp(SandboxCommand):
     jupyter sandbox doctor
     sudo jupyter sandbox doctor --pid 4711    # from the place of another user's server
     sudo jupyter sandbox doctor --hub --user alice    # what runs without a box in her server
+    sudo -u jupyterhub jupyter sandbox doctor --hub    # whether this account has servers started
     jupyter sandbox doctor --json | jq '.[] | select(.state == "missing")'
     """
     json_output = Bool(False, help="Print a list of checks as JSON.").tag(config=True)
@@ -87,7 +94,8 @@ class DoctorApp(SandboxCommand):
     hub = Bool(
         False,
         help="Tell what the server, and what its administrator has configured, lets run without a "
-        "box (docs/jupyterhub.md). Nothing is started; 1 is answered where something does.",
+        "box (docs/jupyterhub.md); to the account of a hub that is not root, whether the broker "
+        "starts servers for it. Nothing is started; 1 is answered where something is amiss.",
     ).tag(config=True)
     aliases = _ALIASES
     flags = _FLAGS
@@ -97,10 +105,15 @@ class DoctorApp(SandboxCommand):
         self.refuse_words()
         if self.pid and self.user:
             raise self.wrong("--pid and --user exclude each other")
+        if self.hub and self.user and (box := box_of(self.user, self.runtime())):
+            self._show(examine_box(box.sandbox_id, box.init_pid, box.user))
+            return
         pid = server_of(self.user) if self.user else self.pid
         look = self._examine
         if self.hub:
             look = partial(self._examine_hub, Started.of(pid) if pid else Started())
+        if self.hub and not pid and os.geteuid():
+            look = self._examine_account
         if pid:
             raise SystemExit(look_from(Place.of(pid), look))
         look()
@@ -112,7 +125,18 @@ class DoctorApp(SandboxCommand):
             raise SystemExit(1)
 
     def _examine_hub(self, started: Started) -> None:
-        checks = examine_hub(look_at_server(started))
+        self._tell(examine_hub(look_at_server(started)))
+
+    def _examine_account(self) -> None:
+        """We are a hub's account, or whoever would start a server here."""
+        account, policy = user_name(), current_policy()
+        obstacle = _answer(lambda: check_serves(self.provisioner().broker_socket))
+        if obstacle is None or (policy and policy.hub and policy.hub.account == account):
+            self._tell(examine_account(account, obstacle))
+        else:
+            self._tell([*examine_hub(look_at_server(Started())), note_account(account, obstacle)])
+
+    def _tell(self, checks: list[Check]) -> None:
         self._show(checks)
         if any(check.state is State.MISSING for check in checks):
             raise SystemExit(1)
@@ -125,12 +149,12 @@ class DoctorApp(SandboxCommand):
 
     def _find(self) -> Findings:
         host, here = HostFacts.probe(), working_directory()
-        provisioner = self.provisioner()
+        provisioner, workdir = self.provisioner(), _answer(lambda: _work_directory(here, host))
         runtime = _answer(lambda: runtime_directory(provisioner.runtime_dir))
         usable = not isinstance(runtime, SandboxError)
         return Findings(
             host=host,
-            workdir=_answer(lambda: _work_directory(here, host)),
+            workdir=workdir,
             sysctls=dict(_sysctls()),
             surroundings=Surroundings.probe(),
             id_range=_answer(lambda: find_id_range(host.caller.uid)),
@@ -144,6 +168,15 @@ class DoctorApp(SandboxCommand):
             catch_obstacle=_catch_obstacle(host),
             card=_card_obstacle(provisioner) if host.privileged else "",
             broker=_broker(provisioner.broker_socket),
+            image_obstacle=image_obstacle(privileged=host.privileged),
+            project_obstacle=project_obstacle(
+                STORAGE, host.machine.kernel, privileged=host.privileged
+            ),
+            storage_room=room_bytes() if host.privileged else (0, 0, 0),
+            image_tools={name: bool(shutil.which(name)) for name in doctor.IMAGE_TOOLS},
+            filesystems=_filesystems(),
+            image_reader=served_image.program(),
+            has_fuse=os.access("/dev/fuse", os.R_OK | os.W_OK),
             **_trials(provisioner, host),
         )
 
@@ -262,3 +295,12 @@ def _card_obstacle(provisioner: SandboxProvisioner) -> SandboxError | str:
     except SandboxError as error:
         return error
     return card_life.obstacle(wish)
+
+
+def _filesystems() -> frozenset[str]:
+    """Those that Linux has (filesystems(5)), and those that it loads when one is asked for."""
+    names = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()}
+    with contextlib.suppress(OSError):
+        modules = Path(f"/lib/modules/{os.uname().release}/modules.dep").read_text()
+        names |= set(re.findall(r"/(\w+)\.ko[.\w]*:", modules))
+    return frozenset(names)

@@ -25,6 +25,8 @@ from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.confinement import confiner
 from sandbox_provisioner.errors import COMMAND, SpecError
 from sandbox_provisioner.facilities.caps.tell import memory_words
+from sandbox_provisioner.facilities.storage.facts import find_storage
+from sandbox_provisioner.facilities.storage.tell import disk_words
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.options import AUTO, PROVISIONER, every_option
@@ -93,7 +95,12 @@ class ExplainApp(SandboxCommand):
         title = f"{kernel.display_name} ({kernel.resource_dir}), started in {cwd}"
         print(f"{one_line(title)}\n")
         print(table([("option", "value", "from"), *options], widest=(20, _SHOWN_WIDTH, 60)))
-        print(f"\n{memory_words(provisioner.spec_for(cwd).limits, HostFacts.probe())}")
+        limits, host = provisioner.spec_for(cwd).limits, HostFacts.probe()
+        print(f"\n{memory_words(limits, host)}")
+        kernel_version = host.machine.kernel
+        storage = find_storage(limits, privileged=host.privileged, kernel=kernel_version)
+        if words := disk_words(storage, limits):
+            print(words)
         if lost := confiner(provisioner.confinement).losses(HostFacts.probe()):
             clauses = "\n".join(f"  - {text}" for text in lost)
             name = provisioner.confinement

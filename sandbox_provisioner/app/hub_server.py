@@ -23,7 +23,10 @@ from sandbox_provisioner.app.shell import is_administrators
 from sandbox_provisioner.errors import COMMAND, HostError, SpecError
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.hub.tell import HubFindings
+from sandbox_provisioner.hub.trusted_code import is_trusted_code_only
+from sandbox_provisioner.options import BROKER_SOCKET
 from sandbox_provisioner.provisioner import user_name
+from sandbox_provisioner.records import SERVER, Record, all_records, open_init
 from sandbox_provisioner.trust import Writer, changeable
 
 _SERVER = re.compile(
@@ -118,13 +121,23 @@ def server_of(name: str) -> int:
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdecimal()):
         with contextlib.suppress(OSError, SpecError, HostError):
             is_theirs = os.stat(f"/proc/{pid}").st_uid == uid
-            if is_theirs and _SERVER.search(" ".join(Started.of(pid).words[:3])):
+            if is_theirs and _SERVER.search(" ".join(Started.of(pid).words[:4])):
                 return pid
     raise SpecError(
         attempt=f"find the server of {name!r}",
         answer="no process of this user is a Jupyter server",
         remedy="Start it, or write the number of its process: --pid.",
     )
+
+
+def box_of(name: str, runtime: Path) -> Record | None:
+    """The record of the box in which the whole server of the user *name* runs, by our spawner."""
+    for _, record in all_records(runtime):
+        is_theirs = (record.kind, record.user) == (SERVER, name)
+        if is_theirs and (pidfd := open_init(record)) is not None:
+            os.close(pidfd)
+            return record
+    return None
 
 
 def look_at_server(started: Started) -> HubFindings:
@@ -141,9 +154,11 @@ def look_at_server(started: Started) -> HubFindings:
         default_provisioner=started.variables.get("JUPYTER_DEFAULT_PROVISIONER_NAME", ""),
         user_config=started.reads_user_config(),
         user_site=started.has_user_site(),
+        trusted_code_only=is_trusted_code_only(),
         changeable=next(filter(None, (changeable(place, writer) for place in places)), ""),
         installed=frozenset(name for name in _PACKAGES if importlib.util.find_spec(name)),
         missing=HostFacts.probe().cgroups.missing,
+        broker=os.path.exists(settings.get(("SandboxProvisioner", "broker_socket"), BROKER_SOCKET)),
     )
 
 

@@ -22,6 +22,7 @@ from sandbox_provisioner.app.command import (
     silent_log,
     working_directory,
 )
+from sandbox_provisioner.app.course import Course, in_its_root, read_course, told_of
 from sandbox_provisioner.app.server import reset_server, set_up_server
 from sandbox_provisioner.app.twins import twin_of, write_twin
 from sandbox_provisioner.confinement import confiner
@@ -35,6 +36,7 @@ _ALIASES = {
     "name": "InstallApp.kernel_name",
     "display-name": "InstallApp.display_name",
     "prefix": "InstallApp.prefix",
+    "from": "InstallApp.course",
     "output": "InstallApp.output",
     **OPTION_ALIASES,
     **COMMON_ALIASES,
@@ -78,18 +80,26 @@ class InstallApp(SandboxCommand):
     jupyter sandbox install --kernel ir --display-name "R, sandboxed" --user
     jupyter sandbox install --name student --volume /data:/data:ro --prefix=/usr/local
     jupyter sandbox install --name python3 --replace     # no plain Python 3 remains
+    jupyter sandbox install --from sandbox.toml          # a course, as one file says it
     jupyter sandbox install --server                     # links of kernels do not mislead saving
     jupyter sandbox install --apparmor-profile           # for the administrator of an Ubuntu
 
     To remove one: jupyter kernelspec remove python3-sandbox
     """
-    kernel = Unicode("python3", help="The installed kernel to make a twin of.").tag(config=True)
+    kernel = Unicode("", help="The installed kernel to make a twin of. Default: python3.").tag(
+        config=True
+    )
     kernel_name = Unicode(
         "", help="The twin's name. Default: KERNEL-sandbox, or KERNEL-landlock."
     ).tag(config=True)
     display_name = Unicode(
         "",
         help='What front ends show. Default: the kernel\'s and " (sandboxed)" or " (landlock)".',
+    ).tag(config=True)
+    course = Unicode(
+        "",
+        help="A file that has options of the sandbox, and name, display_name and kernel, beside "
+        "the notebooks that are for it (docs/images.md). What is given here wins.",
     ).tag(config=True)
     user = Bool(False, help="Install for this user.").tag(config=True)
     prefix = Unicode("", help="Install to PREFIX/share/jupyter/kernels.").tag(config=True)
@@ -117,13 +127,17 @@ class InstallApp(SandboxCommand):
             print(self._set_up_server())
             return
         manager = self.kernels()
-        kernel = find_kernel(manager, self.kernel)
-        options = self._checked_options()
+        course = read_course(self.course) if self.course else Course()
+        of_kernel = self.kernel or course.kernel or "python3"
+        kernel = find_kernel(manager, of_kernel)
+        with told_of(self.course):
+            options = self._checked_options(course)
+            kernel = in_its_root(kernel, options.get("rootfs", "host"))
         held_by = confiner(options.get("confinement") or Confinement.NAMESPACES)
         # A weaker one can stand beside the usual one.
         kind = held_by.shown_as if held_by.must_be_shown else "sandbox"
-        name = (self.kernel_name or f"{self.kernel}-{kind}").lower()
-        twin = twin_of(kernel, options, name=name, display_name=self.display_name)
+        name = (self.kernel_name or course.name or f"{of_kernel}-{kind}").lower()
+        twin = twin_of(kernel, options, name=name, display_name=self._shown_name(course))
         folder = self._install(manager, kernel, twin, name)
         print(printable(_report(manager, name, twin, folder)))
 
@@ -137,13 +151,18 @@ class InstallApp(SandboxCommand):
         in_environment = not self.user and prefer_environment_over_user()
         return self.prefix or (sys.prefix if in_environment else "")
 
-    def _checked_options(self) -> dict[str, Any]:
+    def _shown_name(self, course: Course) -> str:
+        """Of a course its own, where it has none its name."""
+        of_course = course.display_name or (f"{course.name} (sandboxed)" if course.name else "")
+        return self.display_name or of_course
+
+    def _checked_options(self, course: Course) -> dict[str, Any]:
         """Read the options as a start would; nothing is written with one that cannot be meant."""
-        options = self.given_options()
+        options = {**course.options, **self.given_options()}
         checked = SandboxProvisioner(**{**options, "workdir": working_directory()})
         checked.spec_for(working_directory())
-        if self.display_name:
-            checked.kernel_spec = KernelSpec(display_name=self.display_name)
+        if shown := self._shown_name(course):
+            checked.kernel_spec = KernelSpec(display_name=shown)
             checked._refuse_silent_weakness()
         workdir = options.get("workdir", "notebook")
         if workdir not in {"notebook", "root"}:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sandbox_provisioner.facilities.caps import cgroup
 from sandbox_provisioner.facilities.network.card import maker, table
+from sandbox_provisioner.facilities.storage import folders, images
 from sandbox_provisioner.records import all_records, open_init, start_time
 from sandbox_provisioner.traces import Traces
 
@@ -29,7 +30,8 @@ def left_sandboxes(runtime: Path) -> tuple[str, ...]:
         pidfd = open_init(record)
         if pidfd is not None:
             os.close(pidfd)
-        if pidfd is None or not record.survives_server:
+        stays = pidfd is not None or folder.is_asked_for()
+        if not (stays and record.survives_server):
             found.append(record.sandbox_id)
     return tuple(found)
 
@@ -62,6 +64,23 @@ def remove_left_groups(runtime: Path) -> tuple[str, ...]:
         tree = cgroup.open_existing(cgroup.survey(), name)
         Traces(tree=tree, kill=True).remove_now()
     return found
+
+
+def remove_left_images() -> tuple[str, ...]:
+    """Remove the images that no box has any more; the ids of their sandboxes. An ordinary user has
+    none, and may not even look."""
+    try:
+        return images.sweep()
+    except PermissionError:
+        return ()
+
+
+def remove_left_folders() -> tuple[str, ...]:
+    """The same of folders with a limit."""
+    try:
+        return folders.sweep()
+    except PermissionError:
+        return ()
 
 
 def remove_left_table() -> bool:

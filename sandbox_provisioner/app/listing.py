@@ -103,6 +103,17 @@ def _bytes(tell: Callable[[Sandbox], int | None]) -> Cell:
     return cell
 
 
+def _disk(sandbox: Sandbox) -> Text:
+    disk = sandbox.disk
+    if disk is None:
+        return Text("")
+    return Text(f"{format_bytes(disk.used_bytes)} of {format_bytes(disk.size_bytes)}")
+
+
+def _has_disk(found: Sequence[Sandbox], width: int) -> bool:
+    return width >= _NARROW and any(sandbox.disk for sandbox in found)
+
+
 def _has_network(found: Sequence[Sandbox], _: int) -> bool:
     return any(sandbox.traffic for sandbox in found)
 
@@ -148,6 +159,7 @@ COLUMNS = (
         lambda found, width: _has_network(found, width) and width >= _NARROWER,
         numbers=True,
     ),
+    Column("disk", _disk, _has_disk, numbers=True),
     Column("processes", _plain(lambda s: str(s.usage.processes or "?")), numbers=True),
 )
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from traitlets import Bool
 
 from sandbox_provisioner.app.command import COMMON_ALIASES, COMMON_FLAGS, SandboxCommand
-from sandbox_provisioner.app.running import Sandbox, directories_of_others, look_at_all
+from sandbox_provisioner.app.running import Sandbox, look_at_all, places_of_others
 from sandbox_provisioner.app.tables import table
 from sandbox_provisioner.errors import COMMAND, SpecError
 from sandbox_provisioner.facilities.network.tell.counts import OfName, Traffic
@@ -59,7 +58,7 @@ class NetworkApp(SandboxCommand):
         if len(self.extra_args) != 1:
             raise self.wrong("write the id of one kernel")
         is_for_all = os.geteuid() == 0 and not self.provisioner().runtime_dir
-        others: Sequence[Path] = directories_of_others() if is_for_all else ()
+        others = places_of_others() if is_for_all else ()
         sandbox = find_sandbox(self.extra_args[0], look_at_all(self.runtime(), others))
         traffic = traffic_of(sandbox)
         print(json.dumps(as_json(sandbox, traffic), indent=1) if self.json_output
@@ -70,9 +69,11 @@ def find_sandbox(word: str, found: Iterable[Sandbox]) -> Sandbox:
     """The one kernel of *found* that *word* means; SpecError."""
     kernels = [one for one in found if one.record.kind in _OF_A_KERNEL]
     meant = [one for one in kernels if _is_meant(word, one)]
+    if len(meant) > 1:  # other users may write the id of one of ours into their records
+        meant = [one for one in meant if one.owner is None and _has_id(word, one)] or meant
     if len(meant) == 1:
         return meant[0]
-    known = ", ".join(short_id(one.record) for one in meant or kernels) or "none"
+    known = ", ".join(map(_named, meant or kernels)) or "none"
     raise SpecError(
         attempt=f"find the kernel {one_line(word)!r}",
         answer=f"it may be one of {len(meant)}" if meant else "no such kernel runs",
@@ -81,12 +82,18 @@ def find_sandbox(word: str, found: Iterable[Sandbox]) -> Sandbox:
 
 
 def _is_meant(word: str, sandbox: Sandbox) -> bool:
-    record = sandbox.record
-    notebook = record.notebook
-    ids = (record.kernel_id, record.sandbox_id)
-    return word in {notebook, os.path.basename(notebook)} - {""} or any(
-        one.startswith(word) for one in ids if word
-    )
+    notebook = sandbox.record.notebook
+    return word in {notebook, os.path.basename(notebook)} - {""} or _has_id(word, sandbox)
+
+
+def _has_id(word: str, sandbox: Sandbox) -> bool:
+    ids = (sandbox.record.kernel_id, sandbox.record.sandbox_id)
+    return bool(word) and any(one.startswith(word) for one in ids)
+
+
+def _named(sandbox: Sandbox) -> str:
+    whose = "" if sandbox.owner is None else f" (of uid {sandbox.owner})"
+    return f"{short_id(sandbox.record)}{whose}"
 
 
 def traffic_of(sandbox: Sandbox) -> Traffic:

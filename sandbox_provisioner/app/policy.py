@@ -71,7 +71,8 @@ def _in_order(policy: Policy) -> str:
     counts = (
         f"{len(found)} {word}{'' if len(found) == 1 else 's'}" for word, found in named.items()
     )
-    return f"{policy.file} is in order: it speaks of everyone, of {' and '.join(counts)}."
+    hub = f" A hub runs as {policy.hub.account}." if policy.hub else ""
+    return f"{policy.file} is in order: it speaks of everyone, of {' and '.join(counts)}.{hub}"
 
 
 def _shown(terms: Terms) -> Iterator[str]:

@@ -94,20 +94,24 @@ async def run_and_tell(
     provisioner: SandboxProvisioner, request: LaunchRequest, relay: type[Signals] | None = None
 ) -> int:
     """`run_in_box`, and say on stderr what its exit status, which is the answer, does not tell."""
+    left: list[str] = []
     try:
-        story = await run_in_box(provisioner.starter, request, relay)
+        story = await run_in_box(provisioner.starter, request, relay, left)
     except LaunchError as error:
         raise _for_a_command(error, request.argv[0]) from None
-    for sentence in filter(None, (_refused(story), _reason(story))):
+    for sentence in filter(None, (_refused(story), _reason(story), *left)):
         print(spoken(in_lines(one_line(sentence))), file=sys.stderr)
     return status_of(story)
 
 
 async def run_in_box(
-    launcher: Launcher, request: LaunchRequest, relay: type[Signals] | None = None
+    launcher: Launcher,
+    request: LaunchRequest,
+    relay: type[Signals] | None = None,
+    left: list[str] | None = None,
 ) -> ExitStory:
     """Run *request* with our stdio, and with a terminal of its own where ours is one; *relay* says
-    what becomes of the signals that we get.
+    what becomes of the signals that we get; *left* gets what is to be decided when it is gone.
 
     Raises a SandboxError where it cannot be started; the box is gone when this returns.
     """
@@ -126,6 +130,9 @@ async def run_in_box(
             return story
         finally:
             await handle.close()
+            launcher.forget(request.sandbox_id)
+            if left is not None and request.spec.is_reviewed:
+                left += handle.left_behind
 
 
 class Signals:

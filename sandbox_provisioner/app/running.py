@@ -17,24 +17,37 @@ from typing import Any
 
 from traitlets import Bool, Enum, Float
 
-from sandbox_provisioner.app.command import COMMON_ALIASES, COMMON_FLAGS, SandboxCommand
+from sandbox_provisioner.app.command import (
+    COMMON_ALIASES,
+    COMMON_FLAGS,
+    OPTION_ALIASES,
+    SandboxCommand,
+    spoken,
+)
 from sandbox_provisioner.app.leftovers import (
     remove_left_cards,
+    remove_left_folders,
     remove_left_groups,
+    remove_left_images,
     remove_left_table,
 )
+from sandbox_provisioner.broker.launcher import kernels_through
 from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.facilities.caps.cgroup import Usage, open_existing
 from sandbox_provisioner.facilities.network.tell.counts import Traffic
 from sandbox_provisioner.facilities.network.tell.said import refused
 from sandbox_provisioner.hub import doors
 from sandbox_provisioner.inside.printable import one_line
+from sandbox_provisioner.layers.folders import collect
+from sandbox_provisioner.layers.kept import collect_layers
+from sandbox_provisioner.layers.place import all_bases, layer_path
 from sandbox_provisioner.records import (
     Record,
     RecordFolder,
     age_seconds,
     all_records,
     cgroup_facts,
+    of_later_versions,
     open_init,
 )
 from sandbox_provisioner.spec import relative
@@ -77,10 +90,36 @@ class Pages:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """What a sandbox has written that disk_limit limits: bytes, and files with directories and
+    links; and the size of the file system that it is in."""
+
+    used_bytes: int
+    size_bytes: int
+    inodes: int
+
+    @classmethod
+    def of(cls, record: Record) -> Disk | None:
+        """As its /run tells, which is always there; None where nothing is limited, where it has
+        ended, or where we may not look."""
+        if not record.storage or not record.init_pid:
+            return None
+        try:
+            found = os.statvfs(f"/proc/{record.init_pid}/root/run")
+        except OSError:
+            return None
+        return cls(
+            used_bytes=(found.f_blocks - found.f_bfree) * found.f_frsize,
+            size_bytes=found.f_blocks * found.f_frsize,
+            inodes=found.f_files - found.f_ffree,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sandbox:
     """One that there is. *state* is busy or idle (by its messages), running (whose messages nobody
     hears), asleep (frozen), waiting (a spare), starting, ended (its server has not removed it yet)
-    or left (its server is gone)."""
+    or left (its server is gone). *owner* is the uid of another user whose word its record is."""
 
     record: Record
     state: str
@@ -88,7 +127,9 @@ class Sandbox:
     pages: Pages | None = None
     cpu_percent: float | None = None
     traffic: Traffic | None = None
+    disk: Disk | None = None
     folder: Path = Path()
+    owner: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Flat, with the units in the names; null where the kernel does not tell."""
@@ -96,6 +137,7 @@ class Sandbox:
         shown = (
             "sandbox_id", "kernel_id", "kind", "nursery", "name", "notebook", "user", "workdir",
             "started", "cpu_cores", "confinement", "network", "changed",
+            "storage",
         )  # fmt: skip
         usage = asdict(self.usage)
         usage["memory_limit_bytes"] = self.record.memory_limit_bytes
@@ -108,6 +150,9 @@ class Sandbox:
             "private_bytes": self.pages.private_bytes if self.pages else None,
             "shared_bytes": self.pages.shared_bytes if self.pages else None,
             "pss_bytes": self.pages.pss_bytes if self.pages else None,
+            "disk_bytes": self.disk.used_bytes if self.disk else None,
+            "disk_size_bytes": self.disk.size_bytes if self.disk else None,
+            "disk_inodes": self.disk.inodes if self.disk else None,
             **{f"network_{name}": getattr(self.traffic, name, None) for name in _TRAFFIC},
             "network_refused": self._refused(),
             **usage,
@@ -126,18 +171,19 @@ def look(runtime: Path) -> list[Sandbox]:
     return [_seen(folder, record) for folder, record in all_records(runtime)]
 
 
-def look_at_others(runtime: Path) -> list[Sandbox]:
-    """The same for root, of another user's directory: who may write anything into a record, as a
-    group a FIFO that nobody ever writes to. What cannot be meant is not shown."""
+def look_at_others(uid: int, runtime: Path) -> list[Sandbox]:
+    """The same for root, of a directory of the user *uid*, who may write anything into a record, as
+    a group a FIFO that nobody ever writes to. What cannot be meant is not shown."""
     found = []
     for folder, record in all_records(runtime):
-        if _can_be_meant(record):
+        if can_be_meant(record):
             with contextlib.suppress(SandboxError, OSError, ValueError, ArithmeticError):
-                found.append(_seen(folder, record))
+                found.append(replace(_seen(folder, record), owner=uid))
     return found
 
 
-def _can_be_meant(record: Record) -> bool:
+def can_be_meant(record: Record) -> bool:
+    """Whether another user's *record* names what a sandbox may have."""
     bases = [os.path.normpath(str(base)) for base in record.cgroup_bases.values()]
     return (
         record.started >= 0
@@ -166,6 +212,7 @@ def _seen(folder: RecordFolder, record: Record) -> Sandbox:
         usage=usage,
         pages=pages,
         traffic=folder.read_counts(),
+        disk=Disk.of(record) if state not in {"left", "ended", "starting"} else None,
     )
 
 
@@ -216,7 +263,7 @@ def _state(folder: RecordFolder, record: Record) -> str:
         if orphan and not record.survives_server:
             return "left"
         return "waiting" if record.kind == "spare" else "running"
-    if orphan:
+    if orphan and not (record.survives_server and folder.is_asked_for()):
         return "left"
     return "ended" if record.init_pid else "starting"
 
@@ -241,7 +288,8 @@ class ListApp(SandboxCommand):
 
     usage = "jupyter sandbox list [--sort ORDER] [--json] [--watch]"
     description = (
-        "Show the sandboxes that you have started on this machine, root those of all users: "
+        "Show the sandboxes that you have started on this machine, by yourself or through a broker "
+        "or a hub, root those of all users: "
         "kernels, what `run` runs, the nurseries and spares that make starts fast, and the "
         "gateways that serve networks. "
         "A kernel is busy or idle by its own messages, as its server has last looked (every three "
@@ -269,6 +317,7 @@ class ListApp(SandboxCommand):
     ).tag(config=True)
     aliases = _ALIASES
     flags = _FLAGS
+    _broker = ""  # that has kernels for us
 
     def start(self) -> None:
         """Called once by `main`; with --watch it returns when it is interrupted."""
@@ -277,7 +326,10 @@ class ListApp(SandboxCommand):
         from sandbox_provisioner.app import listing  # noqa: PLC0415
 
         is_for_all = os.geteuid() == 0 and not self.provisioner().runtime_dir
-        looks = self._looks(self.runtime(), directories_of_others() if is_for_all else ())
+        tell_later_versions(self.runtime())
+        looks = self._looks(self.runtime(), places_of_others() if is_for_all else ())
+        asked = self.provisioner().broker_socket
+        self._broker = asked if os.geteuid() and os.path.exists(asked) else ""
         if self.json_output:
             for found in looks:
                 told = [sandbox.as_json() for sandbox in found]
@@ -291,30 +343,59 @@ class ListApp(SandboxCommand):
             for found in looks:
                 show(found, f"{_sums(found)}  ·  every {self.interval:g} s, Ctrl-C ends")
 
-    def _looks(self, ours: Path, others: Sequence[Path]) -> Iterator[list[Sandbox]]:
+    def _looks(self, ours: Path, others: Sequence[tuple[int, Path]]) -> Iterator[list[Sandbox]]:
         """What there is, sorted; again and again with --watch, and each time with the use of CPUs
         since the look before."""
         seconds = _FIRST_SECONDS
-        before, then = look_at_all(ours, others), time.monotonic()
+        before, then = self._look(ours, others), time.monotonic()
         while True:
             time.sleep(seconds)
-            found, now = look_at_all(ours, others), time.monotonic()
+            found, now = self._look(ours, others), time.monotonic()
             shown = [_compared(sandbox, before, now - then) for sandbox in found]
             yield sorted(shown, key=_ORDERS[self.sort])
             if not self.watching:
                 return
             before, then, seconds = found, now, self.interval
 
+    def _look(self, ours: Path, others: Sequence[tuple[int, Path]]) -> list[Sandbox]:
+        """What there is, with what a broker has for us."""
+        found = look_at_all(ours, others)
+        try:
+            found += look_at_broker(self._broker) if self._broker else []
+        except SandboxError as error:
+            print(spoken(str(error)), file=sys.stderr)
+            self._broker = ""
+        return sorted(found, key=lambda sandbox: sandbox.record.started)
 
-def look_at_all(ours: Path, others: Sequence[Path] = ()) -> list[Sandbox]:
+
+def look_at_broker(path: str) -> list[Sandbox]:
+    """What the broker at *path* has for this user; SandboxError if it does not answer."""
+    return [
+        Sandbox(record=record, state=state, usage=usage)
+        for record, state, usage in kernels_through(path)
+    ]
+
+
+def look_at_all(ours: Path, others: Sequence[tuple[int, Path]] = ()) -> list[Sandbox]:
     """Every sandbox in our directory of records and in those of *others*, oldest first."""
-    found = look(ours) + [sandbox for place in others for sandbox in look_at_others(place)]
+    found = look(ours) + [one for of_user in others for one in look_at_others(*of_user)]
     return sorted(found, key=lambda sandbox: sandbox.record.started)
 
 
-def directories_of_others() -> list[Path]:
-    """Where the servers of other users keep their records if nothing else is configured."""
-    return [path for uid in _users() for path in _default_places(uid)]
+def places_of_others() -> list[tuple[int, Path]]:
+    """By uid, where the servers of other users keep their records if nothing else is configured."""
+    return [(uid, path) for uid in _users() for path in _default_places(uid)]
+
+
+def tell_later_versions(runtime: Path) -> None:
+    """Say on stderr what we cannot show or change, if there is any."""
+    found = of_later_versions(runtime)
+    if found:
+        text = (
+            f"Left out: {', '.join(map(one_line, found))}, whose records a later version of "
+            "sandbox-provisioner has written. Use that one's command."
+        )
+        print(spoken(text), file=sys.stderr)
 
 
 def _users() -> list[int]:
@@ -357,6 +438,9 @@ def _sums(found: Sequence[Sandbox]) -> str:
     return f"{count}  ·  {format_bytes(used)} of memory  ·  {cores:.1f} cores"
 
 
+_COLLECT_ALIASES = {**COMMON_ALIASES, "layer-dir": OPTION_ALIASES["layer-dir"]}
+
+
 class CollectApp(SandboxCommand):
     """Removes what is nobody's any more."""
 
@@ -366,11 +450,21 @@ class CollectApp(SandboxCommand):
         "and empty control groups. What a living server has started is not touched, nor are "
         "kernels that were asked to outlive their server, so that this is safe at any time. What "
         "cannot be removed is named, and the exit status is 1 then. "
-        "Every start of a sandboxed kernel does the same for sandboxes that have a record."
+        "Every start of a sandboxed kernel does the same for sandboxes that have a record. Changes "
+        "that nobody has decided about for review_days go, too: docs/review.md."
     )
     examples = """
     jupyter sandbox gc
     """
+    aliases = _COLLECT_ALIASES
+
+    def _kept_too_long(self) -> list[str]:
+        """Remove it; the ids of the kernels whose changes these were."""
+        options, gone = self.provisioner(), []
+        for base in all_bases(layer_path(options.layer_dir)):
+            gone += collect(base, options.review_days, float("inf"))
+            collect_layers(base, float("inf"))
+        return gone
 
     def start(self) -> None:
         """Called once by `main`; HostError if processes cannot be ended, SystemExit with 1 if
@@ -382,18 +476,29 @@ class CollectApp(SandboxCommand):
         for name in gone:
             print(f"Removed the sandbox {one_line(name)}, whose server is gone.")
         doors.sweep(runtime)
-        groups = remove_left_groups(runtime)
+        undecided = self._kept_too_long()
+        for name in undecided:
+            print(f"Removed the changes of kernel {one_line(name)}: nobody has decided about them.")
+        groups, written = remove_left_groups(runtime), _remove_left_disks()
         cards = remove_left_cards()
         is_table_gone = remove_left_table()
         for name in groups:
             print(f"Removed the empty control group {name}.")
+        for kind, name in written:
+            print(f"Removed the {kind} that the sandbox {one_line(name)} wrote to.")
         for name in cards:
             print(f"Removed what the network card of {one_line(name)} had left.")
         if is_table_gone:
             print("Removed the rules that network cards have together: there are none.")
-        if not any((gone, groups, cards, is_table_gone, stuck)):
+        if not any((gone, undecided, groups, written, cards, is_table_gone, stuck)):
             print("Nothing to remove.")
         for sentence in stuck:
             print(f"jupyter sandbox: {one_line(sentence)}", file=sys.stderr)
         if stuck:
             raise SystemExit(1)
+
+
+def _remove_left_disks() -> list[tuple[str, str]]:
+    """What it was in which boxes wrote that are gone, and the ids of these."""
+    images, folders = remove_left_images(), remove_left_folders()
+    return [*(("image", name) for name in images), *(("folder", name) for name in folders)]

@@ -25,7 +25,7 @@ from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.workdir.facts.run_by_host import IN_START_DIRECTORY
 from sandbox_provisioner.links import real_path
 from sandbox_provisioner.provisioner import SandboxProvisioner
-from sandbox_provisioner.spec import relative
+from sandbox_provisioner.spec import HOST_ROOT, relative
 from sandbox_provisioner.trust import Writer, changeable
 
 _SHELLS = ("/bin/bash", "/bin/sh")
@@ -71,7 +71,7 @@ class ShellApp(SandboxCommand):
         request = replace(
             request_for_command(provisioner, [_shell()], cwd),
             server_places=tuple(f"{root}/{name}" for name in IN_START_DIRECTORY if root),
-            extra_files=(sys.prefix, sys.base_prefix),  # what the server's own kernels run in
+            extra_files=_of_server(provisioner),
         )
         raise SystemExit(asyncio.run(run_and_tell(provisioner, request, _OfATerminal)))
 
@@ -85,6 +85,11 @@ class ShellApp(SandboxCommand):
                 attempt="read the option options", answer=str(error), remedy="Write it as JSON."
             ) from None
         return SandboxProvisioner(kernel_spec=KernelSpec(display_name="terminal"), **options)
+
+
+def _of_server(provisioner: SandboxProvisioner) -> tuple[str, ...]:
+    """What the server's own kernels run in, where it is not another root."""
+    return (sys.prefix, sys.base_prefix) if provisioner.rootfs == HOST_ROOT else ()
 
 
 class _OfATerminal(Signals):

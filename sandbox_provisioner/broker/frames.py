@@ -10,8 +10,12 @@ import json
 import struct
 from typing import Any
 
+from sandbox_provisioner import __version__
+
 MOST_BYTES = 1 << 18
 VERSION = 1
+RELEASE = __version__
+_LONGEST_RELEASE = 32
 _LENGTH = struct.Struct(">I")
 
 
@@ -19,19 +23,30 @@ class BadFrame(Exception):
     """What came is no message of ours; the text says why."""
 
 
+class OtherVersion(BadFrame):
+    """What came is of the *version* of another release."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"it is of version {version} of what is said here, and this is {VERSION}")
+        self.version = version
+
+
 def frame(message: dict[str, Any]) -> bytes:
     """*message* as it is sent; BadFrame if it is too long."""
-    text = json.dumps({"version": VERSION, **message}, allow_nan=False).encode("ascii")
+    told = {"version": VERSION, "release": RELEASE, **message}
+    text = json.dumps(told, allow_nan=False).encode("ascii")
     if len(text) > MOST_BYTES:
         raise BadFrame(f"it has {len(text)} bytes, and may have {MOST_BYTES}")
     return _LENGTH.pack(len(text)) + text
 
 
 class Reader:
-    """Puts one message together from what comes of it."""
+    """Puts one message together from what comes of it; *release* is then who wrote it, "" where
+    that is not said."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
+        self.release = ""
 
     @property
     def wanted_bytes(self) -> int:
@@ -54,7 +69,9 @@ class Reader:
         whole = len(self._bytes) > _LENGTH.size or self._end() == len(self._bytes) > 0
         if self.wanted_bytes or not whole:
             return None
-        return message(bytes(self._bytes[_LENGTH.size :]))
+        found = message(bytes(self._bytes[_LENGTH.size :]))
+        self.release = str(found.pop("release", ""))[:_LONGEST_RELEASE]
+        return found
 
 
 def message(text: bytes) -> dict[str, Any]:
@@ -65,8 +82,11 @@ def message(text: bytes) -> dict[str, Any]:
         raise BadFrame(f"it is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadFrame("it is no object")
-    if found.pop("version", None) != VERSION:
-        raise BadFrame(f"it is of another version than {VERSION}")
+    version = found.pop("version", None)
+    if type(version) is int and version != VERSION:
+        raise OtherVersion(version)
+    if version != VERSION or type(version) is not int:
+        raise BadFrame("it tells no version")
     return found
 
 

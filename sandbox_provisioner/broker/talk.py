@@ -8,10 +8,12 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from sandbox_provisioner.broker.frames import BadFrame, Reader, frame
+from sandbox_provisioner.broker import box
+from sandbox_provisioner.broker.frames import VERSION, BadFrame, OtherVersion, Reader, frame
 from sandbox_provisioner.broker.peer import Connection
 from sandbox_provisioner.errors import (
     COMMAND,
@@ -24,24 +26,64 @@ from sandbox_provisioner.errors import (
 
 _CHUNK = 1 << 16
 _PATIENCE_SECONDS = 5.0
+# Half of what the broker waits for a question (`daemon.py`).
+_FRESH_SECONDS = 5.0
 _TIME = struct.Struct("@ll")  # struct timeval
 _KINDS = {kind.__name__: kind for kind in (SpecError, HostError)}
 Answer = dict[str, Any]
 
 
+class Silent(HostError):
+    """Nobody answers: whether what was asked for is done, only the next broker can tell."""
+
+
 async def ask(path: str, message: Answer, fds: Sequence[int] = ()) -> tuple[Answer, int]:
     """What the broker at *path* answers to *message*, and the descriptor that comes with it, which
     is the caller's to close, -1 without one. Raises what it refuses with."""
+    async with calling(path) as call:
+        return await call.ask(message, fds)
+
+
+@contextlib.asynccontextmanager
+async def calling(path: str) -> AsyncIterator[Call]:
+    """Connect to the broker at *path*, which looks up who we are while the question is thought of;
+    HostError where none is there."""
     with contextlib.closing(_connection()) as made:
-        connection = Connection(made)
         try:
+            connection = Connection(made)
             await _connect(made, path)
-            await connection.answer(frame(message), fds)
+        except OSError as error:
+            raise silent(path, error) from None
+        yield Call(path, connection)
+
+
+class Call:
+    """One *connection* to the broker at *path*, for one question."""
+
+    def __init__(self, path: str, connection: Connection) -> None:
+        self._path, self._connection = path, connection
+        self._since = time.monotonic()
+
+    async def ask(self, message: Answer, fds: Sequence[int] = ()) -> tuple[Answer, int]:
+        """As `ask` of this module, which asks anew where the broker waits no more for us."""
+        if time.monotonic() - self._since > _FRESH_SECONDS:
+            return await ask(self._path, message, fds)
+        connection = self._connection
+        try:
+            text = frame(message)
+            with _refused_before_heard():
+                await connection.answer(text, fds)
             answer = await connection.message()
         except (OSError, BadFrame) as error:
             _close(connection.fds)
-            raise silent(path, error) from None
+            raise silent(self._path, error) from None
         return _read(answer, connection.fds)
+
+
+def _refused_before_heard() -> contextlib.suppress:
+    """Who is refused for what he is gets that told, and is not listened to: it is there to be read
+    all the same, though nobody is there to send to (unix(7): EPIPE)."""
+    return contextlib.suppress(BrokenPipeError, ConnectionResetError)
 
 
 async def _connect(made: socket.socket, path: str) -> None:
@@ -55,7 +97,9 @@ async def _connect(made: socket.socket, path: str) -> None:
             return
 
 
-def ask_now(path: str, message: Answer, seconds: float) -> tuple[Answer, int]:
+def ask_now(
+    path: str, message: Answer, seconds: float, given: Sequence[int] = ()
+) -> tuple[Answer, int]:
     """The same for who has no event loop at hand, and *seconds* at the most."""
     with contextlib.closing(_connection()) as made:
         # Not settimeout, under which connect(2) does not wait where the broker's queue is full.
@@ -64,7 +108,10 @@ def ask_now(path: str, message: Answer, seconds: float) -> tuple[Answer, int]:
         fds: list[int] = []
         try:
             made.connect(path)
-            made.sendall(frame(message))
+            text = frame(message)
+            with _refused_before_heard():
+                sent = socket.send_fds(made, [text], given) if given else 0
+                made.sendall(text[sent:])
             answer = _message(made, fds)
         except (OSError, BadFrame) as error:
             _close(fds)
@@ -74,8 +121,8 @@ def ask_now(path: str, message: Answer, seconds: float) -> tuple[Answer, int]:
 
 def check_answers(path: str) -> None:
     """HostError where nobody answers at *path*."""
-    with contextlib.suppress(SpecError, LaunchError):  # what it says to a question about nobody's
-        ask_now(path, {"ask": "look", "sandbox_id": "0" * 12}, _PATIENCE_SECONDS)
+    with contextlib.suppress(SpecError):  # what it says to root, who has no kernels there
+        ask_now(path, {"ask": "list"}, _PATIENCE_SECONDS)
 
 
 def _connection() -> socket.socket:
@@ -120,10 +167,35 @@ def _error(told: Answer) -> SandboxError:
     return InternalError(attempt=told["attempt"], answer=f"in the broker, {told['answer']}")
 
 
-def silent(path: str, error: Exception) -> HostError:
-    """The error of a broker that does not answer, for a user who can only ask for one."""
-    told = error.strerror if isinstance(error, OSError) else ""
+def of_other_version(path: str, version: int) -> HostError:
+    """The error of a broker at *path* that speaks in another *version*."""
+    who = "the hub" if path == box.SOCKET else f"the sandbox broker at {path}"
+    older = ("this server", "Install that release for Jupyter, and start the server again.")
+    if version < VERSION:
+        older = (who, "Ask whoever administers this machine to start it again with this release.")
     return HostError(
+        attempt=f"ask {who}",
+        answer=f"it speaks version {version} of its language, and this server version {VERSION}: "
+        f"{older[0]} is of an older release",
+        remedy=older[1],
+    )
+
+
+def silent(path: str, error: Exception) -> HostError:
+    """The error of a broker that does not answer, or not in our words, for a user who can only ask
+    for one."""
+    if isinstance(error, OtherVersion):
+        return of_other_version(path, error.version)
+    told = error.strerror if isinstance(error, OSError) else ""
+    if isinstance(error, BlockingIOError):  # EAGAIN: socket(7), SO_RCVTIMEO
+        told = "it has not answered in time"
+    if path == box.SOCKET:
+        return Silent(
+            attempt="ask the hub, which starts the kernels of its servers",
+            answer=told or str(error) or type(error).__name__,
+            remedy="It does not answer: wait until it runs again, or tell whoever administers it.",
+        )
+    return Silent(
         attempt=f"ask the sandbox broker at {path}",
         answer=told or str(error) or type(error).__name__,
         remedy=(

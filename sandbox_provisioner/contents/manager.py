@@ -32,6 +32,7 @@ from traitlets import default
 
 from sandbox_provisioner.contents.beneath import Beneath, Entry, Refused, copy_over, copy_tree, move
 from sandbox_provisioner.contents.trash import move_to_trash
+from sandbox_provisioner.templates import keep_templates_out
 
 # False while a file is read in order to be written elsewhere.
 _follows_links: ContextVar[bool] = ContextVar("follows_links", default=True)
@@ -115,6 +116,10 @@ class ByDescriptor(AsyncFileManagerMixin):
 
 class SandboxContentsManager(ByDescriptor, AsyncLargeFileManager):  # type: ignore[misc]
     """``c.ServerApp.contents_manager_class``: AsyncLargeFileManager by descriptors."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        keep_templates_out(self)  # what a kernel of yesterday has left waits for no kernel of today
 
     @default("checkpoints_class")
     def _checkpoints_class_default(self) -> Any:

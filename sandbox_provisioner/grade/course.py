@@ -16,6 +16,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cache
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import nbformat
 from nbconvert.exporters import Exporter
 from nbformat import NotebookNode
-from nbgrader import utils
+from nbgrader import api, utils
 from nbgrader.api import Gradebook
 from nbgrader.apps import AutogradeApp
 from nbgrader.converters import Autograde
@@ -31,6 +32,11 @@ from nbgrader.converters import Autograde
 from sandbox_provisioner.errors import SpecError, did_you_mean
 from sandbox_provisioner.grade.copies import copy, digest_of
 from sandbox_provisioner.grade.reading import read_notebook, read_short
+
+# nbgrader opens the gradebook anew at each step of each notebook. An engine keeps the statements
+# that it has compiled ("SQL Compilation Caching" of SQLAlchemy's documentation). Closing a
+# gradebook closes its connections; the engine can be used again.
+api.create_engine = cache(api.create_engine)
 
 _TIMESTAMP = "timestamp.txt"
 _NOTEBOOKS = ["*.ipynb"]

@@ -52,6 +52,8 @@ _CAPS = {
     EndKind.PROCESSES_CAP: "limit of processes",
     EndKind.SHM_FULL: "/dev/shm was full ({full})",
     EndKind.TMP_FULL: "/tmp and the home directory were full ({full})",
+    EndKind.DISK_FULL: "/tmp and the home directory were full ({full})",
+    EndKind.WORKDIR_FULL: "the work directory was full ({full})",
     EndKind.EXIT: "its kernel ended by itself, with status {status}",
     EndKind.SIGNAL: "its kernel was ended by {signal}",
 }

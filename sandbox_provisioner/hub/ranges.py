@@ -2,7 +2,8 @@
 
 A kernel's range is anybody's when it has ended. That of a person's server is never somebody else's:
 what a process of it leaves behind, in a file or a message queue, is then no stranger's. One file
-tells, with a line for each person, "NAME FIRST"; nothing is ever taken out of it.
+tells, with a line for each person, "NAME FIRST"; nothing is ever taken out of it. A range becomes
+another person's only where an administrator writes that one's name in place of the first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ FOLDER = Path("/var/lib/sandbox-provisioner")
 _NAME = "ranges"
 _HEADER = (
     "# Whose range of 65536 ids begins where. Written by sandbox-provisioner; take nothing out.\n"
+    "# Where none is left: write a new name in place of one who will never come back, and whose\n"
+    "# files are gone.\n"
 )
 
 
@@ -82,7 +85,10 @@ def _next(found: dict[str, int], folder: Path) -> int:
     first = max(found.values(), default=FIRST_PERSONS_ID - IDS) + IDS
     if first + IDS - 1 > LAST_ID:
         answer = f"all {len(found)} ranges have been given to somebody"
-        remedy = f"Take out of {folder / _NAME} who will never come back, and whose files are gone."
+        remedy = (
+            f"In {folder / _NAME}, write the new name in place of one who will never come back, "
+            "and whose files are gone."
+        )
         raise _refused(folder, answer, remedy)
     return first
 

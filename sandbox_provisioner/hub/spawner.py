@@ -1,10 +1,11 @@
-"""hub/spawner.py - in the hub, which runs as root: starts each user's whole server in a box.
+"""hub/spawner.py - in the hub: starts each user's whole server in a box.
 
 ``c.JupyterHub.spawner_class = "sandbox"``. All code of a user runs in one box then: the server, its
 extensions, terminals, language servers, and kernels of every kind, known to us or not. Its caps
 are those of the person's group, all root's; the home is the user's own, and so is every file in it;
 the way in and the way to the hub's API are those of `relay.py`. A box outlives the hub: the next
-one finds it by its card.
+one finds it by its card. A hub that runs as root starts it by itself (`servers.py`), any other one
+has the broker do it (`through_broker.py`).
 """
 
 from __future__ import annotations
@@ -12,54 +13,53 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import html
+import json
+import logging
 import os
-import pwd
 import signal
 import socket
-import stat
 import sys
-import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from jupyterhub.spawner import Spawner, SpawnException
-from traitlets import Dict, Float, Integer, List, Unicode, Union
+from traitlets import Bool, Dict, Enum, Float, Integer, List, Unicode, Union
 
-from sandbox_provisioner.caller import Caller
-from sandbox_provisioner.contract import Labels, Stdio
+from sandbox_provisioner import audit
+from sandbox_provisioner.broker.server_wish import ServerWish
+from sandbox_provisioner.broker.talk import Silent
+from sandbox_provisioner.broker.values import BadValue
+from sandbox_provisioner.contract import Stdio
 from sandbox_provisioner.errors import HostError, LaunchError, SandboxError, SpecError, in_lines
-from sandbox_provisioner.facilities.environment.facts.kernel_files import Given, find_kernel_files
+from sandbox_provisioner.facilities.devices.wish import DeviceOptions
 from sandbox_provisioner.facilities.network.wish.options import NetworkOptions, network_wish
-from sandbox_provisioner.handle import LocalHandle
-from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.facilities.storage.wish.options import DiskOptions, disk_wish
+from sandbox_provisioner.facilities.volumes.wish import READ_ONLY, WRITABLE, as_texts, check_name
 from sandbox_provisioner.hub import relay
-from sandbox_provisioner.hub.doors import API_SOCKET, INSIDE, Doors, sweep
-from sandbox_provisioner.hub.kernels import NAME as CHILD
-from sandbox_provisioner.hub.ranges import FOLDER, range_of
+from sandbox_provisioner.hub.ranges import FOLDER
+from sandbox_provisioner.hub.servers import Server, Servers, as_root
+from sandbox_provisioner.hub.through_broker import BrokeredServer, BrokeredServers, check_account
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.launch import LocalLauncher
-from sandbox_provisioner.off_loop import off_loop
-from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.off_loop import apart, off_loop, widen
+from sandbox_provisioner.options import AUTO, BROKER, BROKER_SOCKET, LOCAL
 from sandbox_provisioner.policy.current import terms_for
-from sandbox_provisioner.policy.narrow import narrow_network, narrower_sum
-from sandbox_provisioner.policy.person import Person
-from sandbox_provisioner.policy.terms import Terms
-from sandbox_provisioner.records import SERVER
-from sandbox_provisioner.spec import Covers, Limits, SandboxSpec, Volume
+from sandbox_provisioner.spec import Limits, Volume
 from sandbox_provisioner.story import ExitStory
 from sandbox_provisioner.units import parse_bytes
 
 # In a network of its own, so the same for everybody. jupyter_server's default.
 _PORT = 8888
-_FROM_PROXY, _FROM_SERVER = 512, 8
-# What an administrator has set for all servers of this machine.
-_OF_MACHINE = ("/etc/jupyter", "/etc/ipython")
-_ASK = "For the administrator of this hub:"
+_THREADS = 64
+_FROM_SERVER = 8
 
 
-class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterhub has no types
+# JupyterHub has no types.
+class SandboxSpawner(DeviceOptions, DiskOptions, NetworkOptions, Spawner):  # type: ignore[misc]
     """Starts a user's server, and all that it starts, in a box of its own."""
 
     # -- options
@@ -89,51 +89,113 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
         'read-only, or "SOURCE:TARGET:rw".',
     ).tag(config=True)
     read_only_volumes = Dict(help="The same, read-only.").tag(config=True)
+    username_template = Unicode(
+        "{USERNAME}",
+        help='The account of a user of the hub, as SystemdSpawner has it: "jupyter-{USERNAME}".',
+    ).tag(config=True)
     term_timeout = Float(
         1.0,
         help="Seconds that a server has to end by itself when it is asked to, before all in its "
         "box is killed.",
     ).tag(config=True)
     runtime_dir = Unicode(
-        "", help="Where the records of boxes are; the default is /run/sandbox-provisioner."
+        "",
+        help="Where the records of boxes are; the default is /run/sandbox-provisioner. The broker "
+        "has its own.",
     ).tag(config=True)
 
     state_dir = Unicode(
-        str(FOLDER), help="Where it is written down, for ever, which range of ids is whose."
+        str(FOLDER),
+        help="Where it is written down, for ever, which range of ids is whose. "
+        "The broker has its own.",
+    ).tag(config=True)
+
+    launcher = Enum(
+        [AUTO, LOCAL, BROKER],
+        default_value=AUTO,
+        help='Who starts servers: "local" is the hub itself, which has to be root; "broker" is a '
+        "daemon of this machine (docs/broker.md), for a hub that is not: the policy of this "
+        'machine has to name its account. "auto": the hub, if it is root.',
+    ).tag(config=True)
+    broker_socket = Unicode(BROKER_SOCKET, help="Where that daemon listens.").tag(config=True)
+
+    metrics = Bool(
+        False, help="Whether the hub's own metrics (/hub/metrics) tell of boxes too."
     ).tag(config=True)
 
     def __init__(self, **kwargs: Any) -> None:
-        self._handle: LocalHandle | None = None
-        self._doors: Doors | None = None
+        self._running: Server | BrokeredServer | None = None
         self._relay: asyncio.Task[None] | None = None
+        self._ending = asyncio.Lock()
         self._code: int | None = 0  # of a server that has ended, or that there never was
         self._card: dict[str, Any] = {}
+        self._keeping: asyncio.Future[None] | None = None
+        self._is_kept = True  # the broker knows that we have written the card down, or it may not
         self._is_lost = False  # it ended when no hub was there
         self._events: list[dict[str, Any]] = []
         self._told = asyncio.Event()
         super().__init__(**kwargs)
+        _serve_many()
+        if self.metrics and not self._asks_broker:
+            _count(str(LocalLauncher(runtime_dir=self.runtime_dir).runtime()))
+
+    @property
+    def _asks_broker(self) -> bool:
+        return self.launcher == BROKER or (self.launcher == AUTO and os.geteuid() != 0)
+
+    def _servers(self) -> Servers | BrokeredServers:
+        """Who starts and finds them."""
+        if self._asks_broker:
+            return BrokeredServers(self.broker_socket, self._warn)
+        return Servers(
+            judge=as_root,
+            terms_for=terms_for,
+            warn=self._warn,
+            log=self._log_kernels,
+            runtime_dir=self.runtime_dir,
+            state_dir=self.state_dir,
+        )
+
+    def _warn(self, text: str) -> None:
+        self.log.warning("%s: %s", self._log_name, one_line(text))
 
     # -- what a hub remembers
 
     def get_state(self) -> dict[str, Any]:
         """Called when the server runs: what the next hub needs to find it."""
         state: dict[str, Any] = super().get_state()
-        return state | ({"sandbox": self._card} if self._card else {})
+        if not self._card:
+            return state
+        if not self._is_kept and self._keeping is None:  # which is written down before we wait
+            self._keeping = asyncio.ensure_future(self._keep())
+        return state | {"sandbox": self._card}
+
+    async def _keep(self) -> None:
+        with contextlib.suppress(SandboxError):  # `poll` tries again
+            if isinstance(self._running, BrokeredServer):
+                await self._running.keep()
+                self._is_kept = True
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Called by the next hub. A server that has ended meanwhile is told by `poll`."""
         super().load_state(state)
-        if not (card := state.get("sandbox")):
-            return
-        self._card, self._doors = dict(card), Doors(card["id"], self._launcher().runtime())
+        if card := state.get("sandbox"):
+            self._card = dict(card)
+            self._find()
+
+    def _find(self) -> None:
         try:
-            self._handle = self._launcher().find(card)
-        except SandboxError as error:
-            self.log.warning("%s", one_line(str(error)))
-            self._forget()
-            self._is_lost = True
+            self._running = running = self._servers().find(self._card)
+        except LaunchError as error:
+            self._warn(str(error))
+            self._is_lost, self._code = True, 0
+        except SandboxError as error:  # whether it runs nobody can tell just now
+            self._warn(str(error))
+            self._code = None
         else:
             self._code = None
+            # What ended with it is nobody's.
+            self._is_lost = isinstance(running, Server) and running.handle.poll() is not None
 
     def clear_state(self) -> None:
         """Called when the server has ended, and before a start."""
@@ -149,7 +211,14 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
             async with self._undone_if_it_fails():
                 return await self._start()
         except SandboxError as error:
+            if not self._asks_broker:  # which has told it itself
+                await off_loop(partial(audit.refused, error, **self._wished()))
             raise _for_page(error) from error
+
+    def _wished(self) -> dict[str, Any]:
+        """What an audit tells of a start that came to nothing."""
+        name = os.path.basename(self.cmd[0]) if self.cmd else ""
+        return {"person": self.user.name, "name": name, "asked": None}
 
     @contextlib.asynccontextmanager
     async def _undone_if_it_fails(self) -> AsyncIterator[None]:
@@ -162,32 +231,35 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
     async def _start(self) -> str:
         self._tell(5, "Looking at the account and its home directory")
         self._check_hub()
-        person = await off_loop(_account, self.user.name)
         self.ip, self.port = "127.0.0.1", _PORT
-        launcher = self._launcher(person)
-        await off_loop(launcher.sweep)
-        await off_loop(sweep, launcher.runtime())
+        wish = self._wish()
         self._tell(15, "Making the box")
-        self._doors = doors = Doors(uuid.uuid4().hex[:12], launcher.runtime())
-        with await off_loop(doors.make) as listener:
-            self._listen_for_server(doors)
-            request = await off_loop(self._request, person, launcher, doors)
-            labels = Labels(name=os.path.basename(self.cmd[0]), user=self.user.name, kind=SERVER)
-            stdio = Stdio(stdin=listener.fileno())
-            self._handle = await launcher.start(request, labels, stdio)
-        doors.made()
-        self._code, self._card = None, self._handle.card()
+        self._running = running = await self._servers().start(wish, Stdio())
+        self._is_kept, self._keeping = not self._asks_broker, None
+        await self._listen_for_server(running)
+        self._code, self._card = None, running.handle.card()
         self._tell(60, "The box is there. Waiting for the server in it")
-        await self._answered(doors)
-        return doors.url
+        await self._answered(running)
+        return running.url
+
+    def _account_name(self) -> str:
+        return self.username_template.replace("{USERNAME}", self.user.name)
 
     def _check_hub(self) -> None:
-        if os.geteuid() != 0:
+        if self._asks_broker:
+            check_account()
+        elif os.geteuid() != 0:
             raise HostError(
                 attempt="start servers in boxes",
                 answer="the hub does not run as root",
-                remedy="Run the hub as root, or leave the servers to another spawner and put their "
-                "kernels into boxes (docs/jupyterhub.md).",
+                remedy='Leave c.SandboxSpawner.launcher = "local" out: then the sandbox broker '
+                "starts the servers (docs/jupyterhub.md). Or run the hub as root.",
+            )
+        if self.metrics and self._asks_broker:
+            raise SpecError(
+                attempt="have the hub's metrics tell of boxes",
+                answer="the broker has the boxes of a hub that is not root",
+                remedy="Leave c.SandboxSpawner.metrics out, and scrape the broker: its --metrics.",
             )
         if self.internal_ssl:
             raise SpecError(
@@ -202,23 +274,15 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
                 answer="no memory is kept free for a box",
                 remedy="Leave it out; mem_limit is what nobody else can take from.",
             )
+        if "traefik" in type(self.user.settings.get("proxy")).__module__:
+            raise SpecError(
+                attempt="reach servers in boxes through Traefik",
+                answer="they listen on unix sockets, to which it forwards nothing",
+                remedy='Set c.JupyterHub.proxy_class = "configurable-http-proxy".',
+            )
 
-    def _launcher(self, person: pwd.struct_passwd | None = None) -> LocalLauncher:
-        """Starts boxes as root, on behalf of *person*: whose home it is, and no variable of the
-        hub's."""
-        home = person.pw_dir if person else "/"
-
-        def caller() -> Caller:
-            return Caller(uid=0, gid=0, home=home, cwd="/", umask=0o022, environment={})
-
-        def warn(text: str) -> None:
-            self.log.warning("%s: %s", self._log_name, text)
-
-        return LocalLauncher(runtime_dir=self.runtime_dir, warn=warn, caller=caller)
-
-    def _request(
-        self, person: pwd.struct_passwd, launcher: LocalLauncher, doors: Doors
-    ) -> LaunchRequest:
+    def _wish(self) -> ServerWish:
+        """What is asked for; SpecError for what cannot be meant."""
         environment, address = self.get_env(), self._api_address()
         environment["JUPYTERHUB_API_URL"], environment["JUPYTERHUB_ACTIVITY_URL"] = (
             urlsplit(environment[name])._replace(netloc=f"127.0.0.1:{address[1]}").geturl()
@@ -226,91 +290,61 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
         )
         environment = {name: str(value) for name, value in environment.items()}
         environment["PATH"] = _path_with_ours(environment.get("PATH", os.defpath))
-        command = [*self.cmd, *self.get_args()]
-        program, needed = _needed_by(command, environment, person)
-        if os.path.dirname(program) == os.path.dirname(sys.executable):  # where we are installed
-            environment.setdefault("JUPYTER_DEFAULT_PROVISIONER_NAME", CHILD)
-        words = (str(_PORT), str(address[1]), API_SOCKET, str(_FROM_PROXY))
-        terms = terms_for(Person.find(person.pw_name))
-        group, limits = f"hub/{person.pw_name}", self._sum(terms)
-        return LaunchRequest(
-            sandbox_id=doors.path.name,
-            spec=self._within(terms, self._spec(person, doors)),
-            argv=(sys.executable, "-SI", relay.__file__, *words, program, *command[1:]),
-            environment=environment,
-            cwd=person.pw_dir,
-            survive_server=True,
-            logged=("stdout", "stderr"),
-            extra_files=(relay.__file__, *needed),
-            below=f"{group}/server",
-            # A broker that starts kernels beside it writes the first one anew, by the policy alone.
-            sums={group: limits, f"{group}/server": _of_servers(limits)},
-            first_id=range_of(person.pw_name, Path(self.state_dir)),
-        )
+        try:
+            return ServerWish(
+                person=self._account_name(),
+                user=self.user.name,
+                argv=(*self.cmd, *self.get_args()),
+                environment=environment,
+                port=_PORT,
+                api_port=address[1],
+                sum=self._sum(),
+                box=self._box(),
+                network=network_wish(self),
+                volumes=tuple(self._volumes()),
+                devices=tuple(self.devices),
+                installed=os.path.dirname(sys.executable),
+            )
+        except BadValue as error:
+            raise SpecError(
+                attempt=f"start a server for {self.user.name}",
+                answer=str(error),
+                remedy="Look at what c.Spawner and c.SandboxSpawner say of it.",
+            ) from None
 
-    def _spec(self, person: pwd.struct_passwd, doors: Doors) -> SandboxSpec:
+    def _box(self) -> Limits:
         half = self.mem_limit // 2 if self.mem_limit else None
         sizes = {
             name: half if value is None else parse_bytes(name, value)
             for name, value in (("shm_limit", self.shm_limit), ("tmp_limit", self.tmp_limit))
         }
-        way = Volume(source=str(doors.shown), target=INSIDE)
-        return SandboxSpec(
-            workdir=person.pw_dir,
-            covers=Covers(whole=True),
-            limits=Limits(shm_bytes=sizes["shm_limit"], tmp_bytes=sizes["tmp_limit"]),
-            network=network_wish(self),
-            volumes=(way, *_of_machine(), *self._volumes()),
-            hostname=f"jupyter-{person.pw_name}"[:63],
+        return Limits(
+            shm_bytes=sizes["shm_limit"], tmp_bytes=sizes["tmp_limit"], **vars(disk_wish(self))
         )
 
-    def _within(self, terms: Terms | None, spec: SandboxSpec) -> SandboxSpec:
-        """*spec* with no more of a network than the administrator's policy lets the person have."""
-        if terms is None:
-            return spec
-        spec, notices = narrow_network(spec, terms)
-        for notice in notices:
-            self.log.warning("%s: %s", self._log_name, notice)
-        return spec
-
-    def _sum(self, terms: Terms | None = None) -> Limits:
-        """What all of this person's has together, by the policy too."""
-        wished = Limits(
+    def _sum(self) -> Limits:
+        """What all of this person's has together."""
+        return Limits(
             memory_bytes=self.mem_limit or None,
             cpu_cores=self.cpu_limit or None,
             cpu_guarantee_cores=self.cpu_guarantee or None,
             pids=self.pids_limit,
         )
-        return narrower_sum(wished, terms) if terms else wished
 
     def _volumes(self) -> Iterator[Volume]:
-        if isinstance(self.volumes, list):
-            yield from (Volume.parse(self.format_string(text)) for text in self.volumes)
-        else:
-            yield from self._bound(self.volumes, "rw")
-        yield from self._bound(self.read_only_volumes, "ro")
+        """As DockerSpawner writes them: what its administrator gives can be written to, unless
+        it is among those that are read-only."""
+        for text in as_texts(self.volumes, WRITABLE):
+            yield Volume.parse(self._filled_in(text))
+        for text in as_texts(self.read_only_volumes, READ_ONLY):
+            yield replace(Volume.parse(self._filled_in(text)), readonly=True)
 
-    def _bound(self, volumes: Mapping[str, Any], usual: str) -> Iterator[Volume]:
-        """As DockerSpawner writes them."""
-        for source, told in volumes.items():
-            bind = told if isinstance(told, dict) else {"bind": told}
-            target, mode = bind.get("bind", ""), bind.get("mode", usual)
-            if (
-                mode not in {"ro", "rw"}
-                or not isinstance(target, str)
-                or set(bind) - {"bind", "mode"}
-            ):
-                raise SpecError(
-                    attempt="read volumes",
-                    answer=f"{source!r}: {told!r} is not a volume",
-                    remedy='Write {"/source": "/target"}, or {"/source": {"bind": "/target", '
-                    '"mode": "ro"}}.',
-                )
-            yield Volume(
-                source=self.format_string(source),
-                target=self.format_string(target),
-                readonly=usual == "ro" or mode == "ro",
-            )
+    def _filled_in(self, text: str) -> str:
+        """With the names that JupyterHub knows of; none of them leads a path elsewhere."""
+        for name in (self.user.name, self.name) if "{" in text else ():
+            if name:
+                check_name(name)
+        return str(self.format_string(text))
 
     def _api_address(self) -> tuple[str, int]:
         """Of the hub's API: the only one that anybody in the box is carried to."""
@@ -324,17 +358,34 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
             )
         return url.hostname, url.port or 80
 
-    def _listen_for_server(self, doors: Doors) -> None:
+    async def _listen_for_server(self, running: Server | BrokeredServer) -> None:
+        """For what it asks of the hub. Who polls meanwhile sees it."""
         host, port = self._api_address()
-        way = relay.Relay(doors.listen_for_server(), lambda: _to_hub(host, port), _FROM_SERVER)
+        listener = await running.listen()
+        way = relay.Relay(listener, lambda: _to_hub(host, port), _FROM_SERVER, apart)
         self._relay = asyncio.ensure_future(way.serve())
 
-    async def _answered(self, doors: Doors) -> None:
+    async def _listen_again(self, running: Server | BrokeredServer) -> None:
+        """The same where another hub was there before, which may have been of another version:
+        kernels are no reason to end a server."""
+        try:
+            await self._listen_for_server(running)
+            if isinstance(running, Server):
+                await running.kernels.begin()
+        except Silent:
+            return  # the next poll tries again
+        except (OSError, ValueError, BadValue, SandboxError) as error:
+            self._warn(f"It starts no kernels until it is started anew: {error}")
+
+    def _log_kernels(self, event: str, **told: object) -> None:
+        level = logging.WARNING if event in {"refusal", "warning"} else logging.INFO
+        self.log.log(level, "%s: %s of a kernel: %s", self._log_name, event, json.dumps(told))
+
+    async def _answered(self, running: Server | BrokeredServer) -> None:
         """Return when the server answers; LaunchError if it ends before."""
-        assert self._handle
         url = urlsplit(f"{self.server.base_url}api")
-        answered = asyncio.ensure_future(_first_answer(doors.entrance, url.path))
-        ended = asyncio.ensure_future(self._handle.wait())
+        answered = asyncio.ensure_future(_first_answer(running.entrance, url.path))
+        ended = asyncio.ensure_future(running.handle.wait())
         try:
             await asyncio.wait({answered, ended}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -366,14 +417,19 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
         """Called by the hub every now and then: None while the server runs."""
         if self._is_lost:
             self._is_lost = False
-            await off_loop(self._launcher().sweep)
-        if self._handle is None:
-            return self._code
-        for sentence in self._handle.notices():
+            await off_loop(self._servers().sweep)
+        if self._running is None and self._card and self._code is None:
+            await off_loop(self._find)
+        if (running := self._running) is None:
+            async with self._ending:  # who asked before us may still be removing it
+                return self._code
+        for sentence in running.handle.notices():
             self.log.info("%s: %s", self._log_name, one_line(sentence))
-        if (story := await self._handle.look()) is None:
-            if self._relay is None and self._doors:  # another hub was there before
-                self._listen_for_server(self._doors)
+        if (story := await running.handle.look()) is None:
+            if self._relay is None and self._code is None:
+                await self._listen_again(running)
+            if self._keeping and not self._is_kept:
+                await self._keep()
             return None
         self.log.warning("The server of %s ended: %s", self._log_name, one_line(_how(story)))
         self._code = story.code if story.code is not None else 1
@@ -382,91 +438,57 @@ class SandboxSpawner(NetworkOptions, Spawner):  # type: ignore[misc]  # jupyterh
 
     async def stop(self, now: bool = False) -> None:
         """Called by the hub: end all in the box, and leave nothing."""
-        if self._handle and not now:
-            self._handle.signal(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
+        if self._running is None and self._card and self._code is None:
+            await off_loop(self._find)
+        if self._running and not now:
+            handle = self._running.handle
+            with contextlib.suppress(TimeoutError, SandboxError):  # then it is killed
+                await off_loop(handle.signal, signal.SIGTERM)
                 async with asyncio.timeout(self.term_timeout):
-                    await self._handle.wait()
+                    await handle.wait()
+        if self._running is None and self._card and self._code is None:
+            if isinstance(servers := self._servers(), BrokeredServers):
+                servers.close_later(self._card)
+            self._code = 0
         await self._end()
 
     async def _end(self) -> None:
-        handle, self._handle = self._handle, None
-        try:
-            if handle:
-                if self._code is None:
-                    self._code = 0
-                await handle.close()
-        finally:
-            self._forget()
+        async with self._ending:
+            running, self._running = self._running, None
+            try:
+                if running:
+                    if self._code is None:
+                        self._code = 0
+                    await running.close()
+            finally:
+                if self._relay:
+                    self._relay.cancel()
+                    self._relay = None
 
-    def _forget(self) -> None:
-        if self._relay:
-            self._relay.cancel()
-            self._relay = None
-        if self._doors:
-            self._doors.remove()
-            self._doors = None
+
+@cache
+def _serve_many() -> None:
+    """Once in the life of the hub: what one person's server has waiting keeps no other from
+    starting."""
+    widen(_THREADS)
+
+
+@cache
+def _count(runtime: str) -> None:
+    """Have the servers of *runtime* counted, once in the life of the hub."""
+    # Only a hub that was asked for it imports this.
+    from sandbox_provisioner.metrics import Metrics, servers_in  # noqa: PLC0415
+
+    Metrics(partial(servers_in, Path(runtime)))
 
 
 # -- on the way of a start
-
-
-def _of_servers(limits: Limits) -> Limits:
-    """Of *limits* of all that a person runs, those of the servers: but for CPU time, of which v1
-    lets no group have more than the one above, also where that is changed (sched-bwc.rst)."""
-    return Limits(memory_bytes=limits.memory_bytes, pids=limits.pids)
-
-
-def _account(name: str) -> pwd.struct_passwd:
-    """The system user called *name*, whose home is there and theirs; HostError."""
-    attempt = f"start a server for {name}"
-    try:
-        person = pwd.getpwnam(name)
-    except KeyError:
-        remedy = (
-            f"Make one: useradd --create-home {name}   (or let the authenticator do it: "
-            "c.LocalAuthenticator.create_system_users = True)"
-        )
-        raise HostError(
-            attempt=attempt, answer="this machine has no such user", remedy=(_ASK, remedy)
-        ) from None
-    if person.pw_uid == 0:
-        answer = "it is root's account, whose files are everybody's"
-        raise HostError(attempt=attempt, answer=answer, remedy="Log in as another user.")
-    home = person.pw_dir
-    try:
-        status = os.lstat(home)
-    except OSError as error:
-        answer = f"the home directory {home} cannot be used: {error.strerror}"
-        remedy = f"mkdir {home} && chown {name}: {home}"
-        raise HostError(attempt=attempt, answer=answer, remedy=(_ASK, remedy)) from None
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != person.pw_uid:
-        answer = f"the home directory {home} is not a directory of theirs"
-        remedy = f"chown {name}: {home}"
-        raise HostError(attempt=attempt, answer=answer, remedy=(_ASK, remedy))
-    return person
-
-
-def _needed_by(
-    command: list[str], environment: Mapping[str, str], person: pwd.struct_passwd
-) -> tuple[str, tuple[str, ...]]:
-    """The absolute path of the program of *command*, and all that it needs of the host to run."""
-    caller = Caller(
-        uid=0, gid=0, home=person.pw_dir, cwd=person.pw_dir, umask=0o022, environment={}
-    )
-    given = Given(writable=(os.path.realpath(person.pw_dir),), owner_uid=person.pw_uid)
-    found = find_kernel_files(command, environment, HostFacts.probe((), caller), (), given)
-    return found.program, found.readonly
 
 
 def _path_with_ours(path: str) -> str:
     """A hub that is started by its full path has its own programs nowhere on the PATH."""
     ours = os.path.dirname(sys.executable)
     return path if ours in path.split(os.pathsep) else f"{ours}{os.pathsep}{path}"
-
-
-def _of_machine() -> Iterator[Volume]:
-    return (Volume(source=path, target=path) for path in _OF_MACHINE if os.path.isdir(path))
 
 
 async def _to_hub(host: str, port: int) -> socket.socket:

@@ -24,6 +24,7 @@ _NR_FSMOUNT = 432
 _NR_OPENAT2 = 437
 _NR_CLOSE_RANGE = 436
 _NR_MOUNT_SETATTR = 442
+_NR_QUOTACTL_FD = 443
 _NR_LANDLOCK_CREATE_RULESET = 444
 _NR_LANDLOCK_ADD_RULE = 445
 _NR_LANDLOCK_RESTRICT_SELF = 446
@@ -32,8 +33,11 @@ _BY_MACHINE = {
     "x86_64": (56, 155, 250, 116),
     "aarch64": (220, 41, 219, 159),
 }
-_MACHINE = os.uname().machine
+MACHINE = os.uname().machine
+_NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_NR_BPF = {"x86_64": 321, "aarch64": 280}
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -66,14 +70,18 @@ MOUNT_IDMAP = 0x00100000
 MS_PRIVATE = 1 << 18
 MS_REC = 1 << 14
 
+RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
 
 IN_CLOSE_WRITE = 0x8
 IN_OPEN, IN_MOVED_FROM, IN_MOVED_TO = 0x20, 0x40, 0x80
 IN_CREATE, IN_DELETE, IN_Q_OVERFLOW = 0x100, 0x200, 0x4000
 
+_F_SETLEASE, _F_GETLEASE = 1024, 1025
+_F_WRLCK, _F_UNLCK = 1, 2
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_SECCOMP = 22
@@ -83,8 +91,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
 _SECCOMP_MODE_FILTER = 2
+# linux/seccomp.h
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 8
+_SECCOMP_IOCTL_NOTIF_RECV, _SECCOMP_IOCTL_NOTIF_SEND = 0xC0502100, 0xC0182101
+_SECCOMP_IOCTL_NOTIF_ID_VALID = 0x40082102
+_ASKED = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif, with its struct seccomp_data
+_ANSWER = struct.Struct("=QqiI")  # struct seccomp_notif_resp
 _CAPABILITY_VERSION_3 = 0x20080522
-CAP_SYS_ADMIN = 21
+CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 2, 3, 19, 21
 
 # linux/landlock.h, LANDLOCK_ACCESS_FS_*, LANDLOCK_ACCESS_NET_* and LANDLOCK_SCOPE_*, by their bits.
 _LANDLOCK_FILES = tuple(
@@ -102,8 +116,24 @@ _LANDLOCK_SCOPES = (("ABSTRACT_UNIX_SOCKET", 1), ("SIGNAL", 2))
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
 _KEYCTL_JOIN_SESSION_KEYRING = 1
+# linux/bpf.h
+_BPF_PROG_LOAD, _BPF_PROG_ATTACH = 5, 8
+_BPF_PROG_TYPE_CGROUP_DEVICE, _BPF_CGROUP_DEVICE = 15, 6
+_BPF_F_ALLOW_MULTI = 2
 _STATX_ATTR_MOUNT_ROOT = 0x2000
 _SIOCSIFFLAGS = 0x8914
+# linux/loop.h
+_LOOP_CONFIGURE, _LOOP_CTL_GET_FREE = 0x4C0A, 0x4C82
+LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR, _LO_FLAGS_DIRECT_IO = 1, 4, 16
+_LOOP_SECTOR_BYTES, _LOOP_BLOCK_BYTES = 512, 4096
+# linux/fs.h, linux/quota.h
+_FS_IOC_FSGETXATTR, _FS_IOC_FSSETXATTR, _FS_XFLAG_PROJINHERIT = 0x801C581F, 0x401C5820, 0x200
+_Q_GETQUOTA, _Q_SETQUOTA, _Q_GETNEXTQUOTA, _PRJQUOTA = 0x800007, 0x800008, 0x800009, 2
+_QIF_BLIMITS, _QIF_ILIMITS, _QIF_BLOCK_BYTES = 1, 4, 1024
+# linux/dqblk_xfs.h: struct fs_quota_statv, version 1, of which the flags are wanted.
+_Q_XGETQSTATV, _FS_QSTATV_VERSION1, _FS_QUOTA_PDQ_ENFD = 0x5808, 1, 1 << 5
+_FS_QUOTA_STATV = "=bBH156x"
+_IF_DQBLK, _FSXATTR = "=8QII", "=IIIII8x"
 _TIOCSCTTY = 0x540E
 _FIONREAD = 0x541B
 _SOL_SOCKET = 1
@@ -112,7 +142,8 @@ _MSG_CMSG_CLOEXEC = 0x40000000
 _EVENTS_BYTES = 1 << 16
 MOST_DESCRIPTORS = 253  # unix(7): SCM_MAX_FD, in one message
 _IFF_UP_RUNNING = 0x41
-_AF_INET, _AF_INET6, _AF_NETLINK = 2, 10, 16
+_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
+_SOCK_SEQPACKET, _SOCK_CLOEXEC = 5, os.O_CLOEXEC
 _SOCK_STREAM, _SOCK_DGRAM, _SOCK_RAW, _SOCK_NONBLOCK = 1, 2, 3, 0o4000
 _SOL_IP, _SOL_IPV6 = 0, 41
 _NLMSG_ERROR = 2
@@ -279,7 +310,7 @@ def fork_into(namespaces: int) -> int:
 
     Only for a process with one thread: none of Python's after-fork hooks run, and none is needed.
     """
-    number = _BY_MACHINE[_MACHINE][0]
+    number = _BY_MACHINE[MACHINE][0]
     flags = ctypes.c_ulong(_SIGCHLD | namespaces)
     pid = _syscall(number, flags, None, None, None, None)
     return _check(pid, "clone", flags=_Flags(namespaces, _CLONES))
@@ -359,18 +390,42 @@ def _fsconfig(context: int, filesystem: str, key: str, value: str | None) -> Non
     _check(result, "fsconfig", name=filesystem, key=key, value=value)
 
 
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+
+
+def rename(old_dir: int, old: str, new_dir: int, new: str, flags: int) -> None:
+    """renameat2(2): single names below two descriptors."""
+    result = _libc.renameat2(
+        old_dir, os.fsencode(old), new_dir, os.fsencode(new), ctypes.c_uint(flags)
+    )
+    told = {"old": _Place(old_dir, old), "new": _Place(new_dir, new)}
+    _check(result, "renameat2", **told, flags=flags)
+
+
 def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2): open *path* below *dir_fd* under the RESOLVE_* restrictions."""
+    result = _openat2(dir_fd, path, flags, resolve, mode)
+    return result if result >= 0 else _not_opened(path, flags, resolve)
+
+
+def openat2_if_there(dir_fd: int, path: str, flags: int, resolve: int) -> int:
+    """The same; -1 where there is nothing: while a root is built that is so a hundred times, and
+    the text of an error takes longer than the call."""
+    result = _openat2(dir_fd, path, flags, resolve, 0)
+    if result >= 0 or ctypes.get_errno() == errno.ENOENT:
+        return result
+    return _not_opened(path, flags, resolve)
+
+
+def _openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    result = _syscall(
-        _NR_OPENAT2,
-        dir_fd,
-        os.fsencode(path),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
-    )
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    return _syscall(_NR_OPENAT2, dir_fd, os.fsencode(path), ctypes.byref(how), size)
+
+
+def _not_opened(path: str, flags: int, resolve: int) -> int:
     told = {"flags": _Flags(flags, _OPENS), "resolve": _Flags(resolve, _RESOLVES)}
-    return _check(result, "openat2", path=path, **told)
+    return _check(-1, "openat2", path=path, **told)
 
 
 def is_mount_point(dir_fd: int, name: str) -> bool:
@@ -392,7 +447,7 @@ def signal_all(number: int) -> None:
 
 def pivot_root(new: str, old: str) -> None:
     """pivot_root(2)."""
-    number = _BY_MACHINE[_MACHINE][1]
+    number = _BY_MACHINE[MACHINE][1]
     _check(_syscall(number, os.fsencode(new), os.fsencode(old)), "pivot_root", new=new, old=old)
 
 
@@ -405,6 +460,107 @@ def make_mounts_private() -> None:
     """mount(2) with MS_REC|MS_PRIVATE on "/": nothing that follows reaches another namespace."""
     result = _libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None)
     _check(result, "mount", target="/", flags="MS_REC|MS_PRIVATE")
+
+
+def free_loop_device(control_fd: int) -> int:
+    """ioctl(2), LOOP_CTL_GET_FREE on /dev/loop-control: the number of a loop device that nobody has
+    at this moment; it is made where there is none."""
+    result = _libc.ioctl(control_fd, ctypes.c_ulong(_LOOP_CTL_GET_FREE))
+    return _check(result, "ioctl", request="LOOP_CTL_GET_FREE")
+
+
+def configure_loop_device(
+    device_fd: int, file_fd: int, *, path: str, readonly: bool = False
+) -> None:
+    """ioctl(2), LOOP_CONFIGURE (Linux 5.8): let the loop device *path* have the content of
+    *file_fd* until nobody has it open any more. One that may be written has no second copy of it
+    in memory, where the file system can do that; one that is *readonly* may be any file, of
+    whatever length."""
+    # struct loop_config: two words, struct loop_info64, whose flags are at 52 of 232 bytes, and 64
+    # bytes for later.
+    flags = LO_FLAGS_AUTOCLEAR | (LO_FLAGS_READ_ONLY if readonly else _LO_FLAGS_DIRECT_IO)
+    info = struct.pack("=52xI176x", flags)
+    block = _LOOP_SECTOR_BYTES if readonly else _LOOP_BLOCK_BYTES
+    config = struct.pack("=II232s64x", file_fd, block, info)
+    result = _libc.ioctl(device_fd, ctypes.c_ulong(_LOOP_CONFIGURE), config)
+    _check(result, "ioctl", request="LOOP_CONFIGURE", device=path)
+
+
+def project_of(fd: int) -> tuple[int, bool]:
+    """ioctl(2), FS_IOC_FSGETXATTR: the project of the file or directory *fd*, and whether what is
+    made in it begins with that one."""
+    flags, _, _, project, _ = _extended_attributes(fd)
+    return project, bool(flags & _FS_XFLAG_PROJINHERIT)
+
+
+def set_project(fd: int, project: int, *, inherit: bool) -> None:
+    """ioctl(2), FS_IOC_FSSETXATTR: let *fd* be of *project*; what is made in it, too, with
+    *inherit*. Linux lets nobody do so who is in another user namespace than the first."""
+    flags, hint, extents, _, copy_hint = _extended_attributes(fd)
+    flags = flags | _FS_XFLAG_PROJINHERIT if inherit else flags & ~_FS_XFLAG_PROJINHERIT
+    told = struct.pack(_FSXATTR, flags, hint, extents, project, copy_hint)
+    result = _libc.ioctl(fd, ctypes.c_ulong(_FS_IOC_FSSETXATTR), told)
+    _check(result, "ioctl", request="FS_IOC_FSSETXATTR", file=_Place(fd), project=project)
+
+
+def _extended_attributes(fd: int) -> tuple[int, int, int, int, int]:
+    """Those of struct fsxattr: flags, extent size, count of extents, project, extent size of
+    copies."""
+    answer = ctypes.create_string_buffer(struct.calcsize(_FSXATTR))
+    result = _libc.ioctl(fd, ctypes.c_ulong(_FS_IOC_FSGETXATTR), answer)
+    _check(result, "ioctl", request="FS_IOC_FSGETXATTR", file=_Place(fd))
+    flags, hint, extents, project, copy_hint = struct.unpack(_FSXATTR, answer.raw)
+    return flags, hint, extents, project, copy_hint
+
+
+def project_quota(fd: int, project: int) -> tuple[int, int, int, int]:
+    """quotactl_fd(2), Q_GETQUOTA: how many bytes and inodes the *project* may have on the file
+    system of *fd*, 0 for no limit, and how many it has."""
+    told = bytes(struct.calcsize(_IF_DQBLK))
+    found = struct.unpack(_IF_DQBLK, _quotactl(_Q_GETQUOTA, "Q_GETQUOTA", fd, project, told))
+    return found[0] * _QIF_BLOCK_BYTES, found[3], found[2], found[5]
+
+
+def limit_project(fd: int, project: int, size_bytes: int | None, inodes: int | None) -> None:
+    """quotactl_fd(2), Q_SETQUOTA: what it may have from now on, 0 for no limit; None leaves that
+    limit as it is."""
+    valid = (0 if size_bytes is None else _QIF_BLIMITS) | (0 if inodes is None else _QIF_ILIMITS)
+    blocks = (size_bytes or 0) // _QIF_BLOCK_BYTES
+    told = struct.pack(_IF_DQBLK, blocks, 0, 0, inodes or 0, 0, 0, 0, 0, valid, 0)
+    _quotactl(_Q_SETQUOTA, "Q_SETQUOTA", fd, project, told)
+
+
+def next_project(fd: int, project: int) -> int:
+    """quotactl_fd(2), Q_GETNEXTQUOTA: the first project from that number on which has a limit on
+    the file system of *fd*, or has anything; -1 where there is none."""
+    told = bytes(struct.calcsize(_IF_DQBLK))
+    try:
+        found = _quotactl(_Q_GETNEXTQUOTA, "Q_GETNEXTQUOTA", fd, project, told)
+    except CallFailed as error:
+        if error.errno == errno.ENOENT:
+            return -1
+        raise
+    return int(struct.unpack(_IF_DQBLK, found)[9])
+
+
+def enforces_projects(fd: int) -> bool:
+    """quotactl_fd(2), Q_XGETQSTATV, which ext4 answers as well: whether Linux holds the limits of
+    projects on the file system of *fd*. It goes on to count, and lets limits be set, where
+    quotaoff(8) has switched that off."""
+    told = struct.pack(_FS_QUOTA_STATV, _FS_QSTATV_VERSION1, 0, 0)
+    found = struct.unpack(_FS_QUOTA_STATV, _quotactl(_Q_XGETQSTATV, "Q_XGETQSTATV", fd, 0, told))
+    return bool(found[2] & _FS_QUOTA_PDQ_ENFD)
+
+
+def _quotactl(command: int, name: str, fd: int, project: int, told: bytes) -> bytes:
+    """quotactl_fd(2) (Linux 5.14), with a structure that is *told* and answered: struct if_dqblk,
+    or if_nextdqblk, whose last word is the number. Unlike quotactl(2) it asks for no path of a
+    device."""
+    block = ctypes.create_string_buffer(told, len(told))
+    words = ctypes.c_uint(command << 8 | _PRJQUOTA), ctypes.c_uint(project), block
+    result = _syscall(_NR_QUOTACTL_FD, fd, *words)
+    _check(result, "quotactl_fd", command=name, file=_Place(fd), project=project)
+    return block.raw
 
 
 def set_hostname(name: str) -> None:
@@ -499,7 +655,7 @@ def join_new_session_keyring() -> None:
 
     A kernel that was built without keyrings answers ENOSYS: then there is none to share.
     """
-    number = _BY_MACHINE[_MACHINE][2]
+    number = _BY_MACHINE[MACHINE][2]
     if _syscall(number, ctypes.c_int(_KEYCTL_JOIN_SESSION_KEYRING), None) < 0:
         code = ctypes.get_errno()
         if code != errno.ENOSYS:
@@ -517,14 +673,17 @@ def set_filesystem_ids(uid: int, gid: int) -> None:
 def set_own_groups(groups: tuple[int, ...]) -> None:
     """setgroups(2) of the calling thread alone: the C library's has all threads of the process
     follow, by signals (nptl(7))."""
-    number = _BY_MACHINE[_MACHINE][3]
+    number = _BY_MACHINE[MACHINE][3]
     numbers = (ctypes.c_uint32 * len(groups))(*groups)
     _check(_syscall(number, len(groups), numbers), "setgroups", groups=groups)
 
 
-def drop_bounding_set() -> None:
-    """prctl(2), PR_CAPBSET_DROP for every capability that this kernel knows (EINVAL ends it)."""
+def drop_bounding_set(*kept: int) -> None:
+    """prctl(2), PR_CAPBSET_DROP for every capability that this kernel knows (EINVAL ends it), but
+    for those *kept*."""
     for capability in range(64):
+        if capability in kept:
+            continue
         if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             code = ctypes.get_errno()
             if code == errno.EINVAL and capability:
@@ -572,6 +731,14 @@ def show_arguments(words: tuple[str, ...]) -> None:
 def set_no_new_privileges() -> None:
     """prctl(2), PR_SET_NO_NEW_PRIVS: no exec gives more rights from here on."""
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl", option="PR_SET_NO_NEW_PRIVS")
+
+
+def socket_pair() -> tuple[int, int]:
+    """socketpair(2): two ends of which each hears the other's messages whole."""
+    ends = (ctypes.c_int * 2)()
+    kind = _SOCK_SEQPACKET | _SOCK_CLOEXEC
+    _check(_libc.socketpair(_AF_UNIX, kind, 0, ends), "socketpair", type="SOCK_SEQPACKET")
+    return ends[0], ends[1]
 
 
 def send_descriptors(socket_fd: int, text: bytes, fds: list[int]) -> None:
@@ -666,6 +833,67 @@ def load_filter(program: bytes) -> None:
     _check(result, "prctl", option="PR_SET_SECCOMP", statements=len(program) // 8)
 
 
+def load_asking_filter(program: bytes) -> int:
+    """seccomp(2), the same; a descriptor by which `asked` has the calls that it does not judge."""
+    description = _FilterProgram(len(program) // 8, program)
+    flags = ctypes.c_uint(_SECCOMP_FILTER_FLAG_NEW_LISTENER)
+    number = _NR_SECCOMP[MACHINE]
+    result = _syscall(number, _SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(description))
+    return _check(result, "seccomp", flags="NEW_LISTENER", statements=len(program) // 8)
+
+
+def asked(listener: int) -> tuple[int, int, int, tuple[int, ...]]:
+    """seccomp_unotify(2): a call that waits for its answer: its id, the thread that makes it, its
+    number, and its arguments. ENOENT: that thread has ended meanwhile."""
+    told = ctypes.create_string_buffer(_ASKED.size)
+    result = _libc.ioctl(listener, ctypes.c_ulong(_SECCOMP_IOCTL_NOTIF_RECV), told)
+    _check(result, "ioctl", fd=listener, command="SECCOMP_IOCTL_NOTIF_RECV")
+    mark, pid, _, number, _, _, *arguments = _ASKED.unpack(told.raw)
+    return mark, pid, number, tuple(arguments)
+
+
+def still_asks(listener: int, mark: int) -> bool:
+    """seccomp_unotify(2): whether the call *mark* still waits, so that its thread is that one."""
+    command, found = ctypes.c_ulong(_SECCOMP_IOCTL_NOTIF_ID_VALID), ctypes.c_uint64(mark)
+    return bool(_libc.ioctl(listener, command, ctypes.byref(found)) == 0)
+
+
+def answer(listener: int, mark: int, code: int) -> None:
+    """seccomp_unotify(2): the call *mark* ends with the error *code*, or well with 0."""
+    told = ctypes.create_string_buffer(_ANSWER.pack(mark, 0, -code, 0))
+    result = _libc.ioctl(listener, ctypes.c_ulong(_SECCOMP_IOCTL_NOTIF_SEND), told)
+    _check(result, "ioctl", fd=listener, command="SECCOMP_IOCTL_NOTIF_SEND", code=code)
+
+
+def limit_devices(group: str, program: bytes) -> None:
+    """bpf(2): let *program*, of BPF_PROG_TYPE_CGROUP_DEVICE, judge what processes of *group* open,
+    besides what groups above have; it goes with the group."""
+    code, terms = ctypes.create_string_buffer(program, len(program)), ctypes.c_char_p(b"GPL")
+    # union bpf_attr: type, count of instructions, they, the license; no log, any version, no flags.
+    attributes = struct.pack(
+        "=IIQQIIQII",
+        _BPF_PROG_TYPE_CGROUP_DEVICE,
+        len(program) // 8,
+        ctypes.addressof(code),
+        ctypes.cast(terms, ctypes.c_void_p).value,
+        *(0,) * 5,
+    )
+    fd = _bpf(_BPF_PROG_LOAD, attributes, instructions=len(program) // 8)
+    group_fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        told = struct.pack("=IIII", group_fd, fd, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI)
+        _bpf(_BPF_PROG_ATTACH, told, group=group)
+    finally:
+        os.close(fd)
+        os.close(group_fd)
+
+
+def _bpf(command: int, attributes: bytes, **operands: object) -> int:
+    told = ctypes.create_string_buffer(attributes, len(attributes))
+    result = _syscall(_NR_BPF[MACHINE], command, told, ctypes.c_uint(len(attributes)))
+    return _check(result, "bpf", command=command, **operands)
+
+
 def close_on_exec_from(first: int) -> None:
     """close_range(2) with CLOSE_RANGE_CLOEXEC: no descriptor from *first* on outlives the exec."""
     result = _syscall(
@@ -692,6 +920,22 @@ def watch_changes(folders: list[str]) -> int:
         result = _libc.inotify_add_watch(fd, os.fsencode(path), mask)
         _check(result, "inotify_add_watch", path=path)
     return fd
+
+
+def take_lease(fd: int) -> bool:
+    """fcntl(2), F_SETLEASE: whoever opens the file waits for us from now on, and SIGIO says so.
+    False where somebody has it open already, or Linux has no leases there."""
+    return int(_libc.fcntl(fd, _F_SETLEASE, _F_WRLCK)) == 0
+
+
+def has_lease(fd: int) -> bool:
+    """fcntl(2), F_GETLEASE: whether we have one that nobody wants us to leave."""
+    return int(_libc.fcntl(fd, _F_GETLEASE)) == _F_WRLCK
+
+
+def leave_lease(fd: int) -> None:
+    """The same: whoever waits goes on. Linux may have taken it away already."""
+    _libc.fcntl(fd, _F_SETLEASE, _F_UNLCK)
 
 
 def new_inotify() -> int:

@@ -6,7 +6,6 @@ elsewhere.
 
 from __future__ import annotations
 
-import errno
 import os
 
 from sandbox_provisioner.inside import kernel_calls as kernel
@@ -17,12 +16,7 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW
 
 def look(parent: int, name: str) -> int:
     """An O_PATH descriptor of *name* in *parent*, a link itself if it is one; -1 if not there."""
-    try:
-        return kernel.openat2(parent, name, _LOOK, STRAIGHT)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return -1
-        raise
+    return kernel.openat2_if_there(parent, name, _LOOK, STRAIGHT)
 
 
 def rebind(fd: int, attributes: int, path: str = "") -> None:

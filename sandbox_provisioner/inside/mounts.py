@@ -30,29 +30,30 @@ _NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 
 
 class Mounts:
-    """*root_fd* is the new root. *places* came with the plan, by their targets; *taken* are
-    detached mounts that `attach` puts to theirs. *user_namespaces* map ids, by the plan's names."""
+    """*root_fd* is the new root. *places* came with the plan, by their targets, as did *mounted*,
+    mounts of file systems that are attached nowhere; *taken* are those that `attach` puts to
+    theirs. *user_namespaces* map ids, by the plan's names."""
 
     def __init__(self) -> None:
         self.root_fd = -1
         self.places: dict[str, int] = {}
+        self.mounted: dict[str, int] = {}
         self.taken: dict[str, int] = {}
         self.user_namespaces: dict[str, int] = {}
         # Whoever looks after what stands in the root, also when it is closed.
         self.when_attached: Callable[[str, os.stat_result], None] | None = None
 
     def walk(self, path: str, *, is_directory: bool = True) -> int:
-        """An O_PATH descriptor of *path* in the new root; what is missing of it is made."""
+        """A descriptor of *path* in the new root; what is missing of it is made."""
         fd = os.dup(self.root_fd)
         names = [name for name in path.split("/") if name]
         for position, name in enumerate(names, 1):
             found = look(fd, name)
-            if found < 0:
-                if position < len(names) or is_directory:
-                    os.mkdir(name, 0o755, dir_fd=fd)
-                else:
-                    os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=fd))
+            if found < 0 and (position < len(names) or is_directory):
+                os.mkdir(name, 0o755, dir_fd=fd)
                 found = look(fd, name)
+            elif found < 0:
+                found = os.open(name, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=fd)
             os.close(fd)
             fd = found
         return fd
@@ -76,6 +77,8 @@ def receive(box: Box, *names: str) -> None:
     for name, fd in zip(names, box.received, strict=True):
         if name.startswith("place:"):
             box.mounts.places[name.removeprefix("place:")] = fd
+        elif name.startswith("mount:"):
+            box.mounts.mounted[name.removeprefix("mount:")] = fd
         elif name.startswith("/"):
             box.mounts.taken[name] = fd
         else:
@@ -101,6 +104,11 @@ def take_place(box: Box, target: str, *attributes: str) -> None:
     fd = box.mounts.places.pop(target)
     _keep_clone(box, target, kernel.open_tree("", dir_fd=fd), attributes)
     os.close(fd)
+
+
+def take_mount(box: Box, target: str, *attributes: str) -> None:
+    """The same for a mount of a file system that came with the plan, and is attached nowhere."""
+    _keep_clone(box, target, box.mounts.mounted.pop(target), attributes)
 
 
 def take(box: Box, target: str, path: str, *attributes: str) -> None:
@@ -145,6 +153,14 @@ def file(box: Box, path: str, text: str) -> None:
     fd = os.open(path.lstrip("/"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     os.write(fd, os.fsencode(text))
     os.close(fd)
+
+
+def file_if_none(box: Box, path: str, text: str) -> None:
+    """The same, unless a file is there that a kernel has left in a layer (`root.inside.layer`)."""
+    try:
+        file(box, path, text)
+    except FileExistsError:
+        return
 
 
 def private_file(box: Box, path: str, uid: str, gid: str, text: str) -> None:
@@ -192,9 +208,11 @@ VERBS = (
     receive,
     find_again,
     take_place,
+    take_mount,
     take,
     symlink,
     file,
+    file_if_none,
     private_file,
     attach,
     mount,

@@ -20,7 +20,7 @@ it is about; descriptors come with it. *launcher* below is also a nursery's chil
       PID 1    ──"unsealed TEXT"──▶ server        it could not be made so
       PID 1    ──"memory USED"──▶ server          the kernel was interrupted before its cap
       PID 1    ──"killed COUNT"──▶ server         Linux has ended another process at the cap
-      PID 1    ──"full PATH"──▶ server            a folder in memory has no room any more
+      PID 1    ──"full PATH"──▶ server            it can write no more there
       PID 1    ──"covered PATH"──▶ server         a program outside had laid that place bare
       PID 1    ──"made KIND PATH"──▶ server       for that it had to be made
       PID 1    ──"network-lost"──▶ server         whoever dialed for it has ended
@@ -90,7 +90,17 @@ HOLD = "hold"
 NETWORK_LOST = "network-lost"
 # On a network channel, which PID 1 is given by this name; SAY is one, too, and FAILED.
 NETWORK = "network"
+# The lock of what it lays aside, which it holds and never looks at.
+REVIEW = "review-lock"
+# The same of what is kept of what it installs.
+LAYER = "layer-lock"
+# The same of the folder that it writes to.
+DISK = "disk-lock"
+# A pidfd of what reads an image file for an ordinary user.
+IMAGE_SERVER = "image-server"
 LISTENERS = "listeners"
+# From the kernel to PID 1, with what its system call filter has judged there.
+FILTERS = "filters"
 NETNS = "netns"
 UP = "up"
 # In a report.
@@ -108,9 +118,12 @@ MEMORY_CAP = "memory-cap"  # Linux has ended it for want of memory
 INTERRUPTED = "interrupted"  # it ended just after the interrupt near its memory cap
 SHM_FULL = "shm-full"  # and the size of the folder in bytes
 TMP_FULL = "tmp-full"
+DISK_FULL = "disk-full"  # and the size of what disk_limit limits
+WORKDIR_FULL = "workdir-full"  # and the size of what workdir_limit limits
 COVER_LOST = "cover-lost"  # and the path, `in_hexadecimal`
 SOCKETS_MISUSED = "sockets-misused"  # something else was put beside the sockets
 GROUP_LOST = "group-lost"
+SERVER_ENDED = "server-ended"  # and the kernel with it
 INTERNAL_ERROR = "internal-error"  # PID 1 has a mistake in it; and the text, `in_hexadecimal`
 
 # What the C library reads before it looks up a name; the gateway's paths lead to these descriptors

@@ -87,6 +87,7 @@ def _await_server(box: Box, kernel_pid: int, children: int) -> None:
     assert spare.unclaimed
     idle_seconds, least_bytes = spare.unclaimed
     until = time.monotonic() + idle_seconds
+    (meminfo,) = box.named.get("machine", [-1])
     poll = _poll(spare.claims_fd, spare.nursery_fd, children)
     while True:
         left = min(_LOOK_SECONDS, max(until - time.monotonic(), 0.0))
@@ -95,7 +96,7 @@ def _await_server(box: Box, kernel_pid: int, children: int) -> None:
             os._exit(0)
         if spare.claims_fd in ready:
             break
-        if not ready and (time.monotonic() >= until or available_bytes() < least_bytes):
+        if not ready and (time.monotonic() >= until or available_bytes(meminfo) < least_bytes):
             os._exit(0)
     server = kernel.accept(spare.claims_fd)
     for fd in (spare.claims_fd, spare.nursery_fd, box.control_fd, box.server_fd):

@@ -54,10 +54,20 @@ def main(argv: list[str]) -> None:
             break  # the server has ended
         if kernel.fork_as_sibling() == 0:
             os.close(requests_fd)
-            say_who(fds[0], wire.HERE)
-            obey(fds[0])
+            _be_launcher(fds[0])
         os.close(fds[0])
     os._exit(0)
+
+
+def _be_launcher(control_fd: int) -> None:
+    """Does not return. A server that was killed meanwhile has nobody who would read why."""
+    try:
+        say_who(control_fd, wire.HERE)
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            raise
+        os._exit(0)
+    obey(control_fd)
 
 
 def obey(control_fd: int, nursery_fd: int = -1) -> Box:

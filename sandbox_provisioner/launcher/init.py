@@ -29,6 +29,7 @@ from sandbox_provisioner.launcher import family
 from sandbox_provisioner.launcher.watchers import watchers_of
 
 _CAP_KILL = 5
+_SIGKILL = 9
 
 
 class _Init:
@@ -111,9 +112,10 @@ class _Init:
         os._exit(code if code >= 0 else 128 + signal)
 
     def end_with_server(self) -> None:
-        """Nobody is there to be told."""
+        """Whoever finds what is left is told."""
         if not self.box.namespaces:
             family.end_all()
+        _tell_end(self.box, wire.exit_file(0, _SIGKILL, wire.SERVER_ENDED, b""))
         os._exit(0)
 
 

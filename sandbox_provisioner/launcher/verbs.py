@@ -13,9 +13,12 @@ Three processes walk through one plan, each from where the one before forked it:
 from __future__ import annotations
 
 from sandbox_provisioner.facilities.caps import inside as caps
+from sandbox_provisioner.facilities.devices import inside as devices
 from sandbox_provisioner.facilities.environment import inside as environment
+from sandbox_provisioner.facilities.figures import inside as figures
 from sandbox_provisioner.facilities.ids import inside as ids
 from sandbox_provisioner.facilities.landlock import inside as landlock
+from sandbox_provisioner.facilities.layer import inside as layer
 from sandbox_provisioner.facilities.namespaces import inside as namespaces
 from sandbox_provisioner.facilities.network import inside as network
 from sandbox_provisioner.facilities.process import inside as process
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
     Verb = Callable[..., None]
 
 _ROOMS: tuple[tuple[Verb, ...], ...] = (
-    caps.VERBS, environment.VERBS, ids.VERBS, landlock.VERBS, mounts.VERBS, namespaces.VERBS,
-    network.VERBS, process.VERBS, rights.VERBS, root.VERBS, sockets.VERBS, workdir.VERBS,
+    caps.VERBS, devices.VERBS, environment.VERBS, figures.VERBS, ids.VERBS, landlock.VERBS,
+    layer.VERBS, mounts.VERBS, namespaces.VERBS, network.VERBS, process.VERBS, rights.VERBS,
+    root.VERBS, sockets.VERBS, workdir.VERBS,
 )  # fmt: skip
 VERBS: dict[str, Verb] = {verb.__name__.replace("_", "-"): verb for room in _ROOMS for verb in room}

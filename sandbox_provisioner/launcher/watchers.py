@@ -10,9 +10,13 @@ import os
 import select
 
 from sandbox_provisioner.facilities.caps.inside import Caps
+from sandbox_provisioner.facilities.figures.inside import Told
+from sandbox_provisioner.facilities.figures.inside.watch import SIGIO
 from sandbox_provisioner.facilities.network.inside import Network
 from sandbox_provisioner.facilities.process.inside import Output
-from sandbox_provisioner.facilities.root.inside import folders
+from sandbox_provisioner.facilities.rights.inside.modes import Modes
+from sandbox_provisioner.facilities.root.inside.folders import Folders
+from sandbox_provisioner.facilities.root.inside.served import ServersOfImages
 from sandbox_provisioner.facilities.sockets.inside import Seal, Sockets
 from sandbox_provisioner.facilities.workdir.inside import Workdir
 from sandbox_provisioner.inside import kernel_calls as kernel
@@ -46,10 +50,14 @@ def watchers_of(box: Box) -> list[Watcher]:
         Control(box),
         box.part(Network).watch,
         Seal(box) if box.part(Sockets).names else None,
+        box.part(Modes).watch(),
+        ServersOfImages(box) if wire.IMAGE_SERVER in box.named else None,
         # Before the memory: it knows the reason of a SIGBUS.
-        folders.own_folders() if box.namespaces else None,
+        box.part(Folders).own() if box.namespaces else None,
         # After the seal: v1 takes some 10 ms for each event that is asked for then.
         box.part(Caps).memory,
+        # Whoever reads waits no longer than for what came before.
+        box.part(Told).watch(),
         Children(),
     )
     return [watcher for watcher in found if watcher]
@@ -57,12 +65,12 @@ def watchers_of(box: Box) -> list[Watcher]:
 
 def block_signals() -> None:
     """Before the fork, so that no signal is lost between it and `Children`."""
-    _signal.pthread_sigmask(_signal.SIG_BLOCK, _LISTENED)
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, (*_LISTENED, SIGIO))
 
 
 def unblock_signals() -> None:
     """In the kernel's process."""
-    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _LISTENED)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (*_LISTENED, SIGIO))
 
 
 class ServersEnd(Watcher):

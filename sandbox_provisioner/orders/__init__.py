@@ -11,7 +11,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sandbox_provisioner.facilities.caps import plan as caps
+from sandbox_provisioner.facilities.landlock import plan as landlock_plan
 from sandbox_provisioner.facilities.network import plan as network
+from sandbox_provisioner.facilities.rights import plan as rights
+from sandbox_provisioner.facilities.root import plan as root
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.orders import landlock, namespaces
 from sandbox_provisioner.plan import Kind, LaunchRequest, NurseryPids, Plan, Site, Start, Step
@@ -58,6 +62,36 @@ def compile_claim(request: LaunchRequest, site: Site) -> tuple[Plan, Plan]:
     start = Start(request, site, Kind.CLAIM)
     namespaces.check(start)
     return namespaces.opening(start), namespaces.inside(start)
+
+
+def compile_served_image(facts: HostFacts, program: str) -> Plan:
+    """What a launcher does so that *program* reads an image file for an ordinary user, whatever is
+    in that file: it can do nothing but that."""
+    maps = f"{facts.caller.uid} {facts.caller.uid} 1", f"{facts.caller.gid} {facts.caller.gid} 1"
+    steps = (
+        Step("receive", (f"place:{root.IMAGE_FILE}",)),
+        Step("unshare-user-namespace", maps),
+        Step("unshare", ("mount", "network", "ipc", "uts", "cgroup")),
+        *root.mount_served(facts),
+        *caps.limit_program(),
+        *landlock_plan.read_alone(facts, root.IMAGE_FILE),
+        Step("renounce"),
+        rights.filter_program(facts),
+        *root.serve(facts, program),
+        Step("hand-over"),
+    )
+    return Plan(steps)
+
+
+def compile_mapped_mount(target: str, uid_map: str, gid_map: str) -> Plan:
+    """What a launcher does to hand out a mount of the place for *target*, whose ids are mapped."""
+    steps = (
+        Step("receive", (f"place:{target}",)),
+        Step("make-user-namespace", ("mapped", uid_map, gid_map)),
+        Step("take-place", (target, "idmap=mapped", "nosuid", "nodev")),
+        Step("hand-over"),
+    )
+    return Plan(steps)
 
 
 def compile_network_trial(facts: HostFacts) -> Plan:

@@ -17,7 +17,7 @@ def variables_for(
     """What the kernel gets. *home* is its home directory inside, where that is not `Site.home`, and
     *limits* are those that hold, where they are not those that groups can enforce."""
     found = before_installs(request, site, home=home, limits=limits)
-    if installs.are_possible(request.spec.network.mode):
+    if installs.are_possible(request.spec):
         found |= _of_installs(request, site, found)
     return found
 
@@ -35,14 +35,20 @@ def before_installs(
         network=request.spec.network.mode,
         home=home or site.home,
         hostname=request.spec.hostname,
-        found=site.files.variables,
+        own_root=request.spec.has_own_root,
+        is_root=request.spec.is_root,
+        found={**site.devices.variables, **site.files.variables},
     )
 
 
 def _of_installs(request: LaunchRequest, site: Site, found: Mapping[str, str]) -> dict[str, str]:
     told = site.packages.variables
-    facts = site.facts
-    shown = (*facts.machine.system_directories, *facts.machine.system_files, *site.files.readonly)
+    machine = site.facts.machine
+    system = (*machine.system_directories, *machine.system_files)
+    # Another root has files of its own by these names, or none.
+    shown = site.files.readonly if request.spec.has_own_root else (*system, *site.files.readonly)
     certificates = installs.of_certificates(request.environment, told, shown)
     plain = {name: value for name, value in told.items() if name not in installs.OF_FILES}
-    return installs.variables(found, site.files.program, site.files.own_site, plain | certificates)
+    library = installs.r_library(request.spec)
+    program, own = site.files.program, site.files.own_site
+    return installs.variables(found, program, own, plain | certificates, library)

@@ -1,7 +1,7 @@
-"""admission.py - pure: whether there is room for one more kernel, for a person and on the host.
+"""admission.py - pure: whether there is room for one more sandbox, for a person and on the host.
 
-What counts is what kernels may use, not what they use now: a host whose kernels' limits are more
-than its memory would keep its promises to some of them by killing others.
+What counts is what sandboxes may use, not what they use now: a host whose sandboxes' limits are
+more than its memory would keep its promises to some of them by killing others.
 """
 
 from __future__ import annotations
@@ -9,22 +9,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.policy.policy import KERNELS
-from sandbox_provisioner.policy.terms import Terms
+from sandbox_provisioner.policy.terms import NoRoom, Terms
 from sandbox_provisioner.units import format_bytes
 
 _MEMORY = "limits.memory_bytes"
+_KERNEL, _SERVER = "kernel", "server"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A kernel that runs, or is started by somebody else just now: whose it is, its memory limit
-    (None: without one), and whether it is a kernel of the person's, not a server."""
+    """A sandbox of this *kind* that runs, or is started by somebody else just now: whose it is, its
+    memory limit, and that of all that this person runs in one group with it (None: without one)."""
 
     person: str
     memory_bytes: int | None
-    is_kernel: bool = True
+    sum_bytes: int | None = None
+    kind: str = _KERNEL
+
+    @property
+    def noun(self) -> str:
+        """As people call it."""
+        return self.kind if self.kind == _SERVER else _KERNEL
 
 
 def counts(terms: Terms) -> bool:
@@ -33,10 +39,10 @@ def counts(terms: Terms) -> bool:
 
 
 def admit(terms: Terms, wish: Running, running: Iterable[Running]) -> None:
-    """Raise HostError where *running* leave no room for *wish*."""
+    """Raise NoRoom where *running* leave no room for *wish*."""
     others = tuple(running)
-    if wish.is_kernel:
-        _check_kernels(terms, [one for one in others if one.is_kernel])
+    if wish.kind == _KERNEL:
+        _check_kernels(terms, [one for one in others if one.kind == _KERNEL])
     if terms.host_memory:
         _check_memory(terms, terms.host_memory.fields, wish, others)
 
@@ -44,14 +50,14 @@ def admit(terms: Terms, wish: Running, running: Iterable[Running]) -> None:
 def _check_kernels(terms: Terms, kernels: list[Running]) -> None:
     own = [one for one in kernels if one.person == terms.person.name]
     if terms.kernels and len(own) >= (most := terms.kernels.fields[KERNELS]):
-        raise HostError(
+        raise NoRoom(
             attempt="start one more kernel",
             answer=f"{terms.person.name} has {len(own)}, and may have {most} at once "
             f"({terms.kernels.where(terms.file)})",
             remedy=f"Shut one down that you do not need, or ask {terms.ask} for more.",
         )
     if terms.host_kernels and len(kernels) >= (most := terms.host_kernels.fields[KERNELS]):
-        raise HostError(
+        raise NoRoom(
             attempt="start one more kernel",
             answer=f"this machine has {len(kernels)}, and may have {most} at once "
             f"({terms.host_kernels.where(terms.file)})",
@@ -64,18 +70,35 @@ def _check_memory(
 ) -> None:
     assert terms.host_memory
     most, where = fields[_MEMORY] or 0, terms.host_memory.where(terms.file)
-    if wish.memory_bytes is None:
-        raise HostError(
-            attempt="start a kernel without a limit on its memory",
+    if wish.memory_bytes is None and wish.sum_bytes is None:
+        raise NoRoom(
+            attempt=f"start a {wish.noun} without a limit on its memory",
             answer=f"all sandboxes together may have {format_bytes(most)} ({where})",
             remedy=f"Set mem_limit, or ask {terms.ask}.",
         )
-    left = max(0, most - sum(one.memory_bytes or 0 for one in others))
-    if wish.memory_bytes > left:
-        raise HostError(
-            attempt=f"start a kernel with {format_bytes(wish.memory_bytes)} of memory",
+    taken = _may_use(others)
+    left, more = max(0, most - taken), _may_use((*others, wish)) - taken
+    if more > left:
+        raise NoRoom(
+            attempt=f"start a {wish.noun} with {format_bytes(more)} of memory",
             answer=f"the host has {format_bytes(left)} left for sandboxes, of "
-            f"{format_bytes(most)} ({where}), you asked for {format_bytes(wish.memory_bytes)}",
-            remedy="Set a smaller mem_limit, shut down kernels that you do not need, or ask "
-            f"{terms.ask}.",
+            f"{format_bytes(most)} ({where}), you asked for {format_bytes(more)}",
+            remedy=f"Set a smaller mem_limit, shut down what you do not need, or ask {terms.ask}.",
         )
+
+
+def _may_use(running: Iterable[Running]) -> int:
+    """The memory of all together. What is in one group with others of a person's has no more than
+    that group; who has no limit at all was there before the policy, and is not counted."""
+    total, by_person = 0, dict[str, list[Running]]()
+    for one in running:
+        if one.sum_bytes is None:
+            total += one.memory_bytes or 0
+        else:
+            by_person.setdefault(one.person, []).append(one)
+    for own in by_person.values():
+        limits = [one.memory_bytes for one in own]
+        group = min(one.sum_bytes for one in own if one.sum_bytes is not None)
+        wished = group if None in limits else sum(limit or 0 for limit in limits)
+        total += min(group, wished)
+    return total

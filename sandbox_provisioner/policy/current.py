@@ -35,22 +35,27 @@ class PolicyKeeper:
     def policy(self) -> Policy | None:
         """It, as it is now; None where there is none. PolicyError."""
         with self._lock:
-            mark = self._look()
-            if not mark or mark != self._mark:
-                self._mark = ()  # until it has been read
-                self._terms.clear()
-                self._policy = read_policy(self.path, self.owner_uid)
-                self._mark = mark
-            return self._policy
+            return self._now()[0]
 
     def terms(self, person: Person) -> Terms | None:
         """What *person* may have by it; None where there is none. PolicyError."""
-        policy = self.policy()
+        with self._lock:
+            policy, terms = self._now()
         if policy is None:
             return None
-        if person not in self._terms:
-            self._terms[person] = policy.for_person(person)
-        return self._terms[person]
+        if person not in terms:
+            terms[person] = policy.for_person(person)
+        return terms[person]
+
+    def _now(self) -> tuple[Policy | None, dict[Person, Terms]]:
+        """It, and what it has meant."""
+        mark = self._look()
+        if not mark or mark != self._mark:
+            self._mark = ()  # until it has been read
+            self._terms = {}  # who has the older policy still adds to the older ones
+            self._policy = read_policy(self.path, self.owner_uid)
+            self._mark = mark
+        return self._policy, self._terms
 
     def _look(self) -> _Mark:
         try:
@@ -61,6 +66,11 @@ class PolicyKeeper:
 
 
 _keeper = PolicyKeeper()
+
+
+def follow(path: str) -> None:
+    """Let *path* be the policy of this process; called once, before anything is asked."""
+    _keeper.path = path
 
 
 def current_policy() -> Policy | None:

@@ -1,4 +1,4 @@
-"""lines.py - pure: on which line of a TOML text each of its keys stands.
+"""lines.py - pure: a TOML text that a person has written, and the line of each of its keys.
 
 Python's `tomllib` says where a text is no TOML, and nothing of where its values were. This walks
 through a text that `tomllib` has read: a statement is a header or a key with a value, strings and
@@ -10,8 +10,11 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from typing import Any
 
 Path = tuple[str, ...]
+
+_AT_LINE = re.compile(r" ?\(at (?:line (\d+), column \d+|end of document)\)")
 
 _KEY = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[A-Za-z0-9_-]+')
 _STRING = re.compile(
@@ -20,6 +23,32 @@ _STRING = re.compile(
 )
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE = re.compile(r"[ \t]*")
+
+
+class NotToml(ValueError):
+    """What is wrong with a text, on which *line* (0: all of it), and what to do about it."""
+
+    def __init__(self, line: int, answer: str, remedy: str) -> None:
+        self.line, self.answer, self.remedy = line, answer, remedy
+        super().__init__(answer)
+
+
+def read_toml(content: bytes) -> tuple[dict[str, Any], Lines]:
+    """What *content* says, and where; NotToml."""
+    try:
+        text = content.decode().replace("\r\n", "\n")
+        return tomllib.loads(text), Lines(text)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise NotToml(line, "it is not UTF-8", "Write it anew there.") from None
+    except tomllib.TOMLDecodeError as error:
+        # tomllib tells the line at the end of what it says.
+        at = _AT_LINE.search(str(error))
+        line = int(at[1]) if at and at[1] else text.count("\n") + 1
+        answer = f"it is no TOML: {_AT_LINE.sub('', str(error))}"
+        raise NotToml(line, answer, "Correct that line.") from None
+    except RecursionError:
+        raise NotToml(0, "its brackets are too deep", "Write it flat.") from None
 
 
 class Lines:

@@ -15,13 +15,13 @@ from traitlets import Bool, Dict, Enum, List, TraitError, TraitType
 from sandbox_provisioner.errors import SpecError, did_you_mean
 from sandbox_provisioner.facilities.caps.wish import CAPS
 from sandbox_provisioner.facilities.network.wish.network import Network
+from sandbox_provisioner.facilities.volumes.wish import filled_in
 from sandbox_provisioner.host import memory_bytes
 from sandbox_provisioner.option_errors import bad_value
 from sandbox_provisioner.options import SandboxOptions, every_option, spec_of
 from sandbox_provisioner.policy.terms import Kind
 from sandbox_provisioner.spec import SandboxSpec
 
-USERNAME = "{username}"
 _MOST_DIGITS = 9
 
 
@@ -60,7 +60,20 @@ def is_restriction(option: str) -> bool:
 
 def is_choice(option: str) -> bool:
     """Whether it is one of some values."""
-    return isinstance(governed()[option], Enum)
+    return bool(choices_of(option))
+
+
+def is_any_text(option: str) -> bool:
+    """Whether it is a choice of more texts than are known here."""
+    return is_choice(option) and not isinstance(governed()[option], Enum)
+
+
+def choices_of(option: str) -> tuple[Any, ...]:
+    """The values of a choice that are known, the strictest first; () for what is none."""
+    trait = governed()[option]
+    if isinstance(trait, Enum):
+        return tuple(trait.values or ())
+    return tuple(trait.metadata.get("choice", ()))
 
 
 def is_list(option: str) -> bool:
@@ -124,9 +137,11 @@ def _choices(option: str, values: Iterable[Any]) -> dict[str, Any]:
 def for_user(value: Any, name: str) -> Any:
     """*value* with the user's *name* in its texts."""
     if isinstance(value, str):
-        return value.replace(USERNAME, name)
+        return filled_in(value, name)
     if isinstance(value, list):
         return [for_user(one, name) for one in value]
+    if isinstance(value, dict):
+        return {filled_in(key, name): for_user(one, name) for key, one in value.items()}
     return value
 
 

@@ -10,36 +10,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
-from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.caps.wish import BY_FACILITY
+from sandbox_provisioner.facilities.devices.wish import covers as covers_device
 from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
 from sandbox_provisioner.facilities.network.wish.rules import Rule, place
 from sandbox_provisioner.facilities.network.wish.rules import parse as parse_rule
 from sandbox_provisioner.policy.meaning import (
+    choices_of,
     fields_of,
     governed,
+    is_any_text,
     is_choice,
     is_list,
     is_restriction,
     parse,
     reach,
 )
-from sandbox_provisioner.policy.terms import Kind, OnExcess, Term, Terms
-from sandbox_provisioner.spec import Limits, OnMissing, SandboxSpec, Volume, relative
+from sandbox_provisioner.policy.terms import Kind, NotAllowed, OnExcess, Term, Terms
+from sandbox_provisioner.spec import (
+    SHM_BYTES,
+    TMP_BYTES,
+    Limits,
+    OnMissing,
+    SandboxSpec,
+    Volume,
+    folder_bytes,
+    inodes_of,
+    relative,
+)
 from sandbox_provisioner.units import format_bytes
 
+_MEMORY = "mem_limit"
 _NETWORK = "network"
 _MODE = "network.mode"
 _ON_MISSING = "on_missing"
+# What is the machine's, and no part of what all of a person's has together.
+_OF_ROOT = ("devices", "disk_limit", "inode_limit", "workdir_limit", "workdir_inode_limit")
 
 
 def narrow(spec: SandboxSpec, terms: Terms) -> tuple[SandboxSpec, tuple[str, ...]]:
-    """*spec* as *terms* allow it, with a sentence for each wish that was more; SpecError where the
+    """*spec* as *terms* allow it, with a sentence for each wish that was more; NotAllowed where the
     policy refuses in place of that."""
-    judged = [_judge(option, spec, terms) for option in governed()]
+    unwished = _unwished(spec, terms)
+    judged = [_judge(option, spec, terms, unwished) for option in governed()]
     judged += _judge_missing(spec, terms, {one.option: one for one in judged})
     values = {path: value for one in judged for path, value in one.values.items()}
     if values[_MODE] is Network.NONE:
@@ -54,9 +70,28 @@ def narrow(spec: SandboxSpec, terms: Terms) -> tuple[SandboxSpec, tuple[str, ...
 def narrow_network(spec: SandboxSpec, terms: Terms) -> tuple[SandboxSpec, tuple[str, ...]]:
     """`narrow` for a box in which all of a person's runs: only the network of it is one that the
     terms of a kernel speak of. Whoever asks has set all of that."""
-    others = frozenset(name for name in governed() if not name.startswith(_NETWORK))
-    found, notices = narrow(replace(spec, volumes=(), untouched=others), terms)
+    found, notices = _narrow_whole(spec, terms)
     return replace(spec, network=found.network), notices
+
+
+def narrow_of_account(spec: SandboxSpec, terms: Terms) -> tuple[SandboxSpec, tuple[str, ...]]:
+    """`narrow_network` where it is not root who asks: also what was asked for of devices and disks
+    is no more than the terms have."""
+    asked = [option for option in _OF_ROOT if any(reach(spec, path) for path in fields_of(option))]
+    found, notices = _narrow_whole(spec, terms, asked)
+    return replace(spec, network=found.network, devices=found.devices, limits=found.limits), notices
+
+
+def _narrow_whole(
+    spec: SandboxSpec, terms: Terms, besides: Sequence[str] = ()
+) -> tuple[SandboxSpec, tuple[str, ...]]:
+    """By what *terms* say of the network, and of the options *besides*."""
+    defaults, ceilings, forced = (
+        {o: term for o, term in of.items() if o.startswith(_NETWORK) or o in besides}
+        for of in (terms.defaults, terms.ceilings, terms.forced)
+    )
+    terms = replace(terms, defaults=defaults, ceilings=ceilings, forced=forced)
+    return narrow(replace(spec, volumes=(), untouched=frozenset()), terms)
 
 
 def narrower_sum(wished: Limits, terms: Terms) -> Limits:
@@ -86,9 +121,23 @@ class _Judged:
     is_excess: bool = False
 
 
-def _judge(option: str, spec: SandboxSpec, terms: Terms) -> _Judged:
-    asked = {path: reach(spec, path) for path in fields_of(option)}
-    values, term = asked, None
+def _unwished(spec: SandboxSpec, terms: Terms) -> Mapping[str, Any]:
+    """By fields, what there is without a wish where that is not "without a limit": nobody shall
+    have more of it since there is a most."""
+    memory = _judge(_MEMORY, spec, terms, {}).values["limits.memory_bytes"]
+    tmp = folder_bytes(memory, TMP_BYTES)
+    written = spec.limits.disk_bytes or spec.limits.tmp_bytes or tmp
+    return {
+        "limits.swap_bytes": 0,
+        "limits.shm_bytes": folder_bytes(memory, SHM_BYTES),
+        "limits.tmp_bytes": tmp,
+        "limits.disk_bytes": written,
+        "limits.inodes": inodes_of(written),
+    }
+
+
+def _judge(option: str, spec: SandboxSpec, terms: Terms, unwished: Mapping[str, Any]) -> _Judged:
+    values, term = {path: reach(spec, path) for path in fields_of(option)}, None
     if option in spec.untouched and (term := terms.defaults.get(option)):
         values = dict(term.fields)
     wished = values
@@ -96,10 +145,11 @@ def _judge(option: str, spec: SandboxSpec, terms: Terms) -> _Judged:
         term = forced
         values = {path: _forced(option, values[path], forced.fields[path]) for path in values}
     elif ceiling := terms.ceilings.get(option):
-        values = {p: _at_most(option, p, values[p], ceiling.fields[p]) for p in values}
+        wished = {p: unwished.get(p) if value is None else value for p, value in values.items()}
+        values = {p: _at_most(option, p, wished[p], ceiling.fields[p]) for p in wished}
         term = ceiling
     is_excess = values != wished and option not in spec.untouched and not is_restriction(option)
-    return _Judged(option=option, asked=asked, values=values, term=term, is_excess=is_excess)
+    return _Judged(option=option, asked=wished, values=values, term=term, is_excess=is_excess)
 
 
 def _judge_missing(
@@ -158,7 +208,8 @@ def _forced(option: str, wished: Any, forced: Any) -> Any:
 def _at_most(option: str, path: str, wished: Any, ceiling: Any) -> Any:
     """*wished*, or what *ceiling* leaves of it."""
     if is_choice(option):
-        return _stricter(_ranked(option, path), wished, ceiling)
+        ranked = _ranked(option, path)
+        return (_nearest if is_any_text(option) else _stricter)(ranked, wished, ceiling)
     if is_list(option):
         return _covered(wished, ceiling, _COVERS.get(path, _same), has_parts=path in _HAVE_PARTS)
     if ceiling is None or wished is None:
@@ -175,11 +226,16 @@ def _stricter(ranked: Sequence[Any], wished: Any, allowed: frozenset[Any]) -> An
     return next((value for value in reversed(below) if value in allowed), ranked[0])
 
 
+def _nearest(ranked: Sequence[Any], wished: Any, allowed: frozenset[Any]) -> Any:
+    """The same where any text can be wished: of these none fits that is not allowed."""
+    known = (value for value in (wished, *ranked) if value in allowed)
+    return next(known, min(allowed))
+
+
 @cache
 def _ranked(option: str, path: str) -> tuple[Any, ...]:
     """The values of a choice, the strictest first."""
-    written = getattr(governed()[option], "values", None) or ()
-    return tuple(parse(Kind.FORCED, option, value)[path] for value in written)
+    return tuple(parse(Kind.FORCED, option, value)[path] for value in choices_of(option))
 
 
 @cache
@@ -210,22 +266,24 @@ def _same(wide: Any, narrow: Any) -> bool:
     return bool(wide == narrow)
 
 
-def _covers_volume(wide: Volume, narrow: Volume) -> bool:
+def covers_volume(wide: Volume, narrow: Volume) -> bool:
     """By the source: where it shows inside is the kernel's own affair."""
-    return relative(narrow.source, wide.source) is not None and narrow.readonly >= wide.readonly
+    is_below = relative(narrow.source, wide.source) is not None
+    return is_below and narrow.readonly >= wide.readonly and narrow.noexec >= wide.noexec
 
 
 def _covers_rule(wide: str, narrow: str) -> bool:
     return _rule(wide).covers(_rule(narrow))
 
 
-@cache
+@lru_cache(maxsize=4096)  # anybody may ask for any
 def _rule(text: str) -> Rule:
     return parse_rule(text, place("network_allow", 0))
 
 
 _COVERS: Mapping[str, Callable[[Any, Any], bool]] = {
-    "volumes": _covers_volume,
+    "volumes": covers_volume,
+    "devices": covers_device,
     "network.allow": _covers_rule,
 }
 
@@ -264,10 +322,10 @@ def _notice(one: _Judged, terms: Terms) -> str:
     return f"{one.option} is {given} in place of {asked}, by the policy: {where}."
 
 
-def _refused(one: _Judged, terms: Terms) -> SpecError:
+def _refused(one: _Judged, terms: Terms) -> NotAllowed:
     assert one.term
     given = described(one.values)
-    return SpecError(
+    return NotAllowed(
         attempt=f"start with {one.option} = {described(one.asked)}",
         answer=f"{terms.person.name} may have {given} ({one.term.where(terms.file)})",
         remedy=f"Ask for that, or ask {terms.ask} for more.",
@@ -294,5 +352,5 @@ def _text(path: str, value: Any) -> str:
 
 def _entry(value: Any) -> str:
     if isinstance(value, Volume):
-        return f"{value.source}:{value.target}:{'ro' if value.readonly else 'rw'}"
+        return f"{value.source}:{value.target}:{value.options}"
     return str(value)

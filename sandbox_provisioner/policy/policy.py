@@ -10,6 +10,7 @@
     [group.ta.ceilings]   mem_limit = "8G"
     [user.alice.forced]   network = "none"
     [host]                mem_limit = "48G"          of all people
+    [hub]                 account = "jupyterhub"     who may have servers for others (hub.py)
 
 Of what sections say about an option one counts: a user's own comes before those of groups, and
 these before everyone's; of several groups, the one that stands first in the file. *What is allowed*
@@ -23,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sandbox_provisioner.policy.hub import HubTerms
 from sandbox_provisioner.policy.meaning import for_user, parse, parse_count
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.policy.terms import ADMINISTRATOR, Kind, OnExcess, Term, Terms
@@ -80,6 +82,7 @@ class Policy:
     users: Mapping[str, Section] = field(default_factory=dict)
     host_memory: Term | None = None
     host_kernels: Term | None = None
+    hub: HubTerms | None = None
 
     def sections_of(self, person: Person) -> Iterator[Section]:
         """Those that speak of *person*, the one that counts most first."""

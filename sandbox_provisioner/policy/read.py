@@ -11,15 +11,15 @@ import contextlib
 import grp
 import os
 import pwd
-import re
+import shlex
 import stat
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sandbox_provisioner.errors import SandboxError, did_you_mean
-from sandbox_provisioner.policy.lines import Lines, Path
+from sandbox_provisioner.policy.hub import VOLUMES, HubTerms
+from sandbox_provisioner.policy.lines import Lines, NotToml, Path, read_toml
 from sandbox_provisioner.policy.meaning import check_option
 from sandbox_provisioner.policy.narrow import contradiction
 from sandbox_provisioner.policy.policy import (
@@ -38,14 +38,17 @@ POLICY_FILE = "/etc/jupyter/sandbox.toml"
 MOST_BYTES = 256 << 10
 # Where an audit's lines go that go to no file.
 TO_LOG, TO_JOURNAL = "log", "journal"
-_OF_ALL = ("ask", "audit", "host", EVERYONE, "group", "user")
+_OF_ALL = ("ask", "audit", "host", "hub", EVERYONE, "group", "user")
 _OF_HOST = ("mem_limit", KERNELS)
+_ACCOUNT = "account"
+_GROUPS = "groups"
+_OF_HUB = (_ACCOUNT, _GROUPS, VOLUMES)
 _OF_SECTION = (KERNELS, ON_EXCESS, *Kind)
 # Where a name stands in for the users whose own it will be.
 _ANYBODY = "username"
-_AT_LINE = re.compile(r" ?\(at (?:line (\d+), column \d+|end of document)\)")
 
 Known = Callable[[str], bool]
+UidOf = Callable[[str], int | None]
 
 
 def is_group(name: str) -> bool:
@@ -55,11 +58,11 @@ def is_group(name: str) -> bool:
     return False
 
 
-def is_user(name: str) -> bool:
-    """Whether the system has this user."""
+def uid_of(name: str) -> int | None:
+    """Of the user of the system with this *name*; None if there is none."""
     with contextlib.suppress(KeyError, ValueError):
-        return bool(pwd.getpwnam(name))
-    return False
+        return pwd.getpwnam(name).pw_uid
+    return None
 
 
 def read_policy(path: str = POLICY_FILE, owner_uid: int | None = 0) -> Policy | None:
@@ -105,28 +108,14 @@ def _read_trusted(fd: int, path: str, owner_uid: int | None) -> bytes:
 
 
 def parse_policy(
-    content: bytes, file: str, is_group: Known = is_group, is_user: Known = is_user
+    content: bytes, file: str, is_group: Known = is_group, uid_of: UidOf = uid_of
 ) -> Policy:
     """The policy that *content* says, which is that of *file*; PolicyError."""
     try:
-        text = content.decode().replace("\r\n", "\n")
-        found = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise PolicyError(file, line, "it is not UTF-8", "Write it anew there.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise _not_toml(file, text, error) from None
-    except RecursionError:
-        raise PolicyError(file, 0, "its brackets are too deep", "Write it flat.") from None
-    return _Reader(file, found, Lines(text), is_group, is_user).policy()
-
-
-def _not_toml(file: str, text: str, error: tomllib.TOMLDecodeError) -> PolicyError:
-    """tomllib tells the line at the end of what it says."""
-    at = _AT_LINE.search(str(error))
-    line = int(at[1]) if at and at[1] else text.count("\n") + 1
-    answer = f"it is no TOML: {_AT_LINE.sub('', str(error))}"
-    return PolicyError(file, line, answer, "Correct that line.")
+        found, lines = read_toml(content)
+    except NotToml as error:
+        raise PolicyError(file, error.line, error.answer, error.remedy) from None
+    return _Reader(file, found, lines, is_group, uid_of).policy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +126,7 @@ class _Reader:
     found: Mapping[str, Any]
     lines: Lines
     is_group: Known
-    is_user: Known
+    uid_of: UidOf
 
     def policy(self) -> Policy:
         self._know((), self.found, _OF_ALL)
@@ -156,12 +145,62 @@ class _Reader:
             audit=self._audit(),
             everyone=self._section((EVERYONE,)),
             groups=self._sections("group", self.is_group),
-            users=self._sections("user", self.is_user),
+            users=self._sections("user", self._is_user),
             host_memory=memory,
             host_kernels=count,
+            hub=self._hub() if "hub" in self.found else None,
         )
 
     # -- its parts
+
+    def _hub(self) -> HubTerms:
+        path = ("hub",)
+        table = self._table(path)
+        self._know(path, table, _OF_HUB)
+        account, groups = self._account(path, table), self._groups(path, table)
+        with self._told((*path, VOLUMES)):
+            hub = HubTerms.read(account, groups, table.get(VOLUMES, []), self.lines.of(path))
+        return hub
+
+    def _groups(self, path: Path, table: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """Whose people may have servers by the hub; None where it does not say."""
+        groups, at = table.get(_GROUPS), (*path, _GROUPS)
+        if groups is None:
+            return None
+        if (
+            not isinstance(groups, list)
+            or not groups
+            or not all(isinstance(g, str) for g in groups)
+        ):
+            self._refuse(at, f"{groups!r} is no list of groups", 'Write ["jupyter-users"].')
+        for name in groups:
+            if not self.is_group(name):
+                remedy = f"Make it: groupadd {shlex.quote(name)}"
+                self._refuse(at, f"this system has no group {name!r}", remedy)
+        return tuple(groups)
+
+    def _account(self, path: Path, table: Mapping[str, Any]) -> str:
+        """That of the hub, which has rights of its own kind by it, and none else."""
+        account = table.get(_ACCOUNT)
+        if account is None:
+            self._refuse(path, "it names no account", 'Write account = "jupyterhub" below it.')
+        at = (*path, _ACCOUNT)
+        if not isinstance(account, str):
+            self._refuse(at, f"{account!r} is no text", 'Write account = "jupyterhub".')
+        uid = self.uid_of(str(account))
+        if uid is None:
+            remedy = f"Make it: useradd --system --user-group {shlex.quote(str(account))}"
+            self._refuse(at, f"this system has no user {account!r}", remedy)
+        if uid == 0:
+            self._refuse(
+                at,
+                f"{account!r} is root, whose hub starts servers by itself",
+                "Name the account of a hub that is not root, or leave [hub] out.",
+            )
+        return str(account)
+
+    def _is_user(self, name: str) -> bool:
+        return self.uid_of(name) is not None
 
     def _sections(self, word: str, is_known: Known) -> dict[str, Section]:
         names = self._table((word,))

@@ -8,7 +8,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from sandbox_provisioner.errors import COMMAND, HostError
+from sandbox_provisioner.errors import COMMAND, HostError, SpecError
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.spec import Limits
 
@@ -30,6 +30,14 @@ class OnExcess(StrEnum):
 
     NARROW = "narrow"
     REFUSE = "refuse"
+
+
+class NotAllowed(SpecError):
+    """Somebody has asked for more than the policy lets them have."""
+
+
+class NoRoom(HostError):
+    """By what the policy counts, there is no room for one more."""
 
 
 class PolicyError(HostError):

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from sandbox_provisioner.errors import SandboxError, told_as_internal_error
 from sandbox_provisioner.facilities.caps.cgroup import free_bytes, reap_keepers, survey
 from sandbox_provisioner.facilities.caps.inside.memory import available_bytes
 from sandbox_provisioner.facilities.process.plan import least_available_bytes
+from sandbox_provisioner.facilities.root.facts.kept import drop_kept
 from sandbox_provisioner.handle import LocalHandle, reap
 from sandbox_provisioner.launch import LocalLauncher
+from sandbox_provisioner.layers.disks import drop_ready
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.stem import stem
 from sandbox_provisioner.sweeping import sweep
@@ -138,7 +142,9 @@ async def _prepare(
 ) -> None:
     with _lock:
         _at_work[:] = [(asyncio.get_running_loop(), asyncio.current_task())]
+    request = launcher.settled(request)
     launcher.sweep()
+    await off_loop(launcher.prepare_disk, request, warmth.idle_seconds)
     lonely = warmth.lonely_seconds
     stem.stay(warmth.idle_seconds if lonely is None else lonely)
     await fill(launcher, request, labels, warmth, patience_seconds=_PATIENCE_SECONDS)
@@ -151,20 +157,20 @@ async def fill(
     warmth: Warmth,
     *,
     patience_seconds: float = 0.0,
+    keep: Callable[[LocalHandle], None] | None = None,
 ) -> int:
     """Make the nursery and the spares that *warmth* wants and that are not there yet; how many were
-    made. Before each it waits so long for the machine to be idle."""
-    await _idle(patience_seconds)
+    made. Before each it waits so long for the machine to be idle. *keep* is who has the nursery
+    from then on, in place of us."""
+    await idle(patience_seconds)
     if warmth.owner and not _has_room():
         return 0
     handle = await make_nursery(launcher, request, labels, warmth)
     if handle:
-        with _lock:
-            _made.append(handle)
-            handle.when_ended(_take_in)
+        (keep or _keep)(handle)
     made = int(handle is not None)
     while warmth.spares:
-        await _idle(patience_seconds)
+        await idle(patience_seconds)
         if available_bytes() < _ROOM * least_available_bytes():
             break
         ended = partial(_sweep_after, launcher.runtime())
@@ -174,7 +180,13 @@ async def fill(
     return made
 
 
-async def _idle(patience_seconds: float) -> None:
+def _keep(handle: LocalHandle) -> None:
+    with _lock:
+        _made.append(handle)
+        handle.when_ended(_take_in)
+
+
+async def idle(patience_seconds: float) -> None:
     """Wait until half of the machine's CPU time is idle, but no longer than that."""
     until = time.monotonic() + patience_seconds
     while (left := until - time.monotonic()) > 0:
@@ -247,6 +259,8 @@ def end_own() -> None:
     """End what this process has prepared, and is preparing: with a nursery its spares end."""
     wait()
     stem.end()
+    drop_ready()
+    drop_kept()
     _failed.clear()
     _starts.clear()
     with _burial:
@@ -262,6 +276,7 @@ def end_own() -> None:
 def _stop() -> None:
     """At the end of this process: prepare nothing more. What is half made, and what is this
     process's alone, goes with its other sandboxes (`sweeping.py`)."""
+    drop_ready()
     with _lock:
         _over.append("this process ends")
         _waiting.clear()

@@ -27,6 +27,7 @@ from sandbox_provisioner.handle import LastWord
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.performer import WORD_SECONDS, Performer
+from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.records import Record, RecordFolder, open_init
 from sandbox_provisioner.warm.keys import mark_of
 
@@ -38,6 +39,24 @@ _NURSERY = ".nursery"
 
 # By the nursery's id.
 _last_words: dict[str, LastWord] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """For whom it has to be: the user *uid*, whose server is in the sandbox *box*, "" for none. A
+    key has it, too; but a key is short, and half of what it is made of is chosen by users."""
+
+    uid: int
+    box: str
+
+    @classmethod
+    def of(cls, request: LaunchRequest, site: Site) -> Whose:
+        """Who asks for *request*."""
+        return cls(site.facts.caller.uid, request.box)
+
+    def has(self, record: Record) -> bool:
+        """Whether what has that *record*, which only who launches can write, is theirs."""
+        return (record.uid, record.box) == (self.uid, self.box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +126,7 @@ def spare_link(runtime: Path, key: str, sandbox_id: str) -> Path:
     return runtime / f"{key}-{sandbox_id}{_SPARE}"
 
 
-def claim(runtime: Path, key: str) -> Spare | None:
+def claim(runtime: Path, key: str, whose: Whose) -> Spare | None:
     """A spare for *key* that is ours now, by a connection that nobody else can have; or None."""
     for link in spares(runtime, key):
         try:
@@ -115,6 +134,8 @@ def claim(runtime: Path, key: str) -> Spare | None:
             link.unlink()  # who removes it may have it
             record = RecordFolder(path.parent).read()
         except (OSError, ValueError):
+            continue
+        if not whose.has(record):
             continue
         with contextlib.suppress(BlockingIOError):  # somebody else has connected to it
             channel = call(path)
@@ -134,6 +155,16 @@ def is_any(runtime: Path, owners: Sequence[str]) -> bool:
     marks = tuple(map(mark_of, owners))
     names = os.listdir(runtime)
     return any(name.endswith(_NURSERY) and name.startswith(marks) for name in names)
+
+
+def leads_to(runtime: Path) -> set[str]:
+    """The ids of the nurseries and spares that somebody can find."""
+    found = set()
+    for name in os.listdir(runtime):
+        if name.endswith((_NURSERY, _SPARE)):
+            with contextlib.suppress(OSError):
+                found.add(os.path.dirname(os.readlink(runtime / name)))
+    return found
 
 
 def call(path: Path) -> socket.socket | None:
@@ -156,13 +187,31 @@ def call(path: Path) -> socket.socket | None:
     return channel
 
 
-def find(runtime: Path, key: str) -> Nursery | None:
+def forget(sandbox_id: str) -> None:
+    """That nursery has ended, and nobody asks it any more."""
+    _last_words.pop(sandbox_id, None)
+
+
+def is_served(folder: Path) -> bool:
+    """Whether the nursery of the record in *folder* can be asked."""
+    try:
+        channel = call(folder / SOCKET)
+    except BlockingIOError:  # so many ask
+        return True
+    if channel:
+        channel.close()
+    return channel is not None
+
+
+def find(runtime: Path, key: str, whose: Whose) -> Nursery | None:
     """The nursery for *key*; None without one."""
     link = link_of(runtime, key)
     try:
         path = runtime / os.readlink(link)
         record = RecordFolder(path.parent).read()
     except (OSError, ValueError):
+        return None
+    if not whose.has(record):
         return None
     try:
         channel = call(path)

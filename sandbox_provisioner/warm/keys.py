@@ -17,9 +17,7 @@ from fnmatch import translate
 from functools import lru_cache
 
 import sandbox_provisioner
-from sandbox_provisioner.facilities.environment.facts.kernel_files import freshness
 from sandbox_provisioner.facilities.environment.plan.variables import files_from_caps
-from sandbox_provisioner.links import real_path
 from sandbox_provisioner.orders.variables import variables_for
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Site
 from sandbox_provisioner.records import start_time
@@ -79,17 +77,17 @@ def bearable(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> tu
 
 
 def made_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str:
-    """What a nursery has to have been made of to serve *request*, as one word."""
+    """What a nursery has to have been made of to serve *request*, as one word. Who launches for
+    somebody else looks at no path of that one's here: a file system may never answer."""
     variables, preload = variables_for(request, site), bearable(request, site, preload)
     # Modules that a person named may look at any of them.
     late = _pattern(_OF_ONE_NOTEBOOK if preload else _LATE)
     command = Command.of(request.argv)
-    program = site.files.program
     parts = (
         command.flags if command else (),
-        os.path.dirname(program),  # python and python3 there are one interpreter
-        real_path(program),
-        freshness(program),
+        os.path.dirname(site.files.program),  # python and python3 there are one interpreter
+        site.files.behind,
+        (site.root.identity, site.files.freshness),
         site.files.readonly,
         site.facts.machine.system_files,
         sorted((name, v) for name, v in variables.items() if not late.fullmatch(name)),
@@ -98,6 +96,9 @@ def made_of(request: LaunchRequest, site: Site, preload: tuple[str, ...]) -> str
         os.stat(sandbox_provisioner.__file__).st_mtime,
         str(site.facts.cgroups.bases),
         request.spec.network.mode,  # its filter allows what its children need for theirs
+        bool(request.spec.devices),  # the same of theirs
+        (site.facts.caller.uid, request.box),  # for nobody else, whoever launches
+        request.terms is not None and _text_of(request.spec.limits),  # as a policy has it now
         request.below,  # whose memory its own is a part of
         sorted((name, _text_of(limits)) for name, limits in request.sums.items()),
     )
@@ -140,6 +141,9 @@ def spare_key_of(request: LaunchRequest, site: Site, key: str) -> str:
     words = [word.replace(f"{CONNECTIONS}/{name}", CONNECTIONS) for word in request.argv[1:]]
     umask = site.facts.caller.umask
     box = (repr(spec), by_default, words, request.pump, request.logged, site.home, umask)
+    # A name may lead to another device later, which a spare was not given.
+    devices = [(node.path, node.major, node.minor, node.access) for node in site.devices.nodes]
+    links = [(link.path, link.text) for link in site.devices.links]
     # They are made with the box, by variables that a nursery's key leaves out.
     told = sorted(files_from_caps(variables_for(request, site)).items())
-    return _digest((key, *box, told))[:16]
+    return _digest((key, *box, devices, links, told))[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launch import LocalLauncher
+from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.warm import ahead
 from sandbox_provisioner.warm.start_from import start_warm
@@ -17,6 +18,7 @@ class WarmLauncher(LocalLauncher):
 
     def why_cold(self, request: LaunchRequest) -> str:
         """Why no start of *request* can be prepared, "" if one can."""
+        request = self.settled(request)
         site, _ = self.survey(request)
         with site.opened:
             return why_no_nursery(request, site)
@@ -25,6 +27,7 @@ class WarmLauncher(LocalLauncher):
         self, request: LaunchRequest, labels: Labels, stdio: Stdio, warmth: Warmth
     ) -> LocalHandle:
         """Start *request* from a spare or a nursery; see the contract."""
+        request = await off_loop(self.settled, request)
         return await start_warm(self, request, labels, stdio, warmth)
 
     def prepare(self, request: LaunchRequest, labels: Labels, warmth: Warmth) -> None:
@@ -33,4 +36,5 @@ class WarmLauncher(LocalLauncher):
 
     async def fill(self, request: LaunchRequest, labels: Labels, warmth: Warmth) -> int:
         """Prepare now, and return how many nurseries and spares were made for it."""
+        request = await off_loop(self.settled, request)
         return await ahead.fill(self, request, labels, warmth)

@@ -16,13 +16,15 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sandbox_provisioner
 from sandbox_provisioner import orders
-from sandbox_provisioner.contract import Labels, Stdio, Warmth
+from sandbox_provisioner.contract import Labels, Stdio, Warmth, WarmUnavailable
 from sandbox_provisioner.errors import LaunchError
+from sandbox_provisioner.facilities.environment.facts.image_files import OURS
 from sandbox_provisioner.facilities.process.plan import least_available_bytes
 from sandbox_provisioner.handle import LocalHandle, readable
 from sandbox_provisioner.host import WorkdirFacts
@@ -37,7 +39,7 @@ from sandbox_provisioner.records import BUILDING
 from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.stem import stem
 from sandbox_provisioner.story import ExitStory
-from sandbox_provisioner.warm.found import SOCKET, call, find, link_of
+from sandbox_provisioner.warm.found import SOCKET, Whose, call, find, link_of
 from sandbox_provisioner.warm.keys import Command, bearable, key_of, made_of, of_no_notebook
 from sandbox_provisioner.warm.why_cold import why_no_nursery
 
@@ -79,15 +81,17 @@ async def make_nursery(
     if command is None or why_no_nursery(request, site):
         return None
     made, preload = made_of(request, site, warmth.preload), bearable(request, site, warmth.preload)
-    key = key_of(made, warmth.owner)
+    key, *others = (key_of(made, owner) for owner in warmth.owners)
     with _alone(runtime / f"{key}{BUILDING}") as alone:
-        for known in {key, key_of(made)}:
-            if found := find(runtime, known):
+        for known in (key, *others):
+            if found := find(runtime, known, Whose.of(request, site)):
                 found.channel.close()
                 return None
         if not alone:
             return None
         own = _own_request(request, site, command, replace(warmth, preload=preload))
+        if why := await off_loop(launcher.why_not_ahead, site, _chosen(own, request, site)):
+            raise WarmUnavailable(why, never=True)
         handle = await _start(launcher, own, replace(labels, kind=KIND, notebook=""))
         async with closed_if_it_fails(handle):
             polite = warmth.owner and not warmth.waited_for
@@ -143,25 +147,36 @@ def _own_request(
         pids=asked.pids,
         by_default=asked.by_default,
     )
+    if site.facts.caller.opened is not None:  # somebody else's: no more than one of their kernels
+        limits = replace(limits, memory_bytes=asked.memory_bytes, cpu_cores=asked.cpu_cores)
     # Nobody speaks with anybody from there.
     network = replace(request.spec.network, allow=(), deny=())
     idle, lonely = warmth.idle_seconds, warmth.lonely_seconds
     patience = idle, idle if lonely is None else lonely, least_available_bytes()
     waits = (f"{number:.12g}" for number in patience)
-    words = ("-c", _BOOT, os.path.dirname(_PACKAGE), *waits, ",".join(warmth.preload), "")
+    ours = OURS if site.root.is_own else os.path.dirname(_PACKAGE)
+    program = site.files.program if site.root.is_own else command.program
+    words = ("-c", _BOOT, ours, *waits, ",".join(warmth.preload), "")
     return replace(
         request,
         sandbox_id=uuid.uuid4().hex[:12],
         spec=replace(request.spec, volumes=(), limits=limits, network=network),
-        argv=(command.program, *command.flags, *words),
+        argv=(program, *command.flags, *words),
         # As its kernels have them: its own caps are others, and libraries count threads by them.
         environment=of_no_notebook(before_installs(request, site)),
         cwd=HOME,
         connection_file=None,
-        survive_server=not warmth.owner,
+        survive_server=not warmth.owner or warmth.watched >= 0,
+        watched=warmth.watched,
         logged=(),
         extra_files=(*request.extra_files, _PACKAGE),
     )
+
+
+def _chosen(own: LaunchRequest, request: LaunchRequest, site: Site) -> dict[str, str]:
+    """The variables of a nursery that are as whoever asks for *request* has them."""
+    theirs = request.environment, site.server_environment
+    return {n: v for n, v in own.environment.items() if any(one.get(n) == v for one in theirs)}
 
 
 async def _start(launcher: LocalLauncher, request: LaunchRequest, labels: Labels) -> LocalHandle:
@@ -172,11 +187,12 @@ async def _start(launcher: LocalLauncher, request: LaunchRequest, labels: Labels
         async with undone_if_it_fails() as undo:
             undo.push_async_callback(made.remove)
             undo.push_async_callback(performer.end)
-            await off_loop(performer.ask, stem)
-            site, tree = await off_loop(launcher.survey_closed, request)
-            site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
-            site, plan = await off_loop(_prepare, made, site, listener)
-            return await perform_whole(made, performer, site, plan, tree)
+            with ExitStack() as opened:
+                await off_loop(performer.ask, stem)
+                site, tree = await off_loop(launcher.look, request, opened)
+                site = replace(site, workdir=WorkdirFacts.nowhere(), volumes=())
+                site, plan = await off_loop(_prepare, made, site, listener)
+                return await perform_whole(made, performer, site, plan, tree)
 
 
 def _prepare(made: Ledger, site: Site, listener: socket.socket) -> tuple[Site, Plan]:

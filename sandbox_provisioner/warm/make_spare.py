@@ -14,7 +14,9 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from sandbox_provisioner import orders
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
@@ -28,8 +30,9 @@ from sandbox_provisioner.ledger import Ledger, closed_if_it_fails, undone_if_it_
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.performer import Performer
 from sandbox_provisioner.plan import CONNECTIONS, HOME, LaunchRequest, Plan, Site
+from sandbox_provisioner.records import SPARE, all_records
 from sandbox_provisioner.stem import stem
-from sandbox_provisioner.warm.found import CLAIMS, Nursery, find, spare_link, spares
+from sandbox_provisioner.warm.found import CLAIMS, Nursery, Whose, find, spare_link, spares
 from sandbox_provisioner.warm.keys import (
     key_of,
     made_of,
@@ -39,7 +42,8 @@ from sandbox_provisioner.warm.keys import (
 from sandbox_provisioner.warm.start_from import begin_inside, perform_in_two
 from sandbox_provisioner.warm.why_cold import why_no_nursery, why_no_nursery_anywhere, why_no_spare
 
-KIND = "spare"
+KIND = SPARE
+_MOST_OF_OTHERS = 8  # whatever they differ in
 _FILE = "spare.json"
 # It has a minute to be ready, as any start.
 _SEALED_SECONDS = 60.0
@@ -68,7 +72,7 @@ async def make_spare(
     own = _own_request(request)
     parent = nursery.record.sandbox_id
     labels = Labels(name=labels.name, user=labels.user, kind=KIND, nursery=parent)
-    made = Ledger(launcher.runtime(), own, labels)
+    made = Ledger(launcher.runtime(), own, labels, layer_dir=launcher.layer_dir)
     handle = await _start(launcher, made, nursery, warmth.idle_seconds)
     async with closed_if_it_fails(handle):
         await _sealed(handle)
@@ -86,17 +90,27 @@ def _nursery_for(
     nursery that one can be made from."""
     # A spare gets a work directory when it is claimed.
     site, _ = launcher.survey_closed(request)
+    runtime, whose = launcher.runtime(), Whose.of(request, site)
     if why_no_nursery(request, site) or why_no_spare(request, site):
         return None
-    runtime, made = launcher.runtime(), made_of(request, site, warmth.preload)
-    for of in dict.fromkeys((warmth.owner, "")):
+    if site.facts.caller.opened is not None and _has_most(runtime, whose):
+        return None
+    made = made_of(request, site, warmth.preload)
+    for of in warmth.owners:
         nursery_key = key_of(made, of)
         key = spare_key_of(request, site, nursery_key)
         if len(spares(runtime, key)) >= warmth.spares:
             return None
-        if nursery := find(runtime, nursery_key):
+        if nursery := find(runtime, nursery_key, whose):
             return key, nursery
     return None
+
+
+def _has_most(runtime: Path, whose: Whose) -> bool:
+    """Whether somebody has as many spares as who launches for others makes for one: each has a
+    range of ids, and room on a disk is promised to it."""
+    found = (record for _, record in all_records(runtime) if record.kind == KIND)
+    return sum(map(whose.has, found)) >= _MOST_OF_OTHERS
 
 
 async def _start(
@@ -110,12 +124,13 @@ async def _start(
         undo.push_async_callback(child.end)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             child.ask(nursery)
-            await off_loop(opener.ask, stem)
-            site, tree = await off_loop(launcher.survey_closed, made.request)
-            nowhere = WorkdirFacts.nowhere()
-            site = replace(site, workdir=nowhere, volumes=(), idle_seconds=idle_seconds)
-            site, plan = await off_loop(_prepare, made, child, site, tree, listener)
-            return await perform_in_two(made, nursery, child, opener, site, plan)
+            with ExitStack() as opened:
+                await off_loop(opener.ask, stem)
+                site, tree = await off_loop(launcher.look, made.request, opened)
+                nowhere = WorkdirFacts.nowhere()
+                site = replace(site, workdir=nowhere, volumes=(), idle_seconds=idle_seconds)
+                site, plan = await off_loop(_prepare, made, child, site, tree, listener)
+                return await perform_in_two(made, nursery, child, opener, site, plan)
 
 
 def _prepare(

@@ -33,17 +33,22 @@ from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_to_join
 from sandbox_provisioner.failures import check, told_by
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launch import LocalLauncher
-from sandbox_provisioner.ledger import Ledger, NotUndone, undone_if_it_fails
+from sandbox_provisioner.ledger import Ledger, NotUndone, limit_workdir, undone_if_it_fails
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.performer import WORD_SECONDS, Performer
 from sandbox_provisioner.plan import LaunchRequest, NurseryPids, Plan, Site
 from sandbox_provisioner.stages import stage
 from sandbox_provisioner.stem import stem
-from sandbox_provisioner.warm.found import Nursery, Spare, claim, find, is_any
+from sandbox_provisioner.warm.found import Nursery, Spare, Whose, claim, find, is_any
 from sandbox_provisioner.warm.keys import key_of, made_of, spare_key_of
-from sandbox_provisioner.warm.why_cold import why_no_nursery, why_no_nursery_anywhere, why_no_spare
+from sandbox_provisioner.warm.why_cold import (
+    INSTALLED,
+    why_no_nursery,
+    why_no_nursery_anywhere,
+    why_no_spare,
+)
 
-_NO_NURSERY = "there is no nursery for it (yet)"
+NO_NURSERY = "there is no nursery for it (yet)"
 Compiled = Callable[[LaunchRequest, Site], Plan]
 
 
@@ -58,7 +63,7 @@ async def start_warm(
     """
     if why := why_no_nursery_anywhere(request):
         raise WarmUnavailable(why, never=True)
-    made = Ledger(launcher.runtime(), request, labels, launcher.attachment(request))
+    made = launcher.ledger(request, labels)
     performer, opener = Performer(stdio), Performer()
     try:
         async with undone_if_it_fails() as undo, made.told_by_network():
@@ -97,8 +102,10 @@ class _Beginning:
         and nobody has looked, where there is no nursery at all: the cold start that comes then
         looks."""
         made, launcher = self.made, self.launcher
-        if not is_any(launcher.runtime(), self._owners()):
-            raise WarmUnavailable(_NO_NURSERY)
+        if not is_any(launcher.runtime(), self.warmth.owners):
+            raise WarmUnavailable(NO_NURSERY)
+        if launcher.has_installed(made.request):
+            raise WarmUnavailable(INSTALLED)
         with stage("spawn-launcher"):
             opener.ask(stem)
         with stage("survey"):
@@ -114,22 +121,20 @@ class _Beginning:
         made.tree = launcher.tree(made.request, site.facts, site.workdir, source.record.tree)
         return site, made.tree, source
 
-    def _owners(self) -> tuple[str, ...]:
-        return (self.warmth.owner, "") if self.warmth.owner else ("",)
-
     def _source(self, site: Site) -> Nursery | Spare:
         """A spare, or else a nursery; WarmUnavailable without one."""
         runtime, request = self.launcher.runtime(), self.made.request
         what = made_of(request, site, self.warmth.preload)
-        keys = [key_of(what, owner) for owner in self._owners()]
+        keys = [key_of(what, owner) for owner in self.warmth.owners]
+        whose = Whose.of(request, site)
         if self.stdio.stdin == subprocess.DEVNULL and not why_no_spare(request, site):
             for key in keys:
-                if spare := claim(runtime, spare_key_of(request, site, key)):
+                if spare := claim(runtime, spare_key_of(request, site, key), whose):
                     return spare
         for key in keys:
-            if nursery := find(runtime, key):
+            if nursery := find(runtime, key, whose):
                 return nursery
-        raise WarmUnavailable(_NO_NURSERY)
+        raise WarmUnavailable(NO_NURSERY)
 
 
 async def start_from_nursery(
@@ -141,6 +146,7 @@ async def start_from_nursery(
     tree: CgroupTree,
 ) -> LocalHandle:
     """Let *child* of the *nursery* become the kernel, with what *opener* opens for it."""
+    await limit_workdir(site)
     site, plan = await off_loop(_prepare, made, child, site, tree)
     return await perform_in_two(made, nursery, child, opener, site, plan)
 
@@ -158,7 +164,7 @@ def begin_inside(made: Ledger, child: Performer, site: Site, compiled: Compiled)
     with stage("compile-plan"):
         plan = compiled(made.request, site)
     with closing(open_to_join(made.tree)) as groups:
-        child.begin(plan, (*groups, *site.held.values()))
+        child.begin(plan, (*groups, *site.held.values()), made.request.watched)
     return plan
 
 
@@ -189,6 +195,7 @@ async def start_from_spare(
     """Bind *spare*, which runs already in groups of its own, to the start *made*."""
     made.report = spare.report
     await opener.here()
+    await limit_workdir(site)
     site, outside, inside = await off_loop(_take_over, made, source, opener, site)
     if made.tree and made.record.cgroup_manager:
         made.tree.own_by(await _hold_of(spare))
@@ -197,7 +204,7 @@ async def start_from_spare(
         if not fds:
             raise told_by(opener, outside, site)
     with closing(fds):
-        spare.begin(inside, (*fds, *site.held.values()))
+        spare.begin(inside, (*fds, *site.held.values()), made.request.watched)
     await _performed(spare, opener, site, inside)
     return await made.handle(spare, sealed=True)
 
@@ -212,7 +219,7 @@ def _take_over(
     made: Ledger, source: Spare, opener: Performer, site: Site
 ) -> tuple[Site, Plan, Plan]:
     """Let *opener* begin, and meanwhile make the spare's record our own."""
-    site = replace(made.joined(site), first_id=source.record.first_id)
+    site = replace(made.joined(site, of_spare=True), first_id=source.record.first_id)
     with stage("compile-plan"):
         outside, inside = orders.compile_claim(made.request, site)
     opener.begin(outside, site.descriptors)

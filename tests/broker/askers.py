@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -31,7 +32,7 @@ def manager(**options: Any) -> KernelManager:
     config = {"launcher": "broker", "broker_socket": place["socket"],
               "runtime_dir": place["runtime"], "mem_limit": "256M", **options}  # fmt: skip
     stanza = {"provisioner_name": "sandbox-provisioner", "config": config}
-    made = KernelManager(shutdown_wait_time=60.0)  # on a busy machine too nobody is terminated
+    made = KernelManager(shutdown_wait_time=200.0)  # on a busy machine too nobody is terminated
     made._kernel_spec = KernelSpec(
         argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         display_name="boxed", language="python", metadata={"kernel_provisioner": stanza},
@@ -63,6 +64,20 @@ class Kernel:
         self.client.execute_interactive(code, output_hook=hear, timeout=60)
         return "".join(told).strip()
 
+    def told_until(self, word: str, code: str) -> str:
+        """What *code* prints, and what comes after it until *word* is there: what the sandbox says
+        of a network that refuses comes by another way, and later than an answer."""
+        told = self(code)
+        while word not in told.lower():
+            message = self.client.get_iopub_msg(timeout=60)
+            told += message["content"].get("text", "")
+        return told
+
+    @property
+    def nursery(self) -> str:
+        """The id of the one that it comes from, "" of a cold one."""
+        return str(self.manager.provisioner.handle.labels.nursery)
+
     def restart(self) -> None:
         self.manager.restart_kernel()
         self.client.stop_channels()
@@ -73,6 +88,22 @@ class Kernel:
         self.client.stop_channels()
         self.manager.shutdown_kernel()
         return str(self.manager.provisioner.end.kind)
+
+
+def prepare(cwd: str = "", *, own: bool = True, **options: Any) -> int:
+    """Have ready now what a `Kernel` would be started from, for this process alone unless it is
+    not our *own*, which *options* have to say, too; how many nurseries and spares were made."""
+    made = manager(**options)
+
+    async def fill() -> int:
+        command, more = await made._async_pre_start_kernel(cwd=cwd or place["work"])
+        try:
+            count: int = await made.provisioner.fill(command, own=own, **more)
+            return count
+        finally:
+            made.cleanup_connection_file()
+
+    return asyncio.run(fill())
 
 
 # -- by hand

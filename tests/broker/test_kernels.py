@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +23,9 @@ from sandbox_provisioner import doctor
 from sandbox_provisioner.checks import Findings
 from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.facilities.storage.facts import STORAGE
+from sandbox_provisioner.launch import LocalLauncher
+from sandbox_provisioner.spec import NO_WORKDIR, Limits, SandboxSpec
 
 pytestmark = pytest.mark.requires("userns", "root", "cgroup-memory", "setpriv", "public-python")
 
@@ -31,6 +36,15 @@ with open("made", "w") as file:
     file.write("by the kernel")
 print(json.dumps([uid, os.getcwd(), open("/sys/fs/cgroup/memory.max").read().strip()]))
 """
+INTERRUPTED = """
+asked = "import time; print(0, flush=True); time.sleep(600)"
+kernel.client.execute(asked, stop_on_error=False)
+while kernel.client.get_iopub_msg(timeout=60)['msg_type'] != 'stream':
+    pass
+kernel.manager.interrupt_kernel()
+answer = kernel.client.get_shell_msg(timeout=60)['content'].get('ename')
+"""
+HOWS = "cold", "nursery", "spare"
 GROW = "grown = []\nwhile True: grown.append(bytearray(10 << 20))"
 
 
@@ -42,11 +56,7 @@ def test_a_kernel_of_an_ordinary_user_lives_in_a_box_of_roots(broker: Broker, us
     assert first >= 0x70000000  # ids that no user has
     assert (work / "made").stat().st_uid == users.USER
     assert broker.heard("start")["user"] == users.NAME
-    sleep = "kernel.client.execute('import time; print(0, flush=True); time.sleep(60)')\n"
-    status = "answer = kernel.client.get_shell_msg(timeout=30)['content'].get('ename')"
-    wait = "while kernel.client.get_iopub_msg(timeout=30)['msg_type'] != 'stream': pass\n"
-    interrupt = "kernel.manager.interrupt_kernel()\n"
-    assert user(sleep + wait + interrupt + status) == "KeyboardInterrupt"
+    assert user(INTERRUPTED) == "KeyboardInterrupt"
     user("kernel.restart(); answer = kernel('print(1 + 1)')")
     assert user("answer = kernel('print(1 + 1)')") == "2"
     assert user("answer = kernel.end()") == "exit"
@@ -61,12 +71,93 @@ story = kernel.manager.provisioner.handle.wait()
 import asyncio
 story = asyncio.run(story)
 name = kernel.manager.provisioner.sandbox_id
-answer = [str(story.kind), story.reason, kernel.end(), name]
+import socket
+handle = kernel.manager.provisioner.handle
+with socket.socket(fileno=handle.listen_in_place()) as publisher, socket.socket(1) as client:
+    client.connect(str(handle.meeting.outside / "s-2"))
+    publisher.accept()[0].send(b"told")
+    said = client.recv(4).decode()
+answer = [str(story.kind), story.reason, kernel.end(), name, said]
 """
-    kind, reason, ended, name = user(code)
+    kind, reason, ended, name, said = user(code)
+    assert said == "told"  # where front ends listen
     assert (kind, ended) == ("memory-cap", "memory-cap")
     assert "reached its memory limit of 256 MiB" in reason
     assert broker.heard("end", name)["kind"] == "memory-cap"
+
+
+def test_who_scrapes_is_told_what_runs_what_it_uses_and_how_it_ended(
+    broker: Broker, user: User
+) -> None:
+    ours = "sandbox_provisioner"
+    ended = f'{ours}_ends_total{{cause="exit",kind="kernel"}}'
+    before = broker.scraped()
+    name = user("kernel = Kernel(); answer = kernel.manager.provisioner.sandbox_id")
+    found = broker.scraped()
+    whose = f'user="{users.NAME}"'
+    assert found[f'{ours}_sandboxes{{kind="kernel",{whose}}}'] == 1
+    assert 10 << 20 < found[f"{ours}_memory_bytes{{{whose}}}"] < 256 << 20
+    # Whether from a nursery: the kernel of the test before may have had one made.
+    starts = [f'{ours}_start_duration_seconds_count{{how="{how}",kind="kernel"}}' for how in HOWS]
+    counts = [sum(scrape.get(start, 0) for start in starts) for scrape in (before, found)]
+    assert counts[1] == counts[0] + 1
+    used = found[f"{ours}_cpu_seconds_total{{{whose}}}"]
+    assert used > before.get(f"{ours}_cpu_seconds_total{{{whose}}}", 0)
+    with pytest.raises(Refused):
+        user("Kernel(cwd='/usr')")
+    assert user("answer = kernel.end()") == "exit"
+    broker.heard("end", name)
+    after = broker.scraped()
+    assert f'{ours}_sandboxes{{kind="kernel",{whose}}}' not in after
+    assert after[ended] == found[ended] + 1
+    refused = [f'{ours}_refusals_total{{reason="{why}"}}' for why in ("options", "host", "start")]
+    assert sum(after[each] - found[each] for each in refused) == 1
+    assert after[f"{ours}_cpu_seconds_total{{{whose}}}"] >= used
+
+
+def test_who_asks_for_something_else_or_says_no_more_gets_nothing_of_it(broker: Broker) -> None:
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(12)]
+        for one in slow:
+            one.connect(broker.metrics)
+            one.settimeout(30)
+        # To the first one it listens. It closes before it has heard all of this.
+        with contextlib.suppress(ConnectionError):
+            slow[0].sendall(b"x" * (1 << 17))
+        answers = []
+        for one in slow:
+            with contextlib.suppress(ConnectionError):
+                answers.append(one.recv(100))
+    assert set(answers) == {b""}
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(broker.metrics)
+        other.sendall(b"POST /metrics HTTP/1.1\r\n\r\n")
+        assert other.recv(100).startswith(b"HTTP/1.0 404")
+    assert broker.scraped()
+
+
+def test_a_user_is_shown_their_own_kernels_and_nobody_elses(
+    broker: Broker, user: User, other: User
+) -> None:
+    listed = """
+import contextlib, io, json, tempfile
+from sandbox_provisioner.app.running import ListApp
+told = io.StringIO()
+words = ["--json", f"--SandboxProvisioner.broker_socket={place['socket']}"]
+with contextlib.redirect_stdout(told), tempfile.TemporaryDirectory() as records:
+    ListApp.clear_instance()
+    ListApp.launch_instance([*words, f"--SandboxProvisioner.runtime_dir={records}"])
+answer = [one for one in json.loads(told.getvalue()) if one["kind"] == "kernel"]
+"""
+    name = user("kernel = Kernel(); answer = kernel.manager.provisioner.sandbox_id")
+    (found,) = user(listed)
+    assert (found["sandbox_id"], found["user"]) == (name, users.NAME)
+    assert found["state"] in {"running", "idle"}  # as its messages have told by now
+    assert found["memory_bytes"] > 1 << 20 and found["workdir"] == str(broker.home / "work")
+    asked = "from sandbox_provisioner.broker.launcher import kernels_through\n"
+    assert other(asked + "answer = kernels_through(place['socket'])") == []
+    user("kernel.end()")
+    assert user(listed) == []
 
 
 def test_a_kernel_lives_on_without_its_broker_and_is_found_by_the_next_one(
@@ -81,7 +172,13 @@ def test_a_kernel_lives_on_without_its_broker_and_is_found_by_the_next_one(
         own_user("kernel.manager.provisioner.handle.signal(2)")
     own_broker.start()
     assert own_broker.lines[-1]["kernels"] == [card["id"]]
-    assert own_user("kernel.manager.interrupt_kernel(); answer = kernel('print(x)')") == "41"
+    limits = [sys.executable, "-m", "sandbox_provisioner.app", "limits", card["id"], "mem=300M"]
+    told = subprocess.run([*limits, "--runtime-dir", own_broker.runtime],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert "as no server is left to move it" in told.stdout
+    # A cell hears of it: an interrupt that comes late would hit the next one.
+    assert own_user(INTERRUPTED) == "KeyboardInterrupt"
+    assert own_user("answer = kernel('print(x)')") == "41"
     find = "found = kernel.manager.provisioner.starter.find(card); answer = found.poll()"
     assert own_user(find, card=card) is None
     story = """
@@ -142,6 +239,22 @@ def policy(broker: Broker) -> Iterator[None]:
     path.unlink()
 
 
+@pytest.mark.requires("loop")
+@pytest.mark.parametrize("wish", ["disk_limit='16M'", "disk_limit='16M', disk_backend='image'"])
+def test_a_limit_of_the_disk_is_kept_on_the_disk_by_the_broker(
+    broker: Broker, user: User, wish: str
+) -> None:
+    launcher = "auto" if "backend" in wish else "broker"
+    kind = "print(next(line.split()[2] for line in open('/proc/mounts') if ' /tmp ' in line))"
+    told = user(f"kernel = Kernel(launcher='{launcher}', {wish})\nanswer = kernel(code)", code=kind)
+    assert told == "ext4"
+    (record,) = broker.records()
+    image = STORAGE / record.parent.name
+    assert image.exists()
+    user("kernel.end()")
+    assert not image.exists()
+
+
 @pytest.mark.usefixtures("policy")
 def test_what_the_administrator_says_holds_whatever_is_asked_for(
     broker: Broker, user: User
@@ -186,6 +299,20 @@ def test_auto_asks_the_broker_for_what_the_server_has_no_rights_to_do(
     user("kernel.end()")
 
 
+def test_a_runtime_directory_that_is_not_the_brokers_is_told_and_leaves_no_kernel(
+    broker: Broker, user: User
+) -> None:
+    with pytest.raises(Refused, match="nobody would find the kernel's sockets"):
+        user("Kernel(runtime_dir='/run/elsewhere')")
+    assert broker.heard("start")["id"] == broker.heard("end")["id"]
+
+
+def test_auto_asks_nobody_for_what_the_server_can_do_by_itself(runtime_dir: Path) -> None:
+    launcher = LocalLauncher(runtime_dir=str(runtime_dir), warn=pytest.fail)
+    spec = SandboxSpec(workdir=NO_WORKDIR, limits=Limits(memory_bytes=256 << 20))
+    assert launcher.obstacle(spec) is None
+
+
 def test_without_a_broker_a_person_is_told_whom_to_ask(user: User) -> None:
     with pytest.raises(Refused) as refused:
         user("Kernel(broker_socket='/run/there-is-none')")
@@ -197,7 +324,9 @@ def test_a_kernel_has_a_network_with_a_gateway_of_the_brokers(broker: Broker, us
     """Whom its rules do not name it does not reach, and that is counted."""
     code = """
 kernel = Kernel(network="gateway", network_allow=["198.51.100.1:443"])
-told = kernel("import socket\\nsocket.create_connection(('198.51.100.2', 443), 30)")
+told = kernel.told_until(
+    "refused", "import socket\\nsocket.create_connection(('198.51.100.2', 443), 30)"
+)
 provisioner = kernel.manager.provisioner
 kernel.end()
 answer = [told, provisioner.end.network is not None]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import select
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import users
 from brokers import Broker, Refused, User
+
+from sandbox_provisioner.broker.wishes import QUESTIONS
 
 pytestmark = pytest.mark.requires("userns", "root", "cgroup-memory", "setpriv", "public-python")
 
@@ -177,6 +181,57 @@ def test_what_is_no_work_directory_is_none_and_nothing_stays_open(
     assert not broker.records()
 
 
+AHEAD = {
+    "preload": [], "spares": 1, "idle_seconds": 60.0, "lonely_seconds": None, "alone": True,
+    "waited_for": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("act", ["start-ready", "prepare", "fill"])
+def test_nothing_is_made_ahead_in_what_is_no_work_directory_and_nothing_stays_open(
+    broker: Broker, user: User, act: str
+) -> None:
+    user("answer = start([])")
+    before = broker.descriptors()
+    more = {"act": act, "ahead": AHEAD}
+    ask = WRONG.replace("fd])", "fd], act=act, ahead=ahead)")
+    for name, told in user(ask, **more).items():
+        assert "made" not in told and "init" not in told, (name, told)
+    many = (
+        "null = os.open('/dev/null', os.O_RDWR)\nanswer = start([null] * 253, act=act, ahead=ahead)"
+    )
+    assert "too many descriptors" in refusal(user(many, **more))
+    for number in (0, 3, 5):
+        wrong = "answer = start([streams()[0]] * number, act=act, ahead=ahead)"
+        told = refusal(user(wrong, number=number, **more))
+        assert f"{number} descriptors came for 4 places" in told
+    assert are_closed(broker, before)
+    assert broker.nothing_is_left()
+
+
+def are_closed(broker: Broker, before: int) -> bool:
+    """Whether they are before long: threads do it, and the last message had very many."""
+    end = time.monotonic() + 30
+    while broker.descriptors() >= before + FEW and time.monotonic() < end:
+        select.poll().poll(20)
+    return broker.descriptors() < before + FEW
+
+
+def test_descriptors_that_come_with_a_question_do_not_stay_open(broker: Broker, user: User) -> None:
+    user("answer = start([])")
+    before = broker.descriptors()
+    code = """
+null = os.open("/dev/null", os.O_RDWR)
+asked = dict(ask=ask, sandbox_id="0" * 12, name="0" * 12)
+answer = [send(asked, [null] * number) for number in (1, 30, 253)]
+"""
+    for ask in sorted(QUESTIONS):
+        *few, many = user(code, ask=ask)
+        assert all(few), ask  # an answer, or a refusal
+        assert "too many descriptors" in refusal(many)
+    assert are_closed(broker, before)
+
+
 FLOOD = """
 import struct
 def connected():
@@ -219,8 +274,9 @@ def test_a_flood_of_halves_takes_nothing_from_others(
 BAD = {
     "what came is no question": [
         b"\0\0\0\2{}", b"\0\0\0\2[]", b"\0\0\0\4null", b"\0\0\0\1{", b"\xff\xff\xff\xff",
-        b"\0\0\0\x0d{\"version\":2}", b"\0\0\x10\0" + b"[" * 4096,
+        b"\0\0\x10\0" + b"[" * 4096,
     ],
+    "what came is of version 2 of its language": [b"\0\0\0\x0d{\"version\":2}"],
 }  # fmt: skip
 FIELDS = {
     "sandbox_id": ["../../etc", "lock", "0" * 11, "0" * 13, "0" * 11 + "\n", 7, None],
@@ -252,3 +308,36 @@ def test_what_cannot_be_meant_is_refused_in_a_sentence(broker: Broker, user: Use
             assert told["error"]["kind"] == "SpecError", (name, value, told)
     assert broker.descriptors() < before + FEW
     assert user("kernel = Kernel(); answer = kernel('print(7)'); kernel.end()") == "7"
+
+
+LINGERS = """
+import struct
+listening = socket.create_server(("127.0.0.1", 0))
+sends = socket.create_connection(listening.getsockname())
+reads, _ = listening.accept()
+sends.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", 1, 600))
+sends.setblocking(False)
+with contextlib.suppress(BlockingIOError):
+    while True:
+        sends.send(bytes(1 << 16))
+with socket.socket(socket.AF_UNIX) as made:
+    made.connect(place["socket"])
+    socket.send_fds(made, [text], [sends.fileno()])
+os.close(sends.detach())
+"""
+IN_TIME = """
+socket.setdefaulttimeout(60)
+answer = send(dict(ask="list"), [])
+socket.setdefaulttimeout(None)
+"""
+
+
+def test_a_descriptor_that_does_not_close_keeps_no_other_user_waiting(
+    broker: Broker, user: User, other: User
+) -> None:
+    before = broker.descriptors()
+    for text in (b"x", b"\0\0\0\2{}", b"\xff\xff\xff\xff"):
+        user(LINGERS, text=text)
+        assert other(IN_TIME)["kernels"] == []
+        user("reads.close(); listening.close()")
+    assert broker.descriptors() < before + FEW

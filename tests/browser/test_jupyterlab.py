@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from desk import PATIENCE_MS, SETTINGS
-from jupyter_programs import EAT_MEMORY, TOKEN, Home, Server
+from jupyter_programs import EAT_MEMORY, TOKEN, Home, Server, end_lab
 from playwright.sync_api import Locator, Page, expect
 
 pytestmark = [
@@ -40,7 +40,7 @@ def home() -> Iterator[Home]:
 def lab(home: Home) -> Iterator[Server]:
     server = Server(home, module="jupyterlab", more=SETTINGS)
     yield server
-    server.end()
+    end_lab(server)
 
 
 class Notebook:

@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 import pytest
 from desk import PATIENCE_MS, SETTINGS, new_page
-from jupyter_programs import TOKEN, Home, KernelSocket, Server
+from jupyter_programs import TOKEN, Home, KernelSocket, Server, end_lab
 from playwright.sync_api import Browser, Locator, Page, expect
 
 pytestmark = [
@@ -297,7 +297,7 @@ def desk(home: Home, browser: Browser, artefacts: Path) -> Iterator[Desk]:
         for page in new_page(browser):
             yield Desk(server, page, artefacts)
     finally:
-        server.end()
+        end_lab(server)
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,8 @@ behind, and who comes after it.
 - *root* is the answer in a kernel of a server that is root, *user* in one of an ordinary user's;
   both whether started cold, forked from a nursery, or bound as a spare. *landlock* is
   `confinement = "landlock"`, with what it does not hold back. A dash: it is not tried there.
+- What leaves its kernel whole and is after the host itself is tried again, with the answers of
+  *root*, in the box of a hub user's whole server, and in a kernel through the broker.
 - *Without the box* is what the same attempt answers without a sandbox, so that one which cannot
   succeed is noticed. Where that is another error, Linux has looked at the arguments, which are such
   that nothing happens to the machine.

@@ -120,8 +120,7 @@ def look_around(host, places):
             names = set(os.listdir(place)) - {
                 "jovyan",
                 *host.place.split("/"),
-                *host.python.split("/"),
-                *host.prefix.split("/"),
+                *(name for module in (host.python, *host.modules) for name in module.split("/")),
             }
             found += [place] * bool(names)
     return "there" if found and not host.boxed else ",".join(found) or "nothing"

@@ -47,6 +47,9 @@ class Kind(StrEnum):
     TRUSTED = "what the trusted side runs"
     HOMES = "homes"
     REPOSITORIES = "repositories"
+    REVIEWED = "what is reviewed before it is kept"
+    ROOTS = "other root file systems"
+    LAYERS = "what is kept of what kernels install"
     CONTENTS = "the contents manager beside us"
     CLEANING = "what is cleaned up"
 

@@ -78,6 +78,23 @@ for number, folder, option in ((458, "/tmp", "tmp_limit"), (459, "/dev/shm", "sh
 
 
 @attempt(
+    461, "write more than the disk limit allows, where nothing of it has a name", Kind.LIMITS,
+    "disk_limit", expect="ENOSPC", landlock=None, control="written",
+    alone=True, options={"disk_limit": "8M"},
+)  # fmt: skip
+def write_without_names(host):
+    """Without the box a little of it."""
+    kept = []
+    for _ in range(16 if host.boxed else 1):
+        kept.append(os.open("/tmp", os.O_RDWR | os.O_TMPFILE))
+        for place in (0, 1 << 30):
+            os.pwrite(kept[-1], bytes(1 << 19), place)
+    for fd in kept:
+        os.close(fd)
+    return "written"
+
+
+@attempt(
     460, "start processes without end", Kind.LIMITS, "a fork bomb",
     expect="EAGAIN", user=None, landlock=None, control="started",
     alone=True, options={"pids_limit": 64},

@@ -142,7 +142,8 @@ class Stage:
             "device": str(self.workdir / "device"),
             "boxed": False,
             "python": os.path.realpath(sys.executable),
-            "prefix": sys.prefix,
+            # What a box has to show of the environment, wherever that lies.
+            "modules": [sys.prefix, *sys.path],
             "release_agent": _release_agent(),
             **self._ipc(),
         }

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from facilities import public_python
 from hub_user import CONFIG, HubHome, TerminalSocket, ipykernel, stanza
 from jupyter_programs import PATIENCE_SECONDS, Home, Server
 
+from sandbox_provisioner.app import hub_server
+from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.sweeping import sweep
 
 pytestmark = [
@@ -241,3 +244,22 @@ def test_doctor_tells_what_of_a_running_server_is_closed(server: Server) -> None
     for name in ("the user's configuration", "language servers", "extension manager"):
         assert rows[name]["state"] == "missing"
     assert not planted.exists()
+
+
+def test_the_server_of_a_user_is_found_by_the_users_name(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = server.program.process.pid
+    monkeypatch.setattr(
+        hub_server.pwd, "getpwnam", {"ann": SimpleNamespace(pw_uid=users.USER)}.__getitem__
+    )
+    # There are servers of others' tests, of the same user.
+    monkeypatch.setattr(
+        hub_server.os, "listdir", lambda _: ["self", "1", str(os.getpid()), str(own)]
+    )
+    assert hub_server.server_of("ann") == own
+    monkeypatch.setattr(hub_server.os, "listdir", lambda _: ["self", "1", str(os.getpid())])
+    with pytest.raises(SpecError, match="no process of this user is a Jupyter server"):
+        hub_server.server_of("ann")
+    with pytest.raises(SpecError, match="no such user"):
+        hub_server.server_of("bob")

@@ -6,19 +6,40 @@ again.
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import attacks
 import pytest
-from hub_server import PATIENCE_SECONDS, TOKEN, UID, Hub, type_at
+import roots
+from clients import text_of
+from facilities import roots_python
+from hub_server import (
+    GREEDY,
+    PATIENCE_SECONDS,
+    TOKEN,
+    UID,
+    Hub,
+    await_end,
+    environment_of,
+    groups_of,
+    is_gone,
+    is_same,
+    running,
+    type_at,
+)
 
-from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.facilities.ids.facts import FIRST_PERSONS_ID, IDS
-from sandbox_provisioner.records import Record, open_init
+from sandbox_provisioner.records import Record, all_records
+from sandbox_provisioner.warm.found import leads_to
 
 pytestmark = [
     pytest.mark.timeout(2 * PATIENCE_SECONDS),  # the hub, and both servers, may start in one test
@@ -32,6 +53,8 @@ PEOPLE = ("ann", "bob", "eve", "mallory")
 MORE = """
 c.SandboxSpawner.mem_limit = "768M"
 c.SandboxSpawner.pids_limit = 150
+c.SandboxSpawner.metrics = True
+c.JupyterHub.authenticate_prometheus = False
 c.SandboxSpawner.volumes = {"{folder}/shared/{{username}}": "/shared"}
 
 def before(spawner):
@@ -40,6 +63,17 @@ def before(spawner):
     spawner.volumes = {} if spawner.user.name == "eve" else spawner.volumes
 
 c.Spawner.pre_spawn_hook = before
+
+# Before the stage of a start that a test writes there, the hub is killed.
+import os, signal
+from sandbox_provisioner import stages
+
+def begins(name):
+    if os.path.exists("{folder}/killed-at") and open("{folder}/killed-at").read() == name:
+        os.unlink("{folder}/killed-at")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+stages.fail_here = begins
 """
 
 
@@ -67,35 +101,17 @@ def bob(hub: Hub) -> str:
     return running(hub, "bob")
 
 
-def running(hub: Hub, name: str) -> str:
-    if name not in hub.people():
-        events = hub.begin(name)
-        assert events[-1].get("ready"), (events, hub.log.read_text())
-    return name
-
-
-def groups_of(record: Record) -> list[Path]:
-    """Of the person, in each hierarchy."""
-    name = os.path.dirname(os.path.dirname(record.tree))
-    bases = set(record.cgroup_bases.values())
-    return [Path(base, "sandbox-provisioner", name) for base in bases]
-
-
-def is_gone(hub: Hub, record: Record) -> bool:
-    """Whether nothing is left of a server: groups, record, and the ways in and out."""
-    places = [
-        hub.runtime / record.sandbox_id,
-        Path(f"{hub.runtime}-hub", record.sandbox_id),
-        *groups_of(record),
-    ]
-    return not any(path.exists() for path in places)
-
-
-def await_end(record: Record) -> None:
-    pidfd = open_init(record)
-    if pidfd is not None:
-        assert is_readable(pidfd, PATIENCE_SECONDS)
-        os.close(pidfd)
+def nurseries_of(hub: Hub, server: Record) -> dict[str, Record]:
+    """Those of the box of *server*, once kernels can come from one."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
+        ready = leads_to(hub.runtime)
+        records = [r for _, r in all_records(hub.runtime) if r.kind == "nursery"]
+        records = [r for r in records if r.box == server.sandbox_id and r.sandbox_id in ready]
+        if records:
+            return {record.sandbox_id: record for record in records}
+        select.poll().poll(50)
+    raise AssertionError(hub.log.read_text())
 
 
 # -- what works
@@ -109,6 +125,19 @@ def test_a_start_tells_how_far_it_is_and_where_the_server_is(hub: Hub) -> None:
     assert "Making the box ..." in told
     assert events[-1]["ready"], events
     assert hub.ask("bob", "GET", "/status").json()["kernels"] == 0
+
+
+def test_the_hubs_metrics_tell_of_boxes(hub: Hub, bob: str) -> None:
+    with hub.kernel(bob) as kernel:
+        kernel.run("x = bytearray(20 << 20)")
+        lines = hub.api("GET", "/../metrics").text.splitlines()
+    pairs = [line.rpartition(" ") for line in lines if line.startswith("sandbox_")]
+    told = {name: float(number) for name, _, number in pairs}
+    ours = "sandbox_provisioner"
+    assert told[f'{ours}_sandboxes{{kind="server",user="bob"}}'] == 1
+    assert told[f'{ours}_memory_bytes{{user="bob"}}'] > 20 << 20
+    assert told[f'{ours}_cpu_seconds_total{{user="bob"}}'] > 0
+    assert told[f'{ours}_start_duration_seconds_count{{how="cold",kind="server"}}'] >= 1
 
 
 def test_a_kernel_over_the_hubs_websocket_has_the_persons_home_and_no_other(
@@ -161,11 +190,13 @@ def test_a_terminal_sees_the_box_alone(hub: Hub, ann: str, bob: str) -> None:
         terminal.close()
 
 
-def test_the_hubs_api_is_all_that_is_reached_of_this_machine(hub: Hub, ann: str) -> None:
-    with hub.kernel(ann) as kernel:
-        code = f"""
+def test_the_hubs_api_is_all_that_a_server_reaches_and_a_kernel_reaches_nothing(
+    hub: Hub, ann: str
+) -> None:
+    code = f"""
 import os, socket, urllib.request
-print(urllib.request.urlopen(os.environ["JUPYTERHUB_API_URL"]).status)
+url = os.environ.get("JUPYTERHUB_API_URL")
+print(urllib.request.urlopen(url).status if url else os.path.exists("/jupyterhub"))
 for port in {hub.ports!r}:
     try:
         socket.create_connection(("127.0.0.1", port), 5)
@@ -173,14 +204,143 @@ for port in {hub.ports!r}:
     except OSError as error:
         print(error.errno)
 """
-        assert kernel.run(code).split() == ["200", "111", "open", "111"]
-        # Whatever is said to it, what is dialled is the hub: the proxy's URL is none of its own.
-        code = f"""
+    assert hub.in_server(ann, code).split() == ["200", "111", "open", "111"]
+    with hub.kernel(ann) as kernel:
+        assert kernel.run(code).split() == ["False", "111", "111", "111"]
+    # Whatever is said to it, what is dialled is the hub: the proxy's URL is none of its own.
+    code = f"""
+import socket
 s = socket.create_connection(("127.0.0.1", {hub.ports[1]}))
 s.sendall(b"GET http://127.0.0.1:{hub.ports[2]}/api/routes HTTP/1.0\\r\\n\\r\\n")
 print(s.makefile("rb").read().decode())
 """
-        assert "Server: TornadoServer" in kernel.run(code)
+    assert "Server: TornadoServer" in hub.in_server(ann, code)
+
+
+# -- kernels beside their server
+
+
+def test_each_kernel_has_a_box_of_its_own_in_the_groups_of_its_person(
+    hub: Hub, ann: str, bob: str
+) -> None:
+    server = hub.record(ann)
+    with hub.kernel(ann) as one, hub.kernel(ann) as two, hub.kernel(bob) as other:
+        found = {**hub.kernels(ann), **hub.kernels(bob)}
+        records = [found[kernel.id] for kernel in (one, two, other)]
+        assert len({record.first_id // IDS for record in (server, *records)}) == 4
+        assert [record.tree for record in records] == [
+            f"hub/{name}/kernels/{record.sandbox_id}"
+            for name, record in zip((ann, ann, bob), records, strict=True)
+        ]
+        assert {record.memory_limit_bytes for record in records} == {384 << 20}  # half of 768
+        # Neither sees the other, or the server: its token, its processes, its ways to the hub.
+        code = """
+import os
+print(os.path.exists("/jupyterhub"), "JUPYTERHUB_API_TOKEN" in os.environ)
+print(max(int(name) for name in os.listdir("/proc") if name.isdigit()) < 100)
+"""
+        assert one.run(code).split() == ["False", "False", "True"]
+    assert not hub.kernels(ann) and not hub.kernels(bob)
+    shown = Path(f"{hub.runtime}-hub", server.sandbox_id, "hub/kernels")
+    assert not list(shown.iterdir())
+
+
+def test_a_kernel_comes_from_what_its_servers_box_alone_has_ready(
+    hub: Hub, ann: str, bob: str
+) -> None:
+    if found := roots_python():
+        pytest.skip(f"not root's alone: {found}")
+    with hub.kernel(ann):
+        nurseries = nurseries_of(hub, hub.record(ann))
+        with hub.kernel(ann) as kernel, hub.kernel(bob) as other:
+            record = hub.kernels(ann)[kernel.id]
+            assert record.nursery in nurseries
+            assert record.tree == f"hub/{ann}/kernels/{record.sandbox_id}"
+            assert nurseries[record.nursery].tree == f"hub/{ann}/kernels/{record.nursery}"
+            assert hub.kernels(bob)[other.id].nursery not in nurseries
+            assert kernel.run("print(6 * 7)") == "42\n"
+
+
+def test_a_kernel_over_its_cap_is_told_under_its_cell_and_ends_alone(
+    hub: Hub, ann: str, bob: str
+) -> None:
+    server = hub.record(ann)
+    with hub.kernel(ann) as greedy, hub.kernel(ann) as other, hub.kernel(bob) as of_bob:
+        for kernel in (other, of_bob):
+            kernel.run("x = 42")
+        told = greedy.send(GREEDY)
+        sentence = ""
+        while "memory limit" not in sentence:
+            message = greedy.receive()
+            if message["parent_header"].get("msg_id") == told:
+                sentence = text_of([message])
+        assert "reached its memory limit of 384 MiB" in sentence
+        assert other.run("print(x)").strip() == of_bob.run("print(x)").strip() == "42"
+    assert is_same(hub.record(ann), server)
+    assert hub.ask(ann, "GET", "/status").status_code == 200
+
+
+def test_whoever_is_in_the_servers_box_is_given_no_more_than_the_box_has(
+    hub: Hub, ann: str, bob: str
+) -> None:
+    """The person's rights outside may show more than their box: others' homes that all may read."""
+    elsewhere = hub.folder / "shared" / bob
+    (elsewhere / "program").write_text("#!/bin/sh\n")
+    (elsewhere / "program").chmod(0o755)
+    words = str(elsewhere), hub.record(bob).sandbox_id
+    text = hub.in_server(ann, (Path(__file__).parent / "asking.py").read_text(), *words)
+    assert text.startswith("{"), text
+    told = json.loads(text)
+    error, warnings, sees, interfaces, uid = told["given"]
+    assert (error, sees, interfaces, uid) == (None, [], ["lo"], 1000)
+    assert "The kernel's network is that of its server: it has no other." in warnings
+    del told["given"]
+    answers = {what: told[what].get("error", {}).get("answer") for what in told}
+    assert answers == {
+        "program": "there is no such program",
+        "another root": "there is neither a directory usr nor bin in it",
+        "by a link": "it is /usr/share, and leads there by a symbolic link",
+        "of the box alone": "that is nothing which the hub shows to this server",
+        "read-only": "its server can only read it",
+        "another's": "it has ended, or was never this user's",
+    }
+
+
+def test_a_kernel_beside_its_server_has_a_root_of_the_persons_and_is_reviewed_by_them(
+    hub: Hub, ann: str
+) -> None:
+    """What is laid aside outside comes into the box as a mount with the ids of that box."""
+    root = hub.home(ann) / "own-root"
+    shutil.copytree(roots.directory(), root, symlinks=True)
+    uid, gid = hub.home(ann).stat().st_uid, hub.home(ann).stat().st_gid
+    subprocess.run(["chown", "-hR", f"{uid}:{gid}", root], check=True)
+    people = Path("/var/lib/sandbox-provisioner/people", f"{uid}-hub")
+    try:
+        text = hub.in_server(ann, (Path(__file__).parent / "working.py").read_text(), str(root))
+        assert text.startswith("["), text
+        said, before, kept, after, left = json.loads(text)
+        assert said == ["ID=tiny", "1000"]
+        assert before == ["gone"]
+        assert "Kept 2 changes" in kept
+        assert after == {"new": "by the kernel"}
+        assert "No kernel's changes" in left
+        assert (hub.home(ann) / "work/new").stat().st_uid == uid
+    finally:
+        shutil.rmtree(root)
+        shutil.rmtree(hub.home(ann) / "work", ignore_errors=True)
+        shutil.rmtree(people, ignore_errors=True)
+
+
+def test_doctor_tells_that_all_of_a_persons_server_is_in_a_box(hub: Hub, ann: str) -> None:
+    words = [sys.executable, "-m", "sandbox_provisioner.app", "doctor", "--hub", "--json"]
+    place = f"--SandboxProvisioner.runtime_dir={hub.runtime}"
+    done = subprocess.run(
+        [*words, "--user", ann, place], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["facility"]: row for row in json.loads(done.stdout)}
+    assert hub.record(ann).sandbox_id in rows["server"]["found"]
+    assert rows["the server's token"]["state"] == "note"
 
 
 # -- one against the other
@@ -222,14 +382,12 @@ for name in filter(str.isdigit, os.listdir("/proc")):
         assert subprocess.run(words, capture_output=True, check=False).returncode != 0
 
 
-def environment_of(record: Record, name: str) -> str:
-    """A variable of the server in the box of *record*."""
-    for pid in Path(f"/proc/{record.init_pid}/task/{record.init_pid}/children").read_text().split():
-        pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        for pair in pairs:
-            if pair.startswith(name.encode() + b"="):
-                return pair.decode().partition("=")[2]
-    raise AssertionError(name)
+SOCKETS = 65  # of a kernel that is no child of the server's
+
+
+def test_what_fails_in_a_kernel_of_roots_fails_in_a_persons_box(hub: Hub, ann: str) -> None:
+    with attacks.target(hub.home(ann)) as stage, hub.kernel(ann) as kernel:
+        assert not attacks.wrong_answers(stage, kernel.run, attacks.chosen(SOCKETS))
 
 
 def test_what_takes_too_much_ends_inside_and_the_other_goes_on(
@@ -252,7 +410,7 @@ for pid in pids:
     os.kill(pid, 9); os.waitpid(pid, 0)
 """
         assert greedy.run(code).split() == ["11", "True"]
-        greedy.send("kept = [bytearray(b'x' * (8 << 20)) for _ in range(1000)]")
+        greedy.send(GREEDY)
         while "restarting" not in str(greedy.receive()["content"]):
             pass
         assert kernel.run("print(x)").strip() == "42"
@@ -262,12 +420,30 @@ for pid in pids:
     assert tree.usage().memory_bytes or 0 < 768 << 20
 
 
+def test_what_kernels_take_together_ends_one_of_them_and_not_the_server(hub: Hub, ann: str) -> None:
+    """Each is below its own cap, and all are above that of their person."""
+    record = hub.record(ann)
+    with hub.kernel(ann) as one, hub.kernel(ann) as two, hub.kernel(ann) as three:
+        for kernel in (one, two, three):
+            kernel.send("kept = b'x' * (230 << 20)")
+        ends = [os.pidfd_open(found.init_pid) for found in hub.kernels(ann).values()]
+        poll = select.poll()
+        for end in ends:
+            poll.register(end, select.POLLIN)
+        assert poll.poll(PATIENCE_SECONDS * 1000)
+        for end in ends:
+            os.close(end)
+    assert is_same(hub.record(ann), record)
+    assert hub.ask(ann, "GET", "/status").status_code == 200
+
+
 def test_many_small_ones_that_take_too_much_end_and_not_the_server(hub: Hub, ann: str) -> None:
     """Each has less memory than the server."""
     record = hub.record(ann)
     with hub.kernel(ann) as kernel:
         code = """
-import os, time
+import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # near the cap the kernel may be interrupted first
 pids = []
 for _ in range(60):
     if not (pid := os.fork()):
@@ -275,12 +451,12 @@ for _ in range(60):
         time.sleep(1000)
     pids.append(pid)
 ended, status = os.waitpid(-1, 0)
-print(os.WTERMSIG(status))
+print("ended by", os.WTERMSIG(status))
 for pid in {*pids} - {ended}:
     os.kill(pid, 9); os.waitpid(pid, 0)
 """
-        assert kernel.run(code).strip() == "9"
-    assert hub.record(ann) == record
+        assert "ended by 9" in kernel.run(code)  # with the sentence that tells why
+    assert is_same(hub.record(ann), record)
     assert hub.ask(ann, "GET", "/status").status_code == 200
 
 
@@ -291,21 +467,51 @@ def test_a_killed_hub_loses_no_server_and_what_ended_meanwhile_leaves_nothing(
     hub: Hub, ann: str, bob: str
 ) -> None:
     kept, killed = hub.record(ann), hub.record(bob)
-    with hub.kernel(ann) as kernel:
+    with hub.kernel(ann) as kernel, hub.kernel(ann) as stopped:
         kernel.run("x = 43")
+        stopped.run("x = 44")
         hub.end(signal.SIGKILL)
         os.kill(killed.init_pid, signal.SIGKILL)
         await_end(killed)
+        stop = [sys.executable, "-m", "sandbox_provisioner.app", "stop", stopped.id]
+        subprocess.run([*stop, f"--runtime-dir={hub.runtime}"], check=True)
         hub.start()
         assert hub.people() == [ann]
         assert is_gone(hub, killed)
+        how = f"The server of {bob} ended: The server of {bob} was killed from outside"
+        assert how in hub.log.read_text()
+        how = f"Kernel {stopped.id[:8]} was stopped by the administrator"
+        while how not in hub.log.read_text():  # once its server has polled, and was listened for
+            pass
         with hub.kernel(ann, kernel.id) as again:
             assert again.run("print(x)").strip() == "43"
-            # And the way to the hub's API is there again.
-            url = "os.environ['JUPYTERHUB_API_URL']"
-            code = f"import os, urllib.request; print(urllib.request.urlopen({url}).status)"
-            assert again.run(code).strip() == "200"
-    assert hub.record(ann) == kept
+            hub.ask(ann, "POST", f"/kernels/{kernel.id}/interrupt").raise_for_status()
+        # And the way to the hub's API is there again.
+        url = "os.environ['JUPYTERHUB_API_URL']"
+        code = f"import os, urllib.request; print(urllib.request.urlopen({url}).status)"
+        assert hub.in_server(ann, code).strip() == "200"
+        with hub.kernel(ann) as another:
+            assert another.run("print(1 + 1)").strip() == "2"
+    assert is_same(hub.record(ann), kept)
+
+
+def test_a_hub_that_is_killed_while_it_starts_a_kernel_leaves_nothing_of_it(
+    hub: Hub, ann: str
+) -> None:
+    kept, known = hub.record(ann), set(os.listdir(hub.runtime))
+    for stage in ("create-cgroup", "write-record"):
+        (hub.folder / "killed-at").write_text(stage)
+        assert hub.ask(ann, "POST", "/kernels", json={"name": "python3"}).status_code >= 500
+        hub.await_end()
+        started = set(os.listdir(hub.runtime)) - known
+        assert started, stage
+        hub.start()
+        assert hub.kernels(ann) == {}, stage
+        assert not started & set(os.listdir(hub.runtime)), stage
+        assert hub.tree_of(kept).usage().processes
+        with hub.kernel(ann) as kernel:
+            assert kernel.run("print(6 * 7)").strip() == "42"
+    assert is_same(hub.record(ann), kept)
 
 
 def test_a_server_that_was_killed_is_noticed_and_leaves_nothing(hub: Hub, ann: str) -> None:

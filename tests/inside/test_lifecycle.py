@@ -12,7 +12,7 @@ import sys
 import pytest
 from boxes import run
 
-from sandbox_provisioner import records
+from sandbox_provisioner import audit, records
 from sandbox_provisioner.stages import SERVER_STEPS
 from sandbox_provisioner.sweeping import sweep
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.requires("userns")
 SERVER = """
 import os, signal, sys
 import boxes
-from sandbox_provisioner import launch, records, stages
+from sandbox_provisioner import launch, records, spec, stages
 runtime, workdir, survive, die_at = sys.argv[1:]
 
 def die(step):
@@ -36,7 +36,9 @@ if die_at == "first-record":
     records.RecordFolder.write = die_while_writing
 box = boxes.start(
     launch.LocalLauncher(runtime_dir=runtime),
-    boxes.request_for(workdir, survive_server=survive == "survive"),
+    boxes.request_for(
+        workdir, survive_server=survive == "survive", limits=spec.Limits(disk_bytes=16 << 20),
+    ),
 )
 print(box.handle.record.sandbox_id, flush=True)
 sys.stdin.read()
@@ -80,8 +82,23 @@ def has_ended(pidfd, seconds):
     return bool(select.select([pidfd], [], [], seconds)[0])
 
 
+class Ends(list):
+    """What an audit hears of ends: ids and kinds."""
+
+    def ended(self, record, story):
+        self.append((record.sandbox_id, str(story.kind)))
+
+
+@pytest.fixture
+def ends():
+    heard = Ends()
+    audit.listen(heard)
+    yield heard
+    audit.forget(heard)
+
+
 def test_a_sandbox_ends_with_its_killed_server_and_a_sweep_leaves_nothing(
-    start_server, runtime_dir, watch
+    start_server, runtime_dir, watch, ends
 ):
     server, sandbox_id = start_server()
     record = only_record(runtime_dir, watch)
@@ -91,6 +108,7 @@ def test_a_sandbox_ends_with_its_killed_server_and_a_sweep_leaves_nothing(
     os.close(pidfd)
     assert sweep(runtime_dir) == [sandbox_id]
     assert os.listdir(runtime_dir) == ["lock"]
+    assert ends == [(sandbox_id, "asked")]
 
 
 def test_a_sweep_leaves_the_sandbox_of_a_living_server_alone(start_server, runtime_dir, watch):
@@ -216,13 +234,11 @@ def test_a_start_goes_well_or_tells_why_in_a_server_that(runtime_dir, workdir, h
     assert answer.read_text() == "7 LaunchError ['lock']"
 
 
-SURVIVOR = SERVER.replace(
-    "boxes.request_for(workdir,", "boxes.request_for(workdir, ['/bin/sleep', '1000'],"
-)
+SURVIVOR = SERVER.replace("    workdir, survive", "    workdir, ['/bin/sleep', '1000'], survive")
 
 
 def test_a_survivor_is_left_alone_by_a_sweep_and_can_be_ended_by_its_record(
-    start_server, runtime_dir, watch, monkeypatch
+    start_server, runtime_dir, watch, monkeypatch, ends
 ):
     monkeypatch.setattr(sys.modules[__name__], "SERVER", SURVIVOR)
     server, sandbox_id = start_server("survive")
@@ -231,12 +247,14 @@ def test_a_survivor_is_left_alone_by_a_sweep_and_can_be_ended_by_its_record(
     server.kill()
     server.wait()
     assert sweep(runtime_dir) == []
+    assert ends == []
     assert not has_ended(pidfd, 0.3)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     assert has_ended(pidfd, 10)
     os.close(pidfd)
     assert sweep(runtime_dir) == [sandbox_id]
     assert os.listdir(runtime_dir) == ["lock"]
+    assert ends == [(sandbox_id, "outside")]
 
 
 @pytest.mark.parametrize("step", ["first-record", *SERVER_STEPS])

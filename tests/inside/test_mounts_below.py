@@ -86,6 +86,38 @@ def test_the_same_holds_for_a_volume(run_inside, new_folder, mounted):
     assert os.stat(f"{folders['bound']}/file").st_uid == OWNER
 
 
+def test_a_volume_that_can_only_be_read_is_so_with_all_that_is_mounted_below_it(
+    run_inside, new_folder, mounted
+):
+    """Also what is new there; and no program of it runs where that was asked for."""
+    folders = tree(source := new_folder(), new_folder, mounted)
+    program = Path(folders["bound"]) / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+
+    def look(folders):
+        import subprocess
+
+        def run():
+            subprocess.run([f"{folders['bound']}/program"], check=True)
+            return "ran"
+
+        answers = write(folders) | {"run": answer_of(run)}
+        with open("/proc/self/mountinfo") as table:
+            found = [line.split() for line in table]
+        options = {line[5] for line in found if line[4].startswith("/data")}
+        return answers, [text.partition(",relatime")[0] for text in options]
+
+    inside = {name: path.replace(str(source), "/data") for name, path in folders.items()}
+    plain, closed = (Volume.parse(f"{source}:/data:{how}") for how in ("ro", "ro,noexec"))
+    answers, options = run_inside(look, inside, volumes=(plain,), using=(answer_of, write))
+    assert answers == {**dict.fromkeys(folders, "EROFS"), "closed": "EACCES", "run": "ran"}
+    assert options == ["ro,nosuid,nodev"] * len(options)
+    answers, options = run_inside(look, inside, volumes=(closed,), using=(answer_of, write))
+    assert answers["run"] == "EACCES"
+    assert options == ["ro,nosuid,nodev,noexec"] * len(options)
+
+
 def test_where_the_ids_of_one_cannot_be_mapped_those_below_can_be_read(
     run_inside, workdir, mounted, warnings
 ):

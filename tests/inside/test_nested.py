@@ -44,16 +44,17 @@ workdir, runtime = sys.argv[1:]
 with boxes.Boxes(LocalLauncher(runtime_dir=runtime), Path(workdir))() as box:
     print(json.dumps(box.call(test_nested.look)))
 """
-# seccomp(2): load the number of the call; if it is unshare(2), the answer is EPERM.
-FILTERED = f"""
+# seccomp(2): load the number of the call; if it is that *number*, the answer is EPERM.
+FILTER = """
 import struct
 from sandbox_provisioner.inside import kernel_calls
-statements = [(0x20, 0, 0, 0), (0x15, 0, 1, {number_of("unshare")}),
+statements = [(0x20, 0, 0, 0), (0x15, 0, 1, {number}),
               (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]
 kernel_calls.set_no_new_privileges()
 kernel_calls.load_filter(b"".join(struct.pack("HBBI", *words) for words in statements))
-{START}
 """
+FILTERED = FILTER.format(number=number_of("unshare")) + START
+NAMELESS = FILTER.format(number=number_of("sethostname")) + LOOK
 KERNEL = """
 import sys
 from jupyter_client.manager import start_new_kernel
@@ -174,6 +175,13 @@ def test_a_containers_filter_is_named_with_the_setting_that_lifts_it(workdir, ne
     assert "unshare(flags=" in told
     assert "the system call filter (seccomp) of a Kubernetes pod forbids new namespaces" in told
     assert "seccompProfile: {type: Unconfined}" in told
+
+
+def test_a_containers_filter_that_only_forbids_to_set_the_name_keeps_no_box_from_starting(
+    workdir, new_folder
+):
+    found = json.loads(run(*CONTAINER, *script(NAMELESS, workdir, new_folder())))
+    assert (found["ids"], found["capabilities"]) == ([1000, 1000], ["0" * 16])
 
 
 def test_no_refused_start_leaves_anything(workdir, new_folder):

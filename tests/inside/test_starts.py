@@ -42,7 +42,7 @@ pytestmark = pytest.mark.requires("userns")
 MIB = 1 << 20
 WHO = ("root", "user", "range")
 VERBS = sorted(
-    {v for kind in ("cold", "gateway") for who in WHO for v in verbs_of(f"{kind}-{who}")}
+    {v for kind in ("cold", "gateway", "disk") for who in WHO for v in verbs_of(f"{kind}-{who}")}
 )
 
 
@@ -66,7 +66,9 @@ def everything(workdir, new_folder, monkeypatch):
         yield {
             "argv": (python, "-c", boxes.PROGRAM),
             "environment": {**os.environ, "PYTHONUSERBASE": str(own)},
-            "limits": Limits() if missing("cgroup-memory") else limits,
+            "limits": dataclasses.replace(
+                Limits() if missing("cgroup-memory") else limits, disk_bytes=16 * MIB
+            ),
             "network": NetworkWish(mode=Network.GATEWAY),
             "volumes": (Volume(source=str(new_folder()), target="/data"),),
             "connection_file": ("kernel.json", "{}"),
@@ -150,8 +152,8 @@ def test_what_is_the_servers_own_is_told_by_who_asks_and_not_by_who_launches(
 
 
 COLD_STAGES = [
-    "spawn-launcher", "survey", "make-record", "compile-plan", "await-launcher", "create-cgroup",
-    "perform", "write-record",
+    "spawn-launcher", "survey", "make-record", "make-image", "compile-plan", "await-launcher",
+    "create-cgroup", "perform", "write-record",
 ]  # fmt: skip
 
 

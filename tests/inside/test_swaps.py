@@ -16,7 +16,7 @@ import pytest
 
 from sandbox_provisioner import ledger
 from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError
-from sandbox_provisioner.host import HostFacts
+from sandbox_provisioner.host import HostFacts, VolumeFacts
 from sandbox_provisioner.spec import Volume
 
 pytestmark = pytest.mark.requires("userns")
@@ -112,6 +112,24 @@ def test_a_swapped_source_of_a_volume_is_the_right_one_or_no_start(sandbox, work
                     assert box.call(identity, "/data") == right
                     started += 1
     assert started
+
+
+def test_of_500_looks_at_a_swapped_source_none_opens_what_the_link_leads_to(new_folder):
+    """As each start looks; a plain open(2) follows the link, which is the control."""
+    folder, victim = new_folder(), new_folder()
+    sub, link = link_to(folder, victim)
+    right, led = tuple(identity(sub)), tuple(identity(victim))
+    volume, facts = Volume(source=str(sub), target="/data"), HostFacts.probe()
+    plain, ours = set(), set()
+    with swapping(sub, link):
+        for _ in range(500):
+            with contextlib.suppress(SpecError), contextlib.ExitStack() as opened:
+                place = VolumeFacts.probe(volume, facts, opened).place
+                ours.add((place.device, place.inode))
+        while plain != {right, led}:
+            with contextlib.suppress(OSError):
+                plain.add(tuple(identity(sub)))
+    assert ours == {right}
 
 
 @pytest.mark.parametrize("below", ["", "/below"])

@@ -39,8 +39,19 @@ class Variant:
 
 USER = ("userns", "root", "setpriv", "public-python")
 VARIANTS = {
-    "root-warm": Variant((*OF_THE_BOX, "limits"), {WARM: "1"}, root=True),
-    "user": Variant((*OF_THE_BOX, "attached", "environments", "lifecycle", "starts", "swaps")),
+    "root-warm": Variant((*OF_THE_BOX, "figures", "limits"), {WARM: "1"}, root=True),
+    "user": Variant(
+        (
+            *OF_THE_BOX,
+            "attached",
+            "environments",
+            "layers",
+            "lifecycle",
+            "review",
+            "starts",
+            "swaps",
+        )
+    ),
     "user-warm": Variant((*OF_THE_BOX, "swaps"), {WARM: "1"}),
     "user-range": Variant(("file_system", "identity", "namespaces", "starts"), {USER_IDS: "range"}),
 }

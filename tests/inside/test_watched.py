@@ -97,6 +97,31 @@ def test_a_kernel_cannot_make_us_forget_what_it_has_done_to_a_file(home, sandbox
         assert story.lost_path == ".bashrc"
 
 
+def test_a_file_that_replaces_one_of_two_was_not_forgotten_when_the_other_was_covered(
+    home, sandbox
+):
+    """As a program does that writes all new files first, and renames them then."""
+    (home / ".profile").write_text("old")
+    new = home / ".bashrc.new"
+    with sandbox() as box:
+        new.write_text("mine")
+        box.call(write_to, ".bashrc.new")
+        replace(home / ".profile", "mine")
+        mended(box, home / ".profile")
+        new.replace(home / ".bashrc")
+        story = box.wait()
+        assert story.kind is EndKind.COVER_LOST
+        assert story.lost_path == ".bashrc"
+
+
+def test_the_same_file_may_be_replaced_as_often_as_a_program_outside_likes(home, sandbox):
+    with sandbox() as box:
+        for text in ("one", "two", "three"):
+            replace(home / ".bashrc", text)
+            mended(box, home / ".bashrc")
+        assert box.handle.poll() is None
+
+
 @pytest.mark.ordinary_user
 def test_a_start_for_which_linux_has_no_watch_left_says_which_setting_to_raise(home, sandbox):
     """A root server's kernels are each counted for a user of their own."""

@@ -17,12 +17,19 @@ from boxes import WARM
 from jupyter_client.manager import KernelManager
 from warmth import made
 
+from sandbox_provisioner.app import SandboxApp
+from sandbox_provisioner.app.change import FreezeApp, LimitsApp, ThawApp
+from sandbox_provisioner.app.command import UsageError
+from sandbox_provisioner.app.running import ListApp
+from sandbox_provisioner.app.stop import StopApp
+from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from sandbox_provisioner.records import Record
 from sandbox_provisioner.unboxed import guarded_command
 from sandbox_provisioner.warm import ahead
 
 PATIENCE = 60
+_COMMANDS = (StopApp, LimitsApp, FreezeApp, ThawApp, ListApp)
 Spec = Callable[..., str]
 
 
@@ -61,6 +68,27 @@ def kernelspec(
 
     yield write
     ahead.end_own()
+
+
+@pytest.fixture
+def command(runtime_dir: Path, capsys: Any) -> Callable[..., str]:
+    """``command("stop", "134530eb")``: all that it says, on one line, or the error's text. It knows
+    the kernels from their records alone."""
+
+    def run(*words: str) -> str:
+        app = SandboxApp()
+        capsys.readouterr()
+        try:
+            app.initialize([*words, "--runtime-dir", str(runtime_dir)])
+            app.start()
+        except (SandboxError, UsageError) as error:
+            return str(error)
+        finally:
+            for application in (SandboxApp, *_COMMANDS):
+                application.clear_instance()
+        return " ".join("".join(capsys.readouterr()).split())
+
+    return run
 
 
 class Kernel:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import clients
+import psutil
 import pytest
 import zmq
 from clients import text_of
@@ -51,12 +52,15 @@ class FrontEnd:
         path.write_text(json.dumps(self.info))
         argv = KernelSpecManager().get_kernel_spec(kernel).argv
         self.process = subprocess.Popen(
-            [word.replace("{connection_file}", str(path)) for word in argv],
+            self.command(argv, str(path)),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.client = BlockingKernelClient()
         self.client.load_connection_info(self.info)
         self.client.start_channels()
+
+    def command(self, argv: list[str], path: str) -> list[str]:
+        return [word.replace("{connection_file}", path) for word in argv]
 
     def await_kernel(self) -> None:
         """wait_for_ready gives up when no heart beats after a second."""
@@ -78,6 +82,47 @@ class FrontEnd:
             process.kill()
 
 
+class VsCode(FrontEnd):
+    """As its Jupyter extension starts and ends a kernel of Python's (kernelProcess.node.ts)."""
+
+    def command(self, argv: list[str], path: str) -> list[str]:
+        """The interpreter that it has found, without ``-f {connection_file}``, with the file behind
+        all: in quotes where it has blanks, and no shell takes them off."""
+        place = argv.index("{connection_file}")
+        file = f'"{path}"' if " " in path else path
+        return [sys.executable, *argv[1 : place - 1], *argv[place + 1 :], f"--f={file}"]
+
+    def await_ports(self) -> None:
+        """It connects to two of them, and sends nothing, before it speaks with the kernel."""
+        for name in ("shell_port", "iopub_port"):
+            while not self.is_taken(self.info[name]):
+                assert self.process.poll() is None, self.end()
+
+    def is_taken(self, port: int) -> bool:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", port)) == 0
+
+    def dispose(self) -> None:
+        """All that the process has started, and then the process."""
+        process = psutil.Process(self.process.pid)
+        for one in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
+
+
+def interrupt_a_cell(started: FrontEnd) -> None:
+    client = started.client
+    # The next cell would be aborted if it came early.
+    asked = client.execute("print('begun', flush=True)\nwhile True: pass", stop_on_error=False)
+    seen: list[Any] = []
+    while "begun" not in text_of(seen):
+        seen.append(client.get_iopub_msg(timeout=PATIENCE))
+    started.process.send_signal(signal.SIGINT)
+    reply = client.get_shell_msg(timeout=PATIENCE)
+    assert reply["parent_header"]["msg_id"] == asked
+    assert reply["content"]["ename"] == "KeyboardInterrupt"
+
+
 def heart_beats(info: dict[str, Any]) -> bool:
     """By a socket of our own: the client's takes one that comes late for dead."""
     with zmq.Context() as context, context.socket(zmq.REQ) as heart:
@@ -91,8 +136,14 @@ def heart_beats(info: dict[str, Any]) -> bool:
 def front_end(kernelspec: Any, new_folder: Callable[[], Path], runtime_dir: Path) -> Iterator[Any]:
     made: list[FrontEnd] = []
 
-    def start(connection: dict[str, Any] | None = None, **options: Any) -> FrontEnd:
-        made.append(FrontEnd(new_folder(), kernelspec(**options), **(connection or {})))
+    def start(
+        connection: dict[str, Any] | None = None,
+        kind: type[FrontEnd] = FrontEnd,
+        folder: Path | None = None,
+        **options: Any,
+    ) -> FrontEnd:
+        place = folder or new_folder()
+        made.append(kind(place, kernelspec(**options), **(connection or {})))
         return made[-1]
 
     yield start
@@ -112,15 +163,7 @@ def test_the_kernel_runs_in_the_box_of_its_kernelspec_and_is_used_as_ever(
     assert clients.run(client, where) == f"sandbox 32 {os.getcwd()}\n"
     assert [record.kind for _, record in all_records(runtime_dir)] == ["kernel"]
     assert heart_beats(started.info)
-    # The next cell would be aborted if it came early.
-    asked = client.execute("print('begun', flush=True)\nwhile True: pass", stop_on_error=False)
-    seen: list[Any] = []
-    while "begun" not in text_of(seen):
-        seen.append(client.get_iopub_msg(timeout=PATIENCE))
-    started.process.send_signal(signal.SIGINT)
-    reply = client.get_shell_msg(timeout=PATIENCE)
-    assert reply["parent_header"]["msg_id"] == asked
-    assert reply["content"]["ename"] == "KeyboardInterrupt"
+    interrupt_a_cell(started)
     told = clients.run(client, "print(input('Name? '))", stdin_hook=lambda _: client.input("Ada"))
     assert told == "Ada\n"
     size = 8 << 20
@@ -128,6 +171,38 @@ def test_the_kernel_runs_in_the_box_of_its_kernelspec_and_is_used_as_ever(
     client.shutdown()
     assert started.end() == (0, "")
     assert not list(all_records(runtime_dir))
+
+
+def test_vs_codes_jupyter_extension_starts_a_kernel_in_its_box_interrupts_and_ends_it(
+    front_end: Any, new_folder: Callable[[], Path], runtime_dir: Path
+) -> None:
+    folder = new_folder() / "with blanks"
+    folder.mkdir()
+    started = front_end(kind=VsCode, folder=folder, shm_limit="32M")
+    started.await_ports()
+    started.await_kernel()
+    client = started.client
+    where = "import os; s = os.statvfs('/dev/shm'); print(s.f_blocks * s.f_bsize >> 20)"
+    assert clients.run(client, where) == "32\n"
+    interrupt_a_cell(started)
+    started.dispose()
+    started.end()
+    assert not list(all_records(runtime_dir))
+
+
+def test_a_front_end_may_choose_unix_sockets_of_its_own(
+    front_end: Any, new_folder: Callable[[], Path], runtime_dir: Path
+) -> None:
+    place = new_folder()
+    numbers = {name: number for number, name in enumerate(PORTS, 1)}
+    started = front_end({"transport": "ipc", "ip": f"{place}/kernel", **numbers})
+    started.await_kernel()
+    assert clients.run(started.client, "import os; print(os.uname().nodename)") == "sandbox\n"
+    assert sorted(path.name for path in place.iterdir()) == [f"kernel-{n}" for n in range(1, 6)]
+    started.client.shutdown()
+    assert started.end() == (0, "")
+    assert not list(all_records(runtime_dir))
+    assert not list(place.iterdir())
 
 
 def test_the_kernel_ends_with_a_process_that_is_killed(front_end: Any, runtime_dir: Path) -> None:

@@ -8,39 +8,12 @@ from typing import Any
 import pytest
 from peer import NAME, Peer
 
-from sandbox_provisioner.app import SandboxApp
-from sandbox_provisioner.app.change import FreezeApp, LimitsApp, ThawApp
-from sandbox_provisioner.app.command import UsageError
-from sandbox_provisioner.app.running import ListApp
-from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.records import RecordFolder
 
 pytestmark = pytest.mark.requires("userns", "cgroup-memory", "cgroup-pids")
 
 MIB = 1 << 20
-_COMMANDS = (LimitsApp, FreezeApp, ThawApp, ListApp)
-
-
-@pytest.fixture
-def command(runtime_dir: Path, capsys: Any) -> Any:
-    """``command("freeze", "134530eb")``: all that it says, on one line, or the error's text. It
-    knows the kernels from their records alone."""
-
-    def run(*words: str) -> str:
-        app = SandboxApp()
-        capsys.readouterr()
-        try:
-            app.initialize([*words, "--runtime-dir", str(runtime_dir)])
-            app.start()
-        except (SandboxError, UsageError) as error:
-            return str(error)
-        finally:
-            for application in (SandboxApp, *_COMMANDS):
-                application.clear_instance()
-        return " ".join(capsys.readouterr().out.split())
-
-    return run
 
 
 def id_of(k: Any) -> str:
@@ -74,6 +47,21 @@ def test_other_limits_hold_at_once_and_the_kernel_is_told_when_it_comes_close_to
         k.run("del kept, more")
         command("limits", id_of(k), "mem=250M")
         assert k.provisioner.handle.usage().memory_limit_bytes == 250 * MIB
+
+
+def test_who_has_nobody_to_tell_pid_1_of_another_cap_is_told_so(
+    kernel: Any, command: Any, runtime_dir: Path
+) -> None:
+    left = "the interrupt before that stays where it was, as no server is left to move it"
+    with kernel(mem_limit="200M") as k:
+        folder = k.provisioner.handle.folder
+        folder.release()  # as when its server has gone
+        try:
+            assert left in command("limits", id_of(k), "mem=500M")
+            assert left not in command("limits", id_of(k), "pids=77")
+        finally:
+            assert folder.own_if_orphan()
+        assert left not in command("limits", id_of(k), "mem=400M")
 
 
 def test_what_cannot_be_changed_is_said_and_nothing_is(kernel: Any, command: Any) -> None:

@@ -619,6 +619,7 @@ def test_the_caps_stand_in_the_environment_and_where_programs_look_in_a_containe
         "268435456",
         "150000 100000",
         "/sys:",
+        "devices",
         "fs",
         "/sys/fs/cgroup:",
         "cpu.max",

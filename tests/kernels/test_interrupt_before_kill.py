@@ -121,8 +121,8 @@ def test_files_in_memory_count(kernel: Any, place: str) -> None:
     with kernel(mem_limit="512M", shm_limit="1G", tmp_limit="1G") as k:
         found = outputs(
             k,
-            f"file = open('{place}/x', 'wb', buffering=0)\n"
-            "while True: file.write(b'x' * (10 << 20))",
+            f"import time\nfile = open('{place}/x', 'wb', buffering=0)\n"
+            "while True:\n    file.write(b'x' * (1 << 20))\n    time.sleep(0.001)",
         )
         assert is_interrupt(found), found
         assert k.run("file.truncate(0)") == "0"

@@ -73,10 +73,15 @@ def test_one_kernel_too_many_is_refused_with_the_figures_until_another_has_ended
     assert not kernels_of(runtime_dir)
 
 
-def test_a_kernel_from_a_nursery_is_counted_too(
-    warm: Any, nursery: Record, runtime_dir: Path, policy: Any
-) -> None:
+@pytest.fixture
+def one_kernel(policy: Any) -> None:
+    """What is ready was made by the policy that there is."""
     policy("[everyone]\nkernels = 1")
+
+
+def test_a_kernel_from_a_nursery_is_counted_too(
+    one_kernel: None, warm: Any, nursery: Record, runtime_dir: Path
+) -> None:
     with warm() as k:
         assert k.provisioner.handle.record.nursery == nursery.sandbox_id
         with pytest.raises(StartRefused, match="may have 1 at"), warm():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import select
 import signal
@@ -277,6 +278,27 @@ def test_every_client_of_a_killed_kernel_reads_why(server: Server) -> None:
             first.await_kernel()
 
 
+def test_who_was_stopped_reads_by_whom_and_does_not_start_again_by_itself(server: Server) -> None:
+    found = server.post_session("boxed", "stopped.ipynb").json()["kernel"]["id"]
+    with contextlib.closing(KernelSocket(server, found)) as client:
+        client.await_kernel()
+        cell = client.execute("print('begun', flush=True)\nwhile True: pass")
+        client.until(lambda message: "begun" in text_of([message]))
+        stop = [sys.executable, "-m", "sandbox_provisioner.app", "stop", found]
+        subprocess.run([*stop, "--runtime-dir", server.home.runtime], check=True)
+        came = client.until_status("dead")
+    assert "restarting" not in [message["content"].get("execution_state") for message in came]
+    told = streams(came, "stderr")
+    assert [parent_of(message) for message in told] == [cell]
+    assert "with the command jupyter sandbox stop" in " ".join(text_of(told).split())
+    # Nobody has it any more: not its server, which would clean up after it, nor this machine.
+    assert server.ask("GET", f"kernels/{found}").status_code == 404
+    assert [r.kernel_id for _, r in all_records(server.home.runtime) if r.kind == "kernel"] == []
+    assert not list((server.home.path / "runtime").glob(f"kernel-{found}*"))
+    with server.session("boxed", "stopped.ipynb") as client:
+        assert client.run("1 + 1") == "2"
+
+
 @needs_memory_cap
 def test_a_kernel_that_reaches_its_cap_twice_says_so_twice(server: Server) -> None:
     with server.session("small") as client:
@@ -405,6 +427,18 @@ def test_a_misspelt_setting_refuses_to_start_a_kernel() -> None:
         message = server.post_session("boxed").json()["message"]
     assert "c.SandboxProvisioner.mem_limt" in message
     assert "there is no such option" in message
+
+
+def test_the_servers_metrics_tell_of_its_kernels_where_that_is_asked_for() -> None:
+    extension = "c.ServerApp.jpserver_extensions = {'sandbox_provisioner.metrics': True}"
+    with configured_server(extension) as server:
+        server.home.add_kernel("boxed")
+        with server.session("boxed"):
+            text = server.ask("GET", "../metrics").text
+    ours, whose = "sandbox_provisioner", getpass.getuser()
+    assert f'\n{ours}_sandboxes{{kind="kernel",user="{whose}"}} 1.0\n' in text
+    assert f'\n{ours}_start_duration_seconds_count{{how="cold",kind="kernel"}} 1.0\n' in text
+    assert f'\n{ours}_ends_total{{cause="memory-cap",kind="kernel"}} 0.0\n' in text
 
 
 # -- a server that is gone

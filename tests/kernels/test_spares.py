@@ -28,7 +28,10 @@ from warmth import (
 
 import sandbox_provisioner
 from benchmarks.common import wait_until
+from sandbox_provisioner import launch
 from sandbox_provisioner.facilities.process import plan as process_plan
+from sandbox_provisioner.facilities.storage import quotas
+from sandbox_provisioner.facilities.storage.facts import STORAGE, WorkdirQuota
 from sandbox_provisioner.inside.wire import FAIL_AT
 from sandbox_provisioner.launcher import verbs
 from sandbox_provisioner.performer import Performer
@@ -167,6 +170,48 @@ def test_covers_and_volumes_hold_in_a_spare(
     assert os.listdir(hooks) == ["secret"]
 
 
+@pytest.mark.requires("root", "loop")
+def test_a_spare_has_its_image_from_before_it_is_claimed_and_it_goes_with_the_kernel(
+    warm: Any, runtime_dir: Path
+) -> None:
+    kind = "__import__('subprocess').getoutput('stat -f -c %T /tmp')"
+    with warm(spares=1, disk_limit="16M") as k:
+        assert k.run(kind) == "'ext2/ext3'"
+        ahead.wait()
+        (spare,) = spares(runtime_dir)
+        image = STORAGE / spare.sandbox_id
+        assert image.exists()
+    with warm(spares=1, disk_limit="16M") as k:
+        assert came_from_spare(k) == spare.sandbox_id
+        assert k.run(kind) == "'ext2/ext3'"
+        k.run("open('/tmp/file', 'w').write('kept')")
+        assert image.exists()
+    assert not image.exists()
+
+
+def test_a_spare_has_the_limit_of_its_work_directory_from_when_it_is_claimed(
+    warm: Any, runtime_dir: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before that nobody knows which one: what sets it is a test's own."""
+    held: list[str] = []
+
+    def find(_wish: Any, place: Any, *_: Any, **__: Any) -> WorkdirQuota:
+        return WorkdirQuota(path=place.path, filesystem="xfs", size_bytes=1 << 40)
+
+    def hold(fd: int, _quota: WorkdirQuota, **_: Any) -> None:
+        held.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr(launch, "find_workdir_quota", find)
+    monkeypatch.setattr(quotas, "hold", hold)
+    with warm(spares=1):
+        ahead.wait()
+    assert held == [str(workdir)]
+    (spare,) = spares(runtime_dir)
+    with warm(spares=1) as k:
+        assert came_from_spare(k) == spare.sandbox_id
+        assert held == [str(workdir)] * 2
+
+
 def test_no_two_spares_share_a_random_number_or_a_secret(warm: Any, runtime_dir: Path) -> None:
     with warm(spares=2, preload=["numpy"]):
         ahead.wait()
@@ -194,7 +239,7 @@ def test_a_spare_that_reaches_its_memory_limit_says_why(warm: Any, runtime_dir: 
 
 @pytest.mark.requires("cgroup-memory")
 def test_a_spare_is_interrupted_before_its_memory_limit(warm: Any, runtime_dir: Path) -> None:
-    options = {"spares": 1, "mem_limit": "256M"}
+    options = {"spares": 1, "mem_limit": "512M"}
     with warm(**options):
         ahead.wait()
     (spare,) = spares(runtime_dir)
@@ -230,8 +275,9 @@ def test_a_kernel_whose_home_is_the_work_directory_comes_from_the_nursery(
 def test_a_spare_is_claimed_once(runtime_dir: Path, warm: Any, spare: Record) -> None:
     (link,) = runtime_dir.glob("*.spare")
     key = link.name.partition("-")[0]
+    whose = found.Whose(os.geteuid(), "")
     with ThreadPoolExecutor(8) as pool:
-        claims = list(pool.map(lambda _: found.claim(runtime_dir, key), range(8)))
+        claims = list(pool.map(lambda _: found.claim(runtime_dir, key, whose), range(8)))
     (won,) = [claim for claim in claims if claim]
     assert won.record.sandbox_id == spare.sandbox_id
     won.channel.close()  # a server that dies then: its spare ends

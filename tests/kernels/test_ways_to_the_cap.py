@@ -8,6 +8,7 @@ the interrupt on an idle machine. What is asked for here is true on every one.
 from __future__ import annotations
 
 import asyncio
+import re
 from queue import Empty
 from typing import Any
 
@@ -99,19 +100,42 @@ def rest(k: Any) -> str:
         return ""
 
 
+def is_still_said(k: Any, sentences: tuple[str, ...]) -> bool:
+    """Whether one of *sentences* comes after the end of the cell; False if the kernel is killed
+    before it can show that."""
+    for _ in range(PATIENCE_SECONDS):
+        try:
+            text = k.client.get_iopub_msg(timeout=1)["content"].get("text", "")
+        except Empty:
+            if not k.manager.is_alive():
+                return False
+            continue
+        if any(sentence in text for sentence in sentences):
+            return True
+    raise AssertionError(f"nothing says: {sentences}")
+
+
+def was_killed(k: Any, said: str) -> None:
+    """The kernel is dead, and *said* tells why."""
+    assert k.provisioner.story.kind is EndKind.MEMORY_CAP, k.provisioner.story
+    assert f"it reached its memory limit of {MEMORY[:-1]} MiB" in said
+
+
 def ends_well(k: Any, code: str) -> None:
-    request, error, shown = until_it_ends(k, code)
+    _, error, shown = until_it_ends(k, code)
     said = " ".join(shown.split())
     if error == "dead":
-        assert k.provisioner.story.kind is EndKind.MEMORY_CAP, k.provisioner.story
-        assert f"it reached its memory limit of {MEMORY[:-1]} MiB" in said
+        was_killed(k, said)
         return
     if error:
         assert error in {"KeyboardInterrupt", "CancelledError"}, (error, said)
     # What is said may come after the end of the cell.
-    sentence = "is interrupted: it uses" if error else "A child process"
-    if sentence not in said:
-        k.until(lambda m: sentence in m["content"].get("text", ""), request)
+    sentences = ("is interrupted: it uses",)
+    if not error:  # an interrupt that comes late takes the error with it
+        sentences = "A child process", *sentences
+    if not any(one in said for one in sentences) and not is_still_said(k, sentences):
+        was_killed(k, " ".join(rest(k).split()))
+        return
     # What the cell has kept is there still: an answer may be what is too much.
     _, error, shown = until_it_ends(k, "kept = None; assert answer == 42")
     if error == "dead":
@@ -191,6 +215,23 @@ def test_a_task_that_fills_the_memory_while_no_cell_runs_is_told_of_at_the_last_
         assert not k.manager.is_alive()
         told = k.until(lambda m: "was killed" in m["content"].get("text", ""), request)
         assert "memory limit" in told["content"]["text"]
+
+
+def test_who_has_written_all_that_the_disk_limit_allows_is_told_why_and_goes_on(
+    kernel: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill = "file = open('/tmp/file', 'wb', buffering=0)\nwhile True: file.write(bytes(65536))"
+    with kernel(disk_limit="8M") as k:
+        k.manager.log.propagate = True
+        request = k.client.execute(fill)
+        failed = k.until(lambda m: m["msg_type"] == "error", request)
+        assert "No space left on device" in failed["content"]["evalue"]
+        told = k.until(lambda m: "is full" in m["content"].get("text", ""), request)
+        assert re.search("/tmp is full; it holds [78] MiB", told["content"]["text"])
+        assert "raise disk_limit" in told["content"]["text"]
+        assert k.run("6 * 7") == "42"
+        assert k.manager.is_alive()
+        assert "/tmp of kernel" in caplog.text
 
 
 def test_a_child_that_finds_no_room_in_shared_memory_is_told_of_under_the_cell(

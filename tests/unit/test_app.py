@@ -465,7 +465,11 @@ HEALTHY = Findings(
     kernels=(Kernel(name="python3-sandbox", sandboxed=True, guarded=True),),
     left_sandboxes=(),
     left_groups=(),
+    storage_room=(100 << 30, 0, 1 << 30),
     trial=80.0,
+    filesystems=frozenset({"overlay", "squashfs", "ext4"}),
+    image_reader="/usr/bin/squashfuse",
+    has_fuse=True,
 )
 
 
@@ -484,6 +488,24 @@ def check(facility: str, **changes: Any) -> Check:
     return next(c for c in doctor.examine(found) if c.facility == facility)
 
 
+def test_doctor_tells_what_limits_a_work_directory_or_who_can() -> None:
+    counting = Mount(1, 0, "/srv", "xfs", limits_projects=True)
+    found = check("size of work directory", workdir=workdir_facts(mount=counting))
+    assert "workdir_limit can limit it" in found.found
+    assert "broker" in found.effect
+    for filesystem, told in (("ext4", "tune2fs"), ("xfs", "rootflags"), ("vfat", "of its own")):
+        workdir = workdir_facts(filesystem=filesystem)
+        assert told in check("size of work directory", workdir=workdir).remedy
+
+
+def test_doctor_tells_what_holds_a_limit_of_the_disk() -> None:
+    found = check("disk limit", storage_room=(10 << 30, 2 << 30, 1 << 30))
+    assert "10 GiB free, of which kernels may still fill 2 GiB" in found.found
+    full = check("disk limit", storage_room=(3 << 30, 2 << 30, 1 << 30))
+    assert full.state is State.MISSING
+    assert "mkfs" in check("disk limit", image_obstacle="there is no mkfs.ext4").found
+
+
 def test_doctor_tells_of_landlock() -> None:
     assert check("landlock").found == "ABI 7"
     assert "signals" in check("landlock", host=host_facts(landlock=4)).found
@@ -491,6 +513,33 @@ def test_doctor_tells_of_landlock() -> None:
     missing = check("landlock", host=host_facts(landlock=0))
     assert missing.state is State.NOTE
     assert "lsm=" in missing.remedy
+
+
+def test_doctor_tells_what_images_are_made_with() -> None:
+    assert "images" not in [one.facility for one in doctor.examine(HEALTHY)]
+    tools = {"sqfstar": True, "mmdebstrap": True}
+    assert check("images", image_tools=tools).state is State.OK
+    missing = check("images", image_tools=tools | {"mmdebstrap": False})
+    assert missing.state is State.NOTE
+    assert "apt install mmdebstrap" in missing.remedy
+
+
+def test_doctor_tells_which_roots_kernels_can_have() -> None:
+    assert check("rootfs").found == "directories, and files of squashfs"
+    root = host_facts(uid=0, privileged=True)
+    assert check("rootfs", host=root).found == "directories, and files of squashfs and ext4"
+    for changes, text in (
+        ({"filesystems": frozenset({"ext4"})}, "no overlay"),
+        ({"image_reader": ""}, "no squashfuse"),
+        ({"has_fuse": False}, "/dev/fuse is closed"),
+    ):
+        found = check("rootfs", **changes)
+        assert found.state is State.NOTE
+        assert text in found.found
+        assert found.remedy
+    brokered = check("rootfs", image_reader="", broker="/run/sandbox-broker/socket")
+    assert brokered.state is State.OK
+    assert "files that its policy names" in brokered.found
 
 
 def test_doctor_tells_of_a_linux_that_hands_over_no_connections() -> None:
@@ -574,6 +623,16 @@ def test_doctor_suspects_the_filter_of_a_container() -> None:
     )
 
 
+def test_doctor_suspects_no_filter_where_namespaces_were_made_and_proc_is_masked() -> None:
+    proc = HostError(
+        attempt="make namespaces for a sandbox",
+        answer="[mount /proc] fsmount(name='proc', attributes=0) failed: EPERM: it is masked",
+        remedy="Unmask it.",
+    )
+    found = check("user namespaces", **refused(container="podman", filtered=True) | {"trial": proc})
+    assert found.state is State.OK
+
+
 def test_doctor_is_content_with_apparmor_where_a_profile_lets_sandboxes_start() -> None:
     assert check("user namespaces", **around({APPARMOR: "1"})).state is State.OK
 
@@ -647,7 +706,7 @@ def test_the_table_of_doctor_fits_into_a_terminal_and_tells_each_remedy_once() -
     told = doctor.describe(doctor.examine(dataclasses.replace(HEALTHY, host=facts)))
     assert max(map(len, told.splitlines())) <= COLUMNS
     assert told.count("mount -t cgroup2") == 1
-    assert told.count("What helps stands at the memory cap.") == 2
+    assert told.count('What helps stands at "memory cap".') == 2
 
 
 def test_the_table_of_doctor_puts_each_remedy_on_a_line_to_copy() -> None:

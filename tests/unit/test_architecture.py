@@ -145,8 +145,9 @@ def test_what_is_pure_in_the_launchers_room_stays_so():
 
 def test_only_one_file_speaks_to_the_c_library():
     users = {module_of(path) for path in FILES if "ctypes" in imports_of(path)}
-    # The other one writes into objects of Python's own.
-    assert users == {f"{NAME}.inside.kernel_calls", f"{NAME}.nursery.immortal"}
+    # One of the others writes into objects of Python's own; the relay is in a box, alone.
+    others = {f"{NAME}.nursery.immortal", f"{NAME}.hub.relay"}
+    assert users == {f"{NAME}.inside.kernel_calls"} | others
 
 
 def test_a_real_launcher_loads_nothing_that_a_start_does_not_need():
@@ -214,9 +215,9 @@ def test_only_one_file_loads_what_compiles_messages_for_interfaces_and_no_other_
     assert answer.stdout == "False\n"
 
 
-def test_what_draws_tables_is_loaded_by_two_commands_and_by_no_start():
+def test_what_draws_tables_is_loaded_by_three_commands_and_by_no_start():
     users = {module_of(path) for path in FILES if "rich" in _top_names(path)}
-    assert users == {f"{NAME}.app.listing", f"{NAME}.app.grade"}
+    assert users == {f"{NAME}.app.listing", f"{NAME}.app.grade", f"{NAME}.app.image"}
     script = f"import sys, {NAME}.provisioner, {NAME}.app.running; print('rich' in sys.modules)"
     answer = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
@@ -236,8 +237,19 @@ def test_nbgrader_is_loaded_by_two_files_and_by_whoever_grades_alone():
     assert pure == {"terms": set(), "verdict": words, "shown": set()}
 
 
+def test_who_counts_for_prometheus_is_loaded_where_somebody_asks_for_it_alone():
+    users = {module_of(path) for path in FILES if "prometheus_client" in _top_names(path)}
+    assert users == {f"{NAME}.metrics", f"{NAME}.broker.scrape"}
+    for path in FILES:
+        at_top = imports_of(path, only_at_top=True) & {f"{NAME}.metrics", f"{NAME}.broker.scrape"}
+        assert not at_top or module_of(path) == f"{NAME}.broker.scrape", path
+
+
 def test_the_spec_stands_on_nothing_but_wishes_sizes_and_errors():
-    wishes = "facilities.caps.wish", "facilities.network.wish.network"
+    wishes = (
+        "facilities.caps.wish", "facilities.devices.wish", "facilities.network.wish.network",
+        "facilities.storage.wish",
+    )  # fmt: skip
     assert ours_of(PACKAGE / "spec.py") == {
         f"{NAME}.{name}" for name in (*wishes, "errors", "units")
     }
@@ -292,11 +304,12 @@ def test_nobody_outside_takes_anything_from_a_gateway():
             assert not any(name.startswith(f"{NAME}.gateway.") for name in ours_of(path)), path
 
 
-@pytest.mark.parametrize("name", ["frames", "values", "wishes"])
+@pytest.mark.parametrize("name", ["frames", "server_wish", "values", "wishes"])
 def test_what_the_broker_reads_of_strangers_calls_nobody(name):
     imported = imports_of(PACKAGE / f"broker/{name}.py")
     assert not imported & {"os", "socket", "select", "time", "threading", "pathlib", "subprocess"}
-    called = {f"{NAME}.broker.{other}" for other in ("frames", "values", "wishes")}
+    pure = ("frames", "server_wish", "values", "wishes")
+    called = {f"{NAME}.broker.{other}" for other in pure}
     assert {other for other in imported if ".broker." in other} <= called
 
 
@@ -304,6 +317,29 @@ def test_the_broker_knows_no_jupyter_and_nobody_above_it():
     for path in PACKAGE.glob("broker/*.py"):
         assert not _top_names(path) & {"jupyter_client", "jupyter_core", "zmq", "traitlets"}, path
         assert not ours_of(path) & {f"{NAME}.provisioner", f"{NAME}.options", f"{NAME}.app"}, path
+
+
+def test_what_has_servers_for_a_hub_is_handed_to_the_broker_which_does_not_know_it():
+    for path in PACKAGE.glob("broker/*.py"):
+        assert not {name for name in ours_of(path) if name.startswith(f"{NAME}.hub")}, path
+    users = {module_of(path) for path in FILES if f"{NAME}.hub.for_hub" in ours_of(path)}
+    assert users == {f"{NAME}.app.broker"}
+
+
+def test_a_hub_that_is_not_root_loads_jupyterhub_in_one_file_and_the_broker_never():
+    assert {module_of(path) for path in FILES if "jupyterhub" in _top_names(path)} == {
+        f"{NAME}.hub.spawner"
+    }
+
+
+def test_what_a_server_in_a_box_finds_is_told_by_constants_alone():
+    assert imports_of(PACKAGE / "broker/box.py") == {"__future__"}
+
+
+def test_a_desk_starts_nothing_and_only_the_daemon_and_a_hub_have_one():
+    assert not ours_of(PACKAGE / "broker/desk.py") & {f"{NAME}.launch", f"{NAME}.broker.kernels"}
+    users = {module_of(path) for path in FILES if f"{NAME}.broker.desk" in ours_of(path)}
+    assert users == {f"{NAME}.broker.kernels", f"{NAME}.hub.kernels"}
 
 
 WISHES = sorted(PACKAGE.glob("facilities/caps/wish/*.py"))
@@ -337,7 +373,24 @@ def test_errors_stand_on_nothing_but_what_makes_them_printable():
 
 
 def test_who_is_trusted_is_found_out_by_looking_alone():
-    assert imports_of(PACKAGE / "trust.py") == {"__future__", "dataclasses", "os", "stat"}
+    names = {"__future__", "collections.abc", "dataclasses", "os", "stat"}
+    assert imports_of(PACKAGE / "trust.py") == names
+
+
+LAYERS = sorted(PACKAGE.glob("layers/*.py"))
+
+
+@pytest.mark.parametrize("path", LAYERS, ids=lambda path: path.stem)
+def test_what_outlives_kernels_is_read_by_who_runs_none_of_it(path):
+    forbidden = {"subprocess", "runpy", "pickle", "marshal", "shutil", "ctypes", "asyncio"}
+    assert not imports_of(path) & forbidden
+    above = ("launch", "ledger", "handle", "app", "provisioner", "orders", "performer", "broker")
+    assert not {name for name in ours_of(path) if name.split(".")[1] in above}
+
+
+def test_what_may_be_kept_is_decided_without_a_look():
+    assert ours_of(PACKAGE / "layers/guard.py") == {f"{NAME}.spec"}
+    assert not imports_of(PACKAGE / "layers/guard.py") & {"os", "stat"}
 
 
 def test_who_removes_folders_stands_on_nothing():
@@ -357,7 +410,11 @@ def test_what_only_reads_starts_no_process_and_runs_no_text(name):
     assert not called & {"exec", "eval", "compile", "os.system", "importlib.import_module"}
 
 
-ALL_WISHES = [*WISHES, *sorted(PACKAGE.glob("facilities/network/wish/*.py"))]
+ALL_WISHES = [
+    *WISHES,
+    *sorted(PACKAGE.glob("facilities/network/wish/*.py")),
+    *sorted(PACKAGE.glob("facilities/*/wish.py")),
+]
 PURE = ["plan", "spec", "story", "errors", "ends", "units", "told", "checks", "doctor"]
 
 
@@ -372,8 +429,9 @@ def test_what_is_pure_starts_nothing_and_opens_nothing(name):
 
 # -- facilities: a folder for each, and the name of a file is a law
 
-# "cgroup" and "card" are what is made outside; they are as large as the rest of their facilities.
-LAWS = {"wish", "facts", "plan", "inside", "tell", "cgroup", "card"}
+# "cgroup", "card", "images", "folders", "projects" and "quotas" are what is made outside.
+MADE_OUTSIDE = {"cgroup", "card", "images", "folders", "projects", "quotas"}
+LAWS = {"wish", "facts", "plan", "inside", "tell"} | MADE_OUTSIDE
 FACILITIES = sorted(path for path in (PACKAGE / "facilities").iterdir() if path.is_dir())
 FACILITIES = [path for path in FACILITIES if (path / "__init__.py").exists()]
 
@@ -458,12 +516,25 @@ def test_a_policy_stands_on_wishes_and_only_what_says_so_reads_anything(path):
     """What decides what somebody may have knows nobody who starts it."""
     below = (
         "policy", "spec", "errors", "units", "options", "option_errors", "host", "inside.printable",
-        "facilities.caps.wish", "facilities.network.wish",
+        "facilities.caps.wish", "facilities.devices.wish", "facilities.network.wish",
+        "facilities.volumes.wish",
     )  # fmt: skip
     for name in ours_of(path):
         assert name.removeprefix(f"{NAME}.").startswith(below), (path, name)
     if path.stem not in READS_OF_POLICY:
         forbidden = {"os", "pwd", "grp", "stat", "subprocess", "socket", "threading", "pathlib"}
+        assert not imports_of(path) & forbidden
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("images/*.py")), ids=lambda path: path.stem)
+def test_who_makes_images_starts_no_kernel_and_knows_no_options(path):
+    """The box in which pip runs is handed in."""
+    outside = ("caller", "errors", "facilities.ids.facts", "locks", "policy.lines", "removal")
+    below = ("images", "inside.kernel_calls", *outside)
+    for name in ours_of(path):
+        assert name.removeprefix(f"{NAME}.").startswith(below) or name == NAME, (path, name)
+    if path.stem == "tree":
+        forbidden = {"os", "subprocess", "pathlib", "tarfile", "io"}
         assert not imports_of(path) & forbidden
 
 
@@ -527,8 +598,8 @@ def test_only_a_servers_configuration_loads_the_contents_manager():
             assert "jupyter_server" not in _top_names(path), path
             assert not any(name.startswith(room) for name in ours_of(path)), path
     ours = {name for path in FILES if module_of(path).startswith(room) for name in ours_of(path)}
-    calls = f"{NAME}.inside.kernel_calls"
-    assert {name for name in ours if not name.startswith(room)} == {calls}
+    others = {f"{NAME}.inside.kernel_calls", f"{NAME}.templates"}
+    assert {name for name in ours if not name.startswith(room)} == others
 
 
 def test_jupyter_is_known_to_the_server_side_alone():
@@ -598,8 +669,8 @@ def test_every_file_says_in_its_first_line_where_it_runs(path):
     assert ":" in room or "." in room, first
 
 
-# Files of Python's own, and of jupyter_server's.
-OF_OTHERS = {"site.py", "getpath.py", "services/sessions/handlers.py"}
+# Files of Python's own, of jupyter_server's, and of nbgrader's users.
+OF_OTHERS = {"site.py", "getpath.py", "services/sessions/handlers.py", "nbgrader_config.py"}
 
 
 def test_every_file_that_a_text_names_is_there():

@@ -15,7 +15,7 @@ from sandbox_provisioner import audit
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.policy import current
 from sandbox_provisioner.records import Record
-from sandbox_provisioner.spec import Limits, Network, NetworkWish, SandboxSpec
+from sandbox_provisioner.spec import Limits, Network, NetworkWish, SandboxSpec, Volume
 from sandbox_provisioner.story import ExitStory
 from sandbox_provisioner.told import EndKind
 
@@ -43,7 +43,7 @@ def tell_all() -> None:
         untouched=frozenset({"pids_limit"}),
     )
     given = SandboxSpec(workdir="/srv", limits=Limits(memory_bytes=4 * GIB, pids=64))
-    audit.started(RECORD, asked, given)
+    audit.started(RECORD, asked, given, seconds=0.25, how="cold")
     audit.refused(ERROR, person="alice", name="R", asked=asked)
     audit.changed(RECORD, "mem_limit = 1 GiB")
     audit.ended(RECORD, STORY)
@@ -58,6 +58,7 @@ def check(lines: list[str]) -> None:
     assert start["sandbox_id"] == change["sandbox_id"] == end["sandbox_id"] == "0123abcd"
     assert start["asked"]["mem_limit"] == "8 GiB"
     assert start["given"]["mem_limit"] == "4 GiB"
+    assert (start["seconds"], start["how"]) == (0.25, "cold")
     assert (start["asked"]["network"], start["given"]["network"]) == ("gateway", "none")
     assert "pids_limit" not in start["asked"]
     assert start["given"]["pids_limit"] == "64"
@@ -91,9 +92,31 @@ def test_or_a_message_to_the_journal(tmp_path: Path, policy: Any, monkeypatch: A
         tell_all()
         found = [journal.recv(1 << 16).decode() for _ in range(4)]
     for text in found:
-        assert text.startswith("PRIORITY=6\nSYSLOG_IDENTIFIER=jupyter-sandbox\nMESSAGE={")
-        assert text.count("\n") == 3  # no name of a kernel's makes a field of its own
-    check([text.splitlines()[2].removeprefix("MESSAGE=") for text in found])
+        names = [line.partition("=")[0] for line in text.splitlines()]
+        # No name of a kernel's makes a field of its own.
+        assert names == [
+            "PRIORITY", "SYSLOG_IDENTIFIER", "SANDBOX_EVENT", "SANDBOX_PERSON", "MESSAGE",
+        ]  # fmt: skip
+        assert "\nSANDBOX_PERSON=alice\n" in text
+    check([text.splitlines()[4].removeprefix("MESSAGE=") for text in found])
+    assert "\nSANDBOX_EVENT=refusal\n" in found[1]
+
+
+def test_what_no_datagram_can_have_is_left_out_of_the_line(
+    tmp_path: Path, policy: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(audit, "JOURNAL", str(tmp_path / "journal"))
+    policy('audit = "journal"')
+    volumes = tuple(Volume(source=f"/{'x' * 1000}/{n}", target=f"/{n}") for n in range(400))
+    long = SandboxSpec(workdir="/", volumes=volumes)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(audit.JOURNAL)
+        audit.refused(ERROR, person="alice", name="R", asked=long)
+        journal.setblocking(False)
+        line = json.loads(journal.recv(1 << 16).decode().partition("MESSAGE=")[2])
+    assert line.pop("cut") is True
+    assert "asked" not in line
+    assert (line["event"], line["person"], line["error"]) == ("refusal", "alice", str(ERROR))
 
 
 def test_what_cannot_be_written_is_told_and_nothing_else_happens(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import common, network_starts, overhead, soak, start, steps, work
+from benchmarks import common, files, network_starts, overhead, soak, start, steps, work
 
 numbers = st.floats(min_value=0.001, max_value=1e6)
 
@@ -156,3 +156,16 @@ def test_what_a_soak_has_seen_is_told_and_drawn_without_its_first_tenth() -> Non
     assert soak.table(looks)[1] == ["descriptors", "5", "5", "5", "5"]
     root = ElementTree.fromstring(soak.svg(looks))
     assert len(root.findall("{http://www.w3.org/2000/svg}polyline")) == len(soak.MEASURES)
+
+
+def test_a_place_is_held_against_the_first_one_of_its_round() -> None:
+    samples = [
+        files.Sample(what, place, ms)
+        for what, place, ms in (
+            ("install", "layer", 20.0), ("install", "bare disk", 10.0), ("start", "host", 1.0),
+            ("install", "bare disk", 1.0), ("install", "layer", 3.0),
+        )
+    ]  # fmt: skip
+    assert files._table(samples, "install")[1:] == [
+        ["bare disk", "6 (2-9)", "x1.00"], ["layer", "12 (5-18)", "x2.50"],
+    ]  # fmt: skip

@@ -427,6 +427,18 @@ def test_what_is_mounted_read_only_is_no_question_of_owners(
     assert "podman run" in " ".join(facts.remedy("memory"))
 
 
+def test_on_v1_too_what_a_container_may_only_read_is_told_as_that(
+    proc: Proc, tmp_path: Path, unwritable: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = v1_mounts(proc, tmp_path, "/podman/1", root="/podman/1")
+    unwritable += groups.values()
+    room = sys.modules["sandbox_provisioner.facilities.caps.cgroup.survey"]
+    monkeypatch.setattr(room, "_is_read_only", lambda directory: True)
+    facts = proc.survey()
+    assert facts.missing["memory"] == f"{groups['memory']} is mounted read-only"
+    assert "podman run" in " ".join(facts.remedy("memory"))
+
+
 def test_a_waived_cap_is_dropped_with_a_warning() -> None:
     warnings: list[str] = []
     limits = Limits(pids=64, cpu_guarantee_cores=0.5)
@@ -1060,6 +1072,28 @@ def test_a_sum_that_holds_already_is_not_written_again_and_a_new_one_is(
     assert written_of(kernel, "hub/ann") == []
     of_person(facts, "hub/ann/kernels/k3", {"hub/ann": Limits(pids=50)}).create(Limits())
     assert written_of(kernel, "hub/ann") == [("pids.max", "50")]
+
+
+def test_beside_a_server_a_kernel_makes_no_sum_wider(
+    kernel: FakeKernel, facts: CgroupFacts
+) -> None:
+    """Its hub may allow less than the policy that the broker reads."""
+    of_person(facts, "hub/ann/server/k1").create(Limits())
+    kernel.written.clear()
+    wider = {"hub/ann": Limits(memory_bytes=1024 * MIB, pids=50)}
+    of_person(facts, "hub/ann/kernels/k2", wider).create(Limits())
+    assert written_of(kernel, "hub/ann") == [("pids.max", "50")]
+    of_person(facts, "hub/ann/server/k3", wider).create(Limits())
+    assert ("memory.max", str(1024 * MIB)) in written_of(kernel, "hub/ann")
+
+
+def test_without_a_server_a_kernel_has_the_sum_of_its_policy(
+    kernel: FakeKernel, facts: CgroupFacts
+) -> None:
+    of_person(facts, "hub/ann/kernels/k1").create(Limits())
+    wider = {"hub/ann": Limits(memory_bytes=1024 * MIB)}
+    of_person(facts, "hub/ann/kernels/k2", wider).create(Limits())
+    assert ("memory.max", str(1024 * MIB)) in written_of(kernel, "hub/ann")
 
 
 def test_who_finds_a_persons_group_without_its_sum_writes_it(

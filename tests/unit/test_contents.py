@@ -27,6 +27,7 @@ from jupyter_server.services.contents.largefilemanager import AsyncLargeFileMana
 from nbformat.sign import MemorySignatureStore, NotebookNotary
 from nbformat.v4 import new_notebook
 from tornado.web import HTTPError
+from traitlets.config import Config, Configurable
 
 from sandbox_provisioner.contents import SandboxContentsManager
 from sandbox_provisioner.contents.beneath import Beneath, move
@@ -527,3 +528,11 @@ def test_no_link_in_the_trash_is_followed(home: Path, outside: Path) -> None:
         run(manager.delete("evil.desktop"))
     assert state_of(outside) == {"file": KEPT}
     assert (home / "evil.desktop").exists()
+
+
+def test_templates_of_the_current_directory_are_off_before_there_is_a_kernel(
+    tmp_path: Path,
+) -> None:
+    server = Configurable(config=Config())
+    SandboxContentsManager(root_dir=str(tmp_path), parent=server)
+    assert server.config.TemplateExporter.extra_template_basedirs == []

@@ -92,7 +92,7 @@ def test_the_nearest_name_is_told_and_not_all() -> None:
         ("confinement", "x", ['"namespaces" or "landlock"', "SECURITY.md"]),
         ("cpu_limit", "two", ["a number, not 'two'", "in cores: 0.5 is half of one core"]),
         ("spares", -1, ["a whole number, at least 0, not -1"]),
-        ("volumes", 3, ["a list of texts, not 3", "SOURCE:TARGET"]),
+        ("volumes", 3, ["a list of texts, or a dictionary, not 3", "SOURCE:TARGET"]),
         ("on_missing", {"cpu": "wran"}, ['each value "refuse" or "warn"', "wran"]),
         ("network_rate", [1], ["a number, a text or a dictionary, not [1]", '{"up": "2M"']),
         ("mem_limit", [1], ["a number or a text, not [1]", '"512M"']),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import pytest
@@ -21,7 +24,7 @@ from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.grade.book import Graded, opened
 from sandbox_provisioner.grade.copies import copy, digest_of
 from sandbox_provisioner.grade.imports import imports_of
-from sandbox_provisioner.grade.kernels import boxed
+from sandbox_provisioner.grade.kernels import BoxedManager, boxed
 from sandbox_provisioner.grade.reading import MOST_BYTES, read_notebook
 from sandbox_provisioner.grade.shown import Budget, weight
 from sandbox_provisioner.grade.verdict import Place, cap_that_bit, stopped
@@ -214,3 +217,55 @@ def test_a_verdict_tells_the_cap_and_the_cell() -> None:
     )
     assert cap_that_bit(replace(END, kind="cover-lost")) == "It ended"
     assert cap_that_bit(replace(END, kind="signal", signal=11)).endswith("signal 11 (SIGSEGV)")
+
+
+# -- when a kernel is ready
+
+
+def message(asked: str, **content: Any) -> dict[str, Any]:
+    return {"parent_header": {"msg_id": asked} if asked else {}, "content": content}
+
+
+def readied(shell: Iterator[Any], iopub: Iterator[Any], monkeypatch: Any) -> list[str]:
+    """What a client does that waits for a kernel which says these, where None is silence."""
+    done: list[str] = []
+    client = BoxedManager().client_factory()
+
+    def hears(words: Iterator[Any]) -> Any:
+        async def get(timeout: float) -> Any:
+            if (told := next(words)) is None:
+                raise Empty
+            return told
+
+        return get
+
+    async def upstream(timeout: float | None) -> None:
+        done.append("waits as upstream")
+
+    monkeypatch.setattr(client, "kernel_info", lambda: done.append("asks") or f"{len(done)}")
+    monkeypatch.setattr(client, "get_shell_msg", hears(shell))
+    monkeypatch.setattr(client, "get_iopub_msg", hears(iopub))
+    monkeypatch.setattr(client, "_handle_kernel_info_reply", lambda _: done.append("knows it"))
+    monkeypatch.setattr(client, "_async_wait_for_ready", upstream)
+    asyncio.run(client.wait_for_ready(60))
+    return done
+
+
+def test_a_kernel_is_ready_when_it_is_heard_to_have_answered_this_question(
+    monkeypatch: Any,
+) -> None:
+    said = (message("", execution_state="starting"), message("1", execution_state="busy"))
+    idle = message("1", execution_state="idle")
+    shell = iter([message("0"), message("1")])
+    iopub = iter([message("0", execution_state="idle"), *said, idle, "more"])
+    assert readied(shell, iopub, monkeypatch) == ["asks", "knows it"]
+    assert next(iopub) == "more"
+    # Nobody had been connected when it said so.
+    iopub = iter([None, message("1", execution_state="idle"), message("2", execution_state="idle")])
+    shell = iter([message("1"), message("2")])
+    assert readied(shell, iopub, monkeypatch) == ["asks", "asks", "knows it"]
+
+
+def test_a_kernel_that_says_nothing_soon_is_waited_for_as_upstream_does(monkeypatch: Any) -> None:
+    found = readied(iter([None, message("2"), None]), iter([None]), monkeypatch)
+    assert found == ["asks", "asks", "asks", "waits as upstream"]

@@ -385,6 +385,28 @@ def test_a_volume_may_be_a_file_or_a_directory(tmp_path: Path) -> None:
     assert not volume_of(tmp_path / "file").place.is_directory
 
 
+def test_what_somebody_else_has_opened_is_what_its_path_says(tmp_path: Path) -> None:
+    """By which a policy has judged it."""
+    (tmp_path / "other").mkdir()
+    with ExitStack() as opened:
+        fd = os.open(tmp_path / "other", os.O_PATH)
+        opened.callback(os.close, fd)
+        for name, answer in (("said", f"it is {tmp_path}/other now"), ("other", "")):
+            path = str(tmp_path / name)
+            facts = HostFacts.probe(
+                (),
+                dataclasses.replace(
+                    Caller.this_process(), groups=frozenset({0}), opened={path: fd}
+                ),
+            )
+            volume = Volume(source=path, target="/data")
+            if answer:
+                with pytest.raises(SpecError, match=answer):
+                    VolumeFacts.probe(volume, facts, opened)
+            else:
+                assert VolumeFacts.probe(volume, facts, opened).source == path
+
+
 def test_a_volume_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"volume.*missing.*No such file.*Create it"):
         volume_of(tmp_path / "missing")

@@ -40,9 +40,13 @@ def test_ranges_end_where_systemds_table_says(folder: Path) -> None:
     last = FIRST_PERSONS_ID + (LAST_ID - FIRST_PERSONS_ID + 1) // IDS * IDS - IDS
     (folder / "ranges").write_text(f"ann {last - IDS}\n")
     assert range_of("bob", folder) == last
-    with pytest.raises(HostError, match="all 2 ranges have been given"):
+    with pytest.raises(HostError, match="all 2 ranges have been given") as caught:
         range_of("eve", folder)
-    assert "eve" not in (folder / "ranges").read_text()
+    file = folder / "ranges"
+    assert "\neve " not in file.read_text()
+    assert "write the new name in place of one" in caught.value.remedy
+    file.write_text(file.read_text().replace("ann ", "eve "))
+    assert range_of("eve", folder) == last - IDS
 
 
 @pytest.mark.parametrize("line", ["ann", "ann x", "bob 5\nbob 6", "ann 5\nbob 5", "ann -5"])

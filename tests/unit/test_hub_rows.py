@@ -11,7 +11,16 @@ import pytest
 
 from sandbox_provisioner.app.hub_server import Started
 from sandbox_provisioner.checks import State
-from sandbox_provisioner.hub.tell import CONTENTS, SPECS, TERMINALS, HubFindings, examine_hub
+from sandbox_provisioner.errors import HostError
+from sandbox_provisioner.hub.tell import (
+    CONTENTS,
+    SPECS,
+    TERMINALS,
+    HubFindings,
+    examine_account,
+    examine_hub,
+    note_account,
+)
 
 SET = {
     ("ServerApp", "kernel_spec_manager_class"): SPECS,
@@ -26,6 +35,7 @@ CLOSED = HubFindings(
     who="process 7, of alice",
     settings=SET,
     files=("/etc/jupyter/jupyter_server_config.py",),
+    trusted_code_only=True,
     installed=frozenset({"jupyter_lsp", "jupyterlab"}),
 )
 
@@ -68,6 +78,7 @@ def test_each_setting_that_is_missing_or_another_one_has_its_row(owner, row, sta
     [
         ({"user_config": True}, "the user's configuration"),
         ({"user_site": True}, "the user's site"),
+        ({"trusted_code_only": False}, "extensions"),
         ({"changeable": "/home/alice/venv/bin"}, "the server's environment"),
         ({"missing": {"memory": "not writable"}}, "control groups"),
     ],
@@ -109,3 +120,20 @@ def test_what_a_server_was_started_with_is_read(tmp_path: Path) -> None:
     assert started("jupyter-lab").prefix == sys.prefix
     [setting] = started("x", "--ServerApp.terminals_enabled=False").settings()
     assert setting == (("ServerApp", "terminals_enabled"), "False")
+
+
+def test_where_a_broker_is_asked_the_server_needs_no_groups_of_its_own() -> None:
+    missing = {"missing": {"memory": "not writable"}}
+    assert states(**missing) == {"control groups": State.MISSING}
+    assert states(**missing, broker=True) == {}
+    local = SET | {("SandboxProvisioner", "launcher"): "local"}
+    assert states(**missing, broker=True, settings=local) == {"control groups": State.MISSING}
+
+
+def test_the_account_of_a_hub_is_told_what_the_broker_says_to_it() -> None:
+    assert {check.state for check in examine_account("jupyterhub", None)} == {State.OK}
+    obstacle = HostError(attempt="have a server", answer="nobody is named", remedy="Name it.")
+    [check] = examine_account("jupyterhub", obstacle)
+    assert (check.state, check.remedy) == (State.MISSING, "Name it.")
+    assert "nobody is named" in check.found and "runs as jupyterhub" in check.effect
+    assert note_account("alice", obstacle).state is State.NOTE

@@ -97,3 +97,26 @@ def test_every_id_is_mapped_once_and_nothing_outside_twice(
     assert sum(count for _, _, count in lines) == (IDS if inside < IDS else IDS + 1)
     spans = sorted((to, to + count) for _, to, count in lines)
     assert all(one[1] <= other[0] for one, other in pairwise(spans))
+
+
+def test_the_file_is_read_again_where_it_has_changed_and_not_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, reads, real = tmp_path / "subuid", [0], id_range._text
+
+    def text(asked: str) -> str:
+        reads[0] += 1
+        return real(asked)
+
+    monkeypatch.setattr(id_range, "_SUBUID", str(path))
+    monkeypatch.setattr(id_range, "_text", text)
+    assert not id_range.is_given_away(100001)
+    for count, first in enumerate((100000, 10000), 2):
+        path.write_text(f"me:{first}:65536\nyou:400000:65536\n")
+        for _ in range(3):
+            assert id_range.first_of_range(first + 1) == first
+            assert id_range.first_of_range(400009) == 400000
+            assert id_range.first_of_range(9) == 9
+        assert reads == [count]
+    path.unlink()
+    assert not id_range.is_given_away(100001)

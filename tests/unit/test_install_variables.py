@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from golden import REQUEST, ROOT, site_of
+
 from sandbox_provisioner.facilities.environment.facts.kernel_files import OwnSite
 from sandbox_provisioner.facilities.environment.plan.installs import (
     BASE,
@@ -10,6 +14,9 @@ from sandbox_provisioner.facilities.environment.plan.installs import (
     of_certificates,
     variables,
 )
+from sandbox_provisioner.facilities.network.facts.packages import Packages
+from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
+from sandbox_provisioner.orders.variables import variables_for
 
 VENV, PLAIN = OwnSite("python3.12", ""), OwnSite("python3.12", "/home/ann/.local")
 SITE = f"{BASE}/lib/python3.12/site-packages"
@@ -61,3 +68,15 @@ def test_certificates_are_named_only_where_they_show():
         "SSL_CERT_FILE": "/etc/ssl/certs/ca.pem",
         "PIP_CERT": "/etc/ssl/certs/ca.pem",
     }
+
+
+def test_another_root_is_told_of_no_certificates_of_this_machine():
+    told = Packages(variables={"PIP_CERT": "/usr/share/ca.pem", "PIP_INDEX_URL": "https://mine"})
+    site = replace(site_of(ROOT), packages=told)
+    spec = replace(REQUEST.spec, network=NetworkWish(mode=Network.GATEWAY))
+    request = replace(REQUEST, spec=spec)
+    assert variables_for(request, site)["PIP_CERT"] == "/usr/share/ca.pem"
+    elsewhere = replace(request, spec=replace(spec, rootfs="/srv/roots/course"))
+    found = variables_for(elsewhere, site)
+    assert "PIP_CERT" not in found
+    assert found["PIP_INDEX_URL"] == "https://mine"

@@ -112,6 +112,13 @@ def test_a_network_is_refused_since_there_is_no_namespace_for_it(mode):
         plan_of(spec=spec)
 
 
+@pytest.mark.parametrize("limits", [Limits(disk_bytes=1 << 30), Limits(inodes=1000)])
+def test_a_limit_of_the_disk_is_refused_since_it_is_the_hosts(limits):
+    spec = SandboxSpec(workdir=WORKDIR, confinement=Confinement.LANDLOCK, limits=limits)
+    with pytest.raises(SpecError, match=r'disk_limit.*Use confinement = "namespaces"'):
+        plan_of(spec=spec)
+
+
 def test_an_environment_in_the_work_directory_is_refused():
     files = dataclasses.replace(FILES, readonly=(f"{WORKDIR}/venv",))
     with pytest.raises(SpecError, match="could be changed"):

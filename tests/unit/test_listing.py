@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from sandbox_provisioner.app import listing, running
-from sandbox_provisioner.app.running import Pages, Sandbox, look_at_others
+from sandbox_provisioner.app.running import Disk, Pages, Sandbox, look_at_others
 from sandbox_provisioner.facilities.caps.cgroup import Usage
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.records import BUSY, Record, RecordFolder
@@ -109,6 +109,13 @@ def test_a_row_fits_a_terminal_and_its_figures_are_whole(columns: int) -> None:
     assert "…" in lines[1]
 
 
+def test_what_is_written_of_a_limit_of_the_disk_is_told_where_there_is_one() -> None:
+    disk = Disk(used_bytes=3 * MIB, size_bytes=16 * MIB, inodes=7)
+    assert "3 MiB of 16 MiB" in text_of(sandbox(disk=disk))
+    assert "disk" not in text_of(sandbox())
+    assert sandbox(disk=disk).as_json()["disk_inodes"] == 7
+
+
 def test_what_is_shared_is_told_where_kernels_share_with_a_nursery() -> None:
     pages = Pages(private_bytes=5 * MIB, shared_bytes=7 * MIB, pss_bytes=6 * MIB)
     row = sandbox(nursery="abc", pages=pages)
@@ -179,7 +186,7 @@ def test_root_does_not_follow_others_records_to_what_is_no_group(tmp_path: Path)
     os.mkfifo(group / "memory.current")
     for base in (str(tmp_path), f"/sys/fs/cgroup/../../..{tmp_path}"):
         with recorded(tmp_path / "run", cgroup_version=2, cgroup_bases={"memory": base}):
-            assert look_at_others(tmp_path / "run") == []
+            assert look_at_others(1001, tmp_path / "run") == []
 
 
 @pytest.mark.parametrize(
@@ -196,10 +203,10 @@ def test_a_record_of_others_that_cannot_be_meant_is_not_shown(
     tmp_path: Path, record: dict[str, Any]
 ) -> None:
     with recorded(tmp_path / "run", **record):
-        assert look_at_others(tmp_path / "run") == []
+        assert look_at_others(1001, tmp_path / "run") == []
     with recorded(tmp_path / "run", name="R"):
-        (found,) = look_at_others(tmp_path / "run")
-    assert found.record.name == "R"
+        (found,) = look_at_others(1001, tmp_path / "run")
+    assert (found.record.name, found.owner) == ("R", 1001)
 
 
 def test_only_two_words_are_an_activity(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,15 @@ def test_who_is_not_meant_is_told_who_there_is(word: str, answer: str) -> None:
     with pytest.raises(SpecError, match="id-a, id-b") as caught:
         network.find_sandbox(word, [sandbox("a"), sandbox("b")])
     assert answer in caught.value.answer
+
+
+def test_an_id_that_another_users_record_copies_is_ours() -> None:
+    ours, copied = sandbox("a", notebook="/srv/a.ipynb"), sandbox("a", notebook="/srv/a.ipynb")
+    theirs, others = replace(copied, owner=1001), replace(copied, owner=1002)
+    assert network.find_sandbox("id-a", [theirs, ours, others]) is ours
+    for word, found in (("a.ipynb", [ours, theirs]), ("id-a", [others, theirs])):
+        with pytest.raises(SpecError, match=r"id-a \(of uid 1001\)"):
+            network.find_sandbox(word, found)
 
 
 def test_a_kernel_without_a_network_is_told_how_to_have_one() -> None:

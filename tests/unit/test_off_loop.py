@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from sandbox_provisioner.contract import Labels, Warmth
+from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.off_loop import Gate, one_after_another
+from sandbox_provisioner.plan import LaunchRequest
+from sandbox_provisioner.warm import ahead
+from sandbox_provisioner.warm.launcher import WarmLauncher
 
 MANY = 20
 
@@ -108,3 +116,27 @@ def test_who_is_cancelled_takes_no_place_with_him(who: str) -> None:
     asyncio.run(cancel_one())
     assert visitors.through == 2
     assert not visitors.gate._places
+
+
+class Settling(WarmLauncher):
+    """Tells which thread looks at the host for a start that is to be prepared."""
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+
+    def settled(self, request: LaunchRequest) -> LaunchRequest:
+        self.threads.append(threading.current_thread().name)
+        raise HostError(attempt="look", answer="that is enough", remedy="Nothing.")
+
+    def warn(self, text: str) -> None:
+        assert "that is enough" in text
+
+
+def test_what_a_start_to_be_prepared_needs_to_know_of_the_host_is_found_in_its_thread() -> None:
+    launcher, request = Settling(), cast(LaunchRequest, SimpleNamespace(argv=("looked-at",)))
+    try:
+        launcher.prepare(request, Labels(name="looked at beside"), Warmth())
+        ahead.wait()
+    finally:
+        ahead._failed.clear()
+    assert launcher.threads == [ahead.THREAD]

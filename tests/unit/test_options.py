@@ -25,11 +25,18 @@ covered_files: List[Unicode]
 cpu_guarantee: Float or None = None --cpu-guarantee
 cpu_limit: Float or None = None --cpu-limit
 cpuset: Unicode = '' --cpuset
+devices: List[Unicode] = [] --device
+disk_backend: Enum['tmpfs', 'image', 'project', 'btrfs', 'auto'] = 'auto' --disk-backend
+disk_limit: Union[Int, Unicode] or None = None --disk-limit
 ends_file: Unicode = ''
 env_keep: List[Unicode] = [] --env-keep
 home_visible: List[Unicode]
+inode_limit: Int or None = None --inode-limit
 io_limit: Union[Int, Unicode] or None = None --io-limit
+kernel_user: Enum['user', 'root'] = 'user' --kernel-user
 launcher: Enum['auto', 'local', 'broker'] = 'auto'
+layer: Enum['none', 'auto', 'kernel', 'user'] = 'auto' --layer
+layer_dir: Unicode = '' --layer-dir
 mem_interrupt: Float or None = 0.92
 mem_limit: Union[Int, Unicode] or None = '50%' --mem-limit
 network: Enum['none', 'gateway', 'card'] = 'none' --network
@@ -45,6 +52,8 @@ network_rate: Union[Int, Unicode, Dict] or None = None --network-rate
 on_missing: Dict[Enum['refuse', 'warn']] = {} --on-missing
 pids_limit: Int or None = 512 --pids-limit
 preload: List[Unicode] = [] --preload
+review_days: Float = 14.0
+rootfs: Unicode = 'host' --rootfs
 runtime_dir: Unicode = ''
 shm_limit: Union[Int, Unicode] or None = None --shm-limit
 spares: Int (min 0) = 0 --spares
@@ -53,10 +62,13 @@ survive_server: Bool = False
 swap_limit: Union[Int, Unicode] or None = None --swap-limit
 tmp_limit: Union[Int, Unicode] or None = None --tmp-limit
 user_ids: Enum['single', 'range'] = 'single' --user-ids
-volumes: List[Unicode] = [] --volume
+volumes: Volumes[Unicode] = [] --volume
 warm: Union[Bool, Enum['auto']] = 'auto' --warm
 warm_idle_timeout: Float = 900.0 --warm-idle-timeout
 workdir: Unicode = 'notebook' --workdir
+workdir_inode_limit: Int or None = None --workdir-inode-limit
+workdir_limit: Union[Int, Unicode] or None = None --workdir-limit
+workdir_mode: Enum['review', 'direct'] = 'direct' --workdir-mode
 """
 
 

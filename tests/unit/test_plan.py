@@ -459,7 +459,7 @@ def test_the_home_inside_is_the_work_directory_only_where_it_is_the_servers_own(
         return next(pair for pair in pairs if pair.startswith("HOME="))
 
     assert home(site_of()) == "HOME=/home/jovyan"
-    assert home(site_of(host_with(FACTS, home=WORKDIR))) == f"HOME={WORKDIR}"
+    assert home(site_of(real_home=WORKDIR)) == f"HOME={WORKDIR}"
 
 
 def test_the_filter_is_that_of_the_machine():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from sandbox_provisioner.policy import current, read
 from sandbox_provisioner.policy.admission import Running, admit
 from sandbox_provisioner.policy.lines import Lines
 from sandbox_provisioner.policy.meaning import governed
+from sandbox_provisioner.policy.narrow import covers_volume
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.policy.policy import Policy
 from sandbox_provisioner.policy.terms import PolicyError, Terms
@@ -23,18 +25,19 @@ from sandbox_provisioner.spec import Volume
 
 FILE = "/etc/jupyter/sandbox.toml"
 GROUPS = {"ta", "students", "course"}
-USERS = {"alice", "bob"}
+USERS = {"alice": 1000, "bob": 1001, "jupyterhub": 990, "toor": 0}
 # Of the options those about which nothing is to decide: they are no power of the kernel's over
 # anything, or no part of what a launcher is asked for.
 UNGOVERNED = {
     "mem_interrupt", "workdir", "env_keep", "warm", "preload", "spares", "warm_idle_timeout",
     "start_timeout", "runtime_dir", "ends_file", "survive_server", "launcher", "broker_socket",
+    "layer_dir", "review_days",
 }  # fmt: skip
 DOCUMENT = Path(__file__).parents[2] / "docs/policy.md"
 
 
 def parsed(text: str) -> Policy:
-    return read.parse_policy(text.encode(), FILE, GROUPS.__contains__, USERS.__contains__)
+    return read.parse_policy(text.encode(), FILE, GROUPS.__contains__, USERS.get)
 
 
 def terms(text: str, name: str = "alice", *groups: str) -> Terms:
@@ -151,6 +154,77 @@ def test_the_example_of_the_document_gives_what_the_document_says():
     assert "network" not in terms(moved, "bob", "students", "ta").forced
 
 
+# -- a hub that is not root
+
+
+HUB = """\
+[everyone]
+kernels = 3
+[hub]
+account = "jupyterhub"
+volumes = ["/srv/{username}:/mine:rw", "/srv/common:/common", "/opt/x:/x:rw,noexec"]
+"""
+
+
+def test_without_a_word_about_a_hub_there_is_none():
+    assert parsed("[everyone]\nkernels = 3").hub is None
+
+
+def test_a_hub_has_an_account_and_volumes_for_each_person():
+    found = parsed(HUB).hub
+    assert (found.account, found.line) == ("jupyterhub", 3)
+    assert found.volumes_for("alice")[:2] == (
+        Volume(source="/srv/alice", target="/mine", readonly=False),
+        Volume(source="/srv/common", target="/common"),
+    )
+    assert parsed('[hub]\naccount = "jupyterhub"').hub.volumes_for("alice") == ()
+
+
+def test_a_hub_is_for_everybody_or_for_groups():
+    assert parsed(HUB).hub.groups is None and parsed(HUB).hub.is_for([])
+    found = parsed('[hub]\naccount = "jupyterhub"\ngroups = ["students", "ta"]').hub
+    assert found.groups == ("students", "ta")
+    assert found.is_for(["x", "ta"]) and not found.is_for(["x"]) and not found.is_for([])
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ('{"/a" = {bind = "/b", mode = "rw"}, "/c" = "/d"}', ("/a:/b:rw", "/c:/d:ro")),
+        ('"/a:/b"', ("/a:/b",)),
+    ],
+)
+def test_other_spellings_of_volumes_are_the_same(written, found):
+    hub = parsed(f'[hub]\naccount = "jupyterhub"\nvolumes = {written}').hub
+    assert hub.volumes == found
+    assert hub.volumes_for("alice")[0].source == "/a"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_given"),
+    [
+        ("/srv/alice:/elsewhere:rw", True),
+        ("/srv/alice/below:/x:ro", True),
+        ("/srv/bob:/mine", False),
+        ("/srv/alicea:/mine", False),
+        ("/srv:/mine", False),
+        ("/srv/common/a:/x", True),
+        ("/srv/common:/common:rw", False),
+        ("/opt/x:/x:rw", False),
+        ("/opt/x:/x:ro,noexec", True),
+    ],
+)
+def test_a_volume_is_given_that_lies_in_one_of_the_hubs_and_is_no_more(text, is_given):
+    volume, given = Volume.parse(text), parsed(HUB).hub.volumes_for("alice")
+    assert any(covers_volume(wide, volume) for wide in given) is is_given
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "a:b", ""])
+def test_a_name_that_leads_elsewhere_is_given_nothing(name):
+    with pytest.raises(SandboxError, match="plain name"):
+        parsed(HUB).hub.volumes_for(name)
+
+
 # -- what is wrong with it
 
 
@@ -189,6 +263,22 @@ def test_the_example_of_the_document_gives_what_the_document_says():
         ("\n[group.nogroup]", 2, "no group 'nogroup'"),
         ('[group]\nta.kernels = 1\n"a b".kernels = 1', 3, "no group 'a b'"),
         ("[user.mallory]\nkernels = 3", 1, "no user 'mallory'"),
+        ('[hub]\nvolumes = ["/a:/b"]', 1, "names no account"),
+        ('\n[hub]\naccount = "hubert"', 3, "no user 'hubert'"),
+        ('[hub]\naccount = ""', 2, "no user ''"),
+        ('[hub]\naccount = "toor"', 2, "'toor' is root"),
+        ('[hub]\naccount = ["jupyterhub"]', 2, "no text"),
+        ('[hub]\naccount = "jupyterhub"\nusers = 3', 3, "no 'users'"),
+        ('[hub]\naccount = "jupyterhub"\ngroups = []', 3, "no list of groups"),
+        ('[hub]\naccount = "jupyterhub"\ngroups = "ta"', 3, "no list of groups"),
+        ('[hub]\naccount = "jupyterhub"\ngroups = [3]', 3, "no list of groups"),
+        ('[hub]\naccount = "jupyterhub"\ngroups = ["ta", "tas"]', 3, "no group 'tas'"),
+        ("hub = 3", 1, "hub is no table"),
+        ('[hub]\naccount = "jupyterhub"\nvolumes = ["data:/data"]', 3, "relative path"),
+        ('[hub]\naccount = "jupyterhub"\nvolumes = ["/a:/b", "/c/../d:/d"]', 3, "not a plain"),
+        ('[hub]\naccount = "jupyterhub"\nvolumes = ["/proc:/data"]', 3, "part of the system"),
+        ('[hub]\naccount = "jupyterhub"\nvolumes = 3', 3, "volumes"),
+        ('[hub]\naccount = "jupyterhub"\nvolumes = [3]', 3, "volumes"),
         ('ask = ["x"]', 1, "no text"),
         ('\naudit = "here.log"', 2, "nowhere"),
         # in two ways
@@ -308,7 +398,7 @@ _WORDS = st.sampled_from(
     ["[everyone", ".ceilings]", "]", "[group.ta]", "[user.alice.sum]", "mem_limit", " = ", '"4G"',
      "network", '["none", "gateway"]', "kernels", "3", "\n", "\n", "#", '"""', "'", "{", "}", ",",
      "forced.", "volumes", '"/a:/b"', "\\", "é", "\0", "[host]", "nan", "-1", "on_excess",
-     '"refuse"'],
+     '"refuse"', "[hub]", "account", '"jupyterhub"', "[hub.volumes]"],
 )  # fmt: skip
 
 
@@ -356,6 +446,22 @@ def test_a_file_is_read_again_when_it_changes_comes_or_goes_and_kept_otherwise(
             kept.terms(alice)
     path.unlink()
     assert kept.terms(alice) is None
+
+
+def test_what_an_older_file_has_meant_is_not_kept_for_the_one_read_meanwhile(tmp_path, monkeypatch):
+    path = tmp_path / "sandbox.toml"
+    path.write_text("[everyone]\nkernels = 3")
+    kept, root, real = keeper(path), Person("root", 0), current.Policy.for_person
+
+    def for_person(policy, person):
+        """Another start's thread comes in between."""
+        path.write_text("[everyone]\nkernels = 4\n# changed")
+        kept.policy()
+        return real(policy, person)
+
+    monkeypatch.setattr(current.Policy, "for_person", for_person)
+    kept.terms(root)
+    assert kept.terms(root).kernels.fields["kernels"] == 4
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
@@ -421,13 +527,31 @@ def test_there_is_room_until_the_last_byte_and_the_last_kernel():
 def test_a_persons_own_kernels_are_counted_and_those_of_all():
     found = terms(ROOM)
     own, other = (Running(person=name, memory_bytes=GIB) for name in ("alice", "bob"))
-    server = Running(person="alice", memory_bytes=GIB, is_kernel=False)
+    server = Running(person="alice", memory_bytes=GIB, kind="server")
     admit(found, own, [own, server])
     admit(found, server, [own, own])
     with pytest.raises(SandboxError, match="alice has 2, and may have 2 at once"):
         admit(found, own, [own, own])
     with pytest.raises(SandboxError, match="this machine has 5, and may have 5 at once"):
         admit(found, own, [other] * 5)
+
+
+def test_servers_have_their_part_of_the_host_and_all_of_a_person_no_more_than_their_sum():
+    found = terms('[host]\nmem_limit = "8G"')
+    server = Running(person="alice", memory_bytes=None, sum_bytes=3 * GIB, kind="server")
+    inside = Running(person="alice", memory_bytes=2 * GIB, sum_bytes=3 * GIB)
+    admit(found, Running(person="bob", memory_bytes=5 * GIB), [server, inside, inside])
+    admit(found, Running(person="bob", memory_bytes=5 * GIB), [inside, inside])
+    admit(found, inside, [server, Running(person="bob", memory_bytes=5 * GIB)])
+    with pytest.raises(SandboxError, match="has 3 GiB left for sandboxes, of 8 GiB"):
+        admit(found, replace(server, person="bob", sum_bytes=4 * GIB),
+              [server, Running(person="alice", memory_bytes=2 * GIB)])  # fmt: skip
+    # Two below their sum have what they may have, and no more.
+    small = Running(person="alice", memory_bytes=GIB, sum_bytes=30 * GIB)
+    with pytest.raises(SandboxError, match="start a kernel with 7 GiB"):
+        admit(found, replace(small, memory_bytes=7 * GIB), [small, small])
+    with pytest.raises(SandboxError, match="start a server without a limit"):
+        admit(found, Running(person="alice", memory_bytes=None, kind="server"), [])
 
 
 def test_what_has_no_limit_has_no_room_on_a_host_that_has_one():

@@ -69,6 +69,29 @@ def test_a_ceiling_holds_for_who_wished_no_limit_at_all():
     assert (network.up_bits, network.down_bits, network.quota_bytes) == (10**7, 10**7, GIB)
 
 
+def test_a_ceiling_gives_nobody_more_than_there_is_without_it():
+    """None of these is "without a limit"."""
+    policy = terms('[everyone.ceilings]\nshm_limit = "4G"\ntmp_limit = "200M"\nswap_limit = "1G"')
+    sizes = {"swap_limit", "shm_limit", "tmp_limit"}
+    limits = Limits(memory_bytes=GIB)
+    for untouched in (sizes, set()):
+        found, notices = narrow(spec(limits=limits, untouched=frozenset(untouched)), policy)
+        assert (found.limits.swap_bytes, found.limits.shm_bytes) == (0, GIB // 2)
+        assert found.limits.tmp_bytes == 200 << 20
+        said = ["tmp_limit is 200 MiB in place of 512 MiB"] if not untouched else []
+        assert [notice.partition(", by")[0] for notice in notices] == said
+    found, _ = narrow(spec(), terms('[everyone.ceilings]\nshm_limit = "4G"\ntmp_limit = "2G"'))
+    assert (found.limits.shm_bytes, found.limits.tmp_bytes) == (64 << 20, GIB)
+    both = terms('[everyone.ceilings]\nmem_limit = "100M"\nshm_limit = "4G"')
+    assert narrow(spec(limits=limits), both)[0].limits.shm_bytes == 50 << 20
+
+
+def test_what_is_said_of_kernels_alone_keeps_no_box_of_a_person_from_its_network():
+    wish = spec(network=gateway("all"))
+    policy = terms('[everyone.ceilings]\nswap_limit = "1G"\nnetwork = "gateway"')
+    assert narrow_network(wish, policy) == (wish, ())
+
+
 def test_a_policy_that_refuses_names_what_may_be_had_and_whom_to_ask():
     text = 'ask = "help@x.edu"\n[everyone]\non_excess = "refuse"\nceilings.mem_limit = "4G"'
     with pytest.raises(SpecError) as caught:
@@ -131,6 +154,21 @@ def test_of_a_choice_what_was_wished_is_left_or_the_nearest_that_is_stricter(cei
     assert found.network.mode is left
 
 
+@pytest.mark.parametrize(
+    ("ceiling", "wished", "left"),
+    [
+        ('["host", "physics"]', "physics", "physics"),
+        ('["host", "physics"]', "/srv/roots/mine", "host"),
+        ('["host", "physics"]', "host", "host"),
+        ('["physics", "biology"]', "host", "biology"),
+        ('["/srv/roots/a"]', "/srv/roots/b", "/srv/roots/a"),
+    ],
+)
+def test_of_roots_only_those_are_left_that_are_listed(ceiling, wished, left):
+    policy = terms(f"[everyone.ceilings]\nrootfs = {ceiling}")
+    assert narrow(spec(rootfs=wished), policy)[0].rootfs == left
+
+
 def test_a_confinement_that_is_weaker_can_be_kept_from_people():
     policy = terms('[everyone.ceilings]\nconfinement = "namespaces"')
     found, notices = narrow(spec(confinement=Confinement.LANDLOCK), policy)
@@ -178,6 +216,15 @@ def test_of_volumes_what_lies_below_an_allowed_source_is_left_and_not_writable_u
     left = ("/data/a:/x", "/work/alice/b:/b:rw")
     assert found.volumes == tuple(map(Volume.parse, left))
     assert len(notices) == 1
+
+
+def test_of_volumes_whose_programs_may_not_run_those_of_others_are_left_out():
+    policy = terms(
+        '[everyone.ceilings.volumes]\n"/w/{username}" = {bind = "/w", mode = "rw,noexec"}'
+    )
+    wished = ("/w/alice:/a:rw", "/w/alice:/b:rw,noexec", "/w/alice:/c:noexec", "/w/bob:/d:noexec")
+    found, _ = narrow(spec(volumes=tuple(map(Volume.parse, wished))), policy)
+    assert found.volumes == tuple(map(Volume.parse, wished[1:3]))
 
 
 def test_what_is_forced_is_so_and_of_a_restriction_is_added():
@@ -241,6 +288,10 @@ def wishes(draw):
             cpu_cores=draw(st.none() | st.floats(0.01, 99)),
             pids=draw(st.none() | st.integers(8, 9999)),
             tmp_bytes=draw(_BYTES),
+            disk_bytes=draw(st.none() | _BYTES),
+            inodes=draw(st.none() | st.integers(128, 9999)),
+            workdir_bytes=draw(st.none() | _BYTES),
+            workdir_inodes=draw(st.none() | st.integers(128, 9999)),
             cpuset=draw(st.none() | st.frozensets(st.integers(0, 3), min_size=1)),
         ),
         network=network,
@@ -256,6 +307,10 @@ def policies(draw):
         "cpu_limit": draw(st.none() | st.floats(0.01, 99)),
         "pids_limit": draw(st.none() | st.integers(8, 9999)),
         "tmp_limit": draw(st.none() | _BYTES),
+        "disk_limit": draw(st.none() | _BYTES),
+        "inode_limit": draw(st.none() | st.integers(128, 9999)),
+        "workdir_limit": draw(st.none() | _BYTES),
+        "workdir_inode_limit": draw(st.none() | st.integers(128, 9999)),
         "network_rate": draw(st.sampled_from([None, 8000, 10**6])),
         "network_quota": draw(st.sampled_from([None, 1 << 20, GIB])),
         "network": draw(st.none() | st.lists(_MODES, min_size=1, unique=True)),
@@ -286,6 +341,10 @@ def test_nothing_is_ever_more_than_its_ceiling_or_than_was_wished(wish, policy):
     assert _no_more(limits.cpu_cores, said["cpu_limit"], was.cpu_cores)
     assert _no_more(limits.pids, said["pids_limit"], was.pids)
     assert _no_more(limits.tmp_bytes, said["tmp_limit"], was.tmp_bytes)
+    assert _no_more(limits.disk_bytes, said["disk_limit"], was.disk_bytes)
+    assert _no_more(limits.inodes, said["inode_limit"], was.inodes)
+    assert _no_more(limits.workdir_bytes, said["workdir_limit"], was.workdir_bytes)
+    assert _no_more(limits.workdir_inodes, said["workdir_inode_limit"], was.workdir_inodes)
     if found.network.mode is not Network.NONE:
         quota = found.network.quota_bytes
         assert quota or not (said["network_quota"] or wish.network.quota_bytes)

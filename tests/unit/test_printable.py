@@ -78,6 +78,16 @@ def test_a_name_that_is_no_utf_8_can_be_printed():
     assert str(SpecError(attempt=f"use {name}", answer="b", remedy="c.")).encode()
 
 
+def test_what_is_told_once_is_not_kept_at_its_length() -> None:
+    told: list[str] = []
+    known: set[str] = set()
+    launcher = LocalLauncher(warn=told.append, told=known)
+    for text in ("x" * 100_000, "x" * 100_000, "\udcff"):
+        launcher.tell_once(text)
+    assert len(told) == 2
+    assert max(map(len, known)) <= 64
+
+
 def test_a_warning_is_one_line_and_printable():
     told: list[str] = []
     LocalLauncher(warn=told.append).warn(f"{FORGED} {TITLE}")

@@ -15,7 +15,8 @@ import pytest
 
 from sandbox_provisioner import locks, records
 from sandbox_provisioner.errors import HostError
-from sandbox_provisioner.facilities.ids.facts import FIRST_ID, FIRST_PERSONS_ID, LAST_ID
+from sandbox_provisioner.facilities.ids.facts import FIRST_ID, FIRST_PERSONS_ID, INIT_ID, LAST_ID
+from sandbox_provisioner.ledger import _counted
 from sandbox_provisioner.records import (
     Record,
     RecordFolder,
@@ -57,6 +58,17 @@ def make(runtime_dir, monkeypatch):
         folder.remove()
 
 
+def test_a_record_that_nobody_would_read_is_not_written(make, runtime_dir):
+    planned = (("file", "/" + "x" * records._MOST_BYTES),)
+    with pytest.raises(HostError, match="File too large"):
+        make("0123456789ab", planned=planned)
+    assert not (runtime_dir / "0123456789ab").exists()
+    folder, record = make("0123456789ab")
+    with pytest.raises(OSError, match="File too large"):
+        folder.write(replace(record, planned=planned))
+    assert folder.read() == record
+
+
 def test_a_record_survives_being_written_and_read(make):
     fields = {
         "kernel_id": "k",
@@ -92,8 +104,9 @@ def test_ranges_of_ids_do_not_overlap_and_are_used_again(make):
     assert make("three", ids=True)[1].first_id == FIRST_ID
 
 
-def test_ids_that_somebody_else_runs_processes_by_are_left_alone(make, monkeypatch):
-    monkeypatch.setattr(records, "_has_processes", lambda uid: uid == FIRST_ID)
+@pytest.mark.parametrize("of_init", [0, INIT_ID])  # the latter where the kernel is root
+def test_ids_that_somebody_else_runs_processes_by_are_left_alone(make, monkeypatch, of_init):
+    monkeypatch.setattr(records, "_has_processes", lambda uid: uid == FIRST_ID + of_init)
     assert make("one", ids=True)[1].first_id == FIRST_ID + (1 << 16)
 
 
@@ -333,7 +346,7 @@ def test_a_range_of_ids_that_somebody_else_has_now_is_not_given_back(make, runti
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{", "[]", "null", '{"sandbox_id": "x", "no_such": 1}'),
+        *("", "{", "[]", "null", '{"sandbox_id": "x", "version": 2}', '{"no_such": 1}'),
         '{"sandbox_id": "x", "confinement": "unheard-of"}',
     ],
 )
@@ -388,6 +401,58 @@ def test_a_record_of_an_earlier_version_is_swept_like_any_other(make, runtime_di
     (folder.path / "record.json").write_text(json.dumps(told))
     assert folder.read() == record
     assert sweep(runtime_dir) == ["one"]
+
+
+# As records were before they had a version.
+FIRST = """
+{"sandbox_id": "0f1e2d3c4b5a", "kernel_id": "134530eb-4baf-483d-99e0-a6d1c78f8ef7",
+ "name": "Python 3 (sandboxed)", "notebook": "a.ipynb", "user": "alice", "started": 1777890030.5,
+ "init_pid": 4194300, "init_start": 77, "survives_server": true, "cgroup_version": 1,
+ "cgroup_manager": "", "cgroup_bases": {"memory": "/sys/fs/cgroup/memory"},
+ "memory_limit_bytes": 268435456, "cpu_cores": 0.5, "first_id": 1879048192,
+ "workdir": "/home/alice", "shown_at": "/home/alice", "device": 64769, "inode": 12, "review": "",
+ "repositories": ["/home/alice/r"], "made": [["file", "/home/alice/.bashrc"]], "planned": [],
+ "confinement": "namespaces", "kind": "kernel", "nursery": "", "network": "none",
+ "group": "hub/alice/kernels/0f1e2d3c4b5a", "person": "alice", "uid": 1000, "box": "",
+ "changed": "", "sum_bytes": null, "unheard": false, "storage": ""}
+"""
+
+
+def test_a_record_of_the_first_version_is_read_as_one_of_today(make):
+    folder, _ = make("one")
+    (folder.path / "record.json").write_text(FIRST)
+    found = folder.read()
+    told = json.loads(FIRST)
+    assert {name: getattr(found, name) for name in told} == told | {
+        "repositories": ("/home/alice/r",),
+        "made": (("file", "/home/alice/.bashrc"),),
+        "planned": (),
+    }
+    assert (found.version, found.stopped_by, found.later) == (1, "", {})
+
+
+def test_what_a_later_version_has_written_goes_on_with_its_record(make):
+    folder, _ = make("one")
+    text = json.dumps(json.loads(FIRST) | {"to_come": {"a": [1]}})
+    (folder.path / "record.json").write_text(text)
+    folder.change(lambda record: replace(record, changed="mem_limit = 1 GiB"))
+    written = json.loads((folder.path / "record.json").read_text())
+    assert written["to_come"] == {"a": [1]}
+    assert "later" not in written
+    assert folder.read().changed == "mem_limit = 1 GiB"
+
+
+def test_a_record_that_only_a_later_version_can_mean_is_let_alone_and_told(make, runtime_dir):
+    folder, _ = make("one")
+    folder.release()
+    text = json.dumps({"sandbox_id": "one", "version": records.VERSION + 1, "made": 7})
+    (folder.path / "record.json").write_text(text)
+    told = []
+    assert (sweep(runtime_dir, told.append), all_records(runtime_dir)) == ([], [])
+    assert records.of_later_versions(runtime_dir) == ["one"]
+    assert "is let alone: its record is of version 2, and we know 1" in told[0]
+    assert (folder.path / "record.json").read_text() == text
+    folder.own_if_orphan()
 
 
 def test_a_socket_that_stands_in_goes_and_what_somebody_put_there_stays(make, runtime_dir, workdir):
@@ -572,3 +637,11 @@ def test_a_child_that_was_forked_while_a_lock_was_held_does_not_keep_it(tmp_path
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     folder.remove()
+
+
+def test_a_record_that_cannot_be_read_counts_as_one(make, runtime_dir):
+    folder, _ = make("0123456789ab")
+    asks = Record(sandbox_id="b" * 12)
+    assert [one.sandbox_id for one in _counted(runtime_dir, asks)] == ["0123456789ab"]
+    (folder.path / "record.json").write_text("{")
+    assert [one.sandbox_id for one in _counted(runtime_dir, asks)] == ["0123456789ab"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -256,6 +257,22 @@ def test_this_process_tells_what_it_has(tmp_path: Path, monkeypatch: pytest.Monk
     assert found.cwd == "/start"
     assert found.more == ("/more",)
     assert __file__ in found.imported
+
+
+def test_of_what_is_imported_that_from_one_place_is_told_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it was named by a way round, or lies beside a place of a like name."""
+    for name in ("a/one.py", "b/../a/./two.py", "aa/beside.py", "b/away.py"):
+        module = ModuleType(name)
+        module.__file__ = f"{tmp_path}/{name}"
+        monkeypatch.setitem(sys.modules, name, module)
+    (tmp_path / "b").mkdir()
+    every = this_server("/", {}).imported
+    alone = this_server("/", {}, source=f"{tmp_path}/a").imported
+    assert alone == tuple(f for f in every if f.startswith(f"{tmp_path}/a/"))
+    assert set(alone) == {f"{tmp_path}/a/one.py", f"{tmp_path}/a/two.py"}
+    assert this_server("/", {}, source="").imported == ()
 
 
 def test_links_that_cannot_be_followed_are_passed_over(tmp_path: Path) -> None:

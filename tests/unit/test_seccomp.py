@@ -410,6 +410,26 @@ def test_device_commands_that_no_table_names_do_not_exist(machine: str, command:
         assert ask(machine, "ioctl", 0, command) == said
 
 
+@pytest.mark.parametrize(
+    ("command", "verdict"),
+    [
+        (0xC020_462A, ALLOW),  # NV_ESC_RM_ALLOC
+        (0x25, ALLOW),  # UVM_REGISTER_GPU
+        (0x3000_0001, ALLOW),  # UVM_INITIALIZE
+        (0x8B01, fail(errno.ENOTTY)),  # wireless
+        (0x4004_6F01, fail(errno.ENOTTY)),  # ocfs2
+        (0x4004_CF0B, fail(errno.ENOTTY)),  # cifs
+        (0x5412, EPERM),
+        (0x5000_9401, EPERM),
+    ],
+)
+def test_with_devices_their_drivers_commands_pass_and_linuxs_own_do_not(
+    command: int, verdict: int
+) -> None:
+    args = (0, command, 0, 0, 0, 0)
+    assert judge(seccomp.any_device_commands(), args) == verdict
+
+
 @both_machines
 @pytest.mark.parametrize("command", [0x5401, 0x5413, 0x540E, 0x5421, 0x541B, 0x4004_9409, 0x8912])
 def test_ordinary_device_commands_work(machine: str, command: int) -> None:
@@ -702,6 +722,22 @@ def test_the_gateway_may_splice_and_nobody_else() -> None:
     assert gateway["splice"] == ALLOW
     for profile in (seccomp.KERNEL, seccomp.SHARED, seccomp.NURSERY, seccomp.NETWORKED):
         assert dict(seccomp.verdicts(profile))["splice"] != ALLOW
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", sorted(seccomp.ROOT_CHECKED))
+def test_for_a_kernel_that_is_root_init_judges_set_id_bits_alone(machine: str, name: str) -> None:
+    number = NUMBERS[name][MACHINES.index(machine)]
+    if number is None:
+        return
+    rule = dict(seccomp.verdicts(seccomp.ROOT))[name]
+    assert isinstance(rule, seccomp.Rule)
+    before = (0,) * rule.cases[0].when[0].argument
+    program = compile_filter(machine, seccomp.ROOT)
+    for mode, verdict in ((0o4755, seccomp.ASK), (0o2755, seccomp.ASK), (0o1777, ALLOW)):
+        assert run(program, AUDIT_ARCH[machine], number, (*before, mode)) == verdict
+    others = dict(seccomp.verdicts(seccomp.ROOT)) | dict.fromkeys(seccomp.ROOT_CHECKED, 0)
+    assert others == dict(seccomp.verdicts()) | dict.fromkeys(seccomp.ROOT_CHECKED, 0)
 
 
 def test_the_gateway_reaches_no_name_of_the_family_unix_and_is_nobodys_server() -> None:

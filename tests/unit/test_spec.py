@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.caps.wish.cpuset import format_cpuset, parse_cpuset
 from sandbox_provisioner.facilities.caps.wish.memory import SMALLEST_MEMORY_BYTES
-from sandbox_provisioner.spec import Covers, Limits, OnMissing, SandboxSpec, Volume
+from sandbox_provisioner.facilities.volumes.wish import as_texts, filled_in, without_mode
+from sandbox_provisioner.spec import Covers, Limits, OnMissing, SandboxSpec, Volume, VolumeOfDevice
 from sandbox_provisioner.units import format_bytes, parse_bytes
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -131,12 +132,58 @@ def test_a_volume_is_read_only_unless_it_says_rw():
     assert Volume.parse("/a:/b").readonly
     assert Volume.parse("/a:/b:ro").readonly
     assert Volume.parse("/a:/b:rw") == Volume(source="/a", target="/b", readonly=False)
+    assert Volume.parse("/a:/b:noexec") == Volume(source="/a", target="/b", noexec=True)
+
+
+@pytest.mark.parametrize("options", ["ro", "rw", "ro,noexec", "rw,noexec"])
+def test_a_volumes_options_are_told_as_they_are_read(options):
+    assert Volume.parse(f"/a:/b:{options}").options == options
+
+
+@pytest.mark.parametrize(
+    ("written", "texts"),
+    [
+        (["/a:/b", "/c:/d:rw"], ["/a:/b", "/c:/d:rw"]),
+        ({"/a": "/b"}, ["/a:/b:ro"]),
+        ({"/a": {"bind": "/b"}}, ["/a:/b:ro"]),
+        ({"/a": {"bind": "/b", "mode": "rw"}, "/c": "/d"}, ["/a:/b:rw", "/c:/d:ro"]),
+        ({"/a": {"bind": "/b", "mode": "ro,noexec"}}, ["/a:/b:ro,noexec"]),
+    ],
+)
+def test_volumes_in_dockers_spelling_are_read_only_unless_they_say_rw(written, texts):
+    assert as_texts(written) == texts
+
+
+@pytest.mark.parametrize(
+    "told", [5, None, [], "", "/b:rw", {}, {"bind": 1}, {"bind": "/b", "mode": ""},
+             {"bind": "/b", "mode": "ro:rw"}, {"bind": "/b", "propagation": "shared"}],
+)  # fmt: skip
+def test_a_volume_in_dockers_spelling_that_cannot_be_meant_is_refused(told):
+    with pytest.raises(SpecError, match="is not a volume"):
+        as_texts({"/a": told})
+
+
+def test_a_dictionarys_volumes_without_a_mode_are_known_for_a_sentence():
+    written = {"/a": "/b", "/c": {"bind": "/d"}, "/e": {"bind": "/f", "mode": "ro"}}
+    assert without_mode(written) == ["/a", "/c"]
+    assert without_mode(["/a:/b"]) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "a/b", "../b", "/etc", "a:/etc", ".ssh", "a\nb", "a\0"]
+)
+def test_no_users_name_leads_a_volume_elsewhere(name):
+    assert filled_in("/srv/{username}:/data", "ann") == "/srv/ann:/data"
+    assert filled_in("/srv/data:/data", name) == "/srv/data:/data"
+    with pytest.raises(SpecError, match="plain name"):
+        filled_in("/srv/{username}:/data", name)
 
 
 @pytest.mark.parametrize(
     "written",
     ["", "/a", "a:/b", "/a:b", "/a:/b:rx", "/a:/b:rw:ro", "/a:/b/../c", "/a/./b:/c", "/a\n:/b",
-     "/a:/b\0", ":", "::", "/a::rw", "~/a:/b", "/a:/b:RW"],
+     "/a:/b\0", ":", "::", "/a::rw", "~/a:/b", "/a:/b:RW", "/a:/b:", "/a:/b:ro,rw", "/a:/b:ro,ro",
+     "/a:/b:noexec,", "/a:/b:suid", "/a:/b:dev", "/a:/b:rw,exec"],
 )  # fmt: skip
 def test_what_is_no_volume_is_refused(written):
     with pytest.raises(SpecError):
@@ -156,7 +203,9 @@ def test_a_slash_at_the_end_is_fine():
 # -- covers and waivers
 
 
-@pytest.mark.parametrize("path", ["/etc", ".", "..", "../up", "a/../b", "./a", "a//b", "a/", ""])
+@pytest.mark.parametrize(
+    "path", ["/etc", ".", "..", "../up", "a/../b", "./a", "a//b", "a/", "", "a" * 4097]
+)
 @pytest.mark.parametrize(
     "field",
     [
@@ -223,6 +272,13 @@ def test_every_type_is_frozen(kind):
 def test_a_volume_neither_replaces_nor_shows_the_system(text):
     with pytest.raises(SpecError, match="a part of the system"):
         Volume.parse(text)
+
+
+def test_what_comes_with_a_device_may_be_among_the_programs_read_only_and_nowhere_else():
+    assert VolumeOfDevice(source="/usr/lib/a", target="/usr/lib/a").readonly
+    for target, readonly in (("/usr/lib/a", False), ("/usr/lib", True), ("/bin/a", True)):
+        with pytest.raises(SpecError, match="a part of the system"):
+            VolumeOfDevice(source="/usr/lib/a", target=target, readonly=readonly)
 
 
 def test_a_volume_may_show_more_of_etc_read_only():

@@ -127,6 +127,7 @@ def test_a_program_with_a_profile_that_allows_it_is_not_held_by_apparmor() -> No
         ("podman", "--security-opt unmask=ALL"),
         ("kubernetes", "procMount: Unmasked"),
         ("", "Podman: --security-opt unmask=ALL; Kubernetes: procMount: Unmasked with hostUsers"),
+        ("", "Of a systemd service, set ProtectKernelTunables=no and ProtectKernelLogs=no."),
     ],
 )
 def test_a_masked_proc_is_told_with_each_engines_setting(container: str, remedy: str) -> None:

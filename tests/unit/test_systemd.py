@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from groups import ended, removed
 from jeepney import DBusErrorResponse, HeaderFields, MessageType
 from jeepney.low_level import Header, Message
 
+from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.facilities.caps.cgroup import (
     CgroupFacts,
+    common,
     files,
     leftover_names,
+    make_common_scope,
     manager,
     open_tree,
     survey,
@@ -527,3 +530,96 @@ def test_root_asks_the_manager_of_the_machine(
     facts = machine.survey("user.slice/user-0.slice/session-1.scope")
     assert (facts.manager, dict(facts.missing)) == ("system", {})
     assert facts.bases["cpuset"] == f"{machine.top}/cgroup/system.slice"
+
+
+COMMON = "system.slice/jupyter-sandboxes.scope"
+
+
+def test_root_makes_groups_in_the_scope_for_all_where_there_is_one_and_nobody_else_does(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getxattr", lambda path, name: b"1" if path.endswith(COMMON) else b"0")
+    scope = machine.group(COMMON, OFFERED)
+    (scope / "memory.swap.max").touch()
+    assert machine.survey(SESSION).manager == "user"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "access", lambda path, mode: os.path.exists(path))
+    (machine.top / "cgroup/cgroup.type").unlink()
+    facts = machine.survey("system.slice/hub.service")
+    assert (facts.manager, facts.bases["memory"], dict(facts.missing)) == ("", str(scope), {})
+    # What is not delegated is systemd's, whatever it is called.
+    monkeypatch.setattr(os, "getxattr", lambda path, name: b"0")
+    assert machine.survey("system.slice/hub.service").manager == "system"
+
+
+# --- the scope for all
+
+
+@pytest.fixture
+def by_system(facts: CgroupFacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "survey", lambda: replace(facts, manager="system"))
+
+
+@pytest.mark.usefixtures("by_system")
+def test_the_scope_for_all_is_kept_by_a_process_below_it(fake: FakeManager) -> None:
+    make_common_scope()
+    ((unit, properties),) = fake.started
+    (keeper,) = properties["PIDs"]
+    try:
+        assert (unit, properties["Delegate"]) == ("jupyter-sandboxes.scope", True)
+        assert "MemoryMax" not in properties
+        assert (fake.slice / unit / "keeper/cgroup.procs").read_text() == str(keeper)
+        status = Path(f"/proc/{keeper}/status").read_text()
+        assert f"PPid:\t{os.getpid()}\n" not in status
+        assert os.getsid(keeper) != os.getsid(0)
+    finally:
+        os.kill(keeper, signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("by_system")
+def test_a_scope_for_all_that_cannot_be_had_is_an_error_and_leaves_no_process(
+    fake: FakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(which: str, unit: str, properties: list[Property]) -> None:
+        fake.start_scope(which, unit, properties)
+        raise HostError(attempt="start it", answer="it is there", remedy="None.")
+
+    monkeypatch.setattr(manager, "start_scope", refuse)
+    with pytest.raises(HostError, match="it is there"):
+        make_common_scope()
+    ((_, properties),) = fake.started
+    pidfd = -1
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(properties["PIDs"][0])
+    if pidfd >= 0:
+        assert is_readable(pidfd, 20)
+        os.close(pidfd)
+
+
+@pytest.mark.usefixtures("by_system")
+def test_a_keeper_that_has_died_is_told_even_where_its_scope_is_still_seen(
+    fake: FakeManager, facts: CgroupFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str, text: str, **told: str) -> None:
+        monkeypatch.setattr(common, "survey", lambda: replace(facts, manager=""))
+        raise HostError(attempt="move it", answer="No such process", remedy="None.")
+
+    def gone(pid: int, number: int) -> None:
+        kill(pid, number)
+        raise ProcessLookupError
+
+    kill = os.kill
+    monkeypatch.setattr(common.files, "write", fail)
+    monkeypatch.setattr(common.os, "kill", gone)
+    with pytest.raises(HostError, match="No such process"):
+        make_common_scope()
+
+
+def test_whoever_has_groups_makes_no_scope_for_all(
+    facts: CgroupFacts, fake: FakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for manager_of in ("", "user"):
+        found = replace(facts, manager=manager_of)
+        monkeypatch.setattr(common, "survey", lambda found=found: found)
+        make_common_scope()
+    assert fake.started == []

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox_provisioner.trust import Writer, changeable, is_roots
+from sandbox_provisioner.broker.eyes import Eyes
+from sandbox_provisioner.trust import Writer, changeable, is_roots, not_roots_in
 
 pytestmark = pytest.mark.requires("root")
 
@@ -89,3 +90,76 @@ def test_what_cannot_be_looked_at_counts_as_changeable(folder: Path) -> None:
     for name in ("missing", "loop", "dangling", "missing/../loop"):
         assert changeable(f"{folder}/{name}", ALICE), name
         assert not is_roots(f"{folder}/{name}")
+
+
+def test_in_a_folder_the_first_thing_is_told_that_is_not_roots_alone(folder: Path) -> None:
+    inside = folder / "lib/package/module.py"
+    inside.parent.mkdir(parents=True)
+    inside.write_text("")
+    (folder / "lib/link").symlink_to("/home/anybody")
+    assert not_roots_in([str(folder)], 100) == not_roots_in([str(inside)], 100) == ""
+    assert not_roots_in([str(folder)], 1) == str(folder)
+    for place in (inside, inside.parent, folder):
+        os.chown(place, 4321, 0)
+        assert not_roots_in([str(folder)], 100) == str(place)
+        os.chown(place, 0, 0)
+    inside.chmod(0o666)
+    assert not_roots_in([str(folder)], 100) == str(inside)
+    assert not_roots_in([str(folder / "missing")], 100) == str(folder / "missing")
+
+
+def test_what_lies_behind_something_of_anothers_is_not_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may never answer there."""
+    hers, looks, look = folder / "hers", [], os.lstat
+    hers.mkdir()
+    os.chown(hers, 4321, 4321)
+
+    def noted(path: str) -> os.stat_result:
+        looks.append(path)
+        return look(path)
+
+    monkeypatch.setattr(os, "lstat", noted)
+    assert not_roots_in([f"{hers}/below/file"], 100) == f"{hers}/below/file"
+    assert looks[-1] == str(hers)
+
+
+def test_all_paths_together_have_as_many_files_as_are_looked_at(folder: Path) -> None:
+    paths = [str(folder / name) for name in "abc"]
+    for path in paths:
+        os.mkdir(path)
+        for number in range(3):
+            Path(path, f"{number}").touch()
+    assert not_roots_in(paths, 9) == ""
+    assert not_roots_in(paths, 5) == paths[1]
+    assert not_roots_in(paths, 3) == paths[1]
+
+
+def test_what_nobody_but_root_can_enter_is_nothing_that_a_user_could_run(folder: Path) -> None:
+    closed = folder / "closed"
+    closed.mkdir()
+    (closed / "module.py").touch()
+    looks = Eyes(4321, 4321, frozenset())
+    closed.chmod(0o700)
+    assert looks(not_roots_in, [str(folder)], 100) == ""
+    closed.chmod(0o711)  # whoever knows a name in there can import it
+    assert looks(not_roots_in, [str(folder)], 100) == str(closed)
+
+
+def test_what_root_has_closed_to_all_others_is_roots_though_nobody_else_can_look(
+    folder: Path,
+) -> None:
+    """A program in there may show in a box."""
+    closed = folder / "closed"
+    (closed / "bin").mkdir(parents=True)
+    program = closed / "bin/python3"
+    program.touch()
+    looks = Eyes(4321, 4321, frozenset())
+    for mode, told in {0o700: "", 0o750: str(program), 0o710: str(program)}.items():
+        closed.chmod(mode)
+        assert looks(not_roots_in, [str(program)], 100) == told
+    closed.chmod(0o700)
+    os.chown(closed, 4322, 4322)
+    assert looks(not_roots_in, [str(program)], 100) == str(program)
+    assert looks(not_roots_in, [f"{folder}/missing/program"], 100) == f"{folder}/missing/program"

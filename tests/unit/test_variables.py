@@ -122,6 +122,16 @@ def test_a_count_of_threads_that_was_set_for_this_kernel_wins_an_inherited_one_d
 def test_packages_of_the_users_own_are_pointed_to():
     found = {"PYTHONUSERBASE": "/home/me/.local"}
     assert made_of({}, found=found)["PYTHONUSERBASE"] == "/home/me/.local"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [("/cuda/compat", "/cuda/compat:/driver"), ("", "/driver")]
+)
+def test_a_drivers_libraries_are_looked_for_after_those_that_were_asked_for(wanted, expected):
+    found = {"LD_LIBRARY_PATH": "/driver", "DRIVER": "1"}
+    made = made_of({"LD_LIBRARY_PATH": wanted}, {}, found=found, own_root=True)
+    assert (made["LD_LIBRARY_PATH"], made["DRIVER"]) == (expected, "1")
+    assert made_of({}, found=found)["LD_LIBRARY_PATH"] == "/driver"
     assert "PYTHONUSERBASE" not in made_of({})
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import sandbox_provisioner
 from sandbox_provisioner.inside import wire
+from sandbox_provisioner.story import ExitFile
 
 PACKAGE = Path(sandbox_provisioner.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -51,6 +52,19 @@ def test_an_exit_file_is_read_as_it_is_written(code, signal, path, tail):
     assert wire.read_exit_file(wire.exit_file(code, signal, "", tail)) == (
         code, signal, "", "", tail,
     )  # fmt: skip
+
+
+WORDS = st.sampled_from([b"0 ", b"137 ", b"memory-cap ", b"cover-lost ", b"ff", b"\xff", b"\n"])
+
+
+@given(st.binary(max_size=100) | st.lists(WORDS, max_size=12).map(b"".join))
+def test_any_bytes_are_read_as_something(text):
+    """An exit file may be the work of a kernel that shares our mounts."""
+    found = ExitFile.of(text)
+    assert found.number >= 0
+    assert found.text.isprintable()
+    wire.parts(text)
+    wire.records(text)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

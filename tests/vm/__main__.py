@@ -3,13 +3,13 @@
 Once as root, and once as an ordinary user in a login session; see README.md. ``--only user`` runs
 one set-up; all other arguments go to pytest, in the place of the tests that a set-up has chosen:
 ``python -m tests.vm --only root tests/inside``.
-Needs root on Debian, x86_64; elsewhere it says so and skips.
+``VM_SUITE=trixie`` takes another Debian than the host's. Needs root on Debian, x86_64; elsewhere
+it says so and skips.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import platform
 import shutil
@@ -18,17 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parent.parent
-VM = HERE / "vm"
-# The guest's own: the environment is made with it here, and is then valid there.
-PYTHON = "/usr/bin/python3"
+from tests.vm.environments import PYTHON, REPOSITORY, environment
+
+VM = Path(__file__).with_name("vm")
 PACKAGES = ("pytest", "pytest-timeout", "psutil", "nbclient", "hypothesis")
 # Where they lie in the guest; every user may read them.
 VENV, SOURCES = "/opt/suite/venv", "/opt/suite/sources"
@@ -70,6 +67,14 @@ CARDS = (
     f"{CARD}_what_a_killed_server_leaves_of_a_card_is_swept[later]",
     "tests/network/test_card.py::test_another_firewalls_tables_stay_as_they_are",
 )
+# Its Linux has what XFS and ext4 count by.
+QUOTAS = (
+    "tests/inside/test_folder_limit.py",
+    "tests/inside/test_workdir_limit.py",
+    "tests/kernels/test_full_work_directory.py",
+)
+# The broker as the service that an administrator installs, and ends in every way.
+UNITS = ("tests/broker/test_units.py",)
 # Of all attempts those that share one kernel, which was started cold.
 ATTACKS = ("tests/escape/test_escape.py::test_an_attempt_fails", "-k")
 # A process in a login session may not move itself out of it; tests that move their own children
@@ -83,9 +88,11 @@ DELEGATED = (
 )  # fmt: skip
 SETUPS = (
     Setup("root", "root", (*CGROUPS, *ESCAPES, *CARDS)),
+    Setup("quotas", "root", QUOTAS),
     Setup("user", "alice", ESCAPES),
     Setup("user-cgroups", "alice", CGROUPS, SCOPE),
     Setup("user-delegated", "alice", CGROUPS, DELEGATED),
+    Setup("units", "root", UNITS),
     Setup("root-attacks", "root", (*ATTACKS, "root]")),
     Setup("user-attacks", "alice", (*ATTACKS, "user] or landlock]")),
 )
@@ -107,7 +114,12 @@ def main() -> int:
     os.environ.update(VM_NAME=f"suite-{os.getpid()}", VM_LIFE=str(GUEST_LIFE_SECONDS))
     with tempfile.TemporaryDirectory() as folder:
         sources = copy_sources(Path(folder, "sources"))
-        shares = ["--share", f"{environment()}:{VENV}:copy", "--share", f"{sources}:{SOURCES}:copy"]
+        shares = [
+            "--share",
+            f"{environment('venv', PACKAGES, VENV)}:{VENV}:copy",
+            "--share",
+            f"{sources}:{SOURCES}:copy",
+        ]
         try:
             if vm("start", *shares):
                 return 1
@@ -149,24 +161,6 @@ def results(name: str) -> Path:
     folder = Path(os.environ.get("SANDBOX_ARTEFACTS", "artefacts"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"junit-vm-{name}.xml"
-
-
-def environment() -> Path:
-    """An environment with what the tests need, made once for a set of packages, and our own."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *PACKAGES]
-    version = subprocess.run([PYTHON, "-VV"], check=True, capture_output=True, text=True).stdout
-    key = hashlib.sha256("\n".join([version, *wanted]).encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("VM_CACHE") or Path.home() / ".cache/sandbox-vm")
-    venv = cache / f"venv-{key}"
-    pip = [str(venv / "bin/python"), "-m", "pip", "install", "--quiet"]
-    if not (venv / "ok").exists():
-        say(f"making {venv}")
-        subprocess.run([PYTHON, "-m", "venv", "--clear", str(venv)], check=True)
-        subprocess.run([*pip, *wanted], check=True)
-        (venv / "ok").touch()
-    subprocess.run([*pip, "--no-deps", "--force-reinstall", str(REPOSITORY)], check=True)
-    return venv
 
 
 def copy_sources(target: Path) -> Path:

@@ -14,14 +14,23 @@ if TYPE_CHECKING:
 
 
 def own_folders(_box: Box, *paths: str) -> None:
-    """Directories in the private home, by the kernel itself: so they are its own."""
+    """Directories in the private home, by the kernel itself: so they are its own. What an earlier
+    kernel has left in their place, where that is kept, is this one's to deal with: it starts."""
     for path in paths:
-        os.makedirs(path, exist_ok=True)
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError:
+            continue
 
 
 def own_note(_box: Box, path: str, text: str) -> None:
-    """A file there."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    """A file there; what is kept there of an earlier kernel gives way."""
+    try:
+        if os.path.lexists(path):
+            os.unlink(path)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except OSError:
+        return
     os.write(fd, os.fsencode(text))
     os.close(fd)
 

@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from sandbox_provisioner.errors import COMMAND, HostError
@@ -18,10 +19,17 @@ from sandbox_provisioner.errors import COMMAND, HostError
 # systemd's table of ids (UIDS-GIDS) leaves 0x70000000-0x7FFDFFFF unused.
 FIRST_ID, LAST_ID = 0x70000000, 0x7FFDFFFF
 IDS = 1 << 16
+# Of PID 1, where the kernel is root: Debian gives it to nobody, and the kernel's namespace lacks
+# it.
+INIT_ID = IDS - 1
 # From here on ranges belong to people, for ever (`hub/ranges.py`); below, to whoever runs now.
 FIRST_PERSONS_ID = FIRST_ID + 2048 * IDS
+# From here on systemd's table has IDS of them that are for files on disks, and no process ever has:
+# what belongs to ids of a box there belongs to the same number of these.
+FOREIGN_ID = 0x7FFE0000
 ATTEMPT = 'map a range of user ids (user_ids = "range")'
 _FIRST_USUAL = 100000
+_SUBUID = "/etc/subuid"
 # Not from PATH: these run with more rights than ours.
 _HELPER_FOLDERS = ("/usr/bin", "/bin", "/usr/local/bin", "/run/wrappers/bin")
 
@@ -98,9 +106,46 @@ def _entries(text: str) -> Iterator[tuple[str, int, int]]:
             yield words[0], int(words[1]), int(words[2])
 
 
+def is_given_away(uid: int) -> bool:
+    """Whether subuid(5) gives *uid* to somebody, besides the own one."""
+    return _range_of(uid) is not None
+
+
+def first_of_range(uid: int) -> int:
+    """The first of the ids that subuid(5) gives to somebody, *uid* among them; or *uid*."""
+    found = _range_of(uid)
+    return uid if found is None else found
+
+
+def _range_of(uid: int) -> int | None:
+    """The first of the ids that *uid* is given away with. A loop that serves everybody asks, and
+    there may be a line for each of many thousand users: so the file is looked at, stat(2), and read
+    where it has changed."""
+    return _found(_SUBUID, _mark_of(_SUBUID), uid)
+
+
+@lru_cache(maxsize=1024)
+def _found(path: str, mark: tuple[int, ...], uid: int) -> int | None:
+    return next((first for first, end in _ranges(path, mark) if first <= uid < end), None)
+
+
+@lru_cache(maxsize=1)
+def _ranges(path: str, mark: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple((first, first + count) for _, first, count in _entries(_text(path)))
+
+
+def _mark_of(path: str) -> tuple[int, ...]:
+    """What is another one where the file at *path* is, or has been changed; () for none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def grant(name: str) -> str:
     """The command that gives this user ids that nobody else has."""
-    given = [*_entries(_text("/etc/subuid")), *_entries(_text("/etc/subgid"))]
+    given = [*_entries(_text(_SUBUID)), *_entries(_text("/etc/subgid"))]
     first = max([_FIRST_USUAL, *(start + count for _, start, count in given)])
     span = f"{first}-{first + IDS - 1}"
     return f"sudo usermod --add-subuids {span} --add-subgids {span} {name}"

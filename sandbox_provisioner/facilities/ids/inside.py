@@ -58,11 +58,31 @@ def _made_user_namespace(write_maps: Callable[[int], None]) -> int:
 
 def enter_user_namespace(box: Box, name: str) -> None:
     """Become uid 0 of the namespace *name*, which is nobody outside."""
+    join_user_namespace(box, name)
+    become_root_inside(box)
+
+
+def join_user_namespace(box: Box, name: str) -> None:
+    """Have all rights in the namespace *name*, and none elsewhere, as whoever we are."""
     kernel.setns(box.mounts.user_namespaces[name], kernel.CLONE_NEWUSER)
+    _forget_user_namespaces(box)
+
+
+def _forget_user_namespaces(box: Box) -> None:
     for fd in box.mounts.user_namespaces.values():
         os.close(fd)
     box.mounts.user_namespaces.clear()
-    become_root_inside(box)
+
+
+def stand_aside(box: Box, init_id: str, uid: str, gid: str) -> None:
+    """Be *init_id*, with the rights that we have, and with *uid*'s and *gid*'s files later on: who
+    has no other id than those of a namespace without it cannot signal us, nor look into us, and
+    whom we look into is a namespace below."""
+    os.setresgid(int(init_id), int(init_id), int(init_id))
+    kernel.become_keeping_capabilities(int(init_id))
+    kernel.set_dumpable(dumpable=False)
+    box.files_as = int(uid), int(gid)
+    box.lasting_rights = *box.lasting_rights, kernel.CAP_SYS_PTRACE
 
 
 def become_root_inside(_box: Box) -> None:
@@ -134,6 +154,8 @@ def _run_helper(path: str, *words: str) -> None:
 VERBS = (
     make_user_namespace,
     enter_user_namespace,
+    join_user_namespace,
+    stand_aside,
     become_root_inside,
     map_child,
     unshare_user_namespace,

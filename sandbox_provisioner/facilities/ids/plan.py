@@ -11,14 +11,55 @@ from collections.abc import Iterator
 
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.ids.facts import ATTEMPT as RANGE_ATTEMPT
-from sandbox_provisioner.facilities.ids.facts import FIRST_ID, IDS, LAST_ID, id_map
+from sandbox_provisioner.facilities.ids.facts import (
+    FIRST_ID,
+    FOREIGN_ID,
+    IDS,
+    INIT_ID,
+    LAST_ID,
+    id_map,
+)
 from sandbox_provisioner.host import VolumeFacts, WorkdirFacts
-from sandbox_provisioner.plan import KERNEL_ID, Site, Start, Step
+from sandbox_provisioner.plan import DISK, Kind, Site, Start, Step
 from sandbox_provisioner.spec import UserIds
 
+# The namespace of a kernel that is root, in that of its box.
+_KERNELS = "kernel"
 
-def check(site: Site) -> None:
-    """HostError for what no kernel could look into, and for a directory whose owner none can be."""
+
+def check(start: Start) -> None:
+    """HostError for what no kernel could look into, for a directory whose owner none can be, and
+    for a root that would have no id but its own."""
+    _check_places(start.site)
+    spec = start.request.spec
+    if spec.is_root and not start.site.facts.privileged and spec.user_ids is UserIds.SINGLE:
+        raise HostError(
+            attempt='let a kernel be root in its own root file system (kernel_user = "root")',
+            answer="its box has the id of this user and no other, and what packages install "
+            "belongs to many",
+            remedy='Set user_ids to "range", for which /etc/subuid has to give this user ids (see: '
+            'jupyter sandbox doctor), or kernel_user to "user".',
+        )
+    if spec.is_root and start.site.facts.privileged:
+        _check_owners(start.site)
+
+
+def _check_owners(site: Site) -> None:
+    """Where the ids of a mount are not mapped, root inside could give files to ids of its range,
+    which another box has tomorrow."""
+    given = [(site.workdir.path, site.workdir.idmappable)] if site.workdir.source else []
+    given += [(v.source, v.idmappable) for v in site.volumes if not v.volume.readonly]
+    for path in (path for path, is_mapped in given if not is_mapped):
+        raise HostError(
+            attempt=f'let a kernel that is root in its box (kernel_user = "root") write to {path}',
+            answer="Linux cannot map the ids of that file system's mounts here, and root inside "
+            "could give files there to ids that are nobody's",
+            remedy="Work on a file system such as ext4, xfs or btrfs, let a volume be read-only, "
+            'or set kernel_user to "user".',
+        )
+
+
+def _check_places(site: Site) -> None:
     workdir = site.workdir
     for _, place in site.places:
         if site.facts.privileged and place.mount.private:
@@ -65,8 +106,8 @@ def _make(start: Start, more_ids: str) -> Step:
 def _maps(site: Site) -> tuple[str, str]:
     """What a root server gives a kernel, as lines of uid_map and gid_map."""
     return (
-        id_map(KERNEL_ID, site.outside_uid, site.first_id),
-        id_map(KERNEL_ID, site.outside_gid, site.first_id),
+        id_map(site.uid, site.outside_uid, site.first_id),
+        id_map(site.gid, site.outside_gid, site.first_id),
     )
 
 
@@ -99,6 +140,20 @@ def map_owners(start: Start) -> Iterator[Step]:
     why = "for an id-mapped mount: who owns it outside appears as the kernel's user"
     owned: list[tuple[str, WorkdirFacts | VolumeFacts]]
     owned = [("workdir", site.workdir)] if site.workdir.source and site.workdir.idmappable else []
+    if start.request.spec.is_reviewed and site.workdir.source:
+        yield _of_review(site, why)
+    if site.layer:
+        why_layer = "for what is kept: on the disk it belongs to ids that nobody has"
+        yield Step("make-user-namespace", ("layer", *map(_on_disk, _maps(site))), why_layer)
+    if site.storage and site.storage.is_folder and start.kind is not Kind.CLAIM:
+        why_disk = "for what it writes to a folder of the host's: there it is of ids nobody has"
+        yield Step("make-user-namespace", (DISK, *map(_on_disk, _maps(site))), why_disk)
+    is_like_box = site.has_image or (site.root.is_own and not site.root.is_callers)
+    if is_like_box and start.kind not in (Kind.COLD, Kind.CLAIM):
+        why_box = "for mounts of file systems whose ids are the box's"
+        yield Step("make-user-namespace", (start.map_of_box, *_maps(site)), why_box)
+    if site.root.is_callers and start.kind is not Kind.CLAIM:
+        yield _of_caller(site)
     mapped = [(f"volume-{n}", facts) for n, facts in enumerate(site.volumes) if facts.idmappable]
     for name, facts in (*owned, *mapped):
         owner = (
@@ -108,10 +163,74 @@ def map_owners(start: Start) -> Iterator[Step]:
         yield Step("make-user-namespace", (name, *owner), why)
 
 
+def _of_caller(site: Site) -> Step:
+    """As for that user's own launcher, for whom no other id means anything. What is anybody else's
+    is read as any stranger reads it, and never the kernel's, whatever number it has."""
+    caller = site.facts.caller
+    maps = f"{caller.uid} {site.outside_uid} 1", f"{caller.gid} {site.outside_gid} 1"
+    why = "for the mount of another root: of its ids the user's own alone are the box's"
+    return Step("make-user-namespace", ("image", *maps), why)
+
+
+def _on_disk(ids: str) -> str:
+    """The map *ids*, lines of uid_map, where what is N inside is `FOREIGN_ID` + N on a disk."""
+    lines = (line.split(" ", 1) for line in ids.split("\n"))
+    return "\n".join(f"{FOREIGN_ID + int(inside)} {outside}" for inside, outside in lines)
+
+
+def _of_review(site: Site, why: str) -> Step:
+    """On the disk what is laid aside belongs to the owner of the work directory, and what the
+    overlay keeps for itself to nobody else."""
+    place = site.workdir.place
+    maps = (
+        f"{FOREIGN_ID} {site.first_id} 1\n{place.owner_uid} {site.outside_uid} 1",
+        f"{FOREIGN_ID} {site.first_id} 1\n{place.owner_gid} {site.outside_gid} 1",
+    )
+    return Step("make-user-namespace", ("review", *maps), why)
+
+
 def enter(start: Start) -> Iterator[Step]:
     """A root server's: all that needs its rights outside has been done."""
     if start.site.facts.privileged:
         yield Step("enter-user-namespace", ("sandbox",), "from here on nobody on the host")
+
+
+# -- where the kernel is root in its box
+
+
+def make_for_root_as_user(start: Start) -> Iterator[Step]:
+    """An ordinary user's, who is in the box's namespace already."""
+    if not start.site.facts.privileged:
+        yield from _make_for_root(start)
+
+
+def make_for_root_as_root(start: Start) -> Iterator[Step]:
+    """A root server's, who has just entered it."""
+    if start.site.facts.privileged:
+        yield from _make_for_root(start)
+
+
+def _make_for_root(start: Start) -> Iterator[Step]:
+    """user_namespaces(7): a capability counts in its own namespace and in those below it. All other
+    namespaces of the box, and PID 1, belong to the one above."""
+    if start.request.spec.is_root:
+        # In parts that lie within those of the namespace above, whose first one may be of one id.
+        ids = f"0 0 1\n1 1 {INIT_ID - 1}"
+        why = "the kernel is root in a namespace of its own, that owns nothing: no mount, network"
+        yield Step("make-user-namespace", (_KERNELS, ids, ids), f"{why} or process")
+
+
+def stand_aside(start: Start) -> Iterator[Step]:
+    """PID 1's last act before there is a kernel."""
+    if start.request.spec.is_root:
+        words = str(INIT_ID), str(start.site.uid), str(start.site.gid)
+        yield Step("stand-aside", words, "PID 1 has an id that the kernel's namespace lacks")
+
+
+def join_for_root(start: Start) -> Iterator[Step]:
+    """The kernel's first act."""
+    if start.request.spec.is_root:
+        yield Step("join-user-namespace", (_KERNELS,), "from here on it has no right over its box")
 
 
 # -- where the kernel comes from a nursery
@@ -152,11 +271,36 @@ def become_inside(start: Start) -> Iterator[Step]:
 def files(start: Start) -> Iterator[Step]:
     """passwd(5), group(5)."""
     uid, gid, home = start.site.uid, start.site.gid, start.site.home
+    nobody = "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+    if start.request.spec.is_root:
+        yield from _files_of_root(start, nobody)
+        return
     text = (
         "root:x:0:0:root:/root:/usr/sbin/nologin\n"
         f"jovyan:x:{uid}:{gid}:Notebook user:{home}:/bin/bash\n"
-        "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+        f"{nobody}"
     )
-    yield Step("file", ("/etc/passwd", text))
+    yield Step("file", ("/etc/passwd", text + _more(text, start.site.root.users)))
     text = f"root:x:0:\njovyan:x:{gid}:\ntty:x:5:\nnogroup:x:65534:\n"
-    yield Step("file", ("/etc/group", text))
+    yield Step("file", ("/etc/group", text + _more(text, start.site.root.groups)))
+
+
+def _files_of_root(start: Start, nobody: str) -> Iterator[Step]:
+    """Where the kernel is root. What it has added to a layer that is kept stays."""
+    verb = "file-if-none" if start.keeps_layer else "file"
+    text = f"root:x:0:0:root:{start.site.home}:/bin/bash\n{nobody}"
+    yield Step(verb, ("/etc/passwd", text + _more(text, start.site.root.users)))
+    text = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"
+    yield Step(verb, ("/etc/group", text + _more(text, start.site.root.groups)))
+
+
+def _more(ours: str, theirs: str) -> str:
+    """The lines of another root's file whose name and number *ours* does not have: what is
+    installed there belongs to them."""
+    known = {key for line in ours.splitlines() for key in line.split(":")[0:3:2]}
+    lines = []
+    for line in theirs.splitlines():
+        name, _, number, *rest = (*line.split(":"), "", "", "")
+        if name and number.isdecimal() and rest and not {name, number} & known:
+            lines.append(f"{line}\n")
+    return "".join(lines)

@@ -23,10 +23,12 @@ _TRUNCATE, _IOCTL_DEV = 1 << 14, 1 << 15
 _TCP = 0b11  # bind and connect
 _SCOPES = 0b11  # abstract unix sockets, signals
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+_CHANGE = (1 << 16) - 1 & ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV)
 _KINDS = {
     "read": _READ_FILE | _READ_DIR,
     "run": _READ_FILE | _READ_DIR | _EXECUTE,
-    "change": (1 << 16) - 1 & ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV),
+    "change": _CHANGE,
+    "write": _CHANGE & ~_EXECUTE,
     "use": _READ_FILE | _WRITE_FILE | _IOCTL_DEV,
     "bind": _READ_FILE | _WRITE_FILE | _READ_DIR | _MAKE_SOCK | _REMOVE_FILE,
 }

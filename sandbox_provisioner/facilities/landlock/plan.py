@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.landlock.tell import losses, obstacle
+from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.plan import SOCKET_NAMES, Site, Start, Step
-from sandbox_provisioner.spec import Network, relative
+from sandbox_provisioner.spec import Limits, Network, SandboxSpec, relative
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 # Of /proc what tells of the machine, and of the kernel's own process: no command line, no
@@ -26,6 +27,7 @@ _PROC = (
     "self/fdinfo", "self/limits", "self/maps", "self/smaps_rollup", "self/stat", "self/statm",
     "self/status",
 )  # fmt: skip
+_LOADER = "/etc/ld.so.cache"
 _IPYTHON_FOLDERS = (
     ".ipython", ".ipython/profile_default", ".ipython/profile_default/startup",
 )  # fmt: skip
@@ -43,8 +45,26 @@ def check(start: Start) -> None:
     if problem:
         raise problem
     _check_network(start.request.spec.network.mode)
+    _check_mode(start.request.spec)
+    _check_root(start.request.spec)
+    _check_disk(start.request.spec.limits)
     _check_workdir(start.site)
     _check_volumes(start.site)
+
+
+def _check_mode(spec: SandboxSpec) -> None:
+    if spec.keeps_layer:
+        raise SpecError(
+            attempt=f'use layer = "{spec.layer.value}" with confinement = "landlock"',
+            answer="without mounts of its own it has no place for that",
+            remedy='Set layer to "auto", or confinement to "namespaces".',
+        )
+    if spec.is_reviewed:
+        raise SpecError(
+            attempt='lay aside what a kernel writes with confinement = "landlock"',
+            answer="without mounts of its own it writes in the directory itself",
+            remedy='Set workdir_mode to "direct", or confinement to "namespaces".',
+        )
 
 
 def _check_network(mode: Network) -> None:
@@ -54,6 +74,24 @@ def _check_network(mode: Network) -> None:
             answer="it shares the host's network namespace, in which nothing but a whole port can "
             "be allowed",
             remedy='Use confinement = "namespaces", or network = "none".',
+        )
+
+
+def _check_root(spec: SandboxSpec) -> None:
+    if spec.has_own_root:
+        raise SpecError(
+            attempt=f"use {spec.rootfs} as the root file system",
+            answer='with confinement = "landlock" a kernel has the root of the host',
+            remedy='Use confinement = "namespaces", or rootfs = "host".',
+        )
+
+
+def _check_disk(limits: Limits) -> None:
+    if limits.disk_bytes is not None or limits.inodes is not None:
+        raise SpecError(
+            attempt='keep disk_limit or inode_limit with confinement = "landlock"',
+            answer="it writes to the host's own file system, which has no limit of one kernel",
+            remedy='Use confinement = "namespaces", or leave both out.',
         )
 
 
@@ -206,11 +244,28 @@ def allow(start: Start) -> Iterator[Step]:
     yield Step("landlock-allow", ("change", *writable), "the work directory, and what is private")
     if is_kernel:
         yield Step("landlock-allow", ("bind", site.sockets), "the kernel's own sockets")
+    if site.devices.nodes:
+        paths = (node.source for node in site.devices.nodes)
+        yield Step("landlock-allow", ("use", *paths), "asked for by devices")
     for volume in site.volumes:
-        kind = "run" if volume.volume.readonly else "change"
+        kinds = ("read", "write") if volume.volume.noexec else ("run", "change")
+        kind = kinds[0] if volume.volume.readonly else kinds[1]
         yield Step("landlock-allow", (kind, volume.source), "asked for by volumes")
 
 
 def restrict(_start: Start) -> Iterator[Step]:
     """landlock_restrict_self(2)."""
     yield Step("landlock-restrict", (), "from here on the rules hold, for all that it starts too")
+
+
+def read_alone(facts: HostFacts, place: str) -> Iterator[Step]:
+    """For a program of the system's that reads one file, *place*, whoever made that: what it runs,
+    and that file. Where there is no Landlock the system call filter has to do."""
+    machine = facts.machine
+    if machine.landlock:
+        yield Step("landlock-rules", (str(machine.landlock),))
+        yield Step("landlock-allow", ("run", *machine.system_directories))
+        read = (place, *(path for path in machine.system_files if path == _LOADER))
+        yield Step("landlock-allow", ("read", *read))
+        yield Step("landlock-allow", ("use", "/dev/null"))
+        yield Step("landlock-restrict", (), "it reads a file that anybody may have made")

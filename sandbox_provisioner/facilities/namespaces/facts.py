@@ -276,9 +276,15 @@ def _filter_cause(around: Surroundings) -> Cause:
 def masked_proc_cause(around: Surroundings) -> Cause:
     """fsmount(2) of proc answers EPERM where a part of every /proc that we see is hidden."""
     hidden = f" ({', '.join(around.masks[:4])})" if around.masks else ""
+    remedy = container_setting(around.container, _PROC)
+    if not around.container:
+        remedy = (
+            "Of a systemd service, set ProtectKernelTunables=no and ProtectKernelLogs=no. If this "
+            f"is a container: {remedy}"
+        )
     return Cause(
         f"a part of /proc is masked here{hidden}, so Linux allows nobody below to mount a new one",
-        container_setting(around.container, _PROC),
+        remedy,
     )
 
 

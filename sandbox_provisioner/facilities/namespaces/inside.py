@@ -1,11 +1,12 @@
 """facilities/namespaces/inside.py - runs in the launcher and in PID 1: namespaces of our own.
 
-May import: os, inside.kernel_calls, say, wire.
+May import: errno, os, inside.kernel_calls, say, wire.
 May raise: OSError (with every operand in its text).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sandbox_provisioner.inside import kernel_calls as kernel
@@ -54,8 +55,14 @@ def new_session(_box: Box) -> None:
 
 
 def hostname(_box: Box, name: str) -> None:
-    """The name in the UTS namespace of our own."""
-    kernel.set_hostname(name)
+    """The name in the UTS namespace of our own. We have the right to set it, so that EPERM is the
+    word of a filter: Podman's lets a container make namespaces, and not do this. The name that the
+    container has stays, then."""
+    try:
+        kernel.set_hostname(name)
+    except kernel.CallFailed as error:
+        if error.errno != errno.EPERM:
+            raise
 
 
 VERBS = (

@@ -21,6 +21,7 @@ from sandbox_provisioner.told import Cause, setting
 _VERBS = (
     "make-user-namespace", "unshare-user-namespace", "map-user-namespace", "unshare", "fork-init",
 )  # fmt: skip
+_NEW_PROC = "fsmount(name='proc'"
 _TAKE_VERBS = ("take", "take-place")
 _MOUNT_VERBS = (
     *_TAKE_VERBS, "new-root", "attach", "mount", "scratch", "mask", "show-only", "freeze-paths",
@@ -35,7 +36,7 @@ def allowed(found: Findings) -> Check:
     if around.in_sandbox:
         forbidden = NESTED
     starts = not all(isinstance(t, HostError | None) for t in (found.trial, found.uncapped_trial))
-    if not (forbidden or starts):
+    if not (forbidden or starts or _were_made(found)):
         return _suspect(found)
     if forbidden:
         return Check(
@@ -48,6 +49,11 @@ def allowed(found: Findings) -> Check:
     who = "the machine's root" if host.privileged else f"uid {host.caller.uid}"
     where = f" in {around.place}" if around.place else ""
     return Check(facility=facility, state=State.OK, found=f"allowed for {who}{where}")
+
+
+def _were_made(found: Findings) -> bool:
+    """Whether the start got as far as to the new /proc, which comes after them."""
+    return isinstance(found.trial, HostError) and _NEW_PROC in found.trial.answer
 
 
 def _suspect(found: Findings) -> Check:
@@ -84,6 +90,6 @@ def forbidden_by(
     forbids = {errno.EPERM} if verb in _TAKE_VERBS else {errno.EPERM, errno.EACCES}
     if verb not in _MOUNT_VERBS or number not in forbids:
         return None
-    if text.startswith("fsmount(name='proc'"):
+    if text.startswith(_NEW_PROC):
         return masked_proc_cause(look())
     return mount_cause(look(), privileged=privileged)

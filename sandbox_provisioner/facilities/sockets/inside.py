@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # More than what an inotify instance keeps: 16384 events (inotify(7), max_queued_events).
 _EVENTS_BYTES = 1 << 20
 _CHUNK = 4096
-_CAP_DAC_READ_SEARCH = 2
 _LISTEN_SOON_MS = 1
 
 
@@ -49,7 +48,7 @@ def seal_after(box: Box, path: str, uid: str, *names: str) -> None:
     sockets = box.part(Sockets)
     sockets.uid, sockets.names, sockets.path = int(uid), names, path
     # To look into the directory, and to make its mount read-only.
-    box.rights_until_sealed = _CAP_DAC_READ_SEARCH, kernel.CAP_SYS_ADMIN
+    box.rights_until_sealed = kernel.CAP_DAC_READ_SEARCH, kernel.CAP_SYS_ADMIN
     if box.namespaces:
         flags = os.O_RDONLY | os.O_DIRECTORY
         sockets.fd = kernel.openat2(box.mounts.root_fd, path.lstrip("/"), flags, STRAIGHT)

@@ -26,9 +26,11 @@ def check(site: Site) -> None:
 def take(start: Start) -> Iterator[Step]:
     """Their mounts, read-only unless they were asked for otherwise."""
     for number, facts in enumerate(start.site.volumes):
-        how = ("readonly",) if facts.volume.readonly else ()
+        volume = facts.volume
+        asked = {"readonly": volume.readonly, "noexec": volume.noexec}
+        how = (word for word, is_so in asked.items() if is_so)
         mapped = mapping_words(f"volume-{number}", facts, start.site)
-        words = (facts.volume.target, *mapped, *how, "nosuid", "nodev")
+        words = (volume.target, *mapped, *how, "nosuid", "nodev")
         yield Step("take-place", words, "asked for by volumes")
 
 

@@ -8,19 +8,32 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from sandbox_provisioner.errors import SpecError
-from sandbox_provisioner.plan import Site, Start, Step, mapping_words, unmapped_steps
+from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.plan import REVIEW, Site, Start, Step, mapping_words, unmapped_steps
 from sandbox_provisioner.spec import WRITTEN_THROUGH, relative
 
 _WRITABLE = "Make the work directory writable for its owner, or choose another one with workdir."
+_UPPER = (
+    "Set layer_dir to a directory on ext4, xfs or btrfs, or on tmpfs from Linux 6.6 on; or set "
+    'workdir_mode to "direct".'
+)
 _WATCHERS = (
     "If it tells of EMFILE, raise the sysctl fs.inotify.max_user_instances: a kernel whose work "
     "directory has a home or a repository in it needs one."
 )
 
 
-def check(site: Site) -> None:
-    """SpecError for a volume that would have to be made in it."""
+def check(start: Start) -> None:
+    """SpecError for a volume that would have to be made in it; HostError for what an overlay would
+    not show of it."""
+    site = start.site
+    if start.request.spec.is_reviewed and site.workdir.place.below:
+        below = site.workdir.place.below[0]
+        raise HostError(
+            attempt=f"lay aside what the kernel writes in {site.workdir.path}",
+            answer=f"an overlay does not show what is mounted in it: {below.path}",
+            remedy='Show that as a volume and work elsewhere, or set workdir_mode to "direct".',
+        )
     for facts in site.volumes:
         if relative(facts.volume.target, site.workdir.path) is not None:
             raise SpecError(
@@ -37,12 +50,19 @@ def take(start: Start) -> Iterator[Step]:
         words = (*mapping_words("workdir", workdir, start.site), "nosuid", "nodev")
         why = "the work directory, writable; its files keep their owner"
         yield Step("take-place", (workdir.path, *words), why)
+    if workdir.source and start.request.spec.is_reviewed:
+        mapped = ("idmap=review",) if start.site.facts.privileged else ()
+        why = "where what is written there is laid aside, on the disk"
+        yield Step("take-place", (REVIEW, *mapped, "nosuid", "nodev"), why, _UPPER)
 
 
 def attach(start: Start) -> Iterator[Step]:
     """At the same path as outside."""
     workdir = start.site.workdir
-    if workdir.source:
+    if workdir.source and start.request.spec.is_reviewed:
+        why = "at the same path as outside; what is written there is laid aside"
+        yield Step("attach-review", (workdir.path, REVIEW), why, _UPPER)
+    elif workdir.source:
         yield Step("attach", (workdir.path,), "at the same path as outside")
         yield from unmapped_steps(workdir.path, workdir)
 

@@ -29,6 +29,7 @@ from sandbox_provisioner.facilities.caps.cgroup.above import (
     free_bytes,
     narrowest_bound,
 )
+from sandbox_provisioner.facilities.caps.cgroup.common import make_common_scope
 from sandbox_provisioner.facilities.caps.cgroup.files import PARENT, refused
 from sandbox_provisioner.facilities.caps.cgroup.remedies import do_without, unique
 from sandbox_provisioner.facilities.caps.cgroup.survey import (
@@ -57,6 +58,7 @@ __all__ = [
     "allows_less",
     "free_bytes",
     "leftover_names",
+    "make_common_scope",
     "memory_bounds",
     "narrowest_bound",
     "open_existing",
@@ -206,6 +208,23 @@ def _directories(path: str) -> list[str]:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return [entry.name for entry in os.scandir(path) if entry.is_dir()]
     return []
+
+
+def join_too(tree: CgroupTree, pidfd: int) -> None:
+    """Move another process of ours into the groups, if it is there and we may: systemd alone moves
+    one out of a login session's. *pidfd* is closed."""
+    with contextlib.suppress(OSError):
+        pid = _pid_of(pidfd)
+        for path in tree.join_files if pid > 0 else ():
+            with open(path, "w") as file:
+                file.write(str(pid))
+    os.close(pidfd)
+
+
+def _pid_of(pidfd: int) -> int:
+    """proc_pid_fdinfo(5); -1 of one that has ended."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        return next((int(line[4:]) for line in file if line.startswith("Pid:")), -1)
 
 
 def open_to_join(tree: CgroupTree) -> list[int]:

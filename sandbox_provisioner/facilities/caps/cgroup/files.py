@@ -51,6 +51,17 @@ class Setting:
         back = read(self.path)
         return back is not None and self.same(self.value, back)
 
+    def is_kept(self) -> bool:
+        """Whether the file tells the value already, or a smaller one."""
+        back = read(self.path)
+        if back is None or self.same(self.value, back):
+            return back is not None
+        most, *period = back.split() or [""]
+        value, *same_period = self.value.split()
+        if not most.isdecimal() or period != same_period:
+            return False
+        return value in {"max", "-1"} or (value.isdecimal() and int(most) <= int(value))
+
     def apply(self) -> None:
         """Write the value and read it back.
 

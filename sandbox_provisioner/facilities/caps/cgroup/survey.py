@@ -7,7 +7,7 @@ and a controller serves only one of them.
 
 Where systemd runs, v2's hierarchy is its own. It delegates parts of it: to a service with
 ``Delegate=yes``, in which we make groups ourselves, and to the manager of each user who is logged
-in, whom we ask for one (`systemd.py`).
+in, whom we ask for one (`systemd.py`). Daemons of root's ask for one that holds all (`common.py`).
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ from sandbox_provisioner.facilities.caps.wish import CAPS, CONTROLLERS, FACILITI
 
 # cpuacct only counts; the freezer stops and, on v1, makes killing safe from forks. On v2 these two
 # need no controller, and "freezer" stands for what every group there can do.
-V1_CONTROLLERS = (*CONTROLLERS, "cpuacct", "freezer")
+V1_CONTROLLERS = (*CONTROLLERS, "cpuacct", "freezer", "devices")
+# Who may write there may open any device: it is root's alone, and no remedy hands it out.
+_ROOTS = {"devices"}
 # What v1 calls otherwise.
 _V1_NAMES = {cap.controller: cap.v1_controller for cap in CAPS if cap.v1_controller}
 
 _UNIT = re.compile(r"\.(service|scope|slice|mount|swap|socket)$")
 _SLICES = {"user": "app.slice", "system": "system.slice"}
+# The scope that `common.py` has systemd make.
+COMMON = "jupyter-sandboxes.scope"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,9 +248,11 @@ def _survey_v1(mounts: Collection[_Mount], own: Mapping[str, str]) -> _Survey:
     reasons: dict[str, str] = {}
     remedies: dict[str, Steps] = {}
     closed: list[str] = []
+    present = 0
     for controller in V1_CONTROLLERS:
         name = _V1_NAMES.get(controller, controller)
         fitting = [m for m in mounts if m.kind == "cgroup" and name in m.options]
+        present += bool(fitting) and controller in CONTROLLERS
         shown = ((d, m) for m in fitting if (d := _directory(m, own.get(name, "/"))))
         base, mount = next(shown, ("", None))
         if not fitting:
@@ -256,12 +262,11 @@ def _survey_v1(mounts: Collection[_Mount], own: Mapping[str, str]) -> _Survey:
             reasons[controller] = f"no mount shows our own group in the hierarchy of '{name}'"
         elif not _is_writable(base):
             reasons[controller] = _not_writable(base)
-            closed.append(mount.point)
+            closed += [] if controller in _ROOTS else [mount.point]
             if _is_read_only(base):
                 remedies[controller] = READ_ONLY
         else:
             bases[controller] = base
-    present = sum(controller not in remedies for controller in CONTROLLERS)
     remedy = own_v1(closed, _user())
     return _Survey(_facts(1 if bases else 0, bases, reasons, remedies, remedy), present)
 
@@ -347,6 +352,8 @@ def _survey_v2(mounts: Collection[_Mount], own: Mapping[str, str], run: str) -> 
             delegated = [found for found in candidates if found.delegated]
             if delegated:
                 yield _survey_direct(mount.point, directory, delegated, run)
+            if common := [*_common_scope(mount.point)]:
+                yield _survey_direct(mount.point, directory, common, run)
             if os.path.isdir(f"{run}/systemd/system"):
                 yield from _survey_systemd(mount.point, run)
             yield _survey_direct(mount.point, directory, candidates, run)
@@ -410,6 +417,13 @@ def _candidates(point: str, own: str) -> Iterator[_Candidate]:
         chain = [d for d in chain if d == point or d in delegated]
     for directory in chain:
         yield _Candidate(directory, _controllers_below(directory), directory in delegated)
+
+
+def _common_scope(point: str) -> Iterator[_Candidate]:
+    """The scope for all sandboxes that root starts for others, where there is one (`common.py`)."""
+    directory = f"{point}/{_SLICES['system']}/{COMMON}"
+    if os.path.isdir(directory) and _is_writable(directory) and _is_delegated(directory, directory):
+        yield _Candidate(directory, _controllers_below(directory), delegated=True)
 
 
 def _upwards(directory: str, top: str) -> Iterator[str]:

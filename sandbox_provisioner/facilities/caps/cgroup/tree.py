@@ -8,6 +8,7 @@ its own may have caps, too: on the sum of what is in them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -61,6 +62,18 @@ class CgroupTree(Protocol):
     @property
     def memory_group(self) -> tuple[int, str] | None:
         """The version and the group of a cap on memory, to watch it; None without one."""
+        ...
+
+    @property
+    def figure_groups(self) -> Mapping[str, tuple[int, str]]:
+        """For "memory" and "cpu", where there is a cap, the version and the group that has it: ours
+        or a person's."""
+        ...
+
+    @property
+    def device_group(self) -> tuple[int, str] | None:
+        """The version and the group whose processes Linux may be told what devices to open; None
+        without one."""
         ...
 
     @property
@@ -166,6 +179,8 @@ class Tree(ABC):
     """What v1 and v2 share: all-or-nothing creation, removal, and names for errors."""
 
     version: int
+    #: Which controller counts CPU time.
+    _counts_cpu = "cpu"
 
     def __init__(
         self,
@@ -199,6 +214,31 @@ class Tree(ABC):
     @property
     @abstractmethod
     def memory_group(self) -> tuple[int, str] | None: ...
+
+    @property
+    @abstractmethod
+    def device_group(self) -> tuple[int, str] | None: ...
+
+    @property
+    def figure_groups(self) -> Mapping[str, tuple[int, str]]:
+        found = {}
+        wanted = ("memory", {"memory"}, "memory"), ("cpu", {"cpu", "cpuset"}, self._counts_cpu)
+        for name, facilities, controller in wanted:
+            capped = self._capped(facilities)
+            if capped is not None and controller in self._facts.bases:
+                found[name] = self.version, self._group_of(controller, capped)
+        return found
+
+    def _capped(self, facilities: Collection[str]) -> str | None:
+        """The name of the nearest group with a cap of one of *facilities*, "" for ours."""
+        if self._asked & {*facilities}:
+            return ""
+        capped = [
+            name
+            for name, limits in self._sums.items()
+            if any(cap.facility in facilities for cap in limits.asked)
+        ]
+        return max(capped, key=len, default=None)
 
     @abstractmethod
     def usage(self) -> Usage: ...
@@ -347,14 +387,19 @@ class Tree(ABC):
 
     def _prepare_with_caps(self, base: str, directory: str) -> None:
         """A group that has a sum to hold has it before anything is made in it: whoever makes a
-        group there writes it, since whoever made the directory may not have come so far."""
+        group there writes it, since whoever made the directory may not have come so far.
+
+        Beside a server of the person's, whose hub has set it, a kernel makes it no wider: a policy
+        that the broker has read may allow more."""
         self._prepare(base, directory)
         name = directory.removeprefix(f"{base}/{files.PARENT}/")
         if limits := self._sums.get(name):
+            is_kernels = self._name.startswith(f"{name}/kernels/")
+            keeps = is_kernels and os.path.isdir(f"{directory}/server")
             files.apply_again(
                 setting
                 for setting in self.settings_of_sum(name, limits)
-                if os.path.dirname(setting.path) == directory
+                if os.path.dirname(setting.path) == directory and not (keeps and setting.is_kept())
             )
 
     def settings_of_sum(self, name: str, limits: Limits) -> Iterator[Setting]:
@@ -427,6 +472,8 @@ class NullTree:
 
     join_files: tuple[str, ...] = ()
     memory_group: tuple[int, str] | None = None
+    figure_groups: Mapping[str, tuple[int, str]] = MappingProxyType({})
+    device_group: tuple[int, str] | None = None
     is_own = False
     hold_fd = -1
 
@@ -498,7 +545,8 @@ class NullTree:
         return iter(())
 
     async def pause(self, seconds: float) -> None:
-        """Nobody is in the way."""
+        """There is nothing to tell it by."""
+        await asyncio.sleep(min(0.01, seconds))
 
 
 def hits_of(group: str) -> int | None:

@@ -32,7 +32,7 @@ from sandbox_provisioner.units import PAGE_BYTES
 
 # "cpu" also without a cap: by its weight, all that spins in sandboxes counts as one process of the
 # group above, not as many.
-_ALWAYS = frozenset({"memory", "cpu", "cpuacct", "pids", "freezer"})
+_ALWAYS = frozenset({"memory", "cpu", "cpuacct", "pids", "freezer", "devices"})
 # A new cpuset is empty and lets nobody join before it has both.
 _CPUSET_FILES = ("cpuset.mems", "cpuset.cpus")
 
@@ -41,6 +41,7 @@ class V1Tree(Tree):
     """The tree of one sandbox on cgroup v1; `open_tree` makes it, `CgroupTree` documents it."""
 
     version = 1
+    _counts_cpu = "cpuacct"
     _delay = 0.0005
 
     @property
@@ -58,6 +59,10 @@ class V1Tree(Tree):
     @property
     def memory_group(self) -> tuple[int, str] | None:
         return (1, self._group_of("memory")) if "memory" in self._asked else None
+
+    @property
+    def device_group(self) -> tuple[int, str] | None:
+        return (1, self._group_of("devices")) if "devices" in self._facts.bases else None
 
     def _look_above(self) -> Above:
         group = self._group_of("memory") if "memory" in self._facts.bases else ""

@@ -43,6 +43,10 @@ class V2Tree(Tree):
     def memory_group(self) -> tuple[int, str] | None:
         return (2, self._group) if "memory" in self._asked else None
 
+    @property
+    def device_group(self) -> tuple[int, str] | None:
+        return (2, self._group)
+
     def usage(self) -> Usage:
         cpu_microseconds = files.read_keyed(self._file("cpu.stat")).get("usage_usec")
         return Usage(

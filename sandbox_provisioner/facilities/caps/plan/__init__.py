@@ -10,7 +10,13 @@ from collections.abc import Iterator
 
 from sandbox_provisioner.errors import COLUMNS, in_lines
 from sandbox_provisioner.facilities.caps.inside.memory import FILES
-from sandbox_provisioner.facilities.caps.plan.bounds import SYSCTLS, kernels_limits, makers_limits
+from sandbox_provisioner.facilities.caps.plan.bounds import (
+    SYSCTLS,
+    counted_limits,
+    kernels_limits,
+    makers_limits,
+    programs_limits,
+)
 from sandbox_provisioner.host import HostFacts
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.plan import Start, Step
@@ -106,14 +112,24 @@ def _child_killed(cap: int, shared: int) -> str:
     )
 
 
-def oom_score(_start: Start) -> Iterator[Step]:
-    """proc(5), oom_score_adj."""
-    yield Step("oom-score", ("300",), "if the machine runs out, kernels go before their server")
+def oom_score(start: Start) -> Iterator[Step]:
+    """proc(5), oom_score_adj. A server in a box has what kernels have elsewhere, and is to outlive
+    its own where the memory of both is full, however much it has."""
+    score = "1000" if start.request.box else "300"
+    yield Step("oom-score", (score,), "if the machine runs out, kernels go before their server")
 
 
 def limit_maker(_start: Start) -> Iterator[Step]:
     """What is counted for the owner of a namespace is limited by what its maker had."""
     yield Step("resource-limits", makers_limits(), "only root can raise what the server has")
+
+
+def limit_ids(start: Start) -> Iterator[Step]:
+    """For who makes a namespace for a kernel that is root, and may be any of its ids: what is
+    counted for each is limited for all of them together (kernel/ucount.c)."""
+    if start.request.spec.is_root:
+        words = counted_limits(_processes(start))
+        yield Step("resource-limits", words, "for all ids of the kernel's together")
 
 
 def limit_settings(start: Start) -> Iterator[Step]:
@@ -127,6 +143,12 @@ def limit_settings(start: Start) -> Iterator[Step]:
 def limit_all(_start: Start) -> Iterator[Step]:
     """Every limit that Linux has for a process."""
     yield _limits(None)
+
+
+def limit_program() -> Iterator[Step]:
+    """For one that works for a box outside of it."""
+    why = "what it works for is anybody's, and it may be in no group with a cap"
+    yield Step("resource-limits", programs_limits(), why)
 
 
 def limit_kernel(start: Start) -> Iterator[Step]:

@@ -7,6 +7,7 @@ the server happened to be started with. May import: nothing of ours.
 from __future__ import annotations
 
 UNLIMITED = "unlimited"
+_PROGRAMS_BYTES = str(1 << 30)
 
 # setrlimit(2): soft and hard. Hard limits stay below these where the server's were lower, and the
 # server is not root.
@@ -69,8 +70,22 @@ def makers_limits() -> tuple[str, ...]:
 def kernels_limits(processes: int | None = None) -> tuple[str, ...]:
     """The words of ``resource-limits`` for the kernel: every limit that there is. *processes* is
     how many it may have where no cgroup caps them."""
+    return _words(_kernels(processes))
+
+
+def programs_limits() -> tuple[str, ...]:
+    """The same for a program of the system's that works for a box, perhaps in no group of its."""
+    return _words(_RESOURCES | {"data": (_PROGRAMS_BYTES, _PROGRAMS_BYTES)})
+
+
+def counted_limits(processes: int | None = None) -> tuple[str, ...]:
+    """Those of them that are counted for each user."""
+    return _words({name: _kernels(processes)[name] for name in _COUNTED})
+
+
+def _kernels(processes: int | None) -> dict[str, tuple[str, str]]:
     own = {"nproc": (str(processes), str(processes))} if processes is not None else {}
-    return _words(_RESOURCES | own)
+    return _RESOURCES | own
 
 
 def _words(resources: dict[str, tuple[str, str]]) -> tuple[str, ...]:

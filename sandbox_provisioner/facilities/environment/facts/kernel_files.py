@@ -67,19 +67,22 @@ class OwnSite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFiles:
-    """*program* is the absolute path to execute; *readonly* what must be there to read, and *real*
-    the real paths of what of it is behind a link, as they were judged.
+    """*program* is the absolute path to execute, and *behind* the real path of that; *readonly* is
+    what must be there to read, and *real* the real paths of what of it is behind a link, as they
+    were judged.
     *environment* is what of it is installed where the kernel could write: it may not change that.
 
     *variables* tell programs where the user's own packages are, since HOME is another one inside;
     *own_site* is where a Python has them, None for other programs.
     *too_broad* are paths that the kernel would look at but that would show whole homes; *doubtful*
     those that only something names that a kernel may write. Of what is there outside and not inside
-    *off_path* are the folders on its PATH, and *unseen* what its command names.
+    *off_path* are the folders on its PATH, and *unseen* what its command names. *freshness* changes
+    with the program and what is installed for it.
     """
 
     program: str
     readonly: tuple[str, ...]
+    behind: str = ""
     real: Mapping[str, str] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -88,15 +91,18 @@ class KernelFiles:
     doubtful: tuple[str, ...] = ()
     off_path: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    freshness: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
     """What the kernel is given of the host anyway: *writable* are the real paths of what it may
-    write, *owner_uid* is whom the work directory belongs to."""
+    write, *owner_uid* is whom the work directory belongs to. *shown* is what whoever asks for it
+    sees of the host besides the system: what is elsewhere is not there. None: that one sees all."""
 
     writable: tuple[str, ...] = ()
     owner_uid: int = 0
+    shown: tuple[str, ...] | None = None
 
 
 def find_kernel_files(
@@ -118,6 +124,7 @@ def find_kernel_files(
     installed = [*map(Found, extra), *needed.installed]
     modules = [*needed.modules, *_on_search_paths(behind)]
     sorter = _Sorter(facts, given, reader)
+    sorter.refuse_elsewhere(program)
     sorter.refuse_doubtful(program)
     readonly = sorter.usable([*installed, *modules])
     seen = (*readonly, *given.writable, *sorter.system, *OF_BOX)
@@ -132,6 +139,8 @@ def find_kernel_files(
         doubtful=tuple(sorted(sorter.doubtful)),
         off_path=_hidden(_entries(environment.get("PATH", "")), seen),
         unseen=_hidden(_all_named(behind), seen),
+        behind=(real := real_path(program)),
+        freshness=_freshness(program, real),
     )
 
 
@@ -192,15 +201,18 @@ def _needed_by(behind: Behind, facts: HostFacts, reader: Reader) -> _Needed:
     return needed
 
 
-def freshness(program: str) -> tuple[float, ...]:
+def _freshness(program: str, real: str) -> tuple[float, ...]:
     """Changes when the program, its venv, or what is installed into it changes."""
     prefix = os.path.dirname(os.path.dirname(program))
-    real = real_path(program)
     library = os.path.join(prefix, "lib", os.path.basename(real), "site-packages")
-    times = []
-    for path in (real, os.path.join(prefix, "pyvenv.cfg"), library):
-        times.append(os.stat(path).st_mtime if os.path.exists(path) else 0.0)
-    return tuple(times)
+    return tuple(map(_changed_at, (real, os.path.join(prefix, "pyvenv.cfg"), library)))
+
+
+def _changed_at(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _folders_on_way(program: str, reader: Reader) -> list[Found]:
@@ -327,6 +339,8 @@ class _Sorter:
         path, real = os.path.normpath(found.path), real_path(found.path)
         if _within_any(path, OF_BOX) or _within_any(real, OF_BOX):
             return set()
+        if not (self._is_there(path) and self._is_there(real)):
+            return set()
         trusted = self.reader.trusts(path, found.trusted) if real != path else found.trusted
         if not trusted and not self._is_harmless(real):
             self.doubtful.add(real)
@@ -336,6 +350,23 @@ class _Sorter:
         broad = {one for one in (path, real) if _is_too_broad(one, self.facts)}
         self.too_broad |= broad
         return {path, real} - broad
+
+    def refuse_elsewhere(self, program: str) -> None:
+        """LaunchError for a program that who asks does not see."""
+        if self._is_there(program) and self._is_there(real_path(program)):
+            return
+        raise LaunchError(
+            attempt=f"run the kernel's program {program}",
+            answer="the box of its server does not show it, and so no kernel of that one",
+            remedy="Ask whoever administers this hub to show it to servers: "
+            "c.SandboxSpawner.read_only_volumes.",
+            step="find-kernel",
+        )
+
+    def _is_there(self, path: str) -> bool:
+        """Whether who asks sees *path*."""
+        shown = self.given.shown
+        return shown is None or _within_any(path, (*shown, *self.system))
 
     def _is_harmless(self, path: str) -> bool:
         """Whether *path* may be shown to a kernel that may have named it itself."""

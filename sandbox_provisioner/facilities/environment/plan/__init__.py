@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 
 from sandbox_provisioner.facilities.environment.plan import installs
@@ -29,7 +28,7 @@ def apart(site: Site) -> tuple[str, ...]:
 def _shows_in_workdir(path: str, site: Site) -> bool:
     if not site.workdir.source:
         return False
-    inside = relative(os.path.realpath(path), site.workdir.source)
+    inside = relative(site.files.real.get(path, path), site.workdir.source)
     if inside is None or path != f"{site.workdir.path}/{inside}".rstrip("/"):
         return False
     covered = site.workdir.covered.directories
@@ -62,10 +61,14 @@ def attach_with_volumes(start: Start) -> Iterator[Step]:
 def own_packages(start: Start) -> Iterator[Step]:
     """Folders for what the kernel installs, before its program looks where its modules are."""
     site = start.site
-    if not installs.are_possible(start.request.spec.network.mode):
+    spec = start.request.spec
+    if not installs.are_possible(spec):
         return
-    folders = installs.folders(site.files.own_site)
-    yield Step("own-folders", folders, "for what is installed inside; memory, gone with the kernel")
+    folders = installs.folders(site.files.own_site, installs.r_library(spec))
+    why = "for what is installed inside; memory, gone with the kernel"
+    if start.keeps_layer:
+        why = f'for what is installed inside; kept: layer = "{spec.layer.value}"'
+    yield Step("own-folders", folders, why)
     outside = site.files.own_site.outside if site.files.own_site else ""
     if any(relative(outside, path) is not None for path in site.files.readonly):
         why = "the user's own packages, which are shown, come after those"

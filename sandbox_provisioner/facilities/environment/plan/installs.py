@@ -15,10 +15,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from sandbox_provisioner.plan import HOME
-from sandbox_provisioner.spec import Network, relative
+from sandbox_provisioner.plan import HOME, OWN_BASE
+from sandbox_provisioner.spec import Network, SandboxSpec, relative
 
-BASE = f"{HOME}/.local"
+BASE = OWN_BASE
 _PROGRAMS = f"{BASE}/bin"
 _R_LIBRARY = f"{HOME}/R/library"
 _OF_SYSTEM = ("/usr/local/bin", "/usr/bin", "/bin")
@@ -53,14 +53,19 @@ class OwnSite(Protocol):
         """PYTHONUSERBASE outside, "" where it means nothing."""
 
 
-def are_possible(network: Network) -> bool:
-    """Whether there is somewhere to get packages from."""
-    return network in _WITH_NETWORK
+def are_possible(spec: SandboxSpec) -> bool:
+    """Whether there is somewhere to get packages from, or they are to be kept."""
+    return spec.network.mode in _WITH_NETWORK or spec.keeps_layer
 
 
-def folders(site: OwnSite | None) -> tuple[str, ...]:
+def r_library(spec: SandboxSpec) -> str:
+    """Where R has them: with the others, where those are kept."""
+    return f"{BASE}/R/library" if spec.keeps_layer else _R_LIBRARY
+
+
+def folders(site: OwnSite | None, r_library: str = _R_LIBRARY) -> tuple[str, ...]:
     """Those that are there when the kernel's program starts: a Python looks for them once."""
-    return (_PROGRAMS, *([_site_packages(site)] if site else []), _R_LIBRARY)
+    return (_PROGRAMS, *([_site_packages(site)] if site else []), r_library)
 
 
 def _site_packages(site: OwnSite) -> str:
@@ -78,7 +83,11 @@ def note_of(outside: str) -> str:
 
 
 def variables(
-    environment: Mapping[str, str], program: str, site: OwnSite | None, told: Mapping[str, str]
+    environment: Mapping[str, str],
+    program: str,
+    site: OwnSite | None,
+    told: Mapping[str, str],
+    r_library: str = _R_LIBRARY,
 ) -> dict[str, str]:
     """What of the *environment* of a kernel that is *program* becomes another one; *told* is how
     this machine's own installers are configured. What was asked for this kernel stays as it is."""
@@ -87,7 +96,7 @@ def variables(
     own = os.path.dirname(program)
     ahead = (_PROGRAMS,) if own in _OF_SYSTEM else (_PROGRAMS, own)
     found["PATH"] = _joined((*ahead, environment["PATH"]))
-    found["R_LIBS_USER"] = _joined((_R_LIBRARY, environment.get("R_LIBS_USER", "")))
+    found["R_LIBS_USER"] = _joined((r_library, environment.get("R_LIBS_USER", "")))
     if site is None or site.base:  # a shell may start a Python
         return found | {"PYTHONUSERBASE": BASE}
     modules = _joined((environment.get("PYTHONPATH", ""), _site_packages(site)))

@@ -25,6 +25,11 @@ INHERITED = (
     "OMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "NUMBA_*", "VECLIB_*", "POLARS_MAX_THREADS",
     "JPY_SESSION_NAME",
 )  # fmt: skip
+# Of these, what leads to files: those of the host, where the root is another one.
+_OF_HOST = (
+    "PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV",
+    "R_HOME", "R_LIBS*", "JULIA_*", "JAVA_HOME",
+)  # fmt: skip
 # Set from the sandbox itself, never from outside.
 _OWN = ("HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "TMPDIR", "XDG_*", "JPY_PARENT_PID")
 # What programs set in their own process for themselves alone.
@@ -66,15 +71,38 @@ _OFFLINE = {
     "JULIA_PKG_OFFLINE": "true",
     "HF_HUB_OFFLINE": "1",
 }
+# What tells programs where files are, how many threads to use, what language to speak, and that
+# there is no network: none of it is a command, or names what is imported (as PYTHONWARNINGS does).
+HARMLESS = (
+    *(name for name in INHERITED if name not in {"PYTHONWARNINGS", "MPLBACKEND", "JULIA_*"}),
+    *_OWN, *_CPU_COUNTS, *_OFFLINE, "MEM_LIMIT", "CPU_LIMIT", "PYTHONUSERBASE",
+    "PYTHONDONTWRITEBYTECODE",
+)  # fmt: skip
+_LIBRARIES = "LD_LIBRARY_PATH"
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+# What root inside has besides: programs by which packages set themselves up; nobody is there to
+# answer their questions; pip takes a root for a mistake; and tar would give what it unpacks in the
+# work directory to ids that it has nobody for there, or nobody outside can remove.
+_PATH_OF_ROOT = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_OF_ROOT = {
+    "DEBIAN_FRONTEND": "noninteractive",
+    "PIP_ROOT_USER_ACTION": "ignore",
+    "TAR_OPTIONS": "--no-same-owner",
+}
 # The rest of R's memory is not of its vectors.
 _R_PART = 0.8
 
 
 def handed_on(
-    wanted: Mapping[str, str], server: Mapping[str, str], kept: Iterable[str]
+    wanted: Mapping[str, str],
+    server: Mapping[str, str],
+    kept: Iterable[str],
+    *,
+    own_root: bool = False,
 ) -> dict[str, str]:
     """What of *wanted* the kernel gets; the words are those of `kernel_environment`."""
-    own, inherited = _pattern(_OWN), _pattern((*INHERITED, *kept))
+    usual = (name for name in INHERITED if not own_root or name not in _OF_HOST)
+    own, inherited = _pattern(_OWN), _pattern((*usual, *kept))
     return {
         name: value
         for name, value in wanted.items()
@@ -93,25 +121,30 @@ def kernel_environment(
     network: Network,
     home: str,
     hostname: str,
+    own_root: bool = False,
+    is_root: bool = False,
     found: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """What the kernel gets of *wanted*, the environment that the caller asked for.
 
     *server* is the server's own environment; *kept* are more names or patterns (``env_keep``), and
-    *found* is what tells where the user's own packages are.
+    *found* is what tells where the user's own packages are. With *own_root* the host's files do not
+    show; *is_root* is who is root in such a box.
     """
-    environment = handed_on(wanted, server, kept)
+    environment = handed_on(wanted, server, kept, own_root=own_root)
     asked = _pattern(tuple(kept))
     explicit = {n for n, v in environment.items() if server.get(n) != v or asked.match(n)}
-    for name, value in (_from_caps(limits) | _from_network(network)).items():
+    of_root = _OF_ROOT if is_root else {}
+    for name, value in (_from_caps(limits) | _from_network(network) | of_root).items():
         if name not in explicit:
             environment[name] = value
-    environment |= found
-    environment.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
+    environment |= _with_their_own(environment, found)
+    environment.setdefault("PATH", _PATH_OF_ROOT if is_root else _PATH)
+    name = "root" if is_root else "jovyan"
     environment |= {
         "HOME": home,
-        "USER": "jovyan",
-        "LOGNAME": "jovyan",
+        "USER": name,
+        "LOGNAME": name,
         "SHELL": "/bin/bash",
         "HOSTNAME": hostname,
         # ipykernel's parent is PID 1 of its namespace: a value of 1 says so and keeps it from
@@ -119,6 +152,15 @@ def kernel_environment(
         "JPY_PARENT_PID": "1",
     }
     return environment
+
+
+def _with_their_own(environment: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
+    """*found*, of which folders of libraries come after those that were asked for: CUDA's own, for
+    one, which are newer than the driver's."""
+    wanted = environment.get(_LIBRARIES)
+    if not wanted or not found.get(_LIBRARIES):
+        return dict(found)
+    return {**found, _LIBRARIES: f"{wanted}:{found[_LIBRARIES]}"}
 
 
 def set_and_left_out(

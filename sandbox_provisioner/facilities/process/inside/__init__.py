@@ -73,7 +73,8 @@ def exit_file(box: Box, path: str) -> None:
 
 def hand_over(box: Box) -> None:
     """Send the server what was opened here, for a process that could not open it; and end."""
-    opened = (fd for name in ("exit-file", "memory") for fd in box.named.get(name, ()))
+    names = "exit-file", "memory", "figures", wire.IMAGE_SERVER
+    opened = (fd for name in names for fd in box.named.get(name, ()))
     fds = [*opened, *box.mounts.taken.values()]
     kernel.send_descriptors(box.control_fd, wire.message(wire.OPENED), fds)
     os._exit(0)

@@ -31,6 +31,8 @@ _CHUNK = 4096  # PIPE_BUF: what a pipe that polls as writable takes without bloc
 # What a pipe holds at most (pipe(7), /proc/sys/fs/pipe-max-size): who goes on writing when all is
 # over is not listened to for ever.
 _LAST_READS = (1 << 20) // _CHUNK
+# Who asked for all of it may be slow, as who reads a log is not: a file's pager, a busy machine.
+_LAST_SECONDS = 5.0
 
 
 class Pump(Watcher):
@@ -92,33 +94,32 @@ class Pump(Watcher):
             self.waiting = self.budget.notice()
 
     def finish(self) -> None:
-        """Pass on what is still in the pipe, as far as our reader takes it at once."""
+        """Pass on what is still in the pipe: as far as our reader takes it at once, or soon where
+        all of it was asked for."""
         if self.read_fd < 0:
             return
-        writable = select.poll()
-        writable.register(self.write_fd, select.POLLOUT)
+        until = time.monotonic() + (0 if self.budget else _LAST_SECONDS)
         os.set_blocking(self.read_fd, False)
         for _ in range(_LAST_READS):
-            self._drain_all(writable)
+            self._drain_all(until)
             try:
                 if not self.fill():
                     break
             except BlockingIOError:
                 break
-        self.end(writable)
+        self.end(until)
 
-    def end(self, writable: select.poll | None = None) -> None:
-        """Say the last: there comes no more."""
-        if writable is None:
-            writable = select.poll()
-            writable.register(self.write_fd, select.POLLOUT)
-        self._drain_all(writable)
+    def end(self, until: float = 0.0) -> None:
+        """Say the last: there comes no more. Our reader has *until* then to take it."""
+        self._drain_all(until)
         if self.budget and not self.waiting:
             self.waiting = self.budget.rest() + self.budget.notice(now=True)
-            self._drain_all(writable)
+            self._drain_all(until)
 
-    def _drain_all(self, writable: select.poll) -> None:
-        while self.waiting and writable.poll(0):
+    def _drain_all(self, until: float) -> None:
+        writable = select.poll()
+        writable.register(self.write_fd, select.POLLOUT)
+        while self.waiting and writable.poll(max(0, int(1000 * (until - time.monotonic())))):
             self.drain()
 
 

@@ -44,6 +44,9 @@ def fail(number: int) -> int:
 NOTHING = fail(0)
 """The call does nothing, and says that it was done: for advice and wishes alone."""
 
+ASK = 0x7FC0_0000
+"""SECCOMP_RET_USER_NOTIF: whoever has the filter's listener answers (`rights/inside/modes.py`)."""
+
 UNKNOWN = fail(errno.ENOSYS)
 """For every number no table names, so that libcs fall back as on an older kernel.
 
@@ -360,6 +363,13 @@ FORBIDDEN_IOCTLS: dict[int, str] = {
     0x401C_5820: "FS_IOC_FSSETXATTR changes the project a disk quota counts",
 }
 IOCTL_TYPE_MASK = 0xFF00
+# linux/Documentation/userspace-api/ioctl/ioctl-number.rst: what files, file systems, terminals,
+# sockets, network interfaces and descriptors of Linux itself have more of than stands above. Not 0:
+# the commands of nvidia-uvm are bare numbers, without which there is no CUDA (uvm_ioctl.h).
+OWN_IOCTL_TYPES = (
+    0x1200, 0x1500, 0x2400, 0x5400, 0x5800, 0x6600, 0x6E00, 0x6F00, 0x7200, 0x7600, 0x8900, 0x8A00,
+    0x8B00, 0x9300, 0x9400, 0x9700, 0xAA00, 0xBC00, 0xCF00, 0xF500,
+)  # fmt: skip
 FORBIDDEN_IOCTL_TYPES: dict[int, str] = {
     0x8900: "sockets: changes the network, or opens its namespace",
     0x9400: "btrfs: a new subvolume is outside its parent's quota",
@@ -380,6 +390,13 @@ def device_commands(*more: int) -> Rule:
         ),
         fail(errno.ENOTTY),  # as from a file that knows no such command
     )
+
+
+def any_device_commands(*more: int) -> Rule:
+    """The same for a box that is given devices, each of whose drivers has commands of its own."""
+    strict = device_commands(*more)
+    own = Case((Word(1, OWN_IOCTL_TYPES, IOCTL_TYPE_MASK),), strict.otherwise)
+    return Rule(f"{strict.tells}, and drivers' own", (*strict.cases, own), ALLOW)
 
 
 # fcntl(2), linux/fcntl.h. Not among them: F_SETLEASE (1024), which holds up whoever opens the file
@@ -635,7 +652,15 @@ NURSERY_ALLOWED = """
     clone fsconfig fsmount fsopen inotify_add_watch keyctl mount mount_setattr move_mount open_tree
     openat2 pivot_root sethostname setns umount2 unshare"""
 SIOCSIFFLAGS = 0x8914  # the loopback of a kernel's network namespace is brought up
-NURSERY_CHECKED: dict[str, Rule] = {"ioctl": device_commands(SIOCSIFFLAGS)}
+F_SETLEASE = 1024  # PID 1 of a kernel waits by it for who reads its figures
+NURSERY_CHECKED: dict[str, Rule] = {
+    "ioctl": device_commands(SIOCSIFFLAGS),
+    "fcntl": Rule(
+        "no notice of who reads a directory",
+        (Case((Word(1, (*ALLOWED_FCNTLS, F_SETLEASE)),), ALLOW),),
+        fail(errno.EINVAL),
+    ),
+}
 # Where its kernels have a gateway, its children set up the tables of their networks; nf_tables is
 # much code of Linux's, and no other nursery needs it.
 NETWORKED_CHECKED: dict[str, Rule] = {
@@ -656,6 +681,24 @@ GATEWAY_REFUSED: tuple[Refusal, ...] = (
 )
 GATEWAY_CHECKED: dict[str, Rule] = {"socket": making_socket("route", NETLINK_ROUTE, has_unix=False)}
 
+# ---- policy: what a kernel that is root in its box may do besides --------------------------------
+
+
+# Packages have files with set-id bits, and their scripts give some. No process gains anything by
+# them, so that PID 1 gives the file all other bits, and says that it was done.
+def asking(mode: int) -> Rule:
+    """For calls that give a file the mode in this argument, where PID 1 does without some bits."""
+    rule = unset_id(mode)
+    return Rule("set-user-ID and set-group-ID bits are left out by PID 1", rule.cases, ASK)
+
+
+ROOT_CHECKED: dict[str, Rule] = {
+    "chmod": asking(1),
+    "fchmod": asking(1),
+    "fchmodat": asking(2),
+    "fchmodat2": asking(2),
+}
+
 # ---- from policy to ranges of numbers ------------------------------------------------------------
 
 Verdict = int | Rule
@@ -664,14 +707,20 @@ T = TypeVar("T")
 AUDIT_ARCH = {X86_64: 0xC000_003E, AARCH64: 0xC000_00B7}  # linux/audit.h
 
 
+WITH_DEVICES = " with devices"  # behind the name of a profile
 KERNEL, SHARED, NURSERY, NETWORKED = "kernel", "shared", "nursery", "networked nursery"
-GATEWAY = "gateway"
+GATEWAY, ROOT = "gateway", "root"
 """For whom a filter is: a kernel in its own namespaces, one that shares the host's, a nursery, one
-whose kernels have a gateway, and the gateway."""
+whose kernels have a gateway, the gateway, and a kernel that is root in its box."""
 
 
 def verdicts(profile: str = KERNEL) -> Iterator[tuple[str, Verdict]]:
     """Every call the tables name, each once, with what becomes of it under *profile*."""
+    if profile.endswith(WITH_DEVICES):
+        profile = profile.removesuffix(WITH_DEVICES)
+        more = (SIOCSIFFLAGS,) if profile in {NURSERY, NETWORKED} else ()
+        yield from (dict(verdicts(profile)) | {"ioctl": any_device_commands(*more)}).items()
+        return
     if profile != KERNEL:
         yield from (dict(verdicts()) | dict(_verdicts_besides(profile))).items()
         return
@@ -688,6 +737,8 @@ def _verdicts_besides(profile: str) -> Iterator[tuple[str, Verdict]]:
         return _shared_verdicts()
     if profile == GATEWAY:
         return _gateway_verdicts()
+    if profile == ROOT:
+        return iter(ROOT_CHECKED.items())
     return _nursery_verdicts(profile)
 
 
@@ -840,8 +891,8 @@ class Program:
 def compile_filter(machine: str, profile: str = KERNEL) -> bytes:
     """The filter for a machine as uname(2) names it: an array of struct sock_filter, 8 bytes each.
 
-    *profile* is for whom it is: KERNEL, SHARED, NURSERY, NETWORKED. Raises ValueError for a machine
-    whose system calls are not in the tables.
+    *profile* is for whom it is: KERNEL, SHARED, NURSERY, NETWORKED, each also
+    `WITH_DEVICES`. Raises ValueError for a machine whose system calls are not in the tables.
     """
     if machine not in AUDIT_ARCH:
         known = " and ".join(sorted(AUDIT_ARCH))

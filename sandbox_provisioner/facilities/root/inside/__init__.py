@@ -1,17 +1,20 @@
 """inside - runs in the launcher and in PID 1: builds the root file system.
 
-May import: os, stat, inside.kernel_calls, lookup, mounts.
+May import: errno, os, stat, layer, inside.kernel_calls, lookup.
 May raise: OSError (with every operand in its text).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
+from sandbox_provisioner.facilities.root.inside.folders import Folders
+from sandbox_provisioner.facilities.root.inside.layer import Layer, new_scratch
+from sandbox_provisioner.facilities.root.inside.served import Served
 from sandbox_provisioner.inside import kernel_calls as kernel
 from sandbox_provisioner.inside.lookup import look
-from sandbox_provisioner.inside.mounts import mount
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
@@ -37,13 +40,39 @@ def new_root(box: Box, staging: str, size: str) -> None:
     os.fchdir(root)
 
 
-def scratch(box: Box, uid: str, gid: str, room: str, *targets: str) -> None:
-    """One tmpfs, and so one cap, for every place that the kernel may write to.
+def new_layer(box: Box, room: str, kept: str = "", base: str = "") -> None:
+    """What is made from here on is the upper part of an overlay; *room* is as for `scratch`, which
+    it is in, or it was taken for *kept*."""
+    box.part(Layer).begin(box, room, kept, base)
 
-    *room* are the tmpfs's options. Each target is "MODE:PATH". The tmpfs stays reachable at
-    /.scratch for `cover`, until `close_root`.
+
+def clean_layer(box: Box, *words: str) -> None:
+    """Clear the way for what the box has of its own in an upper part that was kept: KIND:PATH."""
+    cleaned, layer = [word.partition(":") for word in words], box.part(Layer)
+    layer.replace_links(box, [path for kind, _, path in cleaned if kind == "link"])
+    for kind, _, path in cleaned:
+        layer.clean(box, path, kind)
+
+
+def merge_layer(box: Box, *places: str) -> None:
+    """Make the directories *places* in it; then the root is the overlay."""
+    for path in places:
+        os.close(box.mounts.walk(path))
+    box.part(Layer).merge(box)
+
+
+def scratch(box: Box, uid: str, gid: str, room: str, option: str, *targets: str) -> None:
+    """One file system, and so one limit, for every place that the kernel may write to.
+
+    It is what was taken for it, or else a tmpfs, whose options are *room*; *option* is what limits
+    it. Each target is "MODE:PATH". It stays reachable at /.scratch for `cover`, until `close_root`.
     """
-    mount(box, "tmpfs", "/.scratch", f"mode=0755,{room}", "nosuid", "nodev")
+    box.part(Folders).limited_by(option)
+    layer = box.part(Layer)
+    if layer.holder_fd >= 0:
+        layer.show_scratch(box)
+    else:
+        new_scratch(box, room)
     for number, word in enumerate(("0700:stand-ins", *targets)):
         mode, _, target = word.partition(":")
         inside = f".scratch/{number if number else target}"
@@ -54,6 +83,21 @@ def scratch(box: Box, uid: str, gid: str, room: str, *targets: str) -> None:
             mount_fd = kernel.open_tree(inside)
             box.mounts.put(mount_fd, target)
             os.close(mount_fd)
+
+
+def watch_folder(box: Box, path: str, option: str) -> None:
+    """Look at *path*, which *option* limits, from time to time whether it is full."""
+    box.part(Folders).also(path, option)
+
+
+def mount_served(box: Box, target: str, uid: str, gid: str) -> None:
+    """A mount for *target* that a program is going to answer for."""
+    box.part(Served).mount(box, target, uid, gid)
+
+
+def serve(box: Box, place: str, program: str, *words: str) -> None:
+    """The *program* does, called with *words*, the file *place* and that mount."""
+    box.part(Served).serve(box, place, program, *words)
 
 
 def mask(box: Box, *paths: str) -> None:
@@ -94,21 +138,31 @@ def pivot(box: Box) -> None:
     os.chdir("/")
 
 
-def close_root(box: Box) -> None:
-    """Everything is in its place: "/" is read-only from here on."""
+def close_root(box: Box, *writable: str) -> None:
+    """Everything is in its place: "/" is read-only from here on, or, with "writable", the kernel
+    writes into the layer over it."""
     os.chdir("/")
     kernel.detach("/.scratch")
-    os.rmdir("/.scratch")
-    kernel.mount_setattr(
-        box.mounts.root_fd, add=kernel.MOUNT_RDONLY | kernel.MOUNT_NOSUID, recursive=False
-    )
+    try:
+        os.rmdir("/.scratch")
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:  # another root has something of that name
+            raise
+    added = kernel.MOUNT_NOSUID | (0 if writable else kernel.MOUNT_RDONLY)
+    kernel.mount_setattr(box.mounts.root_fd, add=added, recursive=False)
     if not box.mounts.when_attached:  # who looks after covers does it from there
         os.close(box.mounts.root_fd)
 
 
 VERBS = (
     new_root,
+    new_layer,
+    clean_layer,
+    merge_layer,
+    mount_served,
+    serve,
     scratch,
+    watch_folder,
     mask,
     show_only,
     pivot,

@@ -67,19 +67,20 @@ class Server:
     cwd: str = "/"
 
 
-def this_server(cwd: str, environment: Mapping[str, str], more: Iterable[str] = ()) -> Server:
+def this_server(
+    cwd: str, environment: Mapping[str, str], more: Iterable[str] = (), source: str | None = None
+) -> Server:
     """Look at this process, and at what it was started with: in *cwd*, with *environment*; *more*
-    are places that only it knows of."""
+    are places that only it knows of. Of what is imported, all of it or what lies in *source*."""
 
     def entries(variable: str) -> list[str]:
         return _entries(environment.get(variable, ""), cwd)
 
-    files = [getattr(module, "__file__", None) for module in tuple(sys.modules.values())]
     return Server(
         prefixes=tuple({sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}),
         programs=tuple((name, path) for name in _PROGRAM_PATHS for path in entries(name)),
         modules=(*entries("PYTHONPATH"), *_shared(sys.path)),
-        imported=tuple([_plain(file) for file in files if isinstance(file, str)]),
+        imported=tuple(_imported_files() if source is None else _imported_from(source)),
         single=(
             *_user_places(),
             *(p for name in _SINGLE for p in entries(name)),
@@ -87,6 +88,25 @@ def this_server(cwd: str, environment: Mapping[str, str], more: Iterable[str] = 
         more=tuple(more),
         cwd=cwd,
     )
+
+
+def _imported_files() -> list[str]:
+    return [_plain(file) for file in _module_files()]
+
+
+def _module_files() -> list[str]:
+    files = [getattr(module, "__file__", None) for module in tuple(sys.modules.values())]
+    return [file for file in files if isinstance(file, str)]
+
+
+def _imported_from(source: str) -> list[str]:
+    """Those in *source*, "" for none. A server has imported thousands of others: a call for each
+    would take longer than all else that it does to ask a broker."""
+    if not source:
+        return []
+    below = f"{source}/"
+    candidates = [f for f in _module_files() if f.startswith(below) or "/./" in f or "/../" in f]
+    return [file for file in map(_plain, candidates) if file.startswith(below)]
 
 
 def _first_shared(path: list[str]) -> int:

@@ -1,10 +1,12 @@
 """inside - runs in PID 1: takes parts of the work directory away.
 
-May import: covers, watch, inside.kernel_calls, wire.
+May import: os, covers, watch, inside.kernel_calls, wire.
 May raise: OSError (with every operand in its text).
 """
 
 from __future__ import annotations
+
+import os
 
 from sandbox_provisioner.facilities.workdir.inside.covers import Covers
 from sandbox_provisioner.facilities.workdir.inside.watch import Watch
@@ -14,8 +16,6 @@ from sandbox_provisioner.inside import wire
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
     from sandbox_provisioner.inside.box import Box
-
-_CAP_SYS_PTRACE = 19
 
 
 class Workdir:
@@ -33,6 +33,35 @@ class Workdir:
             self.watch = Watch(self.covers, self.begun)
 
 
+def attach_review(box: Box, target: str, aside: str) -> None:
+    """Attach at *target* an overlay: below what was taken for it, above the folder "upper" of what
+    was taken for *aside*.
+
+    overlayfs.rst: "userxattr" is for mounters in user namespaces, and never follows what an upper
+    directory says of renamed directories. overlay keeps clones of its layers, of which nothing
+    stays reachable.
+    """
+    lower, layer = box.mounts.taken.pop(target), box.mounts.taken.pop(aside)
+    noexec = kernel.MOUNT_NOEXEC if os.fstatvfs(lower).f_flag & os.ST_NOEXEC else 0
+    for name, mount_fd in (("lower", lower), ("layer", layer)):
+        box.mounts.put(mount_fd, f"{aside}/{name}")
+        os.close(mount_fd)
+    options = {
+        "lowerdir": f"{aside}/lower",
+        "upperdir": f"{aside}/layer/upper",
+        "workdir": f"{aside}/layer/work",
+        "userxattr": None,
+    }
+    attributes = kernel.MOUNT_NOSUID | kernel.MOUNT_NODEV | noexec
+    overlay = kernel.new_mount("overlay", options, attributes)
+    for name in ("lower", "layer"):
+        kernel.detach(f"{aside}/{name}")
+        os.rmdir(f"{aside}/{name}")
+    os.rmdir(aside)
+    box.mounts.put(overlay, target)
+    os.close(overlay)
+
+
 def covers_of(box: Box, workdir: str, uid: str, gid: str, written_through: str) -> None:
     """Parts of *workdir*, which is *uid*'s and *gid*'s inside, are going to be taken away. What a
     program outside writes through a link that stands in for a file goes to *written_through*."""
@@ -43,7 +72,7 @@ def covers_of(box: Box, workdir: str, uid: str, gid: str, written_through: str) 
     box.mounts.when_attached = covers.attached
     box.files_as = owner
     # To mount, and to look who has what open.
-    box.lasting_rights = kernel.CAP_SYS_ADMIN, _CAP_SYS_PTRACE
+    box.lasting_rights = kernel.CAP_SYS_ADMIN, kernel.CAP_SYS_PTRACE
 
 
 def _covers(box: Box) -> Covers:
@@ -78,6 +107,7 @@ def protect(box: Box, *paths: str) -> None:
 
 
 VERBS = (
+    attach_review,
     covers_of,
     cover,
     place,

@@ -97,6 +97,7 @@ class Watch(Watcher):
         self._folders: dict[int, str] = {}
         self._bare: dict[str, int] = {}
         self._touched: set[str] = set()
+        self._handed_on: set[str] = set()
         self._missed = self._forgotten = False
         # Events are numbered; *_batch* is the last one that had been read before.
         self._position = self._batch = 0
@@ -104,8 +105,9 @@ class Watch(Watcher):
         self._unjudged: list[tuple[int, int, int, int, str]] = []
         self._entries: dict[str, _Entry] = {}
         self._looked = self._rests_until = 0.0
-        # Of what is being renamed: the cookie, when it was last touched, whether it was handed on.
-        self._moving = 0, 0, False
+        # Of what is being renamed: the cookie, its old path, when it was last touched, and whether
+        # it was handed on.
+        self._moving = 0, "", 0, False
         if covers:
             self._follow(covers)
         # Whether a place was laid bare after it was covered and before we watched: nobody tells
@@ -223,7 +225,8 @@ class Watch(Watcher):
         guarded = self.covers is not None and path in self.covers.kinds
         if mask & kernel.IN_MOVED_FROM:
             entry = self._entries.get(path, _Entry())
-            self._moving = cookie, entry.last, entry.was_handed_on
+            may_have_been = self._forgotten and not entry.made
+            self._moving = cookie, path, entry.last, entry.was_handed_on or may_have_been
         if mask & kernel.IN_MOVED_TO and guarded:
             self._judge_source(path, cookie)
         if mask & kernel.IN_DELETE and guarded and self._opened_now(path, self._batch):
@@ -264,12 +267,15 @@ class Watch(Watcher):
         of all: whoever opened *path* after the new file was done may have been let in. And who but
         its maker has opened or moved the new file itself may have written to it; where so much has
         happened that we do not know any more, somebody may have."""
-        moving, done, was_handed_on = self._moving
-        is_known = moving == cookie and done
-        if self._opened_now(path, done if is_known else self._batch):
+        moving, source, done, was_handed_on = self._moving
+        from_beside = moving == cookie
+        since = done if from_beside and done else self._batch
+        if self._opened_now(path, since):
             self._touched.add(path)
-        if was_handed_on if is_known else moving == cookie and self._forgotten:
-            self._touched.add(path)
+        if from_beside and was_handed_on:
+            self._handed_on.add(path)
+        if from_beside:
+            self._entries.pop(source, None)  # the next file of that name is another one
 
     def _opened_now(self, path: str, since: int) -> bool:
         entry = self._entries.get(path)
@@ -293,11 +299,19 @@ class Watch(Watcher):
         return bare
 
     def _refuse_touched(self, covers: Covers, bare: list[str]) -> None:
-        if not select.select([self._begun], [], [], 0)[0]:
-            return  # nobody's code has run that could have touched anything
+        if not self._has_begun():
+            return
         touched = [path for path in bare if path in self._touched] or covers.held(bare)
         if touched or (bare and self._missed):
             raise CoverLost((touched or bare)[0])
+
+    def _refuse_handed_on(self) -> None:
+        if self._handed_on and self._has_begun():
+            raise CoverLost(min(self._handed_on))
+
+    def _has_begun(self) -> bool:
+        """Whether anybody's code has run that could have touched anything."""
+        return bool(select.select([self._begun], [], [], 0)[0])
 
     def _mend(self, covers: Covers) -> None:
         """Until nothing is bare: the program outside may do it again meanwhile. We look last at
@@ -313,6 +327,8 @@ class Watch(Watcher):
                 select.select([], [], [], 0.001)
             self._follow(covers)
             self.heard()
+            # Our mount may go before Linux tells of the rename that took it: it may tell only now.
+            self._refuse_handed_on()
             self._expected = self.count()
             if not covers.bare():
                 self._forget()
@@ -320,10 +336,16 @@ class Watch(Watcher):
         raise CoverLost(covers.bare()[0])
 
     def _forget(self) -> None:
+        """What has happened to places: they are covered. What became of other files stays, since
+        they may replace one later; after an overflow nobody knows that."""
         self._bare.clear()
         self._touched.clear()
-        self._entries.clear()
-        self._missed = self._forgotten = False
+        self._handed_on.clear()
+        places = self.covers.kinds if self.covers else {}
+        kept = {} if self._missed else self._entries
+        self._entries = {path: entry for path, entry in kept.items() if path not in places}
+        self._forgotten = self._forgotten or self._missed
+        self._missed = False
 
 
 def _first_bare(covers: Covers) -> str:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import users
 from facilities import public_python
 
+from sandbox_provisioner.inside import wire
+from sandbox_provisioner.warm.found import call
+
 OTHER = 4322
 # Reads code and writes its `answer`, until its input ends.
-_OBEY = """
+OBEY = """
 import json, sys, traceback
 known = {"__name__": "told"}
 for line in sys.stdin:
@@ -33,7 +40,7 @@ for line in sys.stdin:
 def copy_code(home: Path) -> None:
     """Put our code and tests where every user may read them, in *home*."""
     home.chmod(0o755)
-    repository, ours = Path(__file__).parents[2], shutil.ignore_patterns("__pycache__", ".*")
+    repository, ours = Path(__file__).parents[1], shutil.ignore_patterns("__pycache__", ".*")
     for name in ("sandbox_provisioner", "tests"):
         shutil.copytree(repository / name, home / "code" / name, ignore=ours)
 
@@ -50,7 +57,7 @@ class User:
         modules = [str(code), f"{code}/tests", f"{code}/tests/broker", *sys.path]
         self.process = subprocess.Popen(
             [*users.with_files(home), *sees, "setpriv", f"--reuid={uid}", f"--regid={uid}",
-             "--clear-groups", public_python(), "-u", "-c", _OBEY],
+             "--clear-groups", public_python(), "-u", "-c", OBEY],
             env={
                 "PYTHONPATH": os.pathsep.join(modules), "PYTHONDONTWRITEBYTECODE": "1",
                 "HOME": str(home), "PATH": os.defpath, "PYTHONUSERBASE": f"{home}/python",
@@ -86,22 +93,40 @@ class User:
 
 
 class Broker:
-    """The daemon, at a place of this test's own; *lines* are what it has told."""
+    """The daemon, at a place of this test's own, run by *python*, which has *packages* besides its
+    own, and told *more*; *lines* are what it has told."""
 
-    def __init__(self, home: Path, runtime: Path) -> None:
-        self.home, self.runtime = home, runtime
-        self.socket = f"{runtime}/socket"
+    def __init__(
+        self,
+        home: Path,
+        runtime: Path,
+        *more: str,
+        python: str = sys.executable,
+        packages: Sequence[str] = (),
+    ) -> None:
+        self.home, self.runtime, self.layers = home, runtime, home / "layers"
+        self._words = [python, "-m", "sandbox_provisioner.app", "broker", *more]
+        self._modules = os.pathsep.join([f"{home}/code", *packages])
+        self.socket, self.metrics = f"{runtime}/socket", f"{runtime}/metrics"
         self.lines: list[dict[str, Any]] = []
         self.start()
 
+    def command(self) -> list[str]:
+        """That of the daemon."""
+        options = ["--socket", self.socket, "--policy", f"{self.home}/policy.toml"]
+        options += ["--metrics", self.metrics]
+        options += ["--SandboxProvisioner.runtime_dir", str(self.runtime)]
+        options += ["--SandboxProvisioner.layer_dir", str(self.layers)]
+        return [*users.with_files(self.home), *self._words, *options]
+
+    def environment(self) -> dict[str, str]:
+        """The same."""
+        return {"PATH": os.defpath, "PYTHONPATH": self._modules, "HOME": "/nonexistent"}
+
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        words = [sys.executable, "-m", "sandbox_provisioner.app", "broker"]
-        options = ["--socket", self.socket, "--policy", f"{self.home}/policy.toml"]
-        options += ["--SandboxProvisioner.runtime_dir", str(self.runtime)]
         self.process = subprocess.Popen(
-            [*users.with_files(self.home), *words, *options],
-            env={"PATH": os.defpath, "PYTHONPATH": f"{self.home}/code", "HOME": "/nonexistent"},
+            self.command(), env=self.environment(),
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.heard("listen")
@@ -110,7 +135,9 @@ class Broker:
         """The next of what it tells that is *event*, of *sandbox_id* if that is given."""
         assert self.process.stderr
         for line in self.process.stderr:
-            assert line.startswith("{"), line + self.process.stderr.read()
+            if not line.startswith("{"):
+                self.process.kill()  # or what it says more would not end
+                raise AssertionError(line + self.process.stderr.read())
             self.lines.append(json.loads(line))
             if self.lines[-1]["event"] == event and self.lines[-1].get("id", "").startswith(
                 sandbox_id
@@ -138,6 +165,30 @@ class Broker:
         found = [path for path in self.runtime.glob("*/record.json")]
         kinds = {path: json.loads(path.read_text())["kind"] for path in found}
         return [path for path in found if kinds[path] == "kernel" and not path.parent.is_symlink()]
+
+    def nothing_is_left(self, *, retire: bool = True) -> bool:
+        """Whether all sandboxes are gone before long, when nurseries that are for all servers of a
+        user were asked to *retire*; no event tells of the last file."""
+        end = time.monotonic() + 30
+        while (found := list(self.runtime.glob("*/owner"))) and time.monotonic() < end:
+            for path in self.runtime.glob("*/requests") if retire else ():
+                with contextlib.suppress(BlockingIOError):  # so many of ours wait there already
+                    if channel := call(path):
+                        with channel:
+                            channel.send(wire.message(wire.RETIRE))
+            select.poll().poll(20)
+        return not found
+
+    def scraped(self) -> dict[str, float]:
+        """What Prometheus gets: numbers by names with their labels."""
+        with socket.socket(socket.AF_UNIX) as asks:
+            asks.connect(self.metrics)
+            asks.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b"".join(iter(lambda: asks.recv(1 << 16), b"")).decode()
+        head, _, body = answer.partition("\r\n\r\n")
+        assert head.startswith("HTTP/1.0 200 OK"), answer
+        lines = [line.rpartition(" ") for line in body.splitlines() if not line.startswith("#")]
+        return {name: float(number) for name, _, number in lines}
 
     def descriptors(self) -> int:
         """How many it has open."""

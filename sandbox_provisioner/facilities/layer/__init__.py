@@ -1,0 +1,1 @@
+"""layer - what kernels install, kept when they have ended."""
