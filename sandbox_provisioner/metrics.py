@@ -59,6 +59,7 @@ _A_SCRAPE_SECONDS = 1.0
 _MOST_USERS = 1000
 _OTHERS = "(others)"
 Running = Callable[[], Iterable[Record]]
+_Start = tuple[str, float]
 
 
 class Metrics(Collector):
@@ -130,7 +131,7 @@ class Metrics(Collector):
             running.add_metric(labels, number)
         for user, number in memory.items():
             used.add_metric((user,), number)
-        for user, seconds in self._cpu.totals({record.sandbox_id for record in records}).items():
+        for user, seconds in self._cpu.totals(set(map(_start_of, records))).items():
             cpu.add_metric((user,), seconds)
         yield from (running, used, cpu)
 
@@ -157,29 +158,39 @@ def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, CounterMetricFami
 
 
 class _CpuSeconds:
-    """By users, what their sandboxes have used, those too that have ended: it only grows."""
+    """By users, what their sandboxes have used, those too that have ended: it only grows. A restart
+    is another start of the same sandbox, and begins with nothing."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last: dict[str, tuple[str, float]] = {}  # of each that is counted by itself
+        self._last: dict[_Start, tuple[str, float]] = {}  # of each that is counted by itself
+        self._missed: set[_Start] = set()  # of these, what ran no more at the last scrape
         self._before: Tally[str] = Tally()  # by users, of all that have ended
 
     def note(self, record: Record, user: str, seconds: float | None) -> None:
         """*record* of the *user* has used so much by now."""
         with self._lock:
-            known = self._last.get(record.sandbox_id, (user, 0.0))[1]
-            self._last[record.sandbox_id] = user, max(known, seconds or 0.0)
+            start = _start_of(record)
+            known = self._last.get(start, (user, 0.0))[1]
+            self._last[start] = user, max(known, seconds or 0.0)
 
-    def totals(self, running: set[str]) -> dict[str, float]:
-        """By users; those that are not *running* any more are added up."""
+    def totals(self, running: set[_Start]) -> dict[str, float]:
+        """By users; those that are not *running* any more are added up a scrape later: somebody may
+        tell of their ends when nobody lists them any more."""
         with self._lock:
-            for sandbox_id in self._last.keys() - running:
-                user, seconds = self._last.pop(sandbox_id)
+            missed = self._last.keys() - running
+            for start in missed & self._missed:
+                user, seconds = self._last.pop(start)
                 self._before[user] += seconds  # type: ignore[assignment]
+            self._missed = missed - self._missed
             found: dict[str, float] = dict(self._before)
             for user, seconds in self._last.values():
                 found[user] = found.get(user, 0.0) + seconds
             return found
+
+
+def _start_of(record: Record) -> _Start:
+    return record.sandbox_id, record.started
 
 
 def _reason(error: SandboxError) -> str:

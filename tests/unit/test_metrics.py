@@ -118,6 +118,24 @@ def test_what_ended_between_two_scrapes_has_used_cpu_time_too(scraped: Scraped) 
     assert scraped("cpu_seconds_total", user="ann") == 6.5
 
 
+def test_what_ends_when_nobody_lists_it_any_more_has_used_its_cpu_time_once(
+    scraped: Scraped,
+) -> None:
+    scraped.running, scraped.usage = [ANN], {ANN.sandbox_id: Usage(cpu_seconds=5.0)}
+    assert scraped("cpu_seconds_total", user="ann") == 5.0
+    scraped.running = []
+    assert scraped("cpu_seconds_total", user="ann") == 5.0
+    audit.ended(ANN, ExitStory(kind=EndKind.EXIT, code=0, cpu_seconds=6.5))
+    assert [scraped("cpu_seconds_total", user="ann") for _ in range(3)] == [6.5, 6.5, 6.5]
+
+
+def test_a_kernel_that_was_restarted_has_used_what_both_starts_have(scraped: Scraped) -> None:
+    audit.ended(ANN, ExitStory(kind=EndKind.EXIT, code=0, cpu_seconds=6.5))
+    scraped.running = [replace(ANN, started=ANN.started + 1)]
+    scraped.usage = {ANN.sandbox_id: Usage(cpu_seconds=1.0)}
+    assert scraped("cpu_seconds_total", user="ann") == 7.5
+
+
 def test_users_without_end_have_series_with_an_end(scraped: Scraped, monkeypatch: Any) -> None:
     monkeypatch.setattr(metrics, "_MOST_USERS", 3)
     scraped.running = [replace(BOB, sandbox_id=f"{n:012}", user=f"u{n}") for n in range(10)]
