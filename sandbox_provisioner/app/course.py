@@ -27,7 +27,8 @@ _HEAD = ("name", "display_name", "kernel")
 _HINTS = {"image": "rootfs", "root": "rootfs", "memory": "mem_limit", "mem": "mem_limit",
           "cpus": "cpu_limit", "guests": "network_allow", "allow": "network_allow",
           "modules": "preload"}  # fmt: skip
-_KERNEL_NAME = re.compile(r"[a-z0-9._-]+")
+# Of a folder of its own, beside those of others: not "." nor "..".
+_KERNEL_NAME = re.compile(r"(?!\.)[a-z0-9._-]+")
 _HOST = "host"
 _USUAL = ("/usr/local/bin", "/usr/bin", "/bin")
 # Of the Pythons in a root the one that has ipykernel is taken.

@@ -173,6 +173,12 @@ class InstallApp(SandboxCommand):
     def _install(
         self, manager: KernelSpecManager, kernel: KernelSpec, twin: dict[str, Any], name: str
     ) -> str:
+        if not name.strip("."):  # which Jupyter takes: the folder around all kernelspecs would go
+            raise SpecError(
+                attempt=f"install the kernel {name!r}",
+                answer="no kernel has that name",
+                remedy="Choose another --name.",
+            )
         prefix = self._prefix()
         where: dict[str, Any] = {"user": not prefix, "prefix": prefix or None}
         destination = manager._get_destination_dir(name, **where)

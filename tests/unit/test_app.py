@@ -209,6 +209,17 @@ def test_install_refuses_values_of_wrong_types(command: Command, prefix: Path) -
     assert not prefix.exists()
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+def test_no_name_of_a_kernel_is_the_folder_around_all_of_them(
+    command: Command, prefix: Path, name: str
+) -> None:
+    kernels = prefix / "share/jupyter/kernels"
+    (kernels / "other").mkdir(parents=True)
+    with pytest.raises(SpecError, match="no kernel has that name"):
+        command("install", "--prefix", prefix, "--name", name, "--replace")
+    assert (kernels / "other").exists()
+
+
 def test_install_does_not_replace_without_being_asked(command: Command, prefix: Path) -> None:
     command("install", "--prefix", prefix, "--mem-limit", "1G")
     with pytest.raises(SpecError, match="--replace"):

@@ -450,6 +450,7 @@ def test_a_course_without_a_name_is_named_as_its_folder(tmp_path):
         ("preload = 7", "a list of texts"),
         ('confinement = "jail"', "confinement"),
         ('name = "a/b"', "no name for a kernel"),
+        ('name = ".."', "no name for a kernel"),
     ],
 )
 def test_what_is_wrong_in_a_course_is_told_with_its_line(tmp_path, line, answer):
