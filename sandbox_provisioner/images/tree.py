@@ -44,6 +44,7 @@ class Bounds:
 
     size_bytes: int = 64 << 30
     entries: int = 600_000
+    path_bytes: int = 256 << 20  # of all paths: links make long ones of few bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,14 +210,20 @@ class Tree:
         return None
 
     def walk(self) -> Iterator[tuple[str, Node]]:
-        """Every name with what it is, a folder before what is in it, in one order for all."""
-        waiting = [("", self.root)]
+        """Every name with what it is, a folder before what is in it, in one order for all;
+        Refused."""
+        waiting, left = [("", self.root)], self._bounds.path_bytes
         while waiting:
             path, node = waiting.pop()
             if path:
                 yield path, node
             for name in sorted(node.children, reverse=True):
-                waiting.append((f"{path}/{name}" if path else name, node.children[name]))
+                below = f"{path}/{name}" if path else name
+                left -= len(below)
+                if left < 0:
+                    most = self._bounds.path_bytes >> 20
+                    raise Refused(f"the paths of its files come to more than {most} MiB")
+                waiting.append((below, node.children[name]))
 
 
 def names_of(path: str) -> Names:

@@ -281,6 +281,17 @@ def test_folders_that_links_make_deeper_than_any_name_are_refused(layout):
     assert "folders more than 1024 deep" in refused(layout.fill(hostile))
 
 
+def test_paths_that_links_make_longer_than_an_image_is_are_refused(layout):
+    path = "/".join(["d" * 250] * 15)
+    many = [member(f"l/{path}/{number}", b"") for number in range(200)]
+    hostile = layout.fill(layer(folder(path), link("l", path), *many))
+    assert layout.largest.stat().st_size < 1 << 16
+    with pytest.raises(SpecError, match="paths of its files come to more than 1 MiB"):
+        bounds = Bounds(path_bytes=1 << 20)
+        with oci.opened(hostile, bounds) as source:
+            oci.tree_of(source, bounds)[0].latest()
+
+
 def test_devices_and_whiteouts_count_as_entries(layout):
     for entry in (member("p", kind=tarfile.FIFOTYPE), member(".wh.x"), member(".wh..wh..opq")):
         path = Layout(layout.path.with_name(entry[0].name)).fill(layer(*[entry] * 101))
