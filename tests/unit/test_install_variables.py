@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 
 from golden import REQUEST, ROOT, site_of
 
 from sandbox_provisioner.facilities.environment.facts.kernel_files import OwnSite
+from sandbox_provisioner.facilities.environment.inside import own_note
 from sandbox_provisioner.facilities.environment.plan.installs import (
     BASE,
     folders,
@@ -16,6 +18,7 @@ from sandbox_provisioner.facilities.environment.plan.installs import (
 )
 from sandbox_provisioner.facilities.network.facts.packages import Packages
 from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
+from sandbox_provisioner.inside.box import Box
 from sandbox_provisioner.orders.variables import variables_for
 
 VENV, PLAIN = OwnSite("python3.12", ""), OwnSite("python3.12", "/home/ann/.local")
@@ -80,3 +83,15 @@ def test_another_root_is_told_of_no_certificates_of_this_machine():
     found = variables_for(elsewhere, site)
     assert "PIP_CERT" not in found
     assert found["PIP_INDEX_URL"] == "https://mine"
+
+
+def test_where_an_earlier_kernel_has_left_no_room_for_a_note_the_next_one_starts(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # the file can be made, not written
+    try:
+        own_note(Box(-1, -1), str(tmp_path / "shown.pth"), note_of("/home/ann"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "shown.pth").read_text() == ""
+    own_note(Box(-1, -1), str(tmp_path / "shown.pth"), note_of("/home/ann"))
+    assert (tmp_path / "shown.pth").read_text() == note_of("/home/ann")

@@ -24,15 +24,20 @@ def own_folders(_box: Box, *paths: str) -> None:
 
 
 def own_note(_box: Box, path: str, text: str) -> None:
-    """A file there; what is kept there of an earlier kernel gives way."""
+    """A file there; what is kept there of an earlier kernel gives way. Where that one has left no
+    room for it there is none."""
     try:
         if os.path.lexists(path):
             os.unlink(path)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except OSError:
         return
-    os.write(fd, os.fsencode(text))
-    os.close(fd)
+    try:
+        os.write(fd, os.fsencode(text))
+    except OSError:
+        return
+    finally:
+        os.close(fd)
 
 
 VERBS = (own_folders, own_note)
