@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sandbox_provisioner.errors import COMMAND, HostError, Remedy, joined
+from sandbox_provisioner.errors import COMMAND, HostError, Remedy, SpecError, joined
 from sandbox_provisioner.facilities.ids.facts import find_id_range, grant
 from sandbox_provisioner.images.box import (
     BUILD,
@@ -50,7 +50,7 @@ from sandbox_provisioner.images.oci import python_in
 from sandbox_provisioner.images.recipe import Recipe
 from sandbox_provisioner.images.squash import squash
 from sandbox_provisioner.images.store import Image, Store
-from sandbox_provisioner.images.tree import Bounds, Entry, Kind, Tree
+from sandbox_provisioner.images.tree import Bounds, Entry, Kind, Refused, Tree
 
 _BOUNDS = Bounds()
 # A base is what the archive had when it was made: later there are security updates.
@@ -81,7 +81,7 @@ def build(name: str, recipe: Recipe, store: Store, box: Box, told: Told) -> Imag
     is in the store then but a base to go on from."""
     _refuse_missing_programs(recipe)
     store.prepare()
-    with store.building(name), store.workplace() as work:
+    with _told(recipe), store.building(name), store.workplace() as work:
         base = _base(recipe, store, work, told)
         layers: list[Layer] = [_Cleaned(base, recipe.time)]
         if recipe.has_pip or recipe.conda:
@@ -103,6 +103,19 @@ def build(name: str, recipe: Recipe, store: Store, box: Box, told: Told) -> Imag
             raise _no_kernel(recipe)
         origin = f"recipe {recipe.path.resolve()}"
         return store.add(file, name=name, origin=origin, python=python)
+
+
+@contextlib.contextmanager
+def _told(recipe: Recipe) -> Iterator[None]:
+    """Let what is wrong with what goes into the image be told as an error."""
+    try:
+        yield
+    except Refused as error:
+        raise SpecError(
+            attempt=f"build {recipe.path}",
+            answer=str(error),
+            remedy="See what it copies, and what its packages install.",
+        ) from None
 
 
 def _refuse_missing_programs(recipe: Recipe) -> None:

@@ -93,11 +93,13 @@ class FolderLayer:
     opened: Callable[[Path], int] = _opened
 
     def members(self) -> Iterator[Member]:
-        """In one order for all; links are links, wherever they lead."""
+        """In one order for all; links are links, wherever they lead. Refused."""
         yield self._entry("", Kind.FOLDER, 0o755), None
         top = self.opened(self.folder)
         try:
             yield from self._below(top)
+        except RecursionError:
+            raise Refused(f"folders in {self.folder} are too deep in one another") from None
         finally:
             os.close(top)
 
@@ -117,8 +119,11 @@ class FolderLayer:
             target = os.readlink(name, dir_fd=fd)
             yield self._entry(path, Kind.SYMLINK, 0o777, target=target), None
         elif stat.S_ISREG(status.st_mode):
-            opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            with open(opened, "rb") as file:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with open(os.open(name, flags, dir_fd=fd), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise Refused(f"{path} changes while it is read")
                 entry = self._entry(path, Kind.FILE, status.st_mode, size=status.st_size)
                 yield entry, file
         else:

@@ -14,6 +14,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpec
 from test_app import Command, command, kernel_json  # noqa: F401
 
+from sandbox_provisioner import removal
 from sandbox_provisioner.app import course
 from sandbox_provisioner.app.course import read_course
 from sandbox_provisioner.errors import HostError, SpecError
@@ -24,7 +25,7 @@ from sandbox_provisioner.images.build import build
 from sandbox_provisioner.images.layers import FileLayer, FolderLayer
 from sandbox_provisioner.images.recipe import KEYS, Recipe, read_recipe
 from sandbox_provisioner.images.store import Image, Store
-from sandbox_provisioner.images.tree import Kind
+from sandbox_provisioner.images.tree import Kind, Refused
 from sandbox_provisioner.spec import Network, NetworkWish
 
 pytestmark = pytest.mark.requires("sqfstar")
@@ -404,6 +405,38 @@ def test_what_a_box_has_left_is_taken_as_it_is_and_leads_nowhere(tmp_path):
     found = {entry.name: entry.kind for entry in entries if entry}
     assert found["opt/kernel/out"] is found["opt/kernel/file"] is Kind.SYMLINK
     assert not any("shadow" in name or "passwd" in name or "pipe" in name for name in found)
+
+
+def test_what_becomes_a_pipe_while_it_is_read_is_not_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    recipe, look = read(tmp_path, '[files]\n"/srv/x" = "data"'), os.lstat
+    ((_, source),) = recipe.files
+
+    def swapped_then(name: str, **where: int) -> os.stat_result:
+        found = look(name, **where)
+        (tmp_path / "pipe").rename(tmp_path / "data/file")
+        return found
+
+    monkeypatch.setattr(os, "lstat", swapped_then)
+    with pytest.raises(Refused, match="file changes while it is read"):
+        list(module._copied(recipe, source, "/srv/x").members())
+
+
+def test_folders_deeper_than_anybody_walks_are_refused_with_their_reason(tmp_path, base):
+    fd = os.open(tmp_path, os.O_RDONLY)
+    for name in ["deep", *["d"] * 1500]:
+        os.mkdir(name, dir_fd=fd)
+        inner = os.open(name, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    recipe = read(tmp_path, '[files]\n"/srv/x" = "deep"')
+    store = Store(tmp_path / "store", os.geteuid())
+    with pytest.raises(SpecError, match="too deep in one another"):
+        build("x", recipe, store, pytest.fail, Silent())
+    removal.empty(tmp_path / "deep")
 
 
 # -- a course in one file
