@@ -11,6 +11,7 @@ from benchmarks import (
     crowd,
     density,
     files,
+    gpu,
     grade,
     loop,
     network,
@@ -69,6 +70,15 @@ BENCHMARKS = {
     ),
     "overhead": Benchmark(
         "what work costs in a sandboxed kernel, beside a plain one", overhead.main, (_ROUNDS,)
+    ),
+    "gpu": Benchmark(
+        "what a GPU costs in a box, beside plain kernels: starts up to the first result, and work",
+        gpu.main,
+        (
+            _ROUNDS,
+            ("work-rounds", 20, "rounds of work"),
+            ("device", "nvidia.com/gpu=0", "as a specification names it"),
+        ),
     ),
     "files": Benchmark(
         "what another root and its layer cost: starts, memory, small and large files, an install",
