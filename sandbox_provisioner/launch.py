@@ -94,6 +94,7 @@ from sandbox_provisioner.layers.kept import (
     is_over_another,
     layer_name,
     left_behind,
+    refuse_one_more,
 )
 from sandbox_provisioner.layers.place import check_upper, layer_directory, layer_path
 from sandbox_provisioner.ledger import Attachment, Ledger, limit_workdir, undone_if_it_fails
@@ -408,6 +409,8 @@ class LocalLauncher:
             uid = facts.caller.uid
             folder = folder_of(base, spec.layer, name, uid, root.wish, root.identity)
             name = folder.disk
+            if facts.caller.opened is not None:
+                refuse_one_more(base, uid, folder)
             if before := left_behind(base, uid, spec.rootfs, folder):
                 self.tell_once(before)
             if not why and folder.is_folder:

@@ -46,6 +46,9 @@ from sandbox_provisioner.records import UNREADABLE, read_small
 from sandbox_provisioner.spec import HOST_ROOT, Layer
 
 KERNEL, USER = "kernel", "user"
+# Of one for whom somebody else launches: each has its room also when no kernel has it, and there
+# is one for each content of each root.
+MOST_OF_OTHERS = 8
 _FOLDERS = ("base", "upper", "work", "trash")
 _KERNELS_ID = 1000
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
@@ -346,6 +349,24 @@ def layers_of(base: Path, uid: int) -> Iterator[tuple[KeptFolder, Holder]]:
         if not removal.is_aside(path.name):
             folder = KeptFolder(path)
             yield folder, folder.read()
+
+
+def refuse_one_more(base: Path, uid: int, folder: KeptFolder) -> None:
+    """HostError where *folder* would be more than a user may have."""
+    if folder.path.exists():
+        return
+    names = [other.path.name for other, _ in layers_of(base, uid)]
+    if len(names) >= MOST_OF_OTHERS:
+        raise HostError(
+            attempt="keep what the kernel installs",
+            answer=f"{len(names)} layers of this user are kept, which is the most: "
+            f"{', '.join(names)}",
+            remedy=(
+                "Remove one that is of no use any more:",
+                f"{COMMAND}jupyter sandbox layer list",
+                f"{COMMAND}jupyter sandbox layer reset NAME",
+            ),
+        )
 
 
 def left_behind(base: Path, uid: int, asked: str, folder: KeptFolder) -> str:

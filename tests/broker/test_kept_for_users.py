@@ -11,6 +11,7 @@ import users
 from brokers import Broker, Refused, User
 
 from sandbox_provisioner.facilities.storage.facts import STORAGE
+from sandbox_provisioner.layers.kept import MOST_OF_OTHERS
 
 pytestmark = pytest.mark.requires(
     "userns", "root", "cgroup-memory", "setpriv", "public-python", "loop", "mkfs.ext4"
@@ -126,4 +127,19 @@ def test_a_users_layer_is_for_the_next_kernel_and_for_one_at_a_time(
     assert "Removed the layer" in user("answer = told('reset', 'broker/host')")
     user(START, layer="user", code=IS_THERE)
     assert user("answer = kernel(code)", code=IS_THERE) == "False"
+    user("kernel.end()")
+
+
+def test_a_user_has_so_many_layers_and_no_more(kept_broker: Broker, user: User) -> None:
+    """Each has its room also when no kernel has it; who touches a root would have one more."""
+    place = kept_broker.layers / f"people/{users.USER}/user/{users.USER}"
+    for number in range(MOST_OF_OTHERS):
+        (place / f"root-{number}").mkdir(parents=True)
+    with pytest.raises(Refused, match=f"{MOST_OF_OTHERS} layers of this user are kept"):
+        user("Kernel(layer='user', disk_limit='16M')")
+    (place / "root-0").rmdir()
+    user(START, layer="user", code=WRITE)
+    user("kernel.end()")
+    user(START, layer="user", code=READ)  # the one that there is
+    assert user("answer = kernel(code)", code=READ) == "installed"
     user("kernel.end()")
