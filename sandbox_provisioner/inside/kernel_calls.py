@@ -12,18 +12,21 @@ import errno
 import os
 import struct
 
+TYPE_CHECKING = False  # as typing has it, without its import
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.setfsuid.argtypes = _libc.setfsgid.argtypes = [ctypes.c_uint]
 
-_NR_OPEN_TREE = 428
-_NR_MOVE_MOUNT = 429
+# Those of a start's hundred mounts, as syscall(2) takes them.
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = (ctypes.c_long(number) for number in (428, 429, 442))
 _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
 _NR_OPENAT2 = 437
 _NR_CLOSE_RANGE = 436
-_NR_MOUNT_SETATTR = 442
 _NR_QUOTACTL_FD = 443
 _NR_LANDLOCK_CREATE_RULESET = 444
 _NR_LANDLOCK_ADD_RULE = 445
@@ -55,6 +58,7 @@ _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _OPEN_TREE_CLONE = 1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+_CLONE_WHOLE = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _FSCONFIG_SET_FLAG = 0
@@ -232,6 +236,9 @@ class _Attributes(ctypes.Structure):
     )
 
 
+_ATTRIBUTES_BYTES = ctypes.c_size_t(ctypes.sizeof(_Attributes))
+
+
 class _OpenHow(ctypes.Structure):
     """struct open_how of openat2(2)."""
 
@@ -291,6 +298,11 @@ def _check(result: int, call: str, **operands: object) -> int:
     return result
 
 
+def _failed(call: str, **operands: object) -> NoReturn:
+    """Where a call is made so often that its operands are put together only for an error."""
+    raise CallFailed(call, ctypes.get_errno(), **operands)
+
+
 def _syscall(number: int, *args: object) -> int:
     return int(_libc.syscall(ctypes.c_long(number), *args))
 
@@ -324,18 +336,21 @@ def fork_as_sibling(namespaces: int = 0) -> int:
 
 def open_tree(path: str, *, dir_fd: int = AT_FDCWD) -> int:
     """open_tree(2): a detached recursive clone of the mounts at *path* ("" is *dir_fd* itself)."""
-    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE | (0 if path else _AT_EMPTY_PATH)
-    result = _syscall(_NR_OPEN_TREE, dir_fd, os.fsencode(path), ctypes.c_uint(flags))
-    return _check(result, "open_tree", path=_Place(dir_fd, path))
+    flags = _CLONE_WHOLE if path else _CLONE_WHOLE | _AT_EMPTY_PATH
+    result = int(_libc.syscall(_OPEN_TREE, dir_fd, os.fsencode(path), flags))
+    return result if result >= 0 else _failed("open_tree", path=_Place(dir_fd, path))
 
 
-def move_mount(mount_fd: int, target_fd: int, *, source: str = "", target: str = "") -> None:
-    """move_mount(2), both sides by descriptor: no path is resolved a second time. *source* and
-    *target* are what the caller knows them as."""
-    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-    result = _syscall(_NR_MOVE_MOUNT, mount_fd, b"", target_fd, b"", ctypes.c_uint(flags))
-    named = {"source": _Place(mount_fd, source), "target": _Place(target_fd, target)}
-    _check(result, "move_mount", **named)
+def move_mount(
+    mount_fd: int, target_fd: int, name: str = "", *, source: str = "", target: str = ""
+) -> None:
+    """move_mount(2), both sides by descriptor: no path is resolved a second time. With *name* the
+    target is that entry of *target_fd*, and a link is none that is followed. *source* and *target*
+    are what the caller knows them as."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | (0 if name else _MOVE_MOUNT_T_EMPTY_PATH)
+    if _libc.syscall(_MOVE_MOUNT, mount_fd, b"", target_fd, os.fsencode(name), flags) < 0:
+        known = _Place(mount_fd, source), _Place(target_fd, target or name)
+        _failed("move_mount", source=known[0], target=known[1])
 
 
 def mount_setattr(
@@ -349,20 +364,13 @@ def mount_setattr(
 ) -> None:
     """mount_setattr(2): add attributes, set propagation, or map ids by a user namespace."""
     flags = (_AT_RECURSIVE if recursive else 0) | (0 if path else _AT_EMPTY_PATH)
-    attributes = _Attributes(add, 0, propagation, userns_fd)
-    result = _syscall(
-        _NR_MOUNT_SETATTR,
-        mount_fd,
-        os.fsencode(path),
-        ctypes.c_uint(flags),
-        ctypes.byref(attributes),
-        ctypes.c_size_t(ctypes.sizeof(attributes)),
-    )
-    told = {
-        "add": _Flags(add, _MOUNT_ATTRIBUTES),
-        "propagation": _Flags(propagation, _PROPAGATIONS),
-    }
-    _check(result, "mount_setattr", path=_Place(mount_fd, path), **told)
+    told = ctypes.byref(_Attributes(add, 0, propagation, userns_fd))
+    if (
+        _libc.syscall(_MOUNT_SETATTR, mount_fd, os.fsencode(path), flags, told, _ATTRIBUTES_BYTES)
+        < 0
+    ):
+        added, spread = _Flags(add, _MOUNT_ATTRIBUTES), _Flags(propagation, _PROPAGATIONS)
+        _failed("mount_setattr", path=_Place(mount_fd, path), add=added, propagation=spread)
 
 
 def new_mount(filesystem: str, options: dict[str, str | None], attributes: int) -> int:
@@ -408,10 +416,10 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
     return result if result >= 0 else _not_opened(path, flags, resolve)
 
 
-def openat2_if_there(dir_fd: int, path: str, flags: int, resolve: int) -> int:
+def openat2_if_there(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     """The same; -1 where there is nothing: while a root is built that is so a hundred times, and
     the text of an error takes longer than the call."""
-    result = _openat2(dir_fd, path, flags, resolve, 0)
+    result = _openat2(dir_fd, path, flags, resolve, mode)
     if result >= 0 or ctypes.get_errno() == errno.ENOENT:
         return result
     return _not_opened(path, flags, resolve)

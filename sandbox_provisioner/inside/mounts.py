@@ -12,11 +12,11 @@ import os
 import stat
 
 from sandbox_provisioner.inside import kernel_calls as kernel
-from sandbox_provisioner.inside.lookup import look, rebind
+from sandbox_provisioner.inside.lookup import STRAIGHT, look, rebind
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sandbox_provisioner.inside.box import Box
 
@@ -27,6 +27,7 @@ ATTRIBUTES = {
     "noexec": kernel.MOUNT_NOEXEC,
 }
 _NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 class Mounts:
@@ -43,29 +44,43 @@ class Mounts:
         # Whoever looks after what stands in the root, also when it is closed.
         self.when_attached: Callable[[str, os.stat_result], None] | None = None
 
-    def walk(self, path: str, *, is_directory: bool = True) -> int:
-        """A descriptor of *path* in the new root; what is missing of it is made."""
+    def walk(self, path: str) -> int:
+        """A descriptor of the directory *path* in the new root; what is missing of it is made."""
         fd = os.dup(self.root_fd)
-        names = [name for name in path.split("/") if name]
-        for position, name in enumerate(names, 1):
+        for name in filter(None, path.split("/")):
             found = look(fd, name)
-            if found < 0 and (position < len(names) or is_directory):
+            if found < 0:
                 os.mkdir(name, 0o755, dir_fd=fd)
                 found = look(fd, name)
-            elif found < 0:
-                found = os.open(name, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=fd)
             os.close(fd)
             fd = found
         return fd
 
     def put(self, mount_fd: int, target: str) -> None:
         """Attach *mount_fd* at *target*, which is made where it does not exist."""
-        is_directory = stat.S_ISDIR(os.fstat(mount_fd).st_mode)
-        fd = self.walk(target, is_directory=is_directory)
-        kernel.move_mount(mount_fd, fd, target=target)
+        folder, _, name = target.rpartition("/")
+        fd = self.walk(folder)
+        self.put_in(fd, name, mount_fd, target)
         os.close(fd)
+
+    def put_in(self, folder: int, name: str, mount_fd: int, target: str) -> None:
+        """The same for *name* in *folder*, which is *target*."""
+        status = os.fstat(mount_fd)
+        try:
+            if stat.S_ISDIR(status.st_mode):
+                os.mkdir(name, 0o755, dir_fd=folder)
+            else:
+                os.mknod(name, stat.S_IFREG | 0o644, dir_fd=folder)
+        except OSError:  # NFS may say of what is there that it cannot be made
+            fd = look(folder, name)
+            if fd < 0:
+                raise
+            kernel.move_mount(mount_fd, fd, target=target)
+            os.close(fd)
+        else:
+            kernel.move_mount(mount_fd, folder, name, target=target)
         if self.when_attached:
-            self.when_attached(target, os.fstat(mount_fd))
+            self.when_attached(target, status)
 
 
 def receive(box: Box, *names: str) -> None:
@@ -126,9 +141,16 @@ def take(box: Box, target: str, path: str, *attributes: str) -> None:
     os.close(fd)
 
 
+def take_all(box: Box, attributes: str, *paths: str) -> None:
+    """The same for each of *paths*, with the same *attributes*, for a target of the same name."""
+    added = _bits(attributes.split(","))
+    for path in paths:
+        box.mounts.taken[path] = source = kernel.open_tree(path)
+        kernel.mount_setattr(source, add=added, propagation=kernel.MS_PRIVATE)
+
+
 def _keep_clone(box: Box, target: str, source: int, attributes: tuple[str, ...]) -> None:
     box.mounts.taken[target] = source
-    added = 0
     for word in attributes:
         how, equals, name = word.partition("=")
         if equals:  # "idmap" is of the whole tree, "idmap-top" without the mounts below
@@ -136,9 +158,12 @@ def _keep_clone(box: Box, target: str, source: int, attributes: tuple[str, ...])
             kernel.mount_setattr(
                 source, add=kernel.MOUNT_IDMAP, userns_fd=namespace, recursive=whole
             )
-        else:
-            added |= ATTRIBUTES[word]
+    added = _bits(word for word in attributes if "=" not in word)
     kernel.mount_setattr(source, add=added, propagation=kernel.MS_PRIVATE)
+
+
+def _bits(attributes: Iterable[str]) -> int:
+    return sum({ATTRIBUTES[word] for word in attributes})
 
 
 def symlink(box: Box, path: str, text: str) -> None:
@@ -149,35 +174,58 @@ def symlink(box: Box, path: str, text: str) -> None:
 
 def file(box: Box, path: str, text: str) -> None:
     """A file of the new root, readable by all."""
-    os.close(box.mounts.walk(os.path.dirname(path)))
-    fd = os.open(path.lstrip("/"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    os.write(fd, os.fsencode(text))
-    os.close(fd)
+    _write(_created(box, path), text)
 
 
 def file_if_none(box: Box, path: str, text: str) -> None:
     """The same, unless a file is there that a kernel has left in a layer (`root.inside.layer`)."""
     try:
-        file(box, path, text)
-    except FileExistsError:
-        return
+        fd = _created(box, path)
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    else:
+        _write(fd, text)
+
+
+def _created(box: Box, path: str) -> int:
+    """A descriptor of the new file *path*; directories on the way are made."""
+    root, inside = box.mounts.root_fd, path.lstrip("/")
+    fd = kernel.openat2_if_there(root, inside, _NEW, STRAIGHT, 0o644)
+    if fd < 0:
+        os.close(box.mounts.walk(os.path.dirname(path)))
+        fd = kernel.openat2(root, inside, _NEW, STRAIGHT, 0o644)
+    return fd
+
+
+def _write(fd: int, text: str) -> None:
+    os.write(fd, os.fsencode(text))
+    os.close(fd)
 
 
 def private_file(box: Box, path: str, uid: str, gid: str, text: str) -> None:
     """A file for the kernel's eyes only, in a directory of its own, which it may write to."""
     folder = os.path.dirname(path)
-    os.close(box.mounts.walk(folder))
     file(box, path, text)
     os.chmod(path.lstrip("/"), 0o600)
     for name in (path, folder):
         os.chown(name.lstrip("/"), int(uid), int(gid))
 
 
-def attach(box: Box, target: str) -> None:
-    """Put what was taken for *target* there; the target is made where it does not exist."""
-    mount_fd = box.mounts.taken.pop(target)
-    box.mounts.put(mount_fd, target)
-    os.close(mount_fd)
+def attach(box: Box, *targets: str) -> None:
+    """Put what was taken for each of *targets* there; who does not exist is made."""
+    last, folder_fd = "", -1
+    for target in targets:
+        folder, _, name = target.rpartition("/")
+        # What is attached in a folder does not hide that one from its next entry.
+        if folder_fd < 0 or folder != last:
+            if folder_fd >= 0:
+                os.close(folder_fd)
+            last, folder_fd = folder, box.mounts.walk(folder)
+        mount_fd = box.mounts.taken.pop(target)
+        box.mounts.put_in(folder_fd, name, mount_fd, target)
+        os.close(mount_fd)
+    os.close(folder_fd)
 
 
 def mount(box: Box, filesystem: str, target: str, options: str, *attributes: str) -> None:
@@ -186,10 +234,7 @@ def mount(box: Box, filesystem: str, target: str, options: str, *attributes: str
     for option in filter(None, options.split(",")):
         key, equals, value = option.partition("=")
         parsed[key] = value if equals else None
-    added = 0
-    for word in attributes:
-        added |= ATTRIBUTES[word]
-    mount_fd = kernel.new_mount(filesystem, parsed, added)
+    mount_fd = kernel.new_mount(filesystem, parsed, _bits(attributes))
     box.mounts.put(mount_fd, target)
     os.close(mount_fd)
 
@@ -210,6 +255,7 @@ VERBS = (
     take_place,
     take_mount,
     take,
+    take_all,
     symlink,
     file,
     file_if_none,

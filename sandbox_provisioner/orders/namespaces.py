@@ -83,7 +83,7 @@ _TAKING = {"take", "take-place", "take-mount", "take-device", "make-devices"}
 
 def _opened_by(steps: Iterable[Step]) -> Iterator[str]:
     """In the order of `hand_over`: mounts come last."""
-    mounts = []
+    mounts = list[str]()
     for step in steps:
         if step.verb == "exit-file":
             yield "exit-file"
@@ -91,6 +91,8 @@ def _opened_by(steps: Iterable[Step]) -> Iterator[str]:
             yield from ("memory",) * caps.MEMORY_FILES[int(str(step.words[0]))]
         elif step.verb == "open-figures":
             yield from ("figures",) * len(step.words)
+        elif step.verb == "take-all":
+            mounts += map(str, step.words[1:])
         elif step.verb in _TAKING:
             mounts.append(str(step.words[0]))
     yield from mounts

@@ -102,7 +102,9 @@ def test_the_root_is_not_the_hosts(run_inside):
 def test_the_mounts_are_what_was_asked_for_and_nothing_else(run_inside, sandbox, workdir):
     found = run_inside(mounts)
     plan = sandbox.explain()
-    declared = {"/"} | {step.words[0] for step in plan.steps if step.verb == "attach"}
+    declared = {"/"} | {
+        target for step in plan.steps if step.verb == "attach" for target in step.words
+    }
     declared |= {step.words[1] for step in plan.steps if step.verb == "mount"}
     declared |= {word for step in plan.steps if step.verb in {"mask", "freeze-paths"}
                  for word in step.words}  # fmt: skip

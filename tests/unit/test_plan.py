@@ -106,7 +106,17 @@ def words_of(plan, verb):
 def taken_of(plan):
     """What is taken of the host, by its target inside, with the words that tell how."""
     takes = [words for verb in ("take", "take-place") for words in words_of(plan, verb)]
-    return [(words[0], words[1:]) for words in takes]
+    alike = [
+        (path, tuple(attributes.split(",")))
+        for attributes, *paths in words_of(plan, "take-all")
+        for path in paths
+    ]
+    return [*alike, *((words[0], words[1:]) for words in takes)]
+
+
+def attached_of(plan):
+    """The targets of what was taken, in the order in which it is put there."""
+    return [target for targets in words_of(plan, "attach") for target in targets]
 
 
 # -- the order of steps
@@ -115,7 +125,7 @@ def taken_of(plan):
 def test_a_root_server_takes_mounts_before_it_enters_the_user_namespace():
     assert verbs_of(plan_of(site_of(join_files=("/cg/procs",)))) == [
         "receive", "exit-file", "join-cgroup", "oom-score", "resource-limits",
-        "make-user-namespace", "take", "take-place", "enter-user-namespace",
+        "make-user-namespace", "take-all", "take-place", "enter-user-namespace",
         "unshare", "fork-init", "new-session", "new-root", "symlink", "attach", "file", "attach",
         "symlink", "mount", "own-limits", "freeze-paths", "show-only", "mask", "scratch", "pivot",
         "attach", "close-root", "hostname", "loopback-up", "stdio", "fork-kernel",
@@ -127,7 +137,7 @@ def test_a_root_server_takes_mounts_before_it_enters_the_user_namespace():
 def test_an_ordinary_user_takes_mounts_inside_the_user_namespace():
     assert verbs_of(plan_of(site_of(ORDINARY)))[:8] == [
         "receive", "exit-file", "oom-score", "resource-limits", "unshare-user-namespace",
-        "unshare", "find-again", "take",
+        "unshare", "find-again", "take-all",
     ]  # fmt: skip
 
 
@@ -338,7 +348,7 @@ def test_everything_taken_is_put_somewhere_and_only_once():
     for facts in (FACTS, ORDINARY):
         plan = plan_of(site_of(facts, files=changed(FILES, readonly=("/opt/env",))))
         taken = [target for target, _ in taken_of(plan)]
-        attached = [words[0] for words in words_of(plan, "attach")]
+        attached = attached_of(plan)
         assert sorted(taken) == sorted(attached)
         assert len(set(taken)) == len(taken)
 
@@ -356,7 +366,7 @@ def test_what_is_protected_already_is_not_protected_twice():
 
 def test_a_project_that_the_work_directory_lies_in_does_not_hide_it():
     files = changed(FILES, readonly=("/srv", "/opt/env"))
-    attached = [words[0] for words in words_of(plan_of(site_of(files=files)), "attach")]
+    attached = attached_of(plan_of(site_of(files=files)))
     assert attached.index("/srv") < attached.index(WORKDIR) < attached.index("/opt/env")
     assert attached.count("/srv") == 1
 

@@ -22,7 +22,7 @@ _VERBS = (
     "make-user-namespace", "unshare-user-namespace", "map-user-namespace", "unshare", "fork-init",
 )  # fmt: skip
 _NEW_PROC = "fsmount(name='proc'"
-_TAKE_VERBS = ("take", "take-place")
+_TAKE_VERBS = ("take", "take-all", "take-place")
 _MOUNT_VERBS = (
     *_TAKE_VERBS, "new-root", "attach", "mount", "scratch", "mask", "show-only", "freeze-paths",
     "pivot",

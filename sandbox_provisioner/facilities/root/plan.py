@@ -89,14 +89,15 @@ def serve(facts: HostFacts, program: str) -> Iterator[Step]:
 
 def take(start: Start) -> Iterator[Step]:
     """What every sandbox on this machine sees of it."""
-    for path in _of_host(start):
-        words = (path, path, *READ_ONLY)
-        yield Step("take", words, "the system's programs, read-only", TAKE_REMEDY)
-    for path in _files_of_host(start):
-        yield Step("take", (path, path, *READ_ONLY), remedy=TAKE_REMEDY)
-    for name in _DEVICES:
-        device = (f"/dev/{name}", f"/dev/{name}", "nosuid", "noexec")
-        yield Step("take", device, remedy=TAKE_REMEDY)
+    paths = *_of_host(start), *_files_of_host(start)
+    if paths:
+        why = "the system's programs and what belongs to them, read-only"
+        yield Step("take-all", (",".join(READ_ONLY), *paths), why, TAKE_REMEDY)
+    yield Step("take-all", ("nosuid,noexec", *_device_paths()), remedy=TAKE_REMEDY)
+
+
+def _device_paths() -> tuple[str, ...]:
+    return tuple(f"/dev/{name}" for name in _DEVICES)
 
 
 def new(start: Start) -> Iterator[Step]:
@@ -112,8 +113,8 @@ def new(start: Start) -> Iterator[Step]:
         return
     for link, text in start.site.facts.machine.root_links.items():
         yield Step("symlink", (link, text))
-    for path in sorted(_of_host(start)):
-        yield Step("attach", (path,))
+    if of_host := sorted(_of_host(start)):
+        yield Step("attach", tuple(of_host))
 
 
 def _of_host(start: Start) -> tuple[str, ...]:
@@ -177,14 +178,13 @@ def _attached(start: Start) -> Iterator[str]:
 
 def system_files(start: Start) -> Iterator[Step]:
     """After the box's own: nothing of the host's replaces those."""
-    for path in _files_of_host(start):
-        yield Step("attach", (path,))
+    if files := _files_of_host(start):
+        yield Step("attach", files)
 
 
 def devices(start: Start) -> Iterator[Step]:
     """/dev, with terminals and shared memory of its own."""
-    for name in _DEVICES:
-        yield Step("attach", (f"/dev/{name}",))
+    yield Step("attach", _device_paths())
     for link, text in _LINKS_OF_DEVICES:
         yield Step("symlink", (link, text))
     yield Step(

@@ -14,7 +14,7 @@ from sandbox_provisioner.facilities.root.inside.folders import Folders
 from sandbox_provisioner.facilities.root.inside.layer import Layer, new_scratch
 from sandbox_provisioner.facilities.root.inside.served import Served
 from sandbox_provisioner.inside import kernel_calls as kernel
-from sandbox_provisioner.inside.lookup import look
+from sandbox_provisioner.inside.lookup import STRAIGHT, look
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
@@ -103,17 +103,22 @@ def serve(box: Box, place: str, program: str, *words: str) -> None:
 def mask(box: Box, *paths: str) -> None:
     """Hide files of /proc behind /dev/null and directories behind an empty read-only tmpfs."""
     for path in paths:
-        fd = look(box.mounts.root_fd, path.lstrip("/"))
-        if fd < 0:
-            continue  # what this kernel does not have needs no mask
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            cover_fd = _empty_directory(box)
-            box.part(_Masks).directory = path.lstrip("/")
-        else:
-            cover_fd = kernel.open_tree("dev/null")
-        kernel.move_mount(cover_fd, fd, source="an empty one", target=path)
+        inside = path.lstrip("/")
+        fd = look(box.mounts.root_fd, inside)
+        if fd >= 0:  # what this kernel does not have needs no mask
+            _hide(box, fd, "", inside, stat.S_ISDIR(os.fstat(fd).st_mode))
+            os.close(fd)
+
+
+def _hide(box: Box, fd: int, name: str, inside: str, is_directory: bool) -> None:
+    """*inside* is the path of *name* in *fd*, or of that itself."""
+    cover_fd = _empty_directory(box) if is_directory else kernel.open_tree("dev/null")
+    try:
+        kernel.move_mount(cover_fd, fd, name, source="an empty one", target=f"/{inside}")
+    finally:
         os.close(cover_fd)
-        os.close(fd)
+    if is_directory:
+        box.part(_Masks).directory = inside
 
 
 def _empty_directory(box: Box) -> int:
@@ -125,9 +130,19 @@ def _empty_directory(box: Box) -> int:
 
 def show_only(box: Box, directory: str, *names: str) -> None:
     """Mask all that is in *directory* of /proc but *names*, and processes."""
-    there = os.listdir(directory.lstrip("/"))
-    hidden = (name for name in there if name not in names and not name.isdigit())
-    mask(box, *(f"{directory}/{name}" for name in hidden))
+    inside = directory.lstrip("/")
+    fd = kernel.openat2(box.mounts.root_fd, inside, os.O_RDONLY | os.O_DIRECTORY, STRAIGHT)
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            if entry.name in names or entry.name.isdigit():
+                continue
+            try:
+                is_directory = entry.is_dir(follow_symlinks=False)
+                _hide(box, fd, entry.name, f"{inside}/{entry.name}", is_directory)
+            except OSError as error:
+                if error.errno != errno.ENOENT:  # a module may have been unloaded meanwhile
+                    raise
+    os.close(fd)
 
 
 def pivot(box: Box) -> None:
