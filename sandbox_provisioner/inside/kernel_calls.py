@@ -21,11 +21,12 @@ _libc.syscall.restype = ctypes.c_long
 _libc.setfsuid.argtypes = _libc.setfsgid.argtypes = [ctypes.c_uint]
 
 # Those of a start's hundred mounts, as syscall(2) takes them.
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = (ctypes.c_long(number) for number in (428, 429, 442))
+_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR, _OPEN_TREE_ATTR = map(
+    ctypes.c_long, (428, 429, 437, 442, 467)
+)
 _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
-_NR_OPENAT2 = 437
 _NR_CLOSE_RANGE = 436
 _NR_QUOTACTL_FD = 443
 _NR_LANDLOCK_CREATE_RULESET = 444
@@ -73,6 +74,7 @@ MOUNT_NOEXEC = 0x08
 MOUNT_IDMAP = 0x00100000
 MS_PRIVATE = 1 << 18
 MS_REC = 1 << 14
+_MS_BIND = ctypes.c_ulong(1 << 12)
 
 RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
@@ -249,6 +251,9 @@ class _OpenHow(ctypes.Structure):
     )
 
 
+_HOW_BYTES = ctypes.c_size_t(ctypes.sizeof(_OpenHow))
+
+
 class _Ruleset(ctypes.Structure):
     """struct landlock_ruleset_attr of landlock_create_ruleset(2)."""
 
@@ -341,6 +346,25 @@ def open_tree(path: str, *, dir_fd: int = AT_FDCWD) -> int:
     return result if result >= 0 else _failed("open_tree", path=_Place(dir_fd, path))
 
 
+def open_tree_with(path: str, add: int) -> int:
+    """open_tree_attr(2) (Linux 6.15): the same clone, private, with the attributes *add*; in two
+    calls where there is none."""
+    told = ctypes.byref(_Attributes(add, 0, MS_PRIVATE, 0)), _ATTRIBUTES_BYTES
+    result = int(_libc.syscall(_OPEN_TREE_ATTR, AT_FDCWD, os.fsencode(path), _CLONE_WHOLE, *told))
+    if result < 0:
+        result = open_tree(path)
+        mount_setattr(result, add=add, propagation=MS_PRIVATE)
+    return result
+
+
+def bind(source: str, target: str) -> None:
+    """mount(2) with MS_BIND: the mount at *source* on *target*, by paths that are followed: for
+    places where nobody but Linux makes names."""
+    result = _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None)
+    if result < 0:
+        _failed("mount", source=source, target=target, flags="MS_BIND")
+
+
 def move_mount(
     mount_fd: int, target_fd: int, name: str = "", *, source: str = "", target: str = ""
 ) -> None:
@@ -375,18 +399,17 @@ def mount_setattr(
 
 def new_mount(filesystem: str, options: dict[str, str | None], attributes: int) -> int:
     """fsopen(2), fsconfig(2), fsmount(2): a detached mount; an option of None is a flag."""
-    context = _check(
-        _syscall(_NR_FSOPEN, filesystem.encode(), ctypes.c_uint(1)), "fsopen", name=filesystem
-    )
+    context = _syscall(_NR_FSOPEN, filesystem.encode(), ctypes.c_uint(1))
+    _check(context, "fsopen", name=filesystem)
     try:
         for key, value in options.items():
             _fsconfig(context, filesystem, key, value)
         result = _syscall(_NR_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
         _check(result, "fsconfig", name=filesystem, command="create")
         result = _syscall(_NR_FSMOUNT, context, ctypes.c_uint(1), ctypes.c_uint(attributes))
-        return _check(
-            result, "fsmount", name=filesystem, attributes=_Flags(attributes, _MOUNT_ATTRIBUTES)
-        )
+        if result < 0:
+            _failed("fsmount", name=filesystem, attributes=_Flags(attributes, _MOUNT_ATTRIBUTES))
+        return result
     finally:
         os.close(context)
 
@@ -426,9 +449,8 @@ def openat2_if_there(dir_fd: int, path: str, flags: int, resolve: int, mode: int
 
 
 def _openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int) -> int:
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    size = ctypes.c_size_t(ctypes.sizeof(how))
-    return _syscall(_NR_OPENAT2, dir_fd, os.fsencode(path), ctypes.byref(how), size)
+    how = ctypes.byref(_OpenHow(flags | os.O_CLOEXEC, mode, resolve))
+    return int(_libc.syscall(_OPENAT2, dir_fd, os.fsencode(path), how, _HOW_BYTES))
 
 
 def _not_opened(path: str, flags: int, resolve: int) -> int:

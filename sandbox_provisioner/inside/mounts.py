@@ -46,14 +46,16 @@ class Mounts:
 
     def walk(self, path: str) -> int:
         """A descriptor of the directory *path* in the new root; what is missing of it is made."""
-        fd = os.dup(self.root_fd)
-        for name in filter(None, path.split("/")):
-            found = look(fd, name)
-            if found < 0:
-                os.mkdir(name, 0o755, dir_fd=fd)
-                found = look(fd, name)
-            os.close(fd)
-            fd = found
+        inside = path.strip("/")
+        if not inside:
+            return os.dup(self.root_fd)
+        fd = look(self.root_fd, inside)
+        if fd < 0:
+            folder, _, name = inside.rpartition("/")
+            above = self.walk(folder)
+            os.mkdir(name, 0o755, dir_fd=above)
+            fd = look(above, name)
+            os.close(above)
         return fd
 
     def put(self, mount_fd: int, target: str) -> None:
@@ -145,8 +147,7 @@ def take_all(box: Box, attributes: str, *paths: str) -> None:
     """The same for each of *paths*, with the same *attributes*, for a target of the same name."""
     added = _bits(attributes.split(","))
     for path in paths:
-        box.mounts.taken[path] = source = kernel.open_tree(path)
-        kernel.mount_setattr(source, add=added, propagation=kernel.MS_PRIVATE)
+        box.mounts.taken[path] = kernel.open_tree_with(path, added)
 
 
 def _keep_clone(box: Box, target: str, source: int, attributes: tuple[str, ...]) -> None:
@@ -168,8 +169,10 @@ def _bits(attributes: Iterable[str]) -> int:
 
 def symlink(box: Box, path: str, text: str) -> None:
     """A symbolic link of the new root."""
-    os.close(box.mounts.walk(os.path.dirname(path)))
-    os.symlink(text, path.lstrip("/"))
+    folder, _, name = path.rpartition("/")
+    fd = box.mounts.walk(folder)
+    os.symlink(text, name, dir_fd=fd)
+    os.close(fd)
 
 
 def file(box: Box, path: str, text: str) -> None:

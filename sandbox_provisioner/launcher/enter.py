@@ -17,6 +17,7 @@ import os
 import select
 import sys
 
+from sandbox_provisioner.facilities.figures.inside import Told
 from sandbox_provisioner.facilities.process.inside import Output, Spare
 from sandbox_provisioner.facilities.rights.inside import system_call_filter
 from sandbox_provisioner.facilities.sockets.inside import Sockets
@@ -129,6 +130,7 @@ def fork_kernel(box: Box) -> None:
     workdir.begun, kept = os.pipe()
     if not unclaimed:
         workdir.watch_covers(box)
+    box.part(Told).begin(is_served=not unclaimed)
     pid = os.fork()
     if pid:
         os.close(kept)

@@ -42,6 +42,16 @@ def test_memory_is_the_boxs_at_the_moment_of_the_read(run_inside):
     assert free <= available <= CAP - used + 16 * MIB
 
 
+@pytest.mark.requires("cgroup-cpu")
+def test_a_program_that_reads_them_before_anything_else_has_them_whole(sandbox):
+    """They are written when somebody opens them, and not before."""
+    with sandbox(["/bin/cat", "/proc/meminfo", "/proc/stat", "/proc/loadavg"], **ONE_CPU) as box:
+        lines = list(iter(box.readline, b""))
+    assert lines[0].split() == [b"MemTotal:", b"%d" % (CAP >> 10), b"kB"]
+    assert [line.split()[0] for line in lines if line.startswith(b"cpu")] == [b"cpu", b"cpu0"]
+    assert len(lines[-1].split()) == 5
+
+
 def test_it_has_every_line_that_this_linux_has(run_inside):
     def names():
         return [line.split(":")[0] for line in open("/proc/meminfo")]

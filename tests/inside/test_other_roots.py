@@ -633,7 +633,9 @@ os.kill(int(server), signal.SIGKILL)
 text = b""
 while b"restart the kernel" not in text:
     assert select.select([said], [], [], 60)[0]
-    text += os.read(said, 4096)
+    part = os.read(said, 4096)
+    assert part, box.wait()
+    text += part
 print(" ".join(text.decode().split()))
 print(box.call(test_other_roots.one))
 box.close()

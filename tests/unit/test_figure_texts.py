@@ -266,6 +266,25 @@ def test_nothing_is_written_while_nobody_reads_and_nothing_wakes_pid_1(
     os.close(fd)
 
 
+@pytest.mark.parametrize("is_served", [True, False])
+def test_the_first_reader_waits_where_somebody_serves_it_and_else_it_is_written_before(
+    leases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_served: bool
+) -> None:
+    monkeypatch.setattr(inside, "kernel", leases)
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    told = inside.Told()
+    told.texts[fd] = lambda: b"text"
+    told.begin(is_served=is_served)
+    assert (tmp_path / "file").read_bytes() == (b"" if is_served else b"text")
+    leases.open.add(fd)  # before PID 1 waits for anything
+    figures = told.watch()
+    assert figures
+    figures.serve(None, {})  # type: ignore[arg-type]
+    assert fd not in leases.held
+    assert (tmp_path / "file").read_bytes() == b"text"
+    os.close(fd)
+
+
 @pytest.mark.parametrize("failing", ["text", "look"])
 def test_figures_that_cannot_be_had_stay_what_they_were_and_nobody_waits(
     leases: Any, tmp_path: Path, failing: str

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _FOLDER = "/tmp"
 _CLOSED = kernel.MOUNT_RDONLY | kernel.MOUNT_NOSUID | kernel.MOUNT_NODEV | kernel.MOUNT_NOEXEC
 _MOST_BYTES = 1 << 14
+_PART_BYTES = 1 << 16
 _OTHER_BYTES = 1 << 20
 # Seven files in its directory, and its parts of stat and of cpuinfo, which has some 2 KiB of each.
 _PAGES_OF_CPU = 10
@@ -38,15 +39,28 @@ _CPUS = "sys/devices/system/cpu"
 
 
 class Told:
-    """What the files are made from, and what is written when somebody reads."""
+    """What the files are made from, and what is written when somebody reads; *leased* are those
+    whose first reader waits for us. They become the *owner*'s."""
 
     def __init__(self) -> None:
         self.texts: dict[int, Callable[[], bytes]] = {}
         self.looks: list[Callable[[], None]] = []
+        self.leased: set[int] = set()
+        self.owner = -1, -1
+
+    def begin(self, *, is_served: bool) -> None:
+        """Before anybody can read them: they are empty, and ours, so that we can have leases. Let
+        whoever opens one wait, if he *is served* soon; else write them."""
+        for fd, text in self.texts.items():
+            if is_served and kernel.take_lease(fd):
+                self.leased.add(fd)
+            else:
+                os.write(fd, text())
+            os.fchown(fd, *self.owner)
 
     def watch(self) -> Figures | None:
         """Who writes them; None where nothing of the box is told."""
-        return Figures(self.texts, self._look) if self.texts else None
+        return Figures(self.texts, self._look, self.leased) if self.texts else None
 
     def _look(self) -> None:
         for look in self.looks:
@@ -77,12 +91,12 @@ def show_figures(
     kernel.move_mount(folder, over, source="figures", target=_FOLDER)
     os.close(over)
     os.close(folder)
-    told, owner = box.part(Told), (int(uid), int(gid))
-    box.files_as = owner
+    told = box.part(Told)
+    box.files_as = told.owner = int(uid), int(gid)
     if int(memory):
-        _show_memory(box, told, owner, int(memory), int(swap), opened)
+        _show_memory(box, told, int(memory), int(swap), opened)
     if int(cpus):
-        _show_cpus(box, told, owner, int(cpus), opened["cpu"])
+        _show_cpus(box, told, int(cpus), opened["cpu"])
 
 
 def _room_bytes(cpus: int) -> int:
@@ -91,22 +105,23 @@ def _room_bytes(cpus: int) -> int:
     return _OTHER_BYTES + _PAGES_OF_CPU * os.sysconf("SC_PAGE_SIZE") * cpus
 
 
-def _show_memory(
-    box: Box, told: Told, owner: tuple[int, int], memory: int, swap: int, opened: dict[str, int]
-) -> None:
-    meminfo = MemoryText(_all_of("proc/meminfo"))
+def _show_memory(box: Box, told: Told, memory: int, swap: int, opened: dict[str, int]) -> None:
+    (machine,) = box.named["machine"]
+    made: list[MemoryText] = []
 
     def text() -> bytes:
+        if not made:
+            made.append(MemoryText(_read(machine)))
         stat = keyed(_read(opened["stat"]))
         limit = _read(opened["limit"]).strip()
         total = min(memory, int(limit)) if limit.isdigit() else memory
         swapped = int(_read(opened["swap"])) if "swap" in opened else stat.get(b"swap", 0)
-        return meminfo.text(total, int(_read(opened["usage"])), (swap, swapped), stat)
+        return made[0].text(total, int(_read(opened["usage"])), (swap, swapped), stat)
 
-    told.texts[_shown(box, "proc/meminfo", text(), owner)] = text
+    told.texts[_shown(box, "proc/meminfo")] = text
 
 
-def _show_cpus(box: Box, told: Told, owner: tuple[int, int], cpus: int, usage: int) -> None:
+def _show_cpus(box: Box, told: Told, cpus: int, usage: int) -> None:
     stat = _all_of("proc/stat")
     boot_time = int(stat.partition(b"btime ")[2].split(None, 1)[0])
     cpus = min(cpus, len([line for line in stat.splitlines() if line.startswith(b"cpu")]) - 1)
@@ -120,10 +135,10 @@ def _show_cpus(box: Box, told: Told, owner: tuple[int, int], cpus: int, usage: i
         return texts.load([int(name) for name in os.listdir("/proc") if name.isdigit()])
 
     told.looks.append(look)
-    told.texts[_shown(box, "proc/stat", texts.stat(), owner)] = texts.stat
-    told.texts[_shown(box, "proc/loadavg", texts.load([1]), owner)] = load
+    told.texts[_shown(box, "proc/stat")] = texts.stat
+    told.texts[_shown(box, "proc/loadavg")] = load
     info = cpus_of(_all_of("proc/cpuinfo"), cpus)
-    os.close(_shown(box, "proc/cpuinfo", info, owner))
+    os.close(_shown(box, "proc/cpuinfo", info))
     _show_folder(box, cpus)
 
 
@@ -156,12 +171,11 @@ def _topology(number: int, listed: bytes) -> tuple[tuple[str, bytes], ...]:
     )
 
 
-def _shown(box: Box, path: str, text: bytes, owner: tuple[int, int]) -> int:
+def _shown(box: Box, path: str, text: bytes = b"") -> int:
     """A file with *text* at *path*, and a descriptor to write it by."""
     place = f"{_FOLDER}/{os.path.basename(path)}"
     fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
     os.write(fd, text)
-    os.fchown(fd, *owner)
     _attach(box, place, f"/{path}")
     return fd
 
@@ -184,8 +198,11 @@ def _read(fd: int) -> bytes:
 
 
 def _all_of(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.readall()
+    fd, parts = os.open(path, os.O_RDONLY | os.O_CLOEXEC), list[bytes]()
+    while part := os.read(fd, _PART_BYTES):
+        parts.append(part)
+    os.close(fd)
+    return b"".join(parts)
 
 
 VERBS = (

@@ -21,7 +21,7 @@ from sandbox_provisioner.inside.watcher import Watcher
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from sandbox_provisioner.inside.watcher import Init
 
@@ -31,12 +31,13 @@ _OPEN_SECONDS = 1.0
 
 
 class _File:
-    """One of them: *fd* to write by, and when to try for a lease again; None while we have it."""
+    """One of them: *fd* to write by, and when to try for a lease again; None while we have it, or
+    somebody waits for us to leave it."""
 
-    def __init__(self, fd: int, text: Callable[[], bytes]) -> None:
+    def __init__(self, fd: int, text: Callable[[], bytes], *, is_leased: bool) -> None:
         self.fd = fd
         self.text = text
-        self.due: float | None = 0.0
+        self.due: float | None = None if is_leased else 0.0
 
     def write(self) -> None:
         """All of it in one go."""
@@ -67,10 +68,16 @@ class _File:
 
 
 class Figures(Watcher):
-    """The files by their descriptors, with what makes the text of each; *look* comes before."""
+    """The files by their descriptors, with what makes the text of each; *look* comes before. A
+    lease on *leased* was had before."""
 
-    def __init__(self, files: dict[int, Callable[[], bytes]], look: Callable[[], None]) -> None:
-        self._files = [_File(fd, text) for fd, text in files.items()]
+    def __init__(
+        self,
+        files: dict[int, Callable[[], bytes]],
+        look: Callable[[], None],
+        leased: Collection[int] = (),
+    ) -> None:
+        self._files = [_File(fd, text, is_leased=fd in leased) for fd, text in files.items()]
         self._look = look
         self._signals = kernel.signal_fd((SIGIO,))
 

@@ -14,7 +14,6 @@ from sandbox_provisioner.facilities.root.inside.folders import Folders
 from sandbox_provisioner.facilities.root.inside.layer import Layer, new_scratch
 from sandbox_provisioner.facilities.root.inside.served import Served
 from sandbox_provisioner.inside import kernel_calls as kernel
-from sandbox_provisioner.inside.lookup import STRAIGHT, look
 
 TYPE_CHECKING = False  # as typing has it, without its import
 if TYPE_CHECKING:
@@ -104,45 +103,40 @@ def mask(box: Box, *paths: str) -> None:
     """Hide files of /proc behind /dev/null and directories behind an empty read-only tmpfs."""
     for path in paths:
         inside = path.lstrip("/")
-        fd = look(box.mounts.root_fd, inside)
-        if fd >= 0:  # what this kernel does not have needs no mask
-            _hide(box, fd, "", inside, stat.S_ISDIR(os.fstat(fd).st_mode))
-            os.close(fd)
-
-
-def _hide(box: Box, fd: int, name: str, inside: str, is_directory: bool) -> None:
-    """*inside* is the path of *name* in *fd*, or of that itself."""
-    cover_fd = _empty_directory(box) if is_directory else kernel.open_tree("dev/null")
-    try:
-        kernel.move_mount(cover_fd, fd, name, source="an empty one", target=f"/{inside}")
-    finally:
-        os.close(cover_fd)
-    if is_directory:
-        box.part(_Masks).directory = inside
-
-
-def _empty_directory(box: Box) -> int:
-    """A mount of it; of the one that there is, if there is one: a file system costs ten mounts."""
-    if box.part(_Masks).directory:
-        return kernel.open_tree(box.part(_Masks).directory)
-    return kernel.new_mount("tmpfs", {"size": "0"}, kernel.MOUNT_RDONLY)
+        try:
+            mode = os.lstat(inside).st_mode
+        except FileNotFoundError:
+            continue  # what this kernel does not have needs no mask
+        _hide(box, inside, is_directory=stat.S_ISDIR(mode), is_link=stat.S_ISLNK(mode))
 
 
 def show_only(box: Box, directory: str, *names: str) -> None:
     """Mask all that is in *directory* of /proc but *names*, and processes."""
     inside = directory.lstrip("/")
-    fd = kernel.openat2(box.mounts.root_fd, inside, os.O_RDONLY | os.O_DIRECTORY, STRAIGHT)
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            if entry.name in names or entry.name.isdigit():
-                continue
-            try:
-                is_directory = entry.is_dir(follow_symlinks=False)
-                _hide(box, fd, entry.name, f"{inside}/{entry.name}", is_directory)
-            except OSError as error:
-                if error.errno != errno.ENOENT:  # a module may have been unloaded meanwhile
-                    raise
-    os.close(fd)
+    with os.scandir(inside) as entries:
+        hidden = [one for one in entries if one.name not in names and not one.name.isdigit()]
+    for entry in hidden:
+        try:
+            is_directory, is_link = entry.is_dir(follow_symlinks=False), entry.is_symlink()
+            _hide(box, f"{inside}/{entry.name}", is_directory=is_directory, is_link=is_link)
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # a module may have been unloaded meanwhile
+                raise
+
+
+def _hide(box: Box, inside: str, *, is_directory: bool, is_link: bool) -> None:
+    """By its path in the new root: in /proc nobody but Linux makes names."""
+    empty = box.part(_Masks).directory
+    if is_directory and not empty:  # a file system costs ten mounts
+        cover_fd = kernel.new_mount("tmpfs", {"size": "0"}, kernel.MOUNT_RDONLY)
+        box.part(_Masks).directory = inside
+    elif is_link:
+        cover_fd = kernel.open_tree("dev/null")
+    else:
+        kernel.bind(empty if is_directory else "dev/null", inside)
+        return
+    kernel.move_mount(cover_fd, box.mounts.root_fd, inside, source="an empty one")
+    os.close(cover_fd)
 
 
 def pivot(box: Box) -> None:
