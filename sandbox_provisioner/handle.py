@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import IO, Any
 
@@ -407,12 +407,22 @@ class LocalHandle:
         with contextlib.suppress(OSError, ValueError, HostError):
             self.folder.remember(kind, path)
 
+    async def end(self) -> None:
+        """Kill what is left, and return when it has ended; what it has stays until `close`."""
+        with self._ending():
+            await off_loop(self.kill)
+            await self.wait()
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        with told_as_host_error(f"end kernel {short_id(self.record)}"), for_clean_up():
+            yield
+
     async def close(self) -> None:
         if self._closed:
             return
-        with told_as_host_error(f"end kernel {short_id(self.record)}"), for_clean_up():
-            await off_loop(self.kill)
-            await self.wait()
+        await self.end()
+        with self._ending():
             await off_loop(self.usage)
             self._closed = True
             is_first = self.folder.path.exists()  # nobody has swept what we had only found

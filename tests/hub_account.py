@@ -25,9 +25,6 @@ c.SandboxSpawner.broker_socket = "{runtime}/socket"
 c.Spawner.cmd = ["PROGRAM", "-m", "jupyterhub.singleuser"]
 c.Spawner.args = [
     "--ServerApp.jpserver_extensions=jupyter_server_terminals=True",
-    # A fault that is known: what is ready for a server that is stopped after the broker was
-    # restarted leaves empty groups (SECURITY.md). Without this line three tests here show it.
-    "--SandboxProvisioner.warm=False",
 ]
 c.Spawner.env_keep = ["PYTHONPATH"]
 """

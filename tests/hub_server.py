@@ -10,25 +10,30 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 import websocket
 from clients import text_of
+from facilities import roots_python
 
 from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.facilities.caps.cgroup import CgroupTree, open_existing
 from sandbox_provisioner.records import SERVER, Record, all_records, cgroup_facts, open_init
 from sandbox_provisioner.sweeping import sweep
+from sandbox_provisioner.warm.found import leads_to
 
 TOKEN = "a-token-of-the-tests-0123456789"
 PATIENCE_SECONDS = 200
@@ -342,6 +347,47 @@ def await_end(record: Record) -> None:
     if pidfd is not None:
         assert is_readable(pidfd, PATIENCE_SECONDS)
         os.close(pidfd)
+
+
+def nurseries_of(hub: Hub, server: Record) -> dict[str, Record]:
+    """Those of the box of *server*, once kernels can come from one."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
+        ready = leads_to(hub.runtime)
+        records = [r for _, r in all_records(hub.runtime) if r.kind == "nursery"]
+        records = [r for r in records if r.box == server.sandbox_id and r.sandbox_id in ready]
+        if records:
+            return {record.sandbox_id: record for record in records}
+        select.poll().poll(50)
+    raise AssertionError(hub.log.read_text())
+
+
+def ready_for(hub: Hub, name: str) -> Record:
+    """A nursery for the kernels of *name*'s server, which has none of it yet; skips where nothing
+    is ready for anybody."""
+    if found := roots_python():
+        pytest.skip(f"not root's alone: {found}")
+    with hub.kernel(name):
+        return next(iter(nurseries_of(hub, hub.record(name)).values()))
+
+
+@contextlib.contextmanager
+def held_at_its_end(record: Record) -> Iterator[int]:
+    """The box of *record* does not end as long as this lasts, also when it has been killed: its PID
+    1 waits for whoever was in its namespace until their parents have (pid_namespaces(7)), and one
+    has a parent outside, which is stopped. A descriptor tells when it was killed."""
+    words = ["nsenter", f"--target={record.init_pid}", "--pid", "sh", "-c", "echo; exec sleep 1000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout and parent.stdout.readline()
+        parent.send_signal(signal.SIGSTOP)
+        (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        pidfd = os.pidfd_open(int(child))
+        try:
+            yield pidfd
+        finally:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+            parent.send_signal(signal.SIGCONT)
 
 
 def environment_of(record: Record, name: str) -> str:

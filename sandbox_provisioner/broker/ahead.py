@@ -16,11 +16,11 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
-from typing import Any
 
+from sandbox_provisioner.broker.burials import Burials
 from sandbox_provisioner.contract import WarmUnavailable
 from sandbox_provisioner.errors import SandboxError, told_as_internal_error
 from sandbox_provisioner.facilities.environment.plan.variables import HARMLESS
@@ -46,7 +46,6 @@ _MOST_TOLD = 16
 
 Name = tuple[str, str]  # of a kernelspec: a digest of its program, and what people call it
 Log = Callable[..., None]
-Burials = set[asyncio.Task[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class Prepared:
         self._failed: dict[int, dict[Name, _Failure]] = {}
         self._told: dict[int, list[str]] = {}
         self._nurseries: dict[str, tuple[int, LocalHandle, asyncio.Task[None]]] = {}
-        self._burials: Burials = set()
+        self._burials = Burials()
 
     # -- what is made
 
@@ -179,8 +178,11 @@ class Prepared:
     async def _bury(self, handle: LocalHandle) -> None:
         await handle.wait()
         self._nurseries.pop(handle.record.sandbox_id, None)
+        await self._burials.begin(self._remove(handle))
+
+    async def _remove(self, handle: LocalHandle) -> None:
         forget(handle.record.sandbox_id)
-        with contextlib.suppress(SandboxError), under_way(self._burials):
+        with contextlib.suppress(SandboxError):
             await handle.close()  # or what is left goes with the next sweep
         self._log(f"{handle.record.kind}-end", of=handle.record.uid, id=handle.record.sandbox_id)
 
@@ -239,27 +241,13 @@ class Prepared:
         ours = list(self._nurseries.values())
         self._nurseries.clear()
         for _, handle, burial in ours:
-            burial.cancel()
-            await handle.close()
-        await all_of(self._burials)
+            self._burials.begin(self._end(handle, burial))
+        await self._burials.over()
 
-
-@contextlib.contextmanager
-def under_way(burials: Burials) -> Iterator[None]:
-    """This task is one of the *burials* meanwhile: nobody finds any more what it removes."""
-    task = asyncio.current_task()
-    assert task
-    burials.add(task)
-    try:
-        yield
-    finally:
-        burials.discard(task)
-
-
-async def all_of(burials: Burials) -> None:
-    """Return when they are over: whoever ends everything waits also for what was ending before."""
-    if burials:
-        await asyncio.wait(burials)
+    async def _end(self, handle: LocalHandle, burial: asyncio.Task[None]) -> None:
+        burial.cancel()
+        await asyncio.wait([burial])  # it may be looking at what is closed then
+        await self._remove(handle)
 
 
 def why_not_ahead(site: Site, variables: Mapping[str, str]) -> str:

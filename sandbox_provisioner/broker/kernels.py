@@ -20,14 +20,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from sandbox_provisioner import audit
-from sandbox_provisioner.broker.ahead import (
-    Burials,
-    Job,
-    Prepared,
-    all_of,
-    under_way,
-    why_not_ahead,
-)
+from sandbox_provisioner.broker.ahead import Job, Prepared, why_not_ahead
+from sandbox_provisioner.broker.burials import Burials
 from sandbox_provisioner.broker.desk import Desk
 from sandbox_provisioner.broker.eyes import Eyes
 from sandbox_provisioner.broker.kept import Kept
@@ -124,7 +118,7 @@ class Kernels:
         self._terms = PolicyKeeper(policy).terms
         self._log = log
         self._all: dict[str, Kernel] = {}
-        self._burials: Burials = set()
+        self._burials = Burials()
         self._starting: dict[int, int] = {}  # how many, of which user
         self._turns: dict[int, asyncio.Semaphore] = {}  # of whom some start
         self._gate = asyncio.Semaphore(_TOGETHER)
@@ -175,8 +169,7 @@ class Kernels:
         else:
             await asyncio.sleep(_KEPT_SECONDS)
         self._all.pop(sandbox_id, None)
-        with under_way(self._burials):
-            await self._close(kernel)
+        await self._burials.begin(self._close(kernel))
         self._log("removed", of=kernel.of, id=sandbox_id)
 
     def _settle(self, uid: int, path: str) -> None:
@@ -237,7 +230,7 @@ class Kernels:
         kernels = list(self._all.values())
         self._all.clear()
         await asyncio.gather(self._ahead.end(), *map(self._end, kernels))
-        await all_of(self._burials)
+        await self._burials.over()
         for name, (uid, _) in list(self._left.items()):
             await self._forget(uid, name)
         await off_loop(self._launcher(lambda _: None).sweep)  # of spares, which are nobody's
@@ -462,7 +455,10 @@ class Kernels:
             del self._all[sandbox_id]
             await self._end(started)
 
-    async def _end(self, kernel: Kernel) -> None:
+    def _end(self, kernel: Kernel) -> asyncio.Future[None]:
+        return self._burials.begin(self._bury_now(kernel))
+
+    async def _bury_now(self, kernel: Kernel) -> None:
         if kernel.burial:
             kernel.burial.cancel()
             await asyncio.wait([kernel.burial])  # it may be looking at what is closed then

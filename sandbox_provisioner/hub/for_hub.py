@@ -19,11 +19,12 @@ from sandbox_provisioner import audit
 from sandbox_provisioner.broker.kernels import Answer
 from sandbox_provisioner.broker.peer import Peer
 from sandbox_provisioner.broker.server_wish import SERVER_STREAMS, ServerWish
-from sandbox_provisioner.broker.values import BadValue, as_json
+from sandbox_provisioner.broker.values import as_json
 from sandbox_provisioner.broker.wishes import Question
 from sandbox_provisioner.contract import Stdio
 from sandbox_provisioner.errors import LaunchError, SandboxError, SpecError
 from sandbox_provisioner.handle import LocalHandle, readable_within
+from sandbox_provisioner.hub.kernels import UNTAKEN
 from sandbox_provisioner.hub.persons import as_person, check_person, terms_of_hub
 from sandbox_provisioner.hub.ranges import FOLDER
 from sandbox_provisioner.hub.servers import Judge, Server, Servers
@@ -131,7 +132,7 @@ class ServersOfHub:
         for sandbox_id, had in list(self._all.items()):  # burials take out of it meanwhile
             try:
                 await had.server.kernels.begin()
-            except (OSError, ValueError, BadValue, SandboxError) as error:
+            except UNTAKEN as error:
                 # Of another version: kernels are no reason to end a server.
                 self._log("warning", id=sandbox_id, text=f"It starts no kernels: {error}")
             had.burial = asyncio.create_task(self._bury(sandbox_id, had))

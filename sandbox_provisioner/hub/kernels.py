@@ -9,6 +9,7 @@ nobody's: the next hub finds it, and it ends with the server that asked for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -19,7 +20,8 @@ from sandbox_provisioner.broker.box import INSIDE
 from sandbox_provisioner.broker.daemon import Daemon, short
 from sandbox_provisioner.broker.desk import BoxDesk
 from sandbox_provisioner.broker.kernels import Kernels
-from sandbox_provisioner.broker.values import as_json, of_json
+from sandbox_provisioner.broker.values import BadValue, as_json, of_json
+from sandbox_provisioner.errors import SandboxError
 from sandbox_provisioner.hub.doors import Doors
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest, Site
@@ -27,6 +29,8 @@ from sandbox_provisioner.policy.read import POLICY_FILE
 from sandbox_provisioner.records import Record
 
 _DESCRIPTORS = 1 << 16
+# What `begin` raises, above all where whoever made the server was of another version.
+UNTAKEN = (OSError, ValueError, BadValue, SandboxError)
 
 
 def write_desk(
@@ -80,22 +84,30 @@ class BoxKernels:
         self._serving: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
-        """Take over what another hub has left, and listen."""
+        """Take over what another hub has left, and listen; what `UNTAKEN` has."""
         _afford_many()
+        kernels = await self._adopted()
+        self._daemon = Daemon(self._doors.listen_for_kernels(), kernels)
+        self._serving = asyncio.ensure_future(self._daemon.serve())
+
+    async def _adopted(self) -> Kernels:
         told = json.loads(await off_loop(self._doors.desk_file.read_text))
         desk = of_json(BoxDesk, told, "desk.json")
         self._kernels = Kernels(self._runtime_dir, self._policy, self._log, desk)
         await self._kernels.adopt()
-        self._daemon = Daemon(self._doors.listen_for_kernels(), self._kernels)
-        self._serving = asyncio.ensure_future(self._daemon.serve())
+        return self._kernels
 
     def records(self) -> list[Record]:
         """Of all that run; from any thread."""
         return self._kernels.records() if self._kernels else []
 
     async def end(self) -> None:
-        """Listen no more, and end all that are left: their server has ended."""
+        """Listen no more, and end all that are left, also where nobody has taken them over yet:
+        their server has ended."""
         await self._close()
+        if self._kernels is None:
+            with contextlib.suppress(*UNTAKEN):  # then they end with it, and the next sweep comes
+                await self._adopted()
         if self._kernels:
             await self._kernels.end()
 

@@ -106,12 +106,14 @@ class Server:
         await off_loop(self.doors.hub_has_heard)
 
     async def close(self) -> None:
-        """End all in the box and beside it, and leave nothing."""
+        """End all in the box and beside it, and leave nothing. The box's record goes when nothing
+        but the doors is left: by it whoever comes after us finds its kernels."""
         async with AsyncExitStack() as stack:
             stack.callback(self.doors.remove)
             stack.callback(self._hush)
-            stack.push_async_callback(self.kernels.end)
             stack.push_async_callback(self.handle.close)
+            stack.push_async_callback(self.kernels.end)
+            stack.push_async_callback(self.handle.end)
 
     async def let_go(self) -> None:
         """It lives on, for whoever comes after us."""

@@ -40,6 +40,7 @@ from sandbox_provisioner.facilities.network.wish.options import NetworkOptions, 
 from sandbox_provisioner.facilities.storage.wish.options import DiskOptions, disk_wish
 from sandbox_provisioner.facilities.volumes.wish import READ_ONLY, WRITABLE, as_texts, check_name
 from sandbox_provisioner.hub import relay
+from sandbox_provisioner.hub.kernels import UNTAKEN
 from sandbox_provisioner.hub.ranges import FOLDER
 from sandbox_provisioner.hub.servers import Server, Servers, as_root
 from sandbox_provisioner.hub.through_broker import BrokeredServer, BrokeredServers, check_account
@@ -374,7 +375,7 @@ class SandboxSpawner(DeviceOptions, DiskOptions, NetworkOptions, Spawner):  # ty
                 await running.kernels.begin()
         except Silent:
             return  # the next poll tries again
-        except (OSError, ValueError, BadValue, SandboxError) as error:
+        except UNTAKEN as error:
             self._warn(f"It starts no kernels until it is started anew: {error}")
 
     def _log_kernels(self, event: str, **told: object) -> None:

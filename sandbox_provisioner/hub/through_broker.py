@@ -78,16 +78,17 @@ class BrokeredServer:
 
     async def _close(self) -> None:
         async with _gate.passed():
-            with contextlib.suppress(LaunchError):  # it has been removed already
-                await ask(self._path, self._about("kill"))
             await self.handle.close()
 
     async def _close_later(self) -> None:
+        """Whatever became of it meanwhile: a broker may have been killed that was ending it."""
         is_closed = False
         while not is_closed:
             await asyncio.sleep(_AGAIN_SECONDS)  # no event tells that there is a broker again
             with contextlib.suppress(SandboxError):
-                await self._close()
+                async with _gate.passed():
+                    with contextlib.suppress(LaunchError):  # it has been removed already
+                        await ask(self._path, self._about("close"))
                 is_closed = True
 
 

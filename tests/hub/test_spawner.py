@@ -13,15 +13,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attacks
 import pytest
+import requests
 import roots
 from clients import text_of
-from facilities import roots_python
 from hub_server import (
     GREEDY,
     PATIENCE_SECONDS,
@@ -31,15 +31,17 @@ from hub_server import (
     await_end,
     environment_of,
     groups_of,
+    held_at_its_end,
     is_gone,
     is_same,
+    nurseries_of,
+    ready_for,
     running,
     type_at,
 )
 
+from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.facilities.ids.facts import FIRST_PERSONS_ID, IDS
-from sandbox_provisioner.records import Record, all_records
-from sandbox_provisioner.warm.found import leads_to
 
 pytestmark = [
     pytest.mark.timeout(2 * PATIENCE_SECONDS),  # the hub, and both servers, may start in one test
@@ -99,19 +101,6 @@ def ann(hub: Hub) -> str:
 @pytest.fixture
 def bob(hub: Hub) -> str:
     return running(hub, "bob")
-
-
-def nurseries_of(hub: Hub, server: Record) -> dict[str, Record]:
-    """Those of the box of *server*, once kernels can come from one."""
-    until = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < until:
-        ready = leads_to(hub.runtime)
-        records = [r for _, r in all_records(hub.runtime) if r.kind == "nursery"]
-        records = [r for r in records if r.box == server.sandbox_id and r.sandbox_id in ready]
-        if records:
-            return {record.sandbox_id: record for record in records}
-        select.poll().poll(50)
-    raise AssertionError(hub.log.read_text())
 
 
 # -- what works
@@ -248,17 +237,15 @@ print(max(int(name) for name in os.listdir("/proc") if name.isdigit()) < 100)
 def test_a_kernel_comes_from_what_its_servers_box_alone_has_ready(
     hub: Hub, ann: str, bob: str
 ) -> None:
-    if found := roots_python():
-        pytest.skip(f"not root's alone: {found}")
-    with hub.kernel(ann):
-        nurseries = nurseries_of(hub, hub.record(ann))
-        with hub.kernel(ann) as kernel, hub.kernel(bob) as other:
-            record = hub.kernels(ann)[kernel.id]
-            assert record.nursery in nurseries
-            assert record.tree == f"hub/{ann}/kernels/{record.sandbox_id}"
-            assert nurseries[record.nursery].tree == f"hub/{ann}/kernels/{record.nursery}"
-            assert hub.kernels(bob)[other.id].nursery not in nurseries
-            assert kernel.run("print(6 * 7)") == "42\n"
+    ready_for(hub, ann)
+    nurseries = nurseries_of(hub, hub.record(ann))
+    with hub.kernel(ann) as kernel, hub.kernel(bob) as other:
+        record = hub.kernels(ann)[kernel.id]
+        assert record.nursery in nurseries
+        assert record.tree == f"hub/{ann}/kernels/{record.sandbox_id}"
+        assert nurseries[record.nursery].tree == f"hub/{ann}/kernels/{record.nursery}"
+        assert hub.kernels(bob)[other.id].nursery not in nurseries
+        assert kernel.run("print(6 * 7)") == "42\n"
 
 
 def test_a_kernel_over_its_cap_is_told_under_its_cell_and_ends_alone(
@@ -512,6 +499,22 @@ def test_a_hub_that_is_killed_while_it_starts_a_kernel_leaves_nothing_of_it(
         with hub.kernel(ann) as kernel:
             assert kernel.run("print(6 * 7)").strip() == "42"
     assert is_same(hub.record(ann), kept)
+
+
+def test_a_hub_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_next(
+    hub: Hub, ann: str
+) -> None:
+    record = hub.record(ann)
+    with ThreadPoolExecutor(1) as apart, held_at_its_end(ready_for(hub, ann)) as killed:
+        stopped = apart.submit(hub.stop, ann)
+        await_end(record)
+        assert is_readable(killed, PATIENCE_SECONDS)
+        hub.end(signal.SIGKILL)
+        assert isinstance(stopped.exception(), requests.ConnectionError)
+        hub.start()
+        assert not is_gone(hub, record)
+    while ann in hub.people() or not is_gone(hub, record):
+        pass
 
 
 def test_a_server_that_was_killed_is_noticed_and_leaves_nothing(hub: Hub, ann: str) -> None:

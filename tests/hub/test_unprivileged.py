@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,15 @@ from hub_server import (
     await_end,
     environment_of,
     groups_of,
+    held_at_its_end,
     is_gone,
     is_same,
+    ready_for,
     running,
 )
+
+from sandbox_provisioner.descriptors import is_readable
+from sandbox_provisioner.records import open_init
 
 pytestmark = [
     pytest.mark.timeout(2 * PATIENCE_SECONDS),  # the hub, and both servers, may start in one test
@@ -218,6 +224,54 @@ def test_a_broker_alone_that_begins_again_is_found_by_the_hub(hub: HubOfAccount,
     assert is_same(hub.record(una), kept)
     hub.stop(una)
     assert is_gone(hub, kept)
+
+
+def test_what_is_ready_for_a_server_is_removed_also_where_its_end_is_asked_for_meanwhile(
+    hub: HubOfAccount, una: str
+) -> None:
+    """The broker is ending it by itself when the hub asks for it."""
+    record, how = hub.record(una), f"The server of {una} ended"
+    told = hub.log.read_text().count(how)
+    with held_at_its_end(ready_for(hub, una)):
+        os.kill(record.init_pid, signal.SIGKILL)
+        await_end(record)
+        while hub.log.read_text().count(how) == told:
+            pass
+        assert all(una in hub.people() for _ in range(20))  # it waits
+    while una in hub.people():
+        pass
+    assert is_gone(hub, record)
+
+
+def test_a_server_that_is_stopped_while_there_is_no_broker_leaves_nothing_when_there_is_one(
+    hub: HubOfAccount, una: str
+) -> None:
+    record = hub.record(una)
+    ready_for(hub, una)
+    hub.broker.close()
+    hub.stop(una)
+    end = open_init(record)
+    assert end is not None  # it runs
+    os.close(end)
+    hub.broker.start()
+    while not is_gone(hub, record):
+        pass
+
+
+def test_a_broker_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_next(
+    hub: HubOfAccount, una: str
+) -> None:
+    record = hub.record(una)
+    with ThreadPoolExecutor(1) as apart, held_at_its_end(ready_for(hub, una)) as killed:
+        stopped = apart.submit(hub.stop, una)
+        await_end(record)
+        assert is_readable(killed, PATIENCE_SECONDS)
+        hub.broker.kill()
+        hub.broker.start()
+        assert not is_gone(hub, record)
+    stopped.result()
+    while not is_gone(hub, record):
+        pass
 
 
 def test_a_server_that_was_killed_is_noticed_and_leaves_nothing(

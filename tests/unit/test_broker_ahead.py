@@ -197,3 +197,35 @@ def test_whoever_ends_all_waits_also_for_what_was_ending_before(tmp_path: Path) 
         folder.remove()
 
     asyncio.run(check())
+
+
+def test_a_nursery_is_removed_also_where_nobody_waits_for_it_any_more(tmp_path: Path) -> None:
+    """Whoever ends the kernels of a server that has ended is cancelled where its end is asked for;
+    who asks waits then."""
+
+    async def check() -> None:
+        removing, go_on = asyncio.Event(), asyncio.Event()
+
+        class Slow(Handle):
+            async def close(self) -> None:
+                removing.set()
+                await go_on.wait()
+                await super().close()
+
+        made = prepared()
+        record = Record(sandbox_id=NURSERY, kind="nursery", uid=7)
+        handle = Slow(RecordFolder(tmp_path / NURSERY), record)
+        made.keep(7, handle)
+        first = asyncio.create_task(made.end())
+        await removing.wait()
+        first.cancel()
+        await asyncio.wait([first])
+        assert first.cancelled()
+        again = asyncio.create_task(made.end())
+        done, _ = await asyncio.wait([again], timeout=0.05)
+        assert not done and not handle.closed.is_set()
+        go_on.set()
+        await again
+        assert handle.closed.is_set()
+
+    asyncio.run(check())

@@ -410,10 +410,15 @@ def test_a_relay_carries_both_ways_and_so_many_at_once(tmp_path: Path) -> None:
 
 
 def test_a_servers_kernels_end_also_where_its_box_cannot_be_removed() -> None:
+    """And its record goes last: by it the next broker, or hub, finds the kernels."""
     ended: list[str] = []
 
     class Stubborn:
+        async def end(self) -> None:
+            ended.append("box")
+
         async def close(self) -> None:
+            ended.append("record")
             raise HostError(attempt="remove a group", answer="busy", remedy="Wait.")
 
     class Beside:
@@ -428,4 +433,4 @@ def test_a_servers_kernels_end_also_where_its_box_cannot_be_removed() -> None:
     made._running = Server(Stubborn(), Around(), Beside())  # type: ignore[arg-type]
     with pytest.raises(HostError):
         asyncio.run(made._end())
-    assert ended == ["kernels", "doors"]
+    assert ended == ["box", "kernels", "record", "doors"]
