@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -22,7 +21,7 @@ import inner
 import pytest
 import users
 from boxes import IDLE_SECONDS, WARM, Boxes, close_nurseries, request_for, run
-from facilities import MUST_WORK, missing, ordinary_python
+from facilities import MUST_WORK, missing, ordinary_python, packages
 from leaks import Watch, note_what_is_made
 
 import sandbox_provisioner
@@ -84,8 +83,7 @@ def _as_ordinary_user(tests: Path, config: pytest.Config) -> dict[str, str]:
     os.chown(home, ORDINARY_UID, ORDINARY_UID)
     reports = Path(home, "reports")
     identity = [f"--reuid={ORDINARY_UID}", f"--regid={ORDINARY_UID}", "--clear-groups"]
-    packages = [path for path in sys.path if path.endswith("site-packages")]
-    places = [str(Path(sandbox_provisioner.__file__).parents[1]), here, *packages]
+    places = [str(Path(sandbox_provisioner.__file__).parents[1]), here, *packages()]
     options = ["-q", "-p", "no:cacheprovider", f"--rootdir={here}/..", "-m", "ordinary_user"]
     variables = {"HOME": home, "PATH": os.defpath, "PYTHONPATH": os.pathsep.join(places)}
     try:

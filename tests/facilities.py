@@ -127,6 +127,11 @@ def public_python() -> str:
     return ""
 
 
+def packages() -> list[str]:
+    """The folders of our packages, for that one, which may have none."""
+    return [path for path in sys.path if path.endswith("site-packages")]
+
+
 def _is_public(program: str) -> bool:
     """Whether others may execute it, and enter every folder above it."""
     real = Path(program).resolve()

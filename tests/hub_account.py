@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from brokers import Broker, copy_code
-from facilities import public_python
+from facilities import packages, public_python
 from hub_server import PATIENCE_SECONDS, Hub, start_apart
 
 from sandbox_provisioner.descriptors import is_readable
@@ -65,16 +64,13 @@ class HubOfAccount(Hub):
         (self.folder / "policy.toml").write_text(policy.replace("{folder}", str(self.folder)))
         self.broker = BrokerApart(
             self.folder, self.runtime, f"--BrokerApp.state_dir={self.folder}/state",
-            python=public_python(), packages=self._packages(),
+            python=public_python(), packages=packages(),
         )  # fmt: skip
 
     @property
     def own(self) -> str:
         """Lines of its configuration; the Python of the tests may be root's alone."""
         return _OF_ACCOUNT.replace("PROGRAM", public_python())
-
-    def _packages(self) -> list[str]:
-        return [path for path in sys.path if path.endswith("site-packages")]
 
     @property
     def ways(self) -> Path:
@@ -94,7 +90,7 @@ class HubOfAccount(Hub):
     def _environment(self) -> dict[str, str]:
         """With a copy of our code, which is where everybody can read it."""
         found, home = super()._environment(), str(self._works_in())
-        paths = [str(self.folder / "code"), found["PYTHONPATH"], *self._packages()]
+        paths = [str(self.folder / "code"), found["PYTHONPATH"], *packages()]
         return found | {
             "HOME": home,
             "PYTHONPATH": os.pathsep.join(paths),

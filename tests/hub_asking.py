@@ -37,8 +37,8 @@ def about(what: str, sandbox_id: str, **more: Any) -> str:
     return ""
 
 
-def start(person: str, *volumes: str, program: str = sys.executable, **fields: Any) -> str:
-    """The same for a server of that person's, which is ended again."""
+def server_wish(person: str, *volumes: str, program: str = sys.executable) -> dict[str, Any]:
+    """A message that asks for a server of that person's."""
     wish = ServerWish(
         person=person,
         user=person,
@@ -51,7 +51,14 @@ def start(person: str, *volumes: str, program: str = sys.executable, **fields: A
         network=NetworkWish(),
         volumes=tuple(map(Volume.parse, volumes)),
     )
-    message = written(wish)
+    message: dict[str, Any] = written(wish)
+    return message
+
+
+def start(person: str, *volumes: str, program: str = sys.executable, **fields: Any) -> str:
+    """What it answers to that, with some *fields* of its own; "" for a server, which is ended
+    again."""
+    message = server_wish(person, *volumes, program=program)
     message["server-start"] |= fields
     null = os.open(os.devnull, os.O_RDWR)
     try:

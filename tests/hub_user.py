@@ -22,7 +22,7 @@ from typing import Any
 
 import users
 import websocket
-from facilities import public_python
+from facilities import packages, public_python
 from jupyter_programs import PATIENCE_SECONDS, REPOSITORY, TOKEN, Home, Server
 
 CONFIG = """
@@ -57,7 +57,6 @@ class HubHome(Home):
         config += f"c.SandboxProvisioner.runtime_dir = {str(self.runtime)!r}\n"
         config += "c.SandboxProvisioner.warm = False\n"
         (self.etc / "jupyter_server_config.py").write_text(config)
-        packages = [path for path in sys.path if path.endswith("site-packages")]
         self.places |= {
             "HOME": str(self.home),
             "JUPYTER_CONFIG_DIR": str(self.config),
@@ -65,7 +64,7 @@ class HubHome(Home):
             "JUPYTER_CONFIG_PATH": f"{self.etc}:{sys.prefix}/etc/jupyter",
             "JUPYTER_PATH": str(self.share),
             "IPYTHONDIR": str(self.home / ".ipython"),
-            "PYTHONPATH": os.pathsep.join((str(self.path / "code"), *packages)),
+            "PYTHONPATH": os.pathsep.join((str(self.path / "code"), *packages())),
             "PYTHONDONTWRITEBYTECODE": "1",
             "SHELL": "/bin/bash",
         }

@@ -31,6 +31,7 @@ from sandbox_provisioner.broker import daemon
 from sandbox_provisioner.broker.kept import Kept
 from sandbox_provisioner.broker.peer import Connection, credentials
 from sandbox_provisioner.descriptors import is_readable
+from sandbox_provisioner.hub.for_hub import ServersOfHub
 from sandbox_provisioner.inside import kernel_calls
 from sandbox_provisioner.report import Report
 
@@ -139,8 +140,9 @@ def _be_broker(told: socket.socket, where: list[str]) -> None:
 
     daemon.log = log
     sys.addaudithook(points.hear)
-    path, runtime, layers = where
-    asyncio.run(daemon.run(path, runtime, f"{layers}/no-policy", kept=Kept(layers, 1.0)))
+    path, runtime, layers, policy, state = where
+    servers = ServersOfHub(runtime, policy, log, state)
+    asyncio.run(daemon.run(path, runtime, policy, kept=Kept(layers, 1.0), servers=servers))
 
 
 def _obey(told: socket.socket, points: Points) -> None:
@@ -168,7 +170,7 @@ def _wrap(points: Points, fd: int) -> None:
 
     async def read(connection: Connection) -> dict[str, Any]:
         found = await message(connection)
-        if "start" in found:
+        if found.keys() & {"start", "server-start"}:
             points.begin(credentials(connection.socket)[0])
         return found
 

@@ -17,7 +17,7 @@ from typing import cast
 import pytest
 import users
 from brokers import Broker, Refused, User
-from facilities import public_python
+from facilities import packages, public_python
 
 from sandbox_provisioner import doctor
 from sandbox_provisioner.checks import Findings
@@ -356,11 +356,10 @@ def test_units_are_written_that_run_what_only_root_may_change(
     units.mkdir()
     package = public_folder / "code/sandbox_provisioner"
     package.chmod(0o777 if changeable else 0o755)
-    places = [path for path in sys.path if path.endswith("site-packages")]
     words = [public_python(), "-m", "sandbox_provisioner.app", "broker", "--install"]
     done = subprocess.run(
         [*words, f"--BrokerApp.folder={units}"],
-        env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join([str(package.parent), *places])},
+        env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join([str(package.parent), *packages()])},
         cwd="/", capture_output=True, text=True, check=False,
     )  # fmt: skip
     written = {path.name: path.read_text() for path in units.iterdir()}

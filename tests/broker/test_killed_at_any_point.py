@@ -3,15 +3,18 @@ there is a broker again, nothing is left of it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from typing import Any
 import pytest
 import users
 from brokers import User
-from facilities import roots_python
+from facilities import packages, public_python, roots_python
 from killing import PATIENCE_SECONDS
 
 from sandbox_provisioner.facilities.caps.cgroup import open_existing
@@ -35,6 +38,11 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
+# Where it is set, a server's start is tried at each point, which takes minutes.
+EVERY_POINT = "SANDBOX_EVERY_POINT"
+MOST_POINTS = 24
+PERSON, UID = "sbxperson", 4323  # for whom the user, whose account is the hub's, has servers
+POLICY = f'[hub]\naccount = "{users.NAME}"\n'
 ASK = """
 message = wish(sandbox_id=name, no_input=True, **more)
 message["start"]["spec"]["limits"] |= limits
@@ -49,6 +57,21 @@ if not child:
         os._exit(0)
 answer = os.waitpid(child, 0)[1]
 """
+ASK_FOR_SERVER = """
+from hub_asking import server_wish
+answer = send(server_wish(person), streams()[:2])
+"""
+# By a hub of its own, which ends then, and has written down nothing; whether it was answered.
+ASK_FOR_SERVER_AND_END = f"""
+child = os.fork()
+if not child:
+    try:{ASK_FOR_SERVER.replace(chr(10), chr(10) + "        ")}
+        os._exit(0 if "init" in answer else 1)
+    finally:
+        os._exit(2)
+answer = os.waitpid(child, 0)[1]
+"""
+CLOSE_SERVER = "answer = send(dict(ask='server-close', sandbox_id=name), [])"
 CLOSE = "answer = send(dict(ask='close', sandbox_id=name), [])"
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 CONNECTION = {
@@ -64,14 +87,18 @@ AHEAD = {
 class Killing:
     """`killing.py`, and its brokers; a `User` sits down at it as at a `Broker`."""
 
-    def __init__(self, home: Path, runtime: Path) -> None:
+    def __init__(
+        self, home: Path, runtime: Path, python: str = sys.executable, more: Sequence[str] = ()
+    ) -> None:
+        """Run by *python*, which has *more* packages than its own."""
         self.home, self.runtime, self.socket = home, runtime, f"{runtime}/socket"
         self._groups: list[Path] = []
         program = Path(__file__).with_name("killing.py").name
         self._process = subprocess.Popen(
-            [*users.with_files(home), sys.executable, f"{home}/code/tests/broker/{program}",
-             self.socket, str(runtime), f"{home}/layers"],
-            env={"PATH": os.defpath, "PYTHONPATH": f"{home}/code", "HOME": "/nonexistent"},
+            [*users.with_files(home), python, f"{home}/code/tests/broker/{program}",
+             self.socket, str(runtime), f"{home}/layers", f"{home}/policy.toml", f"{home}/state"],
+            env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join([f"{home}/code", *more]),
+                 "HOME": "/nonexistent"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -114,6 +141,19 @@ class Killing:
         ready = [one for one in records if one.kind in OF_NOBODY and one.init_pid]
         return {one.sandbox_id: str(one.init_pid) for one in ready}
 
+    def left_of_servers(self, known: Collection[str]) -> list[str]:
+        """What is there of servers of the person's, and of what leads to them: but what is
+        *known*."""
+        doors = [place for name in self.ways for place in Path(name).glob("*/")]
+        people = {group.parent for group in self._groups}
+        found = [str(place) for place in (*doors, *people) if place.exists()]
+        return found + self.left(known=known)
+
+    @property
+    def ways(self) -> list[str]:
+        """Folders of what leads to servers."""
+        return [f"{self.runtime}-{kind}" for kind in ("hub", "ways")]
+
     def retire(self) -> None:
         """End those that are for all servers of a user."""
         for path in self.runtime.glob("*/requests"):
@@ -135,12 +175,18 @@ def new_name() -> str:
     return uuid.uuid4().hex[:12]
 
 
-@pytest.fixture
-def killing(user_home: Path, runtime_dir: Path) -> Iterator[Killing]:
-    made = Killing(user_home, runtime_dir)
+@contextlib.contextmanager
+def begun(*given: Any) -> Iterator[Killing]:
+    made = Killing(*given)
     assert made("broker") == "listens"
     yield made
     made.close()
+
+
+@pytest.fixture
+def killing(user_home: Path, runtime_dir: Path) -> Iterator[Killing]:
+    with begun(user_home, runtime_dir) as made:
+        yield made
 
 
 @pytest.fixture
@@ -152,6 +198,12 @@ def roots_alone() -> None:
 
 @pytest.fixture
 def asker(killing: Killing) -> Iterator[User]:
+    with seated(killing) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def seated(killing: Killing) -> Iterator[User]:
     with User(killing.home, users.USER) as made:
         made.sit_down(killing)  # type: ignore[arg-type]
         yield made
@@ -208,6 +260,69 @@ class Question:
         killed = self.ask(name, ASK_AND_END) == signal.SIGKILL
         assert not_gone(lambda: killing.left(name, known)) == [], point
         return bool(killed)
+
+
+@dataclass(frozen=True)
+class QuestionOfHub:
+    """A server of the person's is asked for, by a hub that is not root and that has not written
+    down where it is when it ends, answered or not."""
+
+    killing: Killing
+    asker: User
+
+    def ask(self) -> int:
+        """How the hub has ended: 0 where it was answered."""
+        return int(self.asker(ASK_FOR_SERVER_AND_END, person=PERSON))
+
+    def points(self) -> list[str]:
+        """All that there are until the answer, or, unless all are wanted, some of them."""
+        self.killing("choose", "", "")
+        told = self.asker(ASK_FOR_SERVER, person=PERSON)
+        assert "error" not in told, json.dumps(told)
+        found: list[str] = self.killing("reached")
+        self.killing.note_groups(told["id"])
+        assert "error" not in self.asker(CLOSE_SERVER, name=told["id"])
+        assert len(found) > MOST_POINTS
+        if os.environ.get(EVERY_POINT):
+            return found
+        return random.Random(1).sample(found, MOST_POINTS)
+
+    def kills_broker(self, point: str) -> bool:
+        """Ask for it; whether the broker was killed there. Nothing is left then when there is
+        another one."""
+        killing, known = self.killing, self.killing.left()
+        killing("choose", point, "broker")
+        killed = self.ask() != 0 or point == "answered"
+        if killed:
+            assert killing("died") == signal.SIGKILL
+            assert killing("broker") == "listens"
+        assert not_gone(lambda: killing.left_of_servers(known)) == [], point
+        assert killing("alone") == [], point
+        return killed
+
+    def kills_hub(self, point: str) -> bool:
+        """The same of the hub; the broker lives on."""
+        killing, known = self.killing, self.killing.left()
+        killing("choose", point, "asker")
+        killed = self.ask() == signal.SIGKILL
+        assert not_gone(lambda: killing.left_of_servers(known)) == [], point
+        return killed
+
+
+@pytest.fixture
+def server(user_home: Path, runtime_dir: Path) -> Iterator[QuestionOfHub]:
+    """The Python of a broker runs a part of each server's box, with the ids of that."""
+    home = user_home / "person"
+    home.mkdir(mode=0o700)
+    os.chown(home, UID, UID)
+    with (user_home / "passwd").open("a") as file:
+        file.write(f"{PERSON}:x:{UID}:{UID}::{home}:/bin/sh\n")
+    (user_home / "policy.toml").write_text(POLICY)
+    with begun(user_home, runtime_dir, public_python(), packages()) as killing:
+        with seated(killing) as asker:
+            yield QuestionOfHub(killing, asker)
+        for folder in killing.ways:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def cold(killing: Killing, asker: User) -> list[Question]:
@@ -296,3 +411,18 @@ def test_who_is_killed_where_starts_are_prepared_has_nothing_left(
         hits += [alone.kills_asker(point) for point in making]
     check(hits)
     assert not_gone(lambda: killing("children")[1:]) == []
+
+
+def test_a_broker_that_is_killed_at_a_point_of_a_servers_start_leaves_nothing_to_the_next(
+    server: QuestionOfHub,
+) -> None:
+    check([server.kills_broker(point) for point in server.points()])
+    assert server.ask() == 0
+
+
+def test_a_hub_that_is_killed_at_a_point_of_a_servers_start_leaves_nothing(
+    server: QuestionOfHub,
+) -> None:
+    check([server.kills_hub(point) for point in server.points()])
+    assert server.ask() == 0
+    assert not_gone(lambda: server.killing("children")[1:]) == []  # one is the stem

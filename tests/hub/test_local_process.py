@@ -17,7 +17,7 @@ from pathlib import Path
 
 import hub_user
 import pytest
-from facilities import public_python
+from facilities import packages, public_python
 from hub_server import PATIENCE_SECONDS, UID, Hub, type_at
 from jupyter_programs import REPOSITORY
 
@@ -118,12 +118,11 @@ ENABLED = {"ServerApp": {"jpserver_extensions": {"planted_extension": True}}}
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
     hub = Hub(PEOPLE, place="/opt")
-    packages = [path for path in sys.path if path.endswith("site-packages")]
     ours = shutil.ignore_patterns("__pycache__", ".*")
     code = hub.folder / "code"
     shutil.copytree(REPOSITORY / "sandbox_provisioner", code / "sandbox_provisioner", ignore=ours)
     with (hub.folder / "jupyterhub_config.py").open("a") as file:
-        path = os.pathsep.join([str(code), *packages])
+        path = os.pathsep.join([str(code), *packages()])
         python = public_python()
         file.write(HUB.format(python=python, folder=hub.folder, prefix=sys.prefix, path=path))
     (code / "graders.py").write_text(GRADERS)
