@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import requests
@@ -310,6 +310,30 @@ def start_apart(command: Sequence[str], log: Path, says: bytes, **options: Any) 
     return pid
 
 
+def marks_of_hub(*more: str) -> list[pytest.MarkDecorator]:
+    """Of a file of tests with a hub, which needs *more*: it, and two servers, may start in one."""
+    needs = (
+        "root", "jupyterhub", "jupyter_server", "websocket", "requests", "unshare",
+        "configurable-http-proxy",
+    )  # fmt: skip
+    return [pytest.mark.timeout(2 * PATIENCE_SECONDS), pytest.mark.requires(*needs, *more)]
+
+
+_AnyHub = TypeVar("_AnyHub", bound=Hub)
+
+
+@contextlib.contextmanager
+def serving(hub: _AnyHub, config: str) -> Iterator[_AnyHub]:
+    """*hub* meanwhile, with the lines *config*, in which FOLDER is its own."""
+    with (hub.folder / "jupyterhub_config.py").open("a") as file:
+        file.write(config.replace("FOLDER", str(hub.folder)))
+    try:
+        hub.start()
+        yield hub
+    finally:
+        hub.close()
+
+
 def running(hub: Hub, name: str) -> str:
     """*name*, whose server runs."""
     if name not in hub.people():
@@ -334,6 +358,47 @@ def is_gone(hub: Hub, record: Record) -> bool:
         *groups_of(record),
     ]
     return not any(path.exists() for path in places)
+
+
+def check_a_kernel_over_its_cap_ends_alone(hub: Hub, name: str, *others: str) -> None:
+    """And is told why under its cell, while kernels of *name* and of *others* go on."""
+    server = hub.record(name)
+    with contextlib.ExitStack() as ended:
+        greedy = ended.enter_context(hub.kernel(name))
+        beside = [ended.enter_context(hub.kernel(one)) for one in (name, *others)]
+        for kernel in beside:
+            kernel.run("x = 42")
+        told = greedy.send(GREEDY)
+        sentence = ""
+        while "memory limit" not in sentence:
+            message = greedy.receive()
+            if message["parent_header"].get("msg_id") == told:
+                sentence = text_of([message])
+        assert "reached its memory limit of 384 MiB" in sentence
+        assert {kernel.run("print(x)").strip() for kernel in beside} == {"42"}
+    assert is_same(hub.record(name), server)
+    assert hub.ask(name, "GET", "/status").status_code == 200
+
+
+def check_a_killed_server_is_noticed_and_leaves_nothing(hub: Hub, name: str) -> None:
+    """Nobody has asked for its end."""
+    record = hub.record(name)
+    os.kill(record.init_pid, signal.SIGKILL)
+    await_end(record)
+    while name in hub.people():
+        pass
+    assert is_gone(hub, record)
+
+
+def check_a_stop_leaves_nothing(hub: Hub, name: str) -> None:
+    """Nor of what has left its session."""
+    record = hub.record(name)
+    with hub.kernel(name) as kernel:
+        kernel.run("import subprocess; subprocess.Popen(['setsid', 'sleep', '1000'])")
+        assert any(group.exists() for group in groups_of(record))
+        hub.stop(name)
+    assert is_gone(hub, record)
+    assert hub.home(name).exists()
 
 
 def is_same(record: Record, before: Record) -> bool:

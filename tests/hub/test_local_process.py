@@ -18,16 +18,10 @@ from pathlib import Path
 import hub_user
 import pytest
 from facilities import packages, public_python
-from hub_server import PATIENCE_SECONDS, UID, Hub, type_at
+from hub_server import UID, Hub, marks_of_hub, serving, type_at
 from jupyter_programs import REPOSITORY
 
-pytestmark = [
-    pytest.mark.timeout(2 * PATIENCE_SECONDS),
-    pytest.mark.requires(
-        "root", "userns", "jupyterhub", "jupyter_server", "websocket", "requests", "unshare",
-        "ordinary-user", "configurable-http-proxy",
-    ),
-]  # fmt: skip
+pytestmark = marks_of_hub("userns", "ordinary-user")
 
 PEOPLE = ("ann", "bob")
 HUB = """
@@ -121,10 +115,9 @@ def hub() -> Iterator[Hub]:
     ours = shutil.ignore_patterns("__pycache__", ".*")
     code = hub.folder / "code"
     shutil.copytree(REPOSITORY / "sandbox_provisioner", code / "sandbox_provisioner", ignore=ours)
-    with (hub.folder / "jupyterhub_config.py").open("a") as file:
-        path = os.pathsep.join([str(code), *packages()])
-        python = public_python()
-        file.write(HUB.format(python=python, folder=hub.folder, prefix=sys.prefix, path=path))
+    path = os.pathsep.join([str(code), *packages()])
+    python = public_python()
+    config = HUB.format(python=python, folder=hub.folder, prefix=sys.prefix, path=path)
     (code / "graders.py").write_text(GRADERS)
     (hub.folder / "etc").mkdir()
     (hub.folder / "etc/graders_config.py").write_text('c.Graders.course = "of-root"\n')
@@ -143,11 +136,8 @@ def hub() -> Iterator[Hub]:
         }  # fmt: skip
         own = ".local/share/jupyter/kernels/own/kernel.json"
         plant(hub.home(name), own, json.dumps(spec), uid)
-    hub.start()
-    try:
+    with serving(hub, config):
         yield hub
-    finally:
-        hub.close()
 
 
 def plant(home: Path, path: str, text: str, uid: int) -> None:

@@ -21,7 +21,6 @@ import attacks
 import pytest
 import requests
 import roots
-from clients import text_of
 from hub_server import (
     GREEDY,
     PATIENCE_SECONDS,
@@ -29,27 +28,26 @@ from hub_server import (
     UID,
     Hub,
     await_end,
+    check_a_kernel_over_its_cap_ends_alone,
+    check_a_killed_server_is_noticed_and_leaves_nothing,
+    check_a_stop_leaves_nothing,
     environment_of,
     groups_of,
     held_at_its_end,
     is_gone,
     is_same,
+    marks_of_hub,
     nurseries_of,
     ready_for,
     running,
+    serving,
     type_at,
 )
 
 from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.facilities.ids.facts import FIRST_PERSONS_ID, IDS
 
-pytestmark = [
-    pytest.mark.timeout(2 * PATIENCE_SECONDS),  # the hub, and both servers, may start in one test
-    pytest.mark.requires(
-        "root", "cgroup-memory", "jupyterhub", "jupyter_server", "websocket", "requests",
-        "unshare", "configurable-http-proxy",
-    ),
-]  # fmt: skip
+pytestmark = marks_of_hub("cgroup-memory")
 
 PEOPLE = ("ann", "bob", "eve", "mallory")
 MORE = """
@@ -57,7 +55,7 @@ c.SandboxSpawner.mem_limit = "768M"
 c.SandboxSpawner.pids_limit = 150
 c.SandboxSpawner.metrics = True
 c.JupyterHub.authenticate_prometheus = False
-c.SandboxSpawner.volumes = {"{folder}/shared/{{username}}": "/shared"}
+c.SandboxSpawner.volumes = {"FOLDER/shared/{username}": "/shared"}
 
 def before(spawner):
     if spawner.user.name == "eve":
@@ -71,8 +69,8 @@ import os, signal
 from sandbox_provisioner import stages
 
 def begins(name):
-    if os.path.exists("{folder}/killed-at") and open("{folder}/killed-at").read() == name:
-        os.unlink("{folder}/killed-at")
+    if os.path.exists("FOLDER/killed-at") and open("FOLDER/killed-at").read() == name:
+        os.unlink("FOLDER/killed-at")
         os.kill(os.getpid(), signal.SIGKILL)
 
 stages.fail_here = begins
@@ -82,15 +80,10 @@ stages.fail_here = begins
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
     hub = Hub(PEOPLE)
-    with (hub.folder / "jupyterhub_config.py").open("a") as file:
-        file.write(MORE.replace("{folder}", str(hub.folder)).replace("{{", "{").replace("}}", "}"))
     for name in PEOPLE:
         (hub.folder / "shared" / name).mkdir(parents=True)
-    hub.start()
-    try:
+    with serving(hub, MORE):
         yield hub
-    finally:
-        hub.close()
 
 
 @pytest.fixture
@@ -251,20 +244,7 @@ def test_a_kernel_comes_from_what_its_servers_box_alone_has_ready(
 def test_a_kernel_over_its_cap_is_told_under_its_cell_and_ends_alone(
     hub: Hub, ann: str, bob: str
 ) -> None:
-    server = hub.record(ann)
-    with hub.kernel(ann) as greedy, hub.kernel(ann) as other, hub.kernel(bob) as of_bob:
-        for kernel in (other, of_bob):
-            kernel.run("x = 42")
-        told = greedy.send(GREEDY)
-        sentence = ""
-        while "memory limit" not in sentence:
-            message = greedy.receive()
-            if message["parent_header"].get("msg_id") == told:
-                sentence = text_of([message])
-        assert "reached its memory limit of 384 MiB" in sentence
-        assert other.run("print(x)").strip() == of_bob.run("print(x)").strip() == "42"
-    assert is_same(hub.record(ann), server)
-    assert hub.ask(ann, "GET", "/status").status_code == 200
+    check_a_kernel_over_its_cap_ends_alone(hub, ann, bob)
 
 
 def test_whoever_is_in_the_servers_box_is_given_no_more_than_the_box_has(
@@ -518,22 +498,11 @@ def test_a_hub_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_next(
 
 
 def test_a_server_that_was_killed_is_noticed_and_leaves_nothing(hub: Hub, ann: str) -> None:
-    record = hub.record(ann)
-    os.kill(record.init_pid, signal.SIGKILL)
-    await_end(record)
-    while ann in hub.people():
-        pass
-    assert is_gone(hub, record)
+    check_a_killed_server_is_noticed_and_leaves_nothing(hub, ann)
 
 
 def test_a_stop_leaves_nothing(hub: Hub, ann: str) -> None:
-    record = hub.record(ann)
-    with hub.kernel(ann) as kernel:
-        kernel.run("import subprocess; subprocess.Popen(['setsid', 'sleep', '1000'])")
-        assert any(group.exists() for group in groups_of(record))
-        hub.stop(ann)
-    assert is_gone(hub, record)
-    assert hub.home("ann").exists()
+    check_a_stop_leaves_nothing(hub, ann)
 
 
 @pytest.mark.requires("jupyterhub_idle_culler")

@@ -19,32 +19,29 @@ from pathlib import Path
 import pytest
 import requests
 from brokers import User
-from clients import text_of
 from hub_account import ACCOUNT, ACCOUNT_UID, HubOfAccount
 from hub_server import (
-    GREEDY,
     PATIENCE_SECONDS,
     UID,
     await_end,
+    check_a_kernel_over_its_cap_ends_alone,
+    check_a_killed_server_is_noticed_and_leaves_nothing,
+    check_a_stop_leaves_nothing,
     environment_of,
     groups_of,
     held_at_its_end,
     is_gone,
     is_same,
+    marks_of_hub,
     ready_for,
     running,
+    serving,
 )
 
 from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.records import open_init
 
-pytestmark = [
-    pytest.mark.timeout(2 * PATIENCE_SECONDS),  # the hub, and both servers, may start in one test
-    pytest.mark.requires(
-        "root", "cgroup-memory", "jupyterhub", "jupyter_server", "websocket", "requests",
-        "unshare", "ordinary-user", "configurable-http-proxy",
-    ),
-]  # fmt: skip
+pytestmark = marks_of_hub("cgroup-memory", "ordinary-user")
 
 PEOPLE = ("una", "ben", "eve")
 CONFIG = """
@@ -68,8 +65,6 @@ volumes = ["{{folder}}/shared/{{username}}:/shared:rw"]
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubOfAccount]:
     hub = HubOfAccount(PEOPLE, policy=POLICY)
-    with (hub.folder / "jupyterhub_config.py").open("a") as file:
-        file.write(CONFIG.replace("FOLDER", str(hub.folder)))
     # Root's alone above: a person has what is theirs by the policy, and no other way.
     for folder in ("shared", "secret"):
         (hub.folder / folder).mkdir(mode=0o700)
@@ -77,11 +72,8 @@ def hub() -> Iterator[HubOfAccount]:
         shared = hub.folder / "shared" / name
         shared.mkdir(mode=0o700)
         os.chown(shared, uid, uid)
-    try:
-        hub.start()
+    with serving(hub, CONFIG):
         yield hub
-    finally:
-        hub.close()
 
 
 @pytest.fixture
@@ -160,18 +152,7 @@ print(tried(lambda: os.listdir("/proc/{others.init_pid}")))
 def test_a_kernel_over_its_cap_is_told_under_its_cell_and_ends_alone(
     hub: HubOfAccount, una: str
 ) -> None:
-    server = hub.record(una)
-    with hub.kernel(una) as greedy, hub.kernel(una) as other:
-        other.run("x = 42")
-        told = greedy.send(GREEDY)
-        sentence = ""
-        while "memory limit" not in sentence:
-            message = greedy.receive()
-            if message["parent_header"].get("msg_id") == told:
-                sentence = text_of([message])
-        assert "reached its memory limit of 384 MiB" in sentence
-        assert other.run("print(x)").strip() == "42"
-    assert is_same(hub.record(una), server)
+    check_a_kernel_over_its_cap_ends_alone(hub, una)
 
 
 def test_a_server_reaches_the_hubs_api_and_nothing_else_of_the_machine(
@@ -277,23 +258,13 @@ def test_a_broker_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_ne
 def test_a_server_that_was_killed_is_noticed_and_leaves_nothing(
     hub: HubOfAccount, una: str
 ) -> None:
-    record = hub.record(una)
-    os.kill(record.init_pid, signal.SIGKILL)
-    await_end(record)
-    while una in hub.people():
-        pass
-    assert is_gone(hub, record)
+    check_a_killed_server_is_noticed_and_leaves_nothing(hub, una)
     how = f"The server of {una} ended: The server of {una} was killed from outside"
     assert how in hub.log.read_text()
 
 
 def test_a_stop_leaves_nothing(hub: HubOfAccount, una: str) -> None:
-    record = hub.record(una)
-    with hub.kernel(una) as kernel:
-        kernel.run("import subprocess; subprocess.Popen(['setsid', 'sleep', '1000'])")
-        hub.stop(una)
-    assert is_gone(hub, record)
-    assert hub.home("una").exists()
+    check_a_stop_leaves_nothing(hub, una)
 
 
 # -- what cannot be

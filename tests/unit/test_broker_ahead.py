@@ -41,6 +41,19 @@ class Handle:
         """It stays."""
 
 
+class Slow(Handle):
+    """Its removal takes until it may *go_on*."""
+
+    def __init__(self, folder: RecordFolder, record: Record) -> None:
+        super().__init__(folder, record)
+        self.removing, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def close(self) -> None:
+        self.removing.set()
+        await self.go_on.wait()
+        await super().close()
+
+
 class Launcher:
     """Adopts *handle* alone."""
 
@@ -173,25 +186,17 @@ def test_whoever_ends_all_waits_also_for_what_was_ending_before(tmp_path: Path) 
     async def check() -> None:
         record = Record(sandbox_id=NURSERY, kind="nursery", uid=7)
         folder, _ = RecordFolder.create(tmp_path, record, ids=False)
-        removing, go_on = asyncio.Event(), asyncio.Event()
-
-        class Slow(Handle):
-            async def close(self) -> None:
-                removing.set()
-                await go_on.wait()
-                await super().close()
-
         handle = Slow(folder, record)
         kept = prepared()
         kept.keep(7, handle)
         handle.kill()
-        await removing.wait()
+        await handle.removing.wait()
         assert not kept.handles(7)
         end = asyncio.create_task(kept.end())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not end.done()
-        go_on.set()
+        handle.go_on.set()
         await end
         assert handle.closed.is_set()
         folder.remove()
@@ -204,27 +209,19 @@ def test_a_nursery_is_removed_also_where_nobody_waits_for_it_any_more(tmp_path: 
     who asks waits then."""
 
     async def check() -> None:
-        removing, go_on = asyncio.Event(), asyncio.Event()
-
-        class Slow(Handle):
-            async def close(self) -> None:
-                removing.set()
-                await go_on.wait()
-                await super().close()
-
         made = prepared()
         record = Record(sandbox_id=NURSERY, kind="nursery", uid=7)
         handle = Slow(RecordFolder(tmp_path / NURSERY), record)
         made.keep(7, handle)
         first = asyncio.create_task(made.end())
-        await removing.wait()
+        await handle.removing.wait()
         first.cancel()
         await asyncio.wait([first])
         assert first.cancelled()
         again = asyncio.create_task(made.end())
         done, _ = await asyncio.wait([again], timeout=0.05)
         assert not done and not handle.closed.is_set()
-        go_on.set()
+        handle.go_on.set()
         await again
         assert handle.closed.is_set()
 
