@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import leaks
@@ -169,15 +168,6 @@ def test_what_goes_by_itself_is_waited_for():
     child.wait()
     os.close(left)
     assert watch.leaks() == []
-
-
-def test_looking_costs_less_than_ten_milliseconds():
-    fastest = 1.0
-    for _ in range(5):
-        begin = time.perf_counter()
-        Watch().leaks()
-        fastest = min(fastest, time.perf_counter() - begin)
-    assert fastest < 0.01
 
 
 def _conftest() -> str:
