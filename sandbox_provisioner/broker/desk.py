@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sandbox_provisioner.broker.box import KERNELS
-from sandbox_provisioner.broker.eyes import Eyes
+from sandbox_provisioner.broker.eyes import Eyes, look_as_root
 from sandbox_provisioner.broker.peer import Peer
 from sandbox_provisioner.broker.sockets import hand_over, link_into, listen_in_place
 from sandbox_provisioner.broker.wishes import Ahead, Wish, sources_of
@@ -216,7 +216,7 @@ class BoxDesk(Desk):
         spec, told = self.allowed(wish.spec)
         spec, outside = self._outside_of(spec, fds, eyes, opened)
         spec, by_path, brought = _by_real_paths(spec, outside)
-        granted = self._granted(spec, root, opened)
+        granted = self._granted(spec, peer.uid, opened)
         return Asked(
             spec=spec,
             caller=replace(
@@ -292,24 +292,28 @@ class BoxDesk(Desk):
                 return f"its server can only read {one}"
         return ""
 
-    def _granted(self, spec: SandboxSpec, root: int, opened: ExitStack) -> Mapping[Volume, Place]:
+    def _granted(self, spec: SandboxSpec, uid: int, opened: ExitStack) -> Mapping[Volume, Place]:
         """The volumes of the server, as it has them: but for those in whose place something else
-        was asked for, or that the work directory lies in, which they would hide."""
+        was asked for, or that the work directory lies in, which they would hide. Root looks for
+        them, as long as for what the user *uid* has opened."""
         taken = {volume.target for volume in spec.volumes}
-        found = {}
-        for volume in self.volumes:
-            if volume.target in taken or relative(spec.workdir, volume.target) is not None:
-                continue
-            inside = kernel_calls.openat2(root, volume.target, os.O_PATH, _IN_BOX)
-            opened.callback(os.close, inside)
-            status = os.fstat(inside)
-            outside = open_again(volume.source, status.st_dev, status.st_ino, 0)
-            opened.callback(os.close, outside)
-            if os.fstatvfs(inside).f_flag & os.ST_NOEXEC:
-                volume = replace(volume, noexec=True)  # noqa: PLW2901
-            attempt = f"show the server's volume {volume.target!r} to its kernel"
-            found[volume] = Place.brought(volume.source, outside, opened, attempt=attempt)
-        return found
+        given = [
+            volume
+            for volume in self.volumes
+            if volume.target not in taken and relative(spec.workdir, volume.target) is None
+        ]
+        if not given:
+            return {}
+
+        def look() -> tuple[Mapping[Volume, Place], ExitStack]:
+            with ExitStack() as own:  # it may end after *opened* was closed
+                root = _root_of(Path(self.runtime, self.box), own)
+                found = dict(_as_given(volume, root, own) for volume in given)
+                return found, own.pop_all()
+
+        granted, own = look_as_root(uid, look, lambda late: late[1].close())
+        opened.push(own)
+        return granted
 
     def _opened_outside(self, fd: int, eyes: Eyes, attempt: str) -> int:
         status, path = eyes(os.fstat, fd), os.readlink(f"/proc/self/fd/{fd}")
@@ -388,6 +392,20 @@ class BoxDesk(Desk):
         """What ended while no hub was there."""
         for name in set(_names(self.folder)) - set(ids):
             self.leave(name)
+
+
+def _as_given(volume: Volume, root: int, opened: ExitStack) -> tuple[Volume, Place]:
+    """A *volume* of the server which has that *root*, opened outside, where it is still the same;
+    its kernels run nothing from what it runs nothing from."""
+    inside = kernel_calls.openat2(root, volume.target, os.O_PATH, _IN_BOX)
+    opened.callback(os.close, inside)
+    status = os.fstat(inside)
+    outside = open_again(volume.source, status.st_dev, status.st_ino, 0)
+    opened.callback(os.close, outside)
+    noexec = volume.noexec or bool(os.fstatvfs(inside).f_flag & os.ST_NOEXEC)
+    attempt = f"show the server's volume {volume.target!r} to its kernel"
+    place = Place.brought(volume.source, outside, opened, attempt=attempt)
+    return replace(volume, noexec=noexec), place
 
 
 def _by_real_paths(

@@ -9,7 +9,8 @@ Those of a server in a box look from the box's root, which is the thread's alone
 root directory are of each thread, clone(2), CLONE_FS): they see what that server sees.
 
 A file system that the user serves (FUSE) may never answer. Then the thread stays, and nobody waits
-for it any more; a user who has some of these looks at nothing further.
+for it any more; a user who has some of these looks at nothing further. So it is where root looks
+for what it has given that user (`look_as_root`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, TypeVar
 
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.inside import kernel_calls
+from sandbox_provisioner.off_loop import within
 
 _Found = TypeVar("_Found")
 # Less than a start waits for all that is given to a kernel (`launch.py`): who waits shorter tells.
@@ -67,8 +69,7 @@ class Eyes:
     def __call__(self, look: Callable[..., _Found], *arguments: object) -> _Found:
         """What *look* returns or raises, called in such a thread; HostError if that takes too
         long."""
-        if (stuck := _count_stuck(self._uid)) >= _MOST_STUCK:
-            raise _too_long(f"{stuck} looks before have not ended yet")
+        _refuse_after_many(self._uid)
         # Whoever waits for us may give up before we do, and let it go.
         if (thread := self._thread) is None:
             thread = self._thread = _Looker(self._become_user)
@@ -79,7 +80,7 @@ class Eyes:
         except Empty:
             _note_stuck(self._uid, thread)
             self._let_go(thread)
-            raise _too_long(f"it takes more than {self._seconds:g} s") from None
+            raise _too_long(_after(self._seconds)) from None
         if not self._stays:
             self._let_go(thread)
         if failed:
@@ -127,18 +128,41 @@ class _Looker(threading.Thread):
                 self.outcomes.put((None, error))
 
 
-def _count_stuck(uid: int) -> int:
-    """How many threads of the user *uid* look in vain."""
+def look_as_root(uid: int, look: Callable[[], _Found], undo: Callable[[_Found], object]) -> _Found:
+    """What *look* returns or raises, called with root's rights for the user *uid*; HostError if
+    that takes too long. What it returns later is undone."""
+    _refuse_after_many(uid)
+    threads: list[threading.Thread] = []
+
+    def noted() -> _Found:
+        threads.append(threading.current_thread())
+        return look()
+
+    try:
+        return within(_PATIENCE_SECONDS, noted, undo)
+    except TimeoutError:
+        for thread in threads:
+            _note_stuck(uid, thread)
+        raise _too_long(_after(_PATIENCE_SECONDS)) from None
+
+
+def _refuse_after_many(uid: int) -> None:
+    """HostError where too many threads of the user *uid* look in vain."""
     with _lock:
         found = {thread for thread in _stuck.pop(uid, ()) if thread.is_alive()}
         if found:
             _stuck[uid] = found
-        return len(found)
+    if len(found) >= _MOST_STUCK:
+        raise _too_long(f"{len(found)} looks before have not ended yet")
 
 
 def _note_stuck(uid: int, thread: threading.Thread) -> None:
     with _lock:
         _stuck.setdefault(uid, set()).add(thread)
+
+
+def _after(seconds: float) -> str:
+    return f"it takes more than {seconds:g} s"
 
 
 def _too_long(answer: str) -> HostError:
