@@ -64,6 +64,7 @@ _SAID = {
     "workdir", "workdir_mode", "covers", "limits", "confinement", "network", "user_ids", "volumes",
     "hostname", "on_missing", "untouched", "rootfs", "layer",
 }  # fmt: skip
+_OF_WORKDIR = {"workdir_limit": "workdir_bytes", "workdir_inode_limit": "workdir_inodes"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +159,9 @@ class BoxDesk(Desk):
     """That of the server in the box *box*, which runs for the user *name*, with the ids from
     *first_id* on. *ways* are its places inside and what of the host shows there; kernels have those
     that are *volumes*, too. *shown* is all that it sees of the host, *limits* are those of all that
-    the person runs, *network* is what the box has. *folder* shows inside as `KERNELS`; *runtime*
-    has the record of the box."""
+    the person runs, *network* is what the box has; its work directory holds no more than so many
+    *workdir_bytes* and *workdir_inodes*. *folder* shows inside as `KERNELS`; *runtime* has the
+    record of the box."""
 
     box: str
     name: str
@@ -171,6 +173,8 @@ class BoxDesk(Desk):
     network: NetworkWish
     folder: str
     runtime: str
+    workdir_bytes: int | None = None
+    workdir_inodes: int | None = None
     together: ClassVar[int] = 2
     # All of a person's boxes are one place: their servers come and go, and have one home. Code in
     # them has no way to what kernels elsewhere leave, which may have been given more.
@@ -205,7 +209,17 @@ class BoxDesk(Desk):
         whole, asked = self.limits.memory_bytes, spec.limits.memory_bytes
         if whole and "mem_limit" in spec.untouched and (asked is None or asked > whole // 2):
             spec = replace(spec, limits=replace(spec.limits, memory_bytes=whole // 2))
-        return spec, told
+        return self._as_full(spec, told), told
+
+    def _as_full(self, spec: SandboxSpec, told: list[str]) -> SandboxSpec:
+        """*spec* with no wider limits of a work directory than the server's has: a kernel that
+        works there would set those anew."""
+        for option, name in _OF_WORKDIR.items():
+            most, asked = getattr(self, name), getattr(spec.limits, name)
+            if most is not None and asked is not None and asked > most:
+                told.append(f"{option} is no more than that of the kernel's server: {most}.")
+                spec = replace(spec, limits=replace(spec.limits, **{name: most}))
+        return spec
 
     def judged(self, peer: Peer, wish: Wish, fds: Sequence[int], opened: ExitStack) -> Asked:
         """The program and its files are looked for with the eyes of the server: from the root of

@@ -53,6 +53,8 @@ def write_desk(
             if facts.volume.target in shared
         ),
         limits=request.sums[group],
+        workdir_bytes=request.spec.limits.workdir_bytes,
+        workdir_inodes=request.spec.limits.workdir_inodes,
         network=request.spec.network,
         folder=str(doors.kernels),
         runtime=str(doors.runtime),

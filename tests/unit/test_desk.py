@@ -134,6 +134,20 @@ def test_memory_that_nobody_has_named_is_half_of_what_the_person_has() -> None:
     assert DESK.allowed(little)[0].limits.memory_bytes == 64 << 20
 
 
+def test_a_kernel_has_no_wider_limit_of_its_work_directory_than_its_server() -> None:
+    """It would set that of the home anew, which it works in, too."""
+    desk = replace(DESK, workdir_bytes=10 << 30, workdir_inodes=100_000)
+    wide = Limits(workdir_bytes=1 << 40, workdir_inodes=1 << 30)
+    narrow, usual = Limits(workdir_bytes=1 << 30, workdir_inodes=1000), Limits()
+    server = Limits(workdir_bytes=desk.workdir_bytes, workdir_inodes=desk.workdir_inodes)
+    for one, asked, given in (
+        (desk, wide, server), (desk, narrow, narrow), (desk, usual, usual), (DESK, wide, wide),
+    ):  # fmt: skip
+        spec, told = one.allowed(SandboxSpec(workdir="/home/ann", limits=asked))
+        assert spec.limits == given
+        assert len(told) == 2 * (asked != given)
+
+
 def folders(tmp_path: Path, opened: ExitStack, *names: str) -> dict[str, int]:
     """Descriptors of directories in *tmp_path*, by their paths."""
     found = {}

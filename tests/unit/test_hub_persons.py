@@ -87,12 +87,15 @@ def test_who_is_no_person_has_no_server(name: str, answer: str) -> None:
 def test_a_server_has_no_devices_and_no_disk_beyond_the_policy() -> None:
     """For a hub of root's, whose configuration is root's too, they are as they were asked for."""
     told: list[str] = []
-    text = b'[everyone.ceilings]\ndevices = ["/dev/nvidia*"]\ndisk_limit = "1G"\n'
+    text = (
+        b'[everyone.ceilings]\ndevices = ["/dev/nvidia*"]\ndisk_limit = "1G"\n'
+        b'workdir_limit = "5G"\n'
+    )
     terms = parse_policy(text, "p.toml").for_person(Person("ann", ANN))
     spec = SandboxSpec(
         workdir="/home/ann",
         devices=("/dev/kvm", "/dev/nvidia0", "nvidia.com/gpu=all"),
-        limits=Limits(disk_bytes=1 << 40),
+        limits=Limits(disk_bytes=1 << 40, workdir_bytes=1 << 40),
         volumes=(Volume(source="/srv/a", target="/a"),),
     )
     for uid in (ACCOUNT, 0):
@@ -100,11 +103,16 @@ def test_a_server_has_no_devices_and_no_disk_beyond_the_policy() -> None:
             judge=None, terms_for=lambda _: terms, warn=told.append, log=print, account=uid
         )
         found = servers._within(terms, spec)
-        narrower = replace(spec, devices=("/dev/nvidia0",), limits=Limits(disk_bytes=1 << 30))
+        limits = Limits(disk_bytes=1 << 30, workdir_bytes=5 << 30)
+        narrower = replace(spec, devices=("/dev/nvidia0",), limits=limits)
         assert found == (narrower if uid else spec)
         nothing = SandboxSpec(workdir="/home/ann", volumes=spec.volumes)
         assert servers._within(terms, nothing) == nothing
-    assert sorted(text.partition(" ")[0] for text in told) == ["devices", "disk_limit"]
+    assert sorted(text.partition(" ")[0] for text in told) == [
+        "devices",
+        "disk_limit",
+        "workdir_limit",
+    ]
     with pytest.raises(NotAllowed, match="disk_limit"):
         strict = replace(terms, on_excess=OnExcess.REFUSE)
         Servers(judge=None, terms_for=lambda _: strict, warn=print, log=print, account=5)._within(

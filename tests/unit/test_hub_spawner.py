@@ -92,6 +92,12 @@ def test_a_box_has_the_devices_that_its_administrator_names(
     assert wish(spawner(), monkeypatch).devices == ()
 
 
+def test_a_home_holds_what_the_administrator_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = wish(spawner(workdir_limit="10G", workdir_inode_limit=100_000), monkeypatch).box
+    assert (asked.workdir_bytes, asked.workdir_inodes) == (10 << 30, 100_000)
+    assert not wish(spawner(), monkeypatch).box.limits_workdir
+
+
 def test_a_server_has_its_way_to_the_hub_and_a_wish_that_cannot_be_meant_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
