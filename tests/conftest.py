@@ -35,6 +35,7 @@ from sandbox_provisioner.warm.make_nursery import make_nursery
 
 # Where Linux was built with such quotas: in the lane of the virtual machine.
 _OF_QUOTAS = [
+    "broker/test_limited_work_directory.py",
     "inside/test_folder_limit.py",
     "inside/test_workdir_limit.py",
     "kernels/test_full_work_directory.py",

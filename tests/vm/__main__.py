@@ -26,7 +26,7 @@ from xml.sax.saxutils import quoteattr
 from tests.vm.environments import PYTHON, REPOSITORY, environment
 
 VM = Path(__file__).with_name("vm")
-PACKAGES = ("pytest", "pytest-timeout", "psutil", "nbclient", "hypothesis")
+PACKAGES = ("pytest", "pytest-timeout", "psutil", "nbclient", "hypothesis", "prometheus_client")
 # Where they lie in the guest; every user may read them.
 VENV, SOURCES = "/opt/suite/venv", "/opt/suite/sources"
 GUEST_LIFE_SECONDS = 2700
@@ -72,6 +72,7 @@ QUOTAS = (
     "tests/inside/test_folder_limit.py",
     "tests/inside/test_workdir_limit.py",
     "tests/kernels/test_full_work_directory.py",
+    "tests/broker/test_limited_work_directory.py",
 )
 # The broker as the service that an administrator installs, and ends in every way.
 UNITS = ("tests/broker/test_units.py",)
