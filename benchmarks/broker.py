@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from sandbox_provisioner.broker.launcher import BrokerLauncher
+from sandbox_provisioner.broker.launcher import BrokeredHandle, BrokerLauncher
+from sandbox_provisioner.broker.talk import ask
+from sandbox_provisioner.broker.wishes import Question, written
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import CONNECTIONS, LaunchRequest
@@ -40,7 +42,8 @@ _SILENT = Stdio(subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL)
 _WARMTH = {"cold": None, "nursery": Warmth(), "spare": Warmth(spares=1)}
 # CPUCLOCK_SCHED of a process (clock_getcpuclockid(3)).
 _CLOCK_OF_PROCESS = 2
-Sample = tuple[float, float]  # milliseconds until it ran, and of CPU time in who asked and launched
+# Milliseconds until it ran, of CPU time in who asked and launched, and of one question about it.
+Sample = tuple[float, float, float]
 
 
 def main(rounds: int, json: str | None) -> None:
@@ -59,6 +62,8 @@ def main(rounds: int, json: str | None) -> None:
             )
             rows.append([kind, what, *shown, _between(added)])
     print(common.format_table([["", "", "local", "broker", "added", "between"], *rows]))
+    questions = [broker[2] for pairs in samples.values() for _, broker in pairs]
+    print(f"A question about a kernel, ms: {common.format_spread(common.spread(questions), 2)}")
     if json:
         common.save_json(json, samples)
 
@@ -78,10 +83,10 @@ def _measured(root: Path, rounds: int) -> dict[str, list[tuple[Sample, Sample]]]
     root.chmod(0o755)
     local = WarmLauncher(runtime_dir=str(root / "local"))
     samples: dict[str, list[tuple[Sample, Sample]]] = {kind: [] for kind in _WARMTH}
-    with _broker(root) as pid, _as_user(entry, root, pid) as ask:
+    with _broker(root) as pid, _as_user(entry, root, pid) as timed:
         for number in range(rounds + 2):
             for kind in _WARMTH:
-                pair = asyncio.run(_timed(local, str(root / "own"), kind, 0)), ask(kind)
+                pair = asyncio.run(_timed(local, str(root / "own"), kind, 0)), timed(kind)
                 if number > 1:  # the first ones find nothing ready
                     samples[kind].append(pair)
         ahead.end_own()
@@ -124,8 +129,22 @@ async def _timed(launcher: Any, workdir: str, kind: str, broker: int) -> Sample:
     taken = time.perf_counter() - begin
     used = time.process_time() + _cpu_seconds(broker) - used
     await handle.ready()  # a kernel that begins takes from the next start's time
+    question = await _question(handle) if broker else 0.0
     await handle.close()
-    return taken * 1000, used * 1000
+    return taken * 1000, used * 1000, question * 1000
+
+
+async def _question(handle: BrokeredHandle) -> float:
+    """What is the least of any start: to call, and to hear with a descriptor of a kernel."""
+    card = handle.card()
+    init = card["init_pid"], card["init_start"]
+    begin = time.perf_counter()
+    _, end = await ask(
+        card["broker"], written(Question(ask="find", sandbox_id=card["id"], init=init))
+    )
+    taken = time.perf_counter() - begin
+    os.close(end)
+    return taken
 
 
 @contextlib.contextmanager
@@ -165,13 +184,13 @@ def _as_user(
             os._exit(0)  # nothing of its parent's is to be undone here
     os.close(there)
 
-    def ask(kind: str) -> Sample:
+    def timed(kind: str) -> Sample:
         os.write(here, kind.encode())
-        taken, used = json.loads(os.read(back, 256))
-        return taken, used
+        taken, used, question = json.loads(os.read(back, 256))
+        return taken, used, question
 
     try:
-        yield ask
+        yield timed
     finally:
         os.close(here)
         os.waitpid(pid, 0)

@@ -462,8 +462,8 @@ _lives: dict[Path, GatewayLife] = {}
 
 def gateway_life(runtime: Path, perform: Perform, warn: Warn) -> GatewayLife:
     """The one of this process for *runtime*."""
-    if runtime not in _lives:
-        _lives[runtime] = GatewayLife(runtime, perform, warn)
+    if runtime not in _lives:  # starts begin in threads
+        _lives.setdefault(runtime, GatewayLife(runtime, perform, warn))
     return _lives[runtime]
 
 

@@ -73,6 +73,30 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What whoever launches can find out before it is known who asks: the words are those of
+    `HostFacts`; *homes* are those that this machine knows of."""
+
+    machine: Machine
+    privileged: bool
+    obstacle: HostError | None
+    cgroups: CgroupFacts
+    homes: frozenset[str]
+
+    @classmethod
+    def probe(cls) -> Ground:
+        """Look at this machine. Costs a few ms, starts nothing."""
+        machine, privileged = Machine.probe(), is_privileged()
+        return cls(
+            machine=machine,
+            privileged=privileged,
+            obstacle=_obstacle(machine, privileged=privileged),
+            cgroups=survey(),
+            homes=_homes(entry.pw_dir for entry in pwd.getpwall()),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
     """What this *machine* lets the *caller* do. *obstacle* is why there are no namespaces here, as
     a HostError, or None.
@@ -97,18 +121,23 @@ class HostFacts:
         return Asker.of(self.caller.uid, homes, self.caller.groups)
 
     @classmethod
-    def probe(cls, server_places: Iterable[str] = (), caller: Caller | None = None) -> HostFacts:
+    def probe(
+        cls,
+        server_places: Iterable[str] = (),
+        caller: Caller | None = None,
+        ground: Ground | None = None,
+    ) -> HostFacts:
         """Look at this machine for *caller*, who is this process unless somebody else is named;
-        *server_places* are more that the server runs. Costs a few ms, starts nothing."""
-        caller, machine = caller or Caller.this_process(), Machine.probe()
-        privileged = is_privileged()
+        *server_places* are more that the server runs. *ground* was looked at a moment before, or
+        is looked at now."""
+        caller, ground = caller or Caller.this_process(), ground or Ground.probe()
         return cls(
-            machine=machine,
+            machine=ground.machine,
             caller=caller,
-            privileged=privileged,
-            obstacle=_obstacle(machine, privileged=privileged),
-            cgroups=survey(),
-            homes=_homes(caller.home),
+            privileged=ground.privileged,
+            obstacle=ground.obstacle,
+            cgroups=ground.cgroups,
+            homes=ground.homes | _homes([caller.home]),
             server=_server(caller, server_places),
         )
 
@@ -125,9 +154,8 @@ def kernel_release() -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _homes(own: str) -> frozenset[str]:
-    """The home directories of everybody whom the password database names, and *own*."""
-    homes = {entry.pw_dir for entry in pwd.getpwall()} | {own}
+def _homes(homes: Iterable[str]) -> frozenset[str]:
+    """Those of *homes* that are somebody's alone."""
     too_short = {"/", "/bin", "/usr", "/dev", "/nonexistent", "/run", "/var", "/proc", "/tmp"}
     return frozenset(home.rstrip("/") for home in homes if home.startswith("/")) - too_short - {""}
 

@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -71,6 +71,7 @@ from sandbox_provisioner.failures import check
 from sandbox_provisioner.gateway_life import GatewayAttachment, gateway_life
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.host import (
+    Ground,
     HostFacts,
     VolumeFacts,
     WorkdirFacts,
@@ -152,6 +153,17 @@ def seen_by_ourselves(look: Callable[..., _Found], *arguments: object) -> _Found
     return look(*arguments)
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a start is given of the host, and the real path of *home*; and its *files*, if whoever
+    looked for it has looked for these, too."""
+
+    workdir: WorkdirFacts
+    volumes: tuple[VolumeFacts, ...]
+    home: str
+    files: KernelFiles | None
+
+
 class LocalLauncher:
     """Starts sandboxes on this machine, as this user. One can start any number, one after another
     or at once."""
@@ -165,6 +177,7 @@ class LocalLauncher:
         warn: Warn = lambda _: None,
         told: set[str] | None = None,
         caller: Callable[[], Caller] = Caller.this_process,
+        ground: Callable[[], Ground] = Ground.probe,
         seen_by: SeenBy = seen_by_ourselves,
         found_by: SeenBy | None = None,
         why_not_ahead: Callable[[Site, Mapping[str, str]], str] = lambda *_: "",
@@ -172,13 +185,15 @@ class LocalLauncher:
     ) -> None:
         """*layer_dir* is where lies what outlives kernels, for *review_days* at the most where
         somebody has to decide about it. *told* is what `tell_once` has said already, for launchers
-        that share it. *caller* tells, at each start, who asks for it. *seen_by* calls what looks at
-        paths that this one names, with their rights, and *found_by* what looks for a kernel's
-        program and its files, where these are looked for by others. *why_not_ahead* tells why
+        that share it. *caller* tells, at each start, who asks for it, and *ground* what is so here
+        whoever does. *seen_by* calls what looks at paths that this one names, with their rights,
+        and *found_by* what looks for a kernel's program and its files, where these are looked for
+        by others. *why_not_ahead* tells why
         nothing may be imported before a start at a site, with variables that its user has chosen,
         "" if something may. A process that lives on keeps image files mounted until no start over
         them has come for *keep_seconds*."""
         self._caller = caller
+        self._ground = ground
         self.seen_by = seen_by
         self.why_not_ahead = why_not_ahead
         self._found_by = found_by or seen_by
@@ -257,12 +272,13 @@ class LocalLauncher:
     def look(self, request: LaunchRequest, opened: ExitStack) -> tuple[Site, CgroupTree]:
         """`survey`, where *opened* closes what it has opened."""
         caller, runtime = self._caller(), self.runtime()
-        facts = HostFacts.probe(request.server_places, caller)
+        facts = HostFacts.probe(request.server_places, caller, self._ground())
         spec = request.spec
         holder = confiner(spec.confinement)
         if obstacle := holder.obstacle(facts):
             raise obstacle
-        workdir, volumes = self._given(spec, facts, opened)
+        given = self._given(request, facts, caller, opened)
+        workdir, volumes = given.workdir, given.volumes
         root = self._root(request, facts, opened)
         tree = self.tree(request, facts, workdir, request.group)
         self._tell_of_unmapped(workdir, volumes)
@@ -271,7 +287,7 @@ class LocalLauncher:
             self.tell_once(less)
         look_there_last(workdir.source, sys.path)
         counts_alone = holder.has_own_processes and not _counts_everywhere(facts)
-        files = self._program(request, facts, caller, workdir, volumes, root)
+        files = given.files or self._program(request, facts, caller, workdir, volumes, root)
         packages = Packages()
         if PACKAGES in spec.network.allow:
             packages = self.seen_by(self._packages, request, facts, files, workdir, volumes)
@@ -295,7 +311,7 @@ class LocalLauncher:
             resolver=find_resolver() if spec.network.mode is Network.HOST else (),
             name_servers=_name_servers(spec.network),
             server_environment=caller.environment,
-            real_home=self.seen_by(real_path, caller.home),
+            real_home=given.home,
             network_allow=expanded_rules(spec.network.allow, packages),
             packages=packages,
             root=root,
@@ -317,24 +333,37 @@ class LocalLauncher:
             _keep_layers_apart(STORAGE, site, "Work in another directory.")
 
     def _given(
-        self, spec: SandboxSpec, facts: HostFacts, opened: ExitStack
-    ) -> tuple[WorkdirFacts, tuple[VolumeFacts, ...]]:
+        self, request: LaunchRequest, facts: HostFacts, caller: Caller, opened: ExitStack
+    ) -> _Given:
         """What it is given of the host, and what its work directory may hold; HostError where its
         file system does not answer, or keeps no such limit."""
+        spec = request.spec
 
-        def look() -> tuple[WorkdirFacts, tuple[VolumeFacts, ...], ExitStack]:
+        def look() -> tuple[_Given, ExitStack]:
             with ExitStack() as own:
-                return *self.seen_by(_given, spec, facts, own), own.pop_all()
+                return self.seen_by(self._looked, request, facts, caller, own), own.pop_all()
 
         if self.seen_by is seen_by_ourselves:
             paths = (spec.workdir, *(volume.source for volume in spec.volumes))
-            workdir, volumes, own = answered(look, lambda found: found[2].close(), paths)
+            given, own = answered(look, lambda found: found[1].close(), paths)
         else:  # another's eyes have a thread and a patience of their own
-            workdir, volumes, own = look()
+            given, own = look()
         opened.push(own)
         linux, privileged = facts.machine.kernel, facts.privileged
-        quota = find_workdir_quota(spec.limits, workdir.place, linux, privileged=privileged)
-        return replace(workdir, quota=quota), volumes
+        quota = find_workdir_quota(spec.limits, given.workdir.place, linux, privileged=privileged)
+        return replace(given, workdir=replace(given.workdir, quota=quota))
+
+    def _looked(
+        self, request: LaunchRequest, facts: HostFacts, caller: Caller, opened: ExitStack
+    ) -> _Given:
+        """By whoever looks for it. Others' eyes, that look for the program as well, do it all in
+        one: each change of threads is waited for."""
+        workdir, volumes = _given(request.spec, facts, opened)
+        in_one = self._found_by is self.seen_by is not seen_by_ourselves
+        files = None
+        if in_one and not request.spec.has_own_root:
+            files = self._files(request, facts, caller, workdir, volumes)
+        return _Given(workdir, volumes, real_path(caller.home), files)
 
     def _tell_of_unmapped(self, workdir: WorkdirFacts, volumes: tuple[VolumeFacts, ...]) -> None:
         for mount in (*workdir.unmapped, *(m for facts in volumes for m in facts.unmapped)):

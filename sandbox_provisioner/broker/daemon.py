@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from sandbox_provisioner.broker.early import Early
 from sandbox_provisioner.broker.frames import (
     MOST_BYTES,
     RELEASE,
@@ -217,14 +218,19 @@ class Daemon:
         undo: _Undo | None = None
         name, asked = "", None
         fds: tuple[int, ...] = ()
+        early = Early()
+        is_one_of_few = self._of_user[first_of_range(uid)] <= self._kernels.desk.together
+        starts = is_one_of_few and connection.is_quiet()
+        who = partial(self._kernels.desk.peer, uid, gid)
+        looked = asyncio.ensure_future(off_loop(early.look, who, starts))
         try:
             with told_as_host_error(_ATTEMPT), told_as_internal_error(_ATTEMPT):
-                peer, asked = await self._heard(connection, uid, gid)
+                peer, asked = await self._heard(connection, early)
                 name = peer.name
                 if isinstance(asked, Wish) and asked.act in {PREPARE, FILL}:
                     answer = await self._prepared(connection, peer, asked)
                 elif isinstance(asked, Wish | ServerWish):
-                    answer, fds, undo = await self._started(connection, peer, asked)
+                    answer, fds, undo = await self._started(connection, peer, asked, early)
                 else:
                     whose = self._of_hub() if asked.ask in SERVERS else self._kernels
                     answer, fds = _closed_with(connection, *await whose.answer(peer, asked))
@@ -236,6 +242,10 @@ class Daemon:
             if connection.heard_bytes:  # or its wish has failed before it was sent
                 log(event, of=uid, user=name, text=str(error))
             answer = _told(error)
+        finally:
+            if not looked.done():  # it has a thread: the connection counts until that is over
+                await asyncio.wait([looked])
+            early.close()
         try:
             async with asyncio.timeout(_WORD_SECONDS):
                 await connection.answer(_framed(answer), fds)
@@ -244,22 +254,16 @@ class Daemon:
                 await undo()
             raise
 
-    async def _heard(self, connection: Connection, uid: int, gid: int) -> tuple[Peer, Any]:
-        """Who asks, which is looked up while the question is still on its way, and what. The
-        look-up has a thread: the connection counts until it has ended, whoever waits for it."""
-        looked_up = asyncio.ensure_future(off_loop(self._kernels.desk.peer, uid, gid))
-        looked_up.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            async with asyncio.timeout(_WORD_SECONDS):
-                message = await _message(connection)
-            release = connection.release
-            if connection.heard_bytes <= _SHORT_BYTES:  # sooner than a thread would begin
-                asked = _understood(message, release)
-            else:
-                asked = await off_loop(_understood, message, release)
-            return await looked_up, asked
-        finally:
-            await asyncio.wait([looked_up])
+    async def _heard(self, connection: Connection, early: Early) -> tuple[Peer, Any]:
+        """Who asks, which is looked up while the question is still on its way, and what."""
+        async with asyncio.timeout(_WORD_SECONDS):
+            message = await _message(connection)
+        release = connection.release
+        if connection.heard_bytes <= _SHORT_BYTES:  # sooner than a thread would begin
+            asked = _understood(message, release)
+        else:
+            asked = await off_loop(_understood, message, release)
+        return await early.peer(), asked
 
     def _of_hub(self) -> Servers:
         if self._servers is None:
@@ -267,7 +271,7 @@ class Daemon:
         return self._servers
 
     async def _started(
-        self, connection: Connection, peer: Peer, wish: Wish | ServerWish
+        self, connection: Connection, peer: Peer, wish: Wish | ServerWish, early: Early
     ) -> tuple[dict[str, Any], tuple[int, ...], _Undo | None]:
         server, fds = watched(connection.socket), connection.fds
         undo: _Undo | None = None
@@ -276,7 +280,7 @@ class Daemon:
                 answer, fd, had = await self._of_hub().start(peer, wish, fds, server)
                 undo = partial(self._of_hub().undo, had)
             else:
-                answer, fd, started = await self._kernels.start(peer, wish, fds, server)
+                answer, fd, started = await self._kernels.start(peer, wish, fds, server, early)
                 undo = partial(self._kernels.undo, started) if started else None
         finally:
             os.close(server)

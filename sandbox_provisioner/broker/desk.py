@@ -103,10 +103,11 @@ class Desk:
         """Whether that one was asked for here."""
         return bool(record.uid) and record.kind in _KINDS and not record.box
 
-    def judged(self, peer: Peer, wish: Wish, fds: Sequence[int], opened: ExitStack) -> Asked:
-        """What the *peer* asks for, who has opened *fds*; *opened* closes what is opened for it."""
-        eyes = Eyes(peer.uid, peer.gid, peer.groups)
-        opened.enter_context(eyes.open())
+    def judged(
+        self, peer: Peer, wish: Wish, fds: Sequence[int], eyes: Eyes, opened: ExitStack
+    ) -> Asked:
+        """What the *peer* asks for, who has opened *fds*, and whose *eyes* are open; *opened*
+        closes what is opened for it."""
         spec, by_path, root = _by_real_paths(wish.spec, fds)
         caller = _caller(peer, wish, by_path, root)
         return Asked(spec=spec, caller=caller, seen_by=eyes, found_by=eyes)
@@ -221,12 +222,12 @@ class BoxDesk(Desk):
                 spec = replace(spec, limits=replace(spec.limits, **{name: most}))
         return spec
 
-    def judged(self, peer: Peer, wish: Wish, fds: Sequence[int], opened: ExitStack) -> Asked:
+    def judged(
+        self, peer: Peer, wish: Wish, fds: Sequence[int], eyes: Eyes, opened: ExitStack
+    ) -> Asked:
         """The program and its files are looked for with the eyes of the server: from the root of
         its box, with its ids."""
         root, user = _root_of(Path(self.runtime, self.box), opened), self.first_id + KERNEL_ID
-        eyes = Eyes(peer.uid, peer.gid, peer.groups)
-        opened.enter_context(eyes.open())
         spec, told = self.allowed(wish.spec)
         spec, outside = self._outside_of(spec, fds, eyes, opened)
         spec, by_path, brought = _by_real_paths(spec, outside)

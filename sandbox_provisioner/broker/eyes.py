@@ -23,6 +23,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from sandbox_provisioner.broker.peer import Peer
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.inside import kernel_calls
 from sandbox_provisioner.off_loop import within
@@ -56,6 +57,21 @@ class Eyes:
         self._thread: _Looker | None = None
         self._stays = False
 
+    @classmethod
+    def of(cls, peer: Peer, seconds: float = _PATIENCE_SECONDS) -> Eyes:
+        """Those of the *peer*."""
+        return cls(peer.uid, peer.gid, peer.groups, seconds)
+
+    def begin(self) -> None:
+        """Let the thread begin before there is anything to look at, until `end`."""
+        self._stays = True
+        self._thread = self._begun()
+
+    def end(self) -> None:
+        """Let it end."""
+        self._stays = False
+        self._let_go(self._thread)
+
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Meanwhile it is one thread that looks."""
@@ -63,8 +79,7 @@ class Eyes:
         try:
             yield
         finally:
-            self._stays = False
-            self._let_go(self._thread)
+            self.end()
 
     def __call__(self, look: Callable[..., _Found], *arguments: object) -> _Found:
         """What *look* returns or raises, called in such a thread; HostError if that takes too
@@ -72,8 +87,7 @@ class Eyes:
         _refuse_after_many(self._uid)
         # Whoever waits for us may give up before we do, and let it go.
         if (thread := self._thread) is None:
-            thread = self._thread = _Looker(self._become_user)
-            thread.start()
+            thread = self._thread = self._begun()
         thread.looks.put(partial(look, *arguments))
         try:
             found, failed = thread.outcomes.get(timeout=self._seconds)
@@ -87,6 +101,11 @@ class Eyes:
             raise failed
         value: _Found = found
         return value
+
+    def _begun(self) -> _Looker:
+        thread = _Looker(self._become_user)
+        thread.start()
+        return thread
 
     def _become_user(self) -> None:
         if self._root >= 0:

@@ -127,7 +127,7 @@ class Kept:
     def settle(self, peer: Peer, path: str) -> None:
         """A kernel of the *peer*'s that wrote to the folder at *path* has ended. One is looked at
         at a time: what they look at may not answer."""
-        eyes = Eyes(peer.uid, peer.gid, peer.groups, _SECONDS)
+        eyes = Eyes.of(peer, _SECONDS)
         with self._turn(peer.uid) as is_ours:
             settle(path, eyes if is_ours else None)
 

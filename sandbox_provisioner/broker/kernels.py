@@ -23,6 +23,7 @@ from sandbox_provisioner import audit
 from sandbox_provisioner.broker.ahead import Job, Prepared, why_not_ahead
 from sandbox_provisioner.broker.burials import Burials
 from sandbox_provisioner.broker.desk import Desk
+from sandbox_provisioner.broker.early import Early
 from sandbox_provisioner.broker.eyes import Eyes
 from sandbox_provisioner.broker.kept import Kept
 from sandbox_provisioner.broker.peer import Peer, close_all
@@ -63,7 +64,7 @@ from sandbox_provisioner.stem import stem
 from sandbox_provisioner.story import ExitStory
 from sandbox_provisioner.warm.ahead import fill
 from sandbox_provisioner.warm.found import is_any
-from sandbox_provisioner.warm.start_from import NO_NURSERY, start_warm
+from sandbox_provisioner.warm.start_from import NO_NURSERY, start_warm_as
 
 Answer = dict[str, Any]
 Log = Callable[..., None]
@@ -259,14 +260,19 @@ class Kernels:
     # -- a start
 
     async def start(
-        self, peer: Peer, wish: Wish, fds: Sequence[int], watched: int
+        self,
+        peer: Peer,
+        wish: Wish,
+        fds: Sequence[int],
+        watched: int,
+        early: Early | None = None,
     ) -> tuple[Answer, int, Kernel | None]:
         """Start what *wish* asks for, with *fds* that came with it, which stay the caller's, as
-        *watched* does; the answer, a descriptor of its end, which is the caller's to close, and
-        what has started: -1 and None where nothing is ready for it."""
+        *watched* and *early* do; the answer, a descriptor of its end, which is the caller's to
+        close, and what has started: -1 and None where nothing is ready for it."""
         _check_descriptors(wish, fds)
         try:
-            return await self._start_in_turn(peer, wish, fds, watched)
+            return await self._start_in_turn(peer, wish, fds, watched, early or Early())
         except WarmUnavailable as error:
             return {"cold": [str(error)[:_MOST_WHY], error.failed, error.never]}, -1, None
 
@@ -276,12 +282,12 @@ class Kernels:
             raise self._ahead.why_not(peer.uid, _name_of(wish)) or WarmUnavailable(NO_NURSERY)
 
     async def _start_in_turn(
-        self, peer: Peer, wish: Wish, fds: Sequence[int], watched: int
+        self, peer: Peer, wish: Wish, fds: Sequence[int], watched: int, early: Early
     ) -> tuple[Answer, int, Kernel | None]:
         with self._counted(peer.uid), self._starts_again(wish.sandbox_id):
             async with self._turns[peer.uid], self._gate:
                 try:
-                    return await self._start(peer, wish, fds, watched)
+                    return await self._start(peer, wish, fds, watched, early)
                 except SandboxError as error:
                     told = partial(audit.refused, person=peer.name, name=wish.labels.name)
                     await off_loop(partial(told, error, asked=wish.spec))
@@ -323,24 +329,29 @@ class Kernels:
                 del self._starting[uid], self._turns[uid]
 
     async def _start(
-        self, peer: Peer, wish: Wish, fds: Sequence[int], watched: int
+        self, peer: Peer, wish: Wish, fds: Sequence[int], watched: int, early: Early
     ) -> tuple[Answer, int, Kernel | None]:
+        server, keeps, told = -1, False, list[str]()
         with ExitStack() as opened, ExitStack() as kept_open:
             warmth = self.desk.warmth(peer, wish.ahead, watched, opened) if wish.ahead else None
-            places = fds[STREAMS:]
-            made = await off_loop(self._prepared, peer, wish, places, watched, opened, warmth)
-            launcher, request, told = made
+            prepare = partial(self._prepared, peer, wish, fds[STREAMS:], watched, opened, early)
+
+            def begin() -> tuple[LocalLauncher, LaunchRequest]:
+                nonlocal server, keeps, told
+                launcher, request, told = prepare(warmth)
+                keeps = request.spec.layer is Layer.KERNEL
+                if request.watched >= 0:  # before: what runs has to be had by somebody
+                    server = os.dup(watched)
+                    kept_open.callback(os.close, server)
+                return launcher, request
+
             labels = replace(wish.labels, user=peer.name)
             stdin, stdout, stderr = fds[:STREAMS]
             stdio = Stdio(subprocess.DEVNULL if wish.no_input else stdin, stdout, stderr)
-            server = -1
-            if request.watched >= 0:  # before: what runs has to be had by somebody
-                server = os.dup(watched)
-                kept_open.callback(os.close, server)
             if warmth:
-                handle = await start_warm(launcher, request, labels, stdio, warmth)
+                handle = await start_warm_as(begin, labels, stdio, warmth)
             else:
-                handle = await start_cold(launcher, request, labels, stdio)
+                handle = await start_cold(*await off_loop(begin), labels, stdio)
             kept_open.pop_all()
         kernel = Kernel(of=peer.uid, handle=handle, watched=server)
         self._is_awaited_no_more(wish.sandbox_id, peer.uid)
@@ -350,7 +361,6 @@ class Kernels:
         note = partial(self._log, "start", of=peer.uid, **told_later)
         asyncio.get_running_loop().call_soon(note)  # nothing waits until the answer has gone
         told += self._ahead.told(peer.uid)
-        keeps = request.spec.layer is Layer.KERNEL
         more = {"warnings": told, "keeps": keeps}
         try:
             return self._told_of(handle) | more, handle.end_descriptor(), kernel
@@ -365,19 +375,23 @@ class Kernels:
         fds: Sequence[int],
         watched: int,
         opened: ExitStack,
+        early: Early,
         warmth: Warmth | None = None,
     ) -> tuple[LocalLauncher, LaunchRequest, list[str]]:
         """Who starts what *wish* is allowed to be, that, and a list of what its server is told.
         *opened* closes what is opened for it. With *warmth* something has to be ready for it."""
         if warmth:
             self._check_any(peer, wish, warmth)
-        asked = self.desk.judged(peer, wish, fds, opened)
+        eyes = early.eyes(peer)
+        opened.enter_context(eyes.open())
+        asked = self.desk.judged(peer, wish, fds, eyes, opened)
         told = list(asked.told)
         launcher = self._launcher(
             told.append,
             layer_dir=str(self._kept.base(peer.uid)),
             told=self._told.setdefault(peer.uid, set()),
             caller=lambda: asked.caller,
+            ground=early.ground,
             seen_by=asked.seen_by,
             found_by=asked.found_by,
             why_not_ahead=partial(self._why_not_ahead, peer.uid, watched, asked.seen_by),
@@ -427,7 +441,7 @@ class Kernels:
         with ExitStack() as opened:
             warmth = self.desk.warmth(peer, wish.ahead or Ahead(), watched, opened)
             places = fds[STREAMS:]
-            begun = await off_loop(self._prepared, peer, wish, places, watched, opened)
+            begun = await off_loop(self._prepared, peer, wish, places, watched, opened, Early())
             launcher, request, said = begun
             known = len(said)
             labels = replace(wish.labels, user=peer.name)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sandbox_provisioner.broker import box
-from sandbox_provisioner.broker.talk import Answer, ask, ask_now, calling
+from sandbox_provisioner.broker.talk import Answer, Call, ask, ask_now
 from sandbox_provisioner.broker.values import of_json
 from sandbox_provisioner.broker.wishes import (
     FILL,
@@ -112,13 +112,17 @@ class BrokerLauncher:
             streams = Streams(stdio)
             undo.callback(streams.close)
             act["no_input"] = stdio.stdin == subprocess.DEVNULL
-            async with calling(self._path) as call:
-                with ExitStack() as opened:
-                    message, fds = await off_loop(_message, request, labels, opened, act)
-                    fds = [*streams.theirs, *fds]
-                    await _close_lost(self._path)
-                    with _lost_if_silent(self._path, request.sandbox_id):
-                        answer, end = await call.ask(message, fds)
+            await _close_lost(self._path)
+
+            def wish() -> None:
+                call.connect()
+                message, places = _message(request, labels, opened, act)
+                call.say(message, [*streams.theirs, *places])
+
+            with ExitStack() as opened, contextlib.closing(Call(self._path)) as call:
+                await off_loop(wish)
+                with _lost_if_silent(self._path, request.sandbox_id):
+                    answer, end = await call.answer()
             if "cold" in answer:
                 why, failed, never = answer["cold"]
                 raise WarmUnavailable(why, failed=failed, never=never)

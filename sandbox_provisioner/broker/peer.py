@@ -161,13 +161,20 @@ class Connection:
         if sent < len(text):  # or who has read all of it may have gone
             await loop.sock_sendall(self.socket, text[sent:])
 
+    def is_quiet(self) -> bool:
+        """Whether nothing has come so far."""
+        return not self.heard_bytes and not self._waiting_bytes()
+
+    def _waiting_bytes(self) -> int:
+        waiting = fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4))
+        return int.from_bytes(waiting, sys.byteorder)
+
     def is_empty_for_good(self) -> bool:
         """Hear no more, and tell whether nothing has come that was not read: then no descriptor
         has, and the socket is closed at once."""
         with contextlib.suppress(OSError):  # the other end has gone
             self.socket.shutdown(socket.SHUT_RDWR)
-        waiting = fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4))
-        return not self.fds and not int.from_bytes(waiting, sys.byteorder)
+        return not self.fds and not self._waiting_bytes()
 
     def close(self) -> None:
         """Close it, and what came over it; not on a loop."""

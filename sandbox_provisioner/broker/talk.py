@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sandbox_provisioner.broker import box
@@ -28,6 +28,7 @@ _CHUNK = 1 << 16
 _PATIENCE_SECONDS = 5.0
 # Half of what the broker waits for a question (`daemon.py`).
 _FRESH_SECONDS = 5.0
+_QUEUE_SECONDS = 0.01
 _TIME = struct.Struct("@ll")  # struct timeval
 _KINDS = {kind.__name__: kind for kind in (SpecError, HostError)}
 Answer = dict[str, Any]
@@ -40,61 +41,82 @@ class Silent(HostError):
 async def ask(path: str, message: Answer, fds: Sequence[int] = ()) -> tuple[Answer, int]:
     """What the broker at *path* answers to *message*, and the descriptor that comes with it, which
     is the caller's to close, -1 without one. Raises what it refuses with."""
-    async with calling(path) as call:
-        return await call.ask(message, fds)
-
-
-@contextlib.asynccontextmanager
-async def calling(path: str) -> AsyncIterator[Call]:
-    """Connect to the broker at *path*, which looks up who we are while the question is thought of;
-    HostError where none is there."""
-    with contextlib.closing(_connection()) as made:
-        try:
-            connection = Connection(made)
-            await _connect(made, path)
-        except OSError as error:
-            raise silent(path, error) from None
-        yield Call(path, connection)
+    with contextlib.closing(Call(path)) as call:
+        while not call.connect():
+            await asyncio.sleep(_QUEUE_SECONDS)
+        call.say(message, fds)
+        return await call.answer()
 
 
 class Call:
-    """One *connection* to the broker at *path*, for one question."""
+    """One call of the broker at *path*, for one question."""
 
-    def __init__(self, path: str, connection: Connection) -> None:
-        self._path, self._connection = path, connection
-        self._since = time.monotonic()
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._connection = Connection(_connection())
+        self._until = 0.0  # it waits for us
+        self._message: Answer = {}
+        self._text = b""
+        self._fds: Sequence[int] = ()
+        self._sent_bytes: int | None = None
 
-    async def ask(self, message: Answer, fds: Sequence[int] = ()) -> tuple[Answer, int]:
+    def close(self) -> None:
+        """Hear no more."""
+        self._connection.socket.close()
+
+    def connect(self) -> bool:
+        """Connect, and tell whether it has room for us (unix(7): EAGAIN where its queue is full);
+        HostError where none is there. It looks up who we are while the question is thought of."""
+        with self._told(), contextlib.suppress(BlockingIOError):
+            self._connection.socket.connect(self._path)
+            self._until = time.monotonic() + _FRESH_SECONDS
+        return self._until > 0
+
+    def say(self, message: Answer, fds: Sequence[int] = ()) -> None:
+        """Ask *message* with *fds*, which stay the caller's until there is the answer, as far as
+        that is waited for by nobody. So the thread that thinks of a question asks it, too."""
+        self._message, self._fds = message, fds
+        with self._told():
+            self._text = frame(message)
+            if time.monotonic() < self._until:
+                self._sent_bytes = 0
+                with contextlib.suppress(BlockingIOError):
+                    self._sent_bytes = _sent_at_once(self._connection.socket, self._text, fds)
+
+    async def answer(self) -> tuple[Answer, int]:
         """As `ask` of this module, which asks anew where the broker waits no more for us."""
-        if time.monotonic() - self._since > _FRESH_SECONDS:
-            return await ask(self._path, message, fds)
+        if self._sent_bytes is None:
+            return await ask(self._path, self._message, self._fds)
         connection = self._connection
-        try:
-            text = frame(message)
+        with self._told():
             with _refused_before_heard():
-                await connection.answer(text, fds)
+                if not self._sent_bytes:
+                    await connection.answer(self._text, self._fds)
+                elif rest := self._text[self._sent_bytes :]:
+                    await asyncio.get_running_loop().sock_sendall(connection.socket, rest)
             answer = await connection.message()
-        except (OSError, BadFrame) as error:
-            _close(connection.fds)
-            raise silent(self._path, error) from None
         return _read(answer, connection.fds)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, BadFrame) as error:
+            _close(self._connection.fds)
+            raise silent(self._path, error) from None
+
+
+def _sent_at_once(made: socket.socket, text: bytes, fds: Sequence[int]) -> int:
+    """How many bytes of *text* have gone, the first with *fds*."""
+    with _refused_before_heard():
+        return socket.send_fds(made, [text], fds) if fds else made.send(text)
+    return len(text)
 
 
 def _refused_before_heard() -> contextlib.suppress:
     """Who is refused for what he is gets that told, and is not listened to: it is there to be read
     all the same, though nobody is there to send to (unix(7): EPIPE)."""
     return contextlib.suppress(BrokenPipeError, ConnectionResetError)
-
-
-async def _connect(made: socket.socket, path: str) -> None:
-    """unix(7): EAGAIN where its queue is full."""
-    while True:
-        try:
-            made.connect(path)
-        except BlockingIOError:
-            await asyncio.sleep(0.01)
-        else:
-            return
 
 
 def ask_now(

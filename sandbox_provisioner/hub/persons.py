@@ -103,7 +103,7 @@ def as_person(
     """The rights of the *person*, for the server that *hub* wishes; *always* is what root gives in
     any case."""
     who = Peer.of(person.pw_uid, person.pw_gid)
-    eyes = Eyes(who.uid, who.gid, who.groups)
+    eyes = Eyes.of(who)
     opened.enter_context(eyes.open())
     asker = Asker.of(who.uid, (), who.groups)
     by_path: dict[str, int] = {}

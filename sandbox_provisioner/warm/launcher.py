@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from sandbox_provisioner.contract import Labels, Stdio, Warmth
 from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.launch import LocalLauncher
 from sandbox_provisioner.off_loop import off_loop
 from sandbox_provisioner.plan import LaunchRequest
 from sandbox_provisioner.warm import ahead
-from sandbox_provisioner.warm.start_from import start_warm
+from sandbox_provisioner.warm.start_from import start_warm_as
 from sandbox_provisioner.warm.why_cold import why_no_nursery
 
 
@@ -27,8 +29,11 @@ class WarmLauncher(LocalLauncher):
         self, request: LaunchRequest, labels: Labels, stdio: Stdio, warmth: Warmth
     ) -> LocalHandle:
         """Start *request* from a spare or a nursery; see the contract."""
-        request = await off_loop(self.settled, request)
-        return await start_warm(self, request, labels, stdio, warmth)
+        asked = partial(self._asked, request)
+        return await start_warm_as(asked, labels, stdio, warmth)
+
+    def _asked(self, request: LaunchRequest) -> tuple[LocalLauncher, LaunchRequest]:
+        return self, self.settled(request)
 
     def prepare(self, request: LaunchRequest, labels: Labels, warmth: Warmth) -> None:
         """Prepare a start such as *request*, in the background."""

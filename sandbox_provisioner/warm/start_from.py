@@ -49,34 +49,38 @@ from sandbox_provisioner.warm.why_cold import (
 )
 
 NO_NURSERY = "there is no nursery for it (yet)"
+# Who starts what; what is needed for that may take long.
+Asked = Callable[[], tuple[LocalLauncher, LaunchRequest]]
 Compiled = Callable[[LaunchRequest, Site], Plan]
 
 
 async def start_warm(
     launcher: LocalLauncher, request: LaunchRequest, labels: Labels, stdio: Stdio, warmth: Warmth
 ) -> LocalHandle:
-    """Start *request* from a spare, or else from its nursery; of those that belong to a process
-    only from the owner's.
+    """Start *request*, which is known; see `start_warm_as`."""
+    return await start_warm_as(lambda: (launcher, request), labels, stdio, warmth)
+
+
+async def start_warm_as(asked: Asked, labels: Labels, stdio: Stdio, warmth: Warmth) -> LocalHandle:
+    """Start what is *asked* for, which a thread finds out, from a spare, or else from its nursery;
+    of those that belong to a process only from the owner's.
 
     Raises WarmUnavailable where there is none that is ready, or it failed; SandboxError for what no
     start could do. In both cases nothing is left of it, unless it is NotUndone.
     """
-    if why := why_no_nursery_anywhere(request):
-        raise WarmUnavailable(why, never=True)
-    made = launcher.ledger(request, labels)
     performer, opener = Performer(stdio), Performer()
+    begin = _Beginning(asked, labels, stdio, warmth)
     try:
-        async with undone_if_it_fails() as undo, made.told_by_network():
-            undo.push_async_callback(made.remove)
+        async with undone_if_it_fails() as undo:
+            undo.push_async_callback(begin.undo)
             undo.push_async_callback(opener.end)  # it makes a file in the folder
             undo.push_async_callback(performer.end)
             with ExitStack() as opened:
-                afford_a_start()
-                begin = _Beginning(launcher, made, stdio, warmth)
-                site, tree, source = await off_loop(begin, performer, opener, opened)
-                if isinstance(source, Spare):
-                    return await start_from_spare(made, source, performer, opener, site)
-                return await start_from_nursery(made, source, performer, opener, site, tree)
+                made, site, tree, source = await off_loop(begin, performer, opener, opened)
+                async with made.told_by_network():
+                    if isinstance(source, Spare):
+                        return await start_from_spare(made, source, performer, opener, site)
+                    return await start_from_nursery(made, source, performer, opener, site, tree)
     except SandboxError as error:
         # A cold start would have the same names as what is left of this one.
         if isinstance(error, NotUndone) or not performer.is_asked:
@@ -85,45 +89,57 @@ async def start_warm(
         raise WarmUnavailable(why, failed=True) from error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Beginning:
-    """What a start *made* does before anybody waits for another process: all in one go, since each
-    change of threads is waited for."""
+    """What a start does before anybody waits for another process: all in one go, since each change
+    of threads is waited for. What it has *made* stands there as soon as there is a ledger."""
 
-    launcher: LocalLauncher
-    made: Ledger
+    asked: Asked
+    labels: Labels
     stdio: Stdio
     warmth: Warmth
+    made: Ledger | None = None
+
+    async def undo(self) -> None:
+        """Remove what was made."""
+        if self.made:
+            await self.made.remove()
 
     def __call__(
         self, performer: Performer, opener: Performer, opened: ExitStack
-    ) -> tuple[Site, CgroupTree, Nursery | Spare]:
-        """Ask for the launcher, look at the host, and ask what serves the request. WarmUnavailable,
-        and nobody has looked, where there is no nursery at all: the cold start that comes then
-        looks."""
-        made, launcher = self.made, self.launcher
+    ) -> tuple[Ledger, Site, CgroupTree, Nursery | Spare]:
+        """Find out what is asked for, ask for the launcher, look at the host, and ask what serves
+        the request. WarmUnavailable, and nobody has looked, where there is no nursery at all: the
+        cold start that comes then looks."""
+        launcher, request = self.asked()
+        if why := why_no_nursery_anywhere(request):
+            raise WarmUnavailable(why, never=True)
+        afford_a_start()
+        made = self.made = launcher.ledger(request, self.labels)
         if not is_any(launcher.runtime(), self.warmth.owners):
             raise WarmUnavailable(NO_NURSERY)
-        if launcher.has_installed(made.request):
+        if launcher.has_installed(request):
             raise WarmUnavailable(INSTALLED)
         with stage("spawn-launcher"):
             opener.ask(stem)
         with stage("survey"):
-            site, tree = launcher.look(made.request, opened)
-        if why := why_no_nursery(made.request, site):
+            site, tree = launcher.look(request, opened)
+        if why := why_no_nursery(request, site):
             raise WarmUnavailable(why, never=True)
         with stage("find-source"):
-            source = self._source(site)
+            source = self._source(launcher, request, site)
             performer.ask(source)
         if isinstance(source, Nursery):
             made.labels = replace(made.labels, nursery=source.record.sandbox_id)
-            return site, tree, source
-        made.tree = launcher.tree(made.request, site.facts, site.workdir, source.record.tree)
-        return site, made.tree, source
+            return made, site, tree, source
+        made.tree = launcher.tree(request, site.facts, site.workdir, source.record.tree)
+        return made, site, made.tree, source
 
-    def _source(self, site: Site) -> Nursery | Spare:
+    def _source(
+        self, launcher: LocalLauncher, request: LaunchRequest, site: Site
+    ) -> Nursery | Spare:
         """A spare, or else a nursery; WarmUnavailable without one."""
-        runtime, request = self.launcher.runtime(), self.made.request
+        runtime = launcher.runtime()
         what = made_of(request, site, self.warmth.preload)
         keys = [key_of(what, owner) for owner in self.warmth.owners]
         whose = Whose.of(request, site)

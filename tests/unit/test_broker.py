@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -23,13 +24,14 @@ from hypothesis import strategies as st
 import sandbox_provisioner
 from sandbox_provisioner.broker import kept
 from sandbox_provisioner.broker import kernels as kernels_
+from sandbox_provisioner.broker.early import Early
 from sandbox_provisioner.broker.eyes import Eyes
 from sandbox_provisioner.broker.frames import MOST_BYTES, VERSION, BadFrame, Reader, frame
 from sandbox_provisioner.broker.kernels import Kernel, Kernels
 from sandbox_provisioner.broker.peer import Peer
 from sandbox_provisioner.broker.server_wish import ServerWish
 from sandbox_provisioner.broker.sockets import link_into
-from sandbox_provisioner.broker.talk import ask_now, calling, silent
+from sandbox_provisioner.broker.talk import Call, ask_now, silent
 from sandbox_provisioner.broker.values import BadValue, as_json, of_json
 from sandbox_provisioner.broker.wishes import (
     QUESTIONS,
@@ -454,6 +456,10 @@ class Listening:
                 return
             accepted.sendall(self._told)
 
+    def listen(self, most: int) -> None:
+        """Let *most* and one wait."""
+        self._listening.listen(most)
+
     def close(self) -> None:
         """Listen no more."""
         self._listening.close()
@@ -466,9 +472,11 @@ def test_who_is_refused_before_he_has_asked_hears_why(tmp_path: Path) -> None:
     busy = Listening(tmp_path / "socket", REFUSED, not_listen=True)
 
     async def ask_late() -> None:
-        async with calling(busy.path) as call:
+        with contextlib.closing(Call(busy.path)) as call:
+            call.connect()
             busy.accept()  # and it has closed before anything was sent
-            await call.ask({})
+            call.say({})
+            await call.answer()
 
     with pytest.raises(SpecError, match="no"):
         asyncio.run(ask_late())
@@ -491,15 +499,77 @@ def test_who_thinks_for_long_asks_anew(tmp_path: Path, monkeypatch: pytest.Monke
     accepting = threading.Thread(target=lambda: (there.accept(), there.accept()))
 
     async def run() -> Any:
-        async with calling(there.path) as call:
-            monkeypatch.setattr(call, "_since", time.monotonic() - 6)
+        with contextlib.closing(Call(there.path)) as call:
+            call.connect()
+            monkeypatch.setattr(call, "_until", time.monotonic() - 1)
             call._connection.socket.shutdown(socket.SHUT_RDWR)  # the broker waits no more
-            return await call.ask({})
+            call.say({})
+            return await call.answer()
 
     accepting.start()
     assert asyncio.run(run()) == ({"good": True}, -1)
     accepting.join()
     assert there.connections == 2
+    there.close()
+
+
+async def said(path: str, message: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """What is answered to *message*, which a thread asks, as it has thought of it."""
+    with contextlib.closing(Call(path)) as call:
+
+        def ask() -> None:
+            call.connect()
+            call.say(message)
+
+        await asyncio.to_thread(ask)
+        return await call.answer()
+
+
+def test_a_question_that_does_not_go_in_one_piece_goes_in_several(tmp_path: Path) -> None:
+    path, heard = str(tmp_path / "socket"), list[dict[str, Any]]()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+
+        def answer() -> None:
+            reader, (accepted, _) = Reader(), listening.accept()
+            with accepted:
+                while not heard:
+                    found = reader.take(accepted.recv(min(reader.wanted_bytes, 1 << 12)))
+                    heard.extend([found] if found else [])
+                accepted.sendall(frame({"good": True}))
+
+        answering = threading.Thread(target=answer)
+        long = {"ask": "x" * (MOST_BYTES - 256)}
+        call = said(path, long)
+        answering.start()
+        assert asyncio.run(call) == ({"good": True}, -1)
+        answering.join()
+    assert heard == [long]
+
+
+def test_a_broker_whose_queue_is_full_is_asked_when_it_has_room(tmp_path: Path) -> None:
+    there = Listening(tmp_path / "socket", {"good": True})
+    there.listen(0)
+    before = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+    with suppress(BlockingIOError):
+        for one in before:
+            one.setblocking(False)
+            one.connect(there.path)
+    with contextlib.closing(Call(there.path)) as call:
+        assert not call.connect()  # it is full
+
+    async def run() -> Any:
+        asking = asyncio.ensure_future(said(there.path, {}))
+        while there.connections < 2:
+            await asyncio.to_thread(there.accept)
+            for one in before:
+                one.close()
+        return await asking
+
+    for one in before:
+        one.close()
+    assert asyncio.run(run()) == ({"good": True}, -1)
     there.close()
 
 
@@ -584,7 +654,7 @@ def test_no_kernel_runs_of_a_start_for_which_descriptors_are_wanting(
         if not is_started:
             monkeypatch.setattr(os, "dup", no_descriptor)
         with pytest.raises(OSError, match="as many are open"):
-            await kernels._start(Peer.of(0, 0), WISH, range(STREAMS), 0)
+            await kernels._start(Peer.of(0, 0), WISH, range(STREAMS), 0, Early())
         assert not running and not kernels._all
 
     asyncio.run(check())

@@ -83,7 +83,9 @@ class Kernels:
         self.started = object()
         self.undone: list[object] = []
         self.desk = SimpleNamespace(
-            refusal=lambda uid: "", peer=lambda uid, gid: SimpleNamespace(uid=uid, name="a")
+            refusal=lambda uid: "",
+            peer=lambda uid, gid: SimpleNamespace(uid=uid, name="a"),
+            together=2,
         )
 
     async def answer(self, peer: Any, question: Any) -> tuple[dict[str, Any], int]:

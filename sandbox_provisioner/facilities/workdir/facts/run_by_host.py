@@ -16,8 +16,13 @@ import importlib.machinery
 import os
 import site
 import sys
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
+from operator import is_
+from typing import Any
 
 import sandbox_provisioner
 from sandbox_provisioner.errors import SpecError
@@ -73,7 +78,7 @@ def this_server(
     """Look at this process, and at what it was started with: in *cwd*, with *environment*; *more*
     are places that only it knows of. Of what is imported, all of it or what lies in *source*."""
 
-    def entries(variable: str) -> list[str]:
+    def entries(variable: str) -> tuple[str, ...]:
         return _entries(environment.get(variable, ""), cwd)
 
     return Server(
@@ -90,23 +95,43 @@ def this_server(
     )
 
 
+class _Imported:
+    """The files of what this process has imported, which are thousands: they are asked for anew
+    where something has been imported since."""
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[Any, ...], list[str], list[str]] = (), [], []
+
+    def files(self) -> tuple[list[str], list[str]]:
+        """Those with plain paths, in order, and those that may lie elsewhere (`_plain`)."""
+        modules = tuple(sys.modules.values())
+        known, plain, odd = self._known
+        if len(modules) != len(known) or not all(map(is_, modules, known)):
+            found = [getattr(module, "__file__", None) for module in modules]
+            every = sorted({file for file in found if isinstance(file, str)})
+            odd = [file for file in every if _is_odd(file)]
+            plain = [file for file in every if not _is_odd(file)]
+            self._known = modules, plain, odd
+        return plain, odd
+
+
+_imported_by_us = _Imported()
+
+
 def _imported_files() -> list[str]:
-    return [_plain(file) for file in _module_files()]
-
-
-def _module_files() -> list[str]:
-    files = [getattr(module, "__file__", None) for module in tuple(sys.modules.values())]
-    return [file for file in files if isinstance(file, str)]
+    plain, odd = _imported_by_us.files()
+    return [*plain, *map(_plain, odd)]
 
 
 def _imported_from(source: str) -> list[str]:
-    """Those in *source*, "" for none. A server has imported thousands of others: a call for each
+    """Those in *source*, "" for none. A server has imported thousands of others: to look at each
     would take longer than all else that it does to ask a broker."""
     if not source:
         return []
     below = f"{source}/"
-    candidates = [f for f in _module_files() if f.startswith(below) or "/./" in f or "/../" in f]
-    return [file for file in map(_plain, candidates) if file.startswith(below)]
+    plain, odd = _imported_by_us.files()
+    inside = takewhile(lambda file: file.startswith(below), plain[bisect_left(plain, below) :])
+    return [*inside, *(file for file in map(_plain, odd) if file.startswith(below))]
 
 
 def _first_shared(path: list[str]) -> int:
@@ -124,12 +149,18 @@ def _shared(path: list[str]) -> list[str]:
 def _plain(path: str) -> str:
     """*path* without "." and "..", by which a script, and who adds to sys.path, may name places
     that lie elsewhere. To ask Linux about each module would take longer than all the rest."""
-    return real_path(path) if "/./" in path or "/../" in f"{path}/" else path
+    return real_path(path) if _is_odd(path) else path
 
 
-def _entries(text: str, cwd: str) -> list[str]:
+def _is_odd(path: str) -> bool:
+    return "/./" in path or "/../" in f"{path}/"
+
+
+@lru_cache(maxsize=64)  # at each start they are the same
+def _entries(text: str, cwd: str) -> tuple[str, ...]:
     """The paths in a variable's *text*; an empty or relative one is meant as seen from *cwd*."""
-    return [os.path.normpath(os.path.join(cwd, path)) for path in text.split(":")] if text else []
+    paths = text.split(":") if text else ()
+    return tuple(os.path.normpath(os.path.join(cwd, path)) for path in paths)
 
 
 def _user_places() -> tuple[str, ...]:
