@@ -21,9 +21,11 @@ from sandbox_provisioner.app.command import (
 )
 from sandbox_provisioner.app.run import request_for_command, run_in_box, status_of
 from sandbox_provisioner.app.tables import table
+from sandbox_provisioner.broker.launcher import kernels_through
 from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.errors import (
     COMMAND,
+    SandboxError,
     SpecError,
     in_lines,
     told_as_host_error,
@@ -89,8 +91,20 @@ class ImageApp(SandboxCommand):
             raise self.wrong(f"write one of: {known}")
         with told_as_host_error(f"{word} an image"):
             getattr(self, f"_{word}")(*more)
-            if word != "list" and not all_records(self.runtime()):
+            if word != "list" and self._runs_nothing():
                 _own_store().collect()
+
+    def _runs_nothing(self) -> bool:
+        """Whether none of this user's kernels can have one of our directories as its root."""
+        if all_records(self.runtime()):
+            return False
+        broker = self.provisioner().broker_socket
+        if os.geteuid() == 0 or not os.path.exists(broker):
+            return True
+        try:
+            return not kernels_through(broker)
+        except SandboxError:  # who does not answer may have some
+            return False
 
     def _build(self, name: str, path: str) -> None:
         check_name(name)

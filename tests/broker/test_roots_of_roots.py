@@ -256,3 +256,38 @@ def test_no_file_is_mounted_that_nobody_of_roots_has_named(
     finally:
         own.unlink()
         secret.unlink()
+
+
+IMAGES = """
+import contextlib, io, json, os
+from pathlib import Path
+from sandbox_provisioner.app.image import ImageApp
+from sandbox_provisioner.images.store import store_of
+from sandbox_provisioner.caller import Caller
+os.environ["HOME"] = home + "/with-images"
+store = store_of(Caller.this_process())
+store.prepare()
+old = store.path / ("blobs/sha256-" + "0" * 64)  # of an image that was built again
+old.mkdir(exist_ok=True)
+def removed(name):
+    (store.path / "names" / (name + ".json")).write_text("{}")
+    app = ImageApp(argv=[], config=None)
+    app.initialize(["remove", name, f"--SandboxProvisioner.broker_socket={place['socket']}"])
+    with contextlib.redirect_stdout(io.StringIO()):
+        app.start()
+    return old.exists()
+"""
+
+
+def test_what_a_kernel_of_the_brokers_may_have_as_its_root_stays_with_it(
+    broker: Broker, user: User
+) -> None:
+    """Its records are not where those of this user's own kernels are."""
+    (broker.home / "with-images").mkdir()
+    os.chown(broker.home / "with-images", users.USER, users.USER)
+    user("kernel = Kernel(); answer = kernel('print(1)')")
+    user(IMAGES, home=str(broker.home))
+    assert user("answer = removed('one')")
+    user("kernel.end()")
+    assert broker.nothing_is_left()
+    assert not user("answer = removed('two')")
