@@ -400,7 +400,9 @@ class LocalLauncher:
         """What the kernel's program is, and needs."""
         if not root.is_own:
             return self._found_by(self._files, request, facts, caller, workdir, volumes)
-        check_apart(root, request.spec.rootfs, workdir, volumes)
+        # What came through the broker is its real path, and root looks at no path of a user's.
+        wish = "" if facts.caller.opened is not None else request.spec.rootfs
+        check_apart(root, wish, workdir, volumes)
         environment = handed_on(
             request.environment, caller.environment, request.env_keep, own_root=True
         )
