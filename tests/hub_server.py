@@ -427,6 +427,14 @@ def nurseries_of(hub: Hub, server: Record) -> dict[str, Record]:
     raise AssertionError(hub.log.read_text())
 
 
+def names_of_nurseries(hub: Hub) -> set[str]:
+    """Of all that nurseries have in the runtime directory, which they may get at any time."""
+    ids = {record.sandbox_id for _, record in all_records(hub.runtime) if record.kind == "nursery"}
+    folder = os.path.realpath(hub.runtime)
+    led = {name: os.path.realpath(f"{folder}/{name}") for name in os.listdir(folder)}
+    return {name for name, path in led.items() if path.split("/")[folder.count("/") + 1] in ids}
+
+
 def ready_for(hub: Hub, name: str) -> Record:
     """A nursery for the kernels of *name*'s server, which has none of it yet; skips where nothing
     is ready for anybody."""
