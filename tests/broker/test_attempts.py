@@ -5,6 +5,7 @@ Its box is one of root's, so each has to answer what it does in a kernel of a se
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import users
 from brokers import Broker, User
+from counted import open_queues, queue_bytes
 
 sys.path.append(str(Path(__file__).parents[1] / "escape"))
 
@@ -59,3 +61,22 @@ def test_no_attempt_gets_further_than_in_a_kernel_of_roots(broker: Broker, user:
         if found[attempt.number] not in attempt.allowed(ROOT)
     ]
     assert wrong == []
+
+
+TAKEN = """
+from counted import queue_bytes
+before = queue_bytes()
+kernels = [Kernel(warm=False) for _ in range(2)]
+told = [kernel(source + "print(open_queues())") for kernel in kernels]
+answer = told, queue_bytes() - before
+"""
+
+
+def test_what_kernels_take_counts_neither_for_root_nor_for_who_asked_for_them(user: User) -> None:
+    """Half a megabyte; others of both may have some queues meanwhile."""
+    before = queue_bytes()
+    told, of_user = user(TAKEN, source=inspect.getsource(open_queues))
+    of_root = queue_bytes() - before
+    user("for kernel in kernels: kernel.end()")
+    assert told == ["(3, 'Too many open files')"] * 2
+    assert max(of_user, of_root) < 250_000
