@@ -15,8 +15,9 @@ from pathlib import Path
 from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.ids.facts import FIRST_PERSONS_ID, IDS, LAST_ID
 from sandbox_provisioner.locks import locked
+from sandbox_provisioner.state import STATE, make_state
 
-FOLDER = Path("/var/lib/sandbox-provisioner")
+FOLDER = STATE
 _NAME = "ranges"
 _HEADER = (
     "# Whose range of 65536 ids begins where. Written by sandbox-provisioner; take nothing out.\n"
@@ -46,6 +47,8 @@ def range_of(name: str, folder: Path = FOLDER) -> int:
 
 
 def _make(folder: Path) -> None:
+    if folder == FOLDER:
+        make_state(folder)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     _judge(folder, folder.stat())
 

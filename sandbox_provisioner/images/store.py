@@ -37,8 +37,9 @@ from sandbox_provisioner import removal
 from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.errors import COMMAND, HostError, SpecError, did_you_mean, joined
 from sandbox_provisioner.locks import lock, lock_soon, unlock
+from sandbox_provisioner.state import STATE, make_state
 
-ROOTS_STORE = Path("/var/lib/sandbox-provisioner/images")
+ROOTS_STORE = STATE / "images"
 # Below what the covers of a home directory always hide.
 _OWN_STORE = ".local/share/jupyter/sandbox/images"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -222,6 +223,8 @@ class Store:
         """Make the store; HostError where it cannot be written to."""
         folders = (self.path, *(self.path / name for name in _FOLDERS))
         try:
+            if self.path == ROOTS_STORE:
+                make_state(self.path.parent)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for folder in folders:
                 with contextlib.suppress(FileExistsError):
@@ -229,17 +232,11 @@ class Store:
                     folder.chmod(0o755)  # whatever the umask is: all users read root's
             for folder in folders:
                 self._check_owner(folder, folder.lstat())
-            self._open_up()
+            # A user's are that user's alone: what of an unpacked one everybody may write to is so
+            # in the image, for who is in a box.
+            self.path.chmod(0o700 if self.unpacks else 0o755)
         except OSError as error:
             raise self._unwritable(error) from None
-
-    def _open_up(self) -> None:
-        """All users read root's images. A user's are that user's alone: what of an unpacked one
-        everybody may write to is so in the image, for who is in a box."""
-        self.path.chmod(0o700 if self.unpacks else 0o755)
-        above = self.path.parent
-        if self.path == ROOTS_STORE and above.lstat().st_uid == self.owner_uid:
-            above.chmod(0o755)  # what else root keeps there is closed itself
 
     def _unwritable(self, error: OSError) -> HostError:
         return HostError(

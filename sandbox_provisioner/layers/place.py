@@ -9,8 +9,8 @@ from sandbox_provisioner.errors import HostError
 from sandbox_provisioner.facilities.storage.facts import PEOPLE
 from sandbox_provisioner.host import is_idmappable, kernel_release
 from sandbox_provisioner.mounts import mounts_around
+from sandbox_provisioner.state import STATE, make_state
 
-_OF_ROOT = "/var/lib/sandbox-provisioner"
 # Below a place that the covers of a home directory always hide.
 _OF_USER = ".local/share/jupyter/sandbox"
 # overlayfs.rst: an upper one makes whiteouts and extended attributes, and tells types in listings.
@@ -29,7 +29,7 @@ def layer_path(configured: str = "") -> Path:
     """Where it is, or would be: *configured*, or the place that this user has for it."""
     if configured:
         return Path(os.path.abspath(configured))
-    return Path(_OF_ROOT) if os.geteuid() == 0 else Path(os.path.expanduser("~"), _OF_USER)
+    return STATE if os.geteuid() == 0 else Path(os.path.expanduser("~"), _OF_USER)
 
 
 def of_person(base: Path, uid: int, where: str = "") -> Path:
@@ -55,6 +55,8 @@ def layer_directory(configured: str = "") -> Path:
     if not path.is_absolute():
         raise _cannot(path, "nobody knows the home directory of this user")
     try:
+        if path == STATE:
+            make_state(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
     except OSError as error:

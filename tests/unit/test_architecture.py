@@ -529,7 +529,15 @@ def test_a_policy_stands_on_wishes_and_only_what_says_so_reads_anything(path):
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("images/*.py")), ids=lambda path: path.stem)
 def test_who_makes_images_starts_no_kernel_and_knows_no_options(path):
     """The box in which pip runs is handed in."""
-    outside = ("caller", "errors", "facilities.ids.facts", "locks", "policy.lines", "removal")
+    outside = (
+        "caller",
+        "errors",
+        "facilities.ids.facts",
+        "locks",
+        "policy.lines",
+        "removal",
+        "state",
+    )
     below = ("images", "inside.kernel_calls", *outside)
     for name in ours_of(path):
         assert name.removeprefix(f"{NAME}.").startswith(below) or name == NAME, (path, name)

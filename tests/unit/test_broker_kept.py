@@ -53,7 +53,7 @@ def test_code_in_a_box_has_no_way_to_what_a_users_kernels_elsewhere_have_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both have the usual place, and one uid."""
-    monkeypatch.setattr(place, "_OF_ROOT", str(tmp_path / "layers"))
+    monkeypatch.setattr(place, "STATE", tmp_path / "layers")
     monkeypatch.setenv("HOME", str(tmp_path / "layers"))
     public, boxed = kernels_of(tmp_path, Desk()), kernels_of(tmp_path, DESK)
     leave(Kept("", 14.0).base(ANN.uid))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -17,13 +18,18 @@ from sandbox_provisioner.caller import Caller
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.facilities.root import facts
 from sandbox_provisioner.facilities.root.facts import RootFacts, check_apart
+from sandbox_provisioner.facilities.storage import images
 from sandbox_provisioner.facilities.workdir.facts.covers import Covered
 from sandbox_provisioner.host import VolumeFacts, WorkdirFacts
+from sandbox_provisioner.hub import ranges
 from sandbox_provisioner.images import store as module
 from sandbox_provisioner.images.store import Store, check_name, find_image, stores_of
+from sandbox_provisioner.layers import place
+from sandbox_provisioner.layers.place import layer_directory
 from sandbox_provisioner.places import Place
 from sandbox_provisioner.removal import is_aside
 from sandbox_provisioner.spec import Volume
+from sandbox_provisioner.state import make_state
 
 
 def caller(home: Path, uid: int = 1234, groups: frozenset[int] | None = None) -> Caller:
@@ -231,12 +237,50 @@ def test_nobody_else_gets_into_a_users_store_also_where_it_was_open(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o700
 
 
-def test_all_users_reach_roots_images_whoever_made_the_folder_above(tmp_path, monkeypatch):
-    above = tmp_path / "sandbox-provisioner"
-    above.mkdir(mode=0o700)
-    monkeypatch.setattr(module, "ROOTS_STORE", above / "images")
-    Store(above / "images", os.geteuid()).prepare()
-    assert above.stat().st_mode & 0o777 == 0o755
+def of_layers(state):
+    with mock.patch.object(place, "STATE", state), mock.patch.object(os, "geteuid", lambda: 0):
+        layer_directory()
+
+
+def of_boxes(state):
+    with mock.patch.object(images, "STORAGE", state / "storage"):
+        images.make_directory(state / "storage")
+    assert (state / "storage").stat().st_mode & 0o777 == 0o700
+
+
+def of_ranges(state):
+    with mock.patch.object(ranges, "FOLDER", state):
+        ranges.range_of("ann", state)
+
+
+def of_images(state):
+    with mock.patch.object(module, "ROOTS_STORE", state / "images"):
+        Store(state / "images", os.geteuid()).prepare()
+
+
+@pytest.mark.requires("root")
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("make", [of_layers, of_boxes, of_ranges, of_images])
+def test_all_users_reach_roots_images_whoever_makes_the_folder_above(tmp_path, make, is_there):
+    """With any umask; and they read no "Permission denied" where there is none yet."""
+    state = tmp_path / "sandbox-provisioner"
+    if is_there:
+        state.mkdir(mode=0o700)
+    umask = os.umask(0o077)
+    try:
+        make(state)
+    finally:
+        os.umask(umask)
+    assert state.stat().st_mode & 0o777 == 0o755
+
+
+def test_that_folder_is_not_used_where_others_may_write_to_it(tmp_path):
+    state = tmp_path / "sandbox-provisioner"
+    state.mkdir()
+    state.chmod(0o702)
+    with pytest.raises(PermissionError, match="others than root can write"):
+        make_state(state)
+    assert state.stat().st_mode & 0o777 == 0o702
 
 
 def test_a_truncated_image_is_told(store):

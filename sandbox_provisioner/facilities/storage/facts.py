@@ -22,12 +22,13 @@ from sandbox_provisioner.facilities.storage.wish import LEAST_INODES, DiskBacken
 from sandbox_provisioner.inside import kernel_calls
 from sandbox_provisioner.mounts import Mount, mounts_around
 from sandbox_provisioner.places import Place
+from sandbox_provisioner.state import STATE
 from sandbox_provisioner.units import format_bytes
 
 # The name of a folder of a layer directory with one for each person for whom root keeps something.
 PEOPLE = "people"
 # Where an administrator mounts a larger disk.
-STORAGE = Path("/var/lib/sandbox-provisioner/storage")
+STORAGE = STATE / "storage"
 _PROGRAMS = ("/usr/sbin", "/sbin", "/usr/bin")
 PROJECT_FILESYSTEMS = ("xfs", "ext4")
 _QUOTACTL_FD_SINCE = (5, 14)

@@ -37,6 +37,7 @@ from sandbox_provisioner.facilities.storage.facts import BLOCK_BYTES, PEOPLE, ST
 from sandbox_provisioner.facilities.storage.projects import is_something_left, promised
 from sandbox_provisioner.locks import locked
 from sandbox_provisioner.mounts import mount_at
+from sandbox_provisioner.state import make_state
 from sandbox_provisioner.units import format_bytes
 
 _LOCK = "lock"
@@ -302,6 +303,8 @@ def _is_free(fd: int) -> bool:
 
 def make_directory(directory: Path = STORAGE) -> Path:
     """Make what is root's alone; OSError if others can write to it."""
+    if directory == STORAGE:
+        make_state(directory.parent)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in (directory, directory.parent):
         status = os.stat(path, follow_symlinks=False)
