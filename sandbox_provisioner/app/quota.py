@@ -60,7 +60,8 @@ class QuotaApp(SandboxCommand):
                 answer="Linux tells only the machine's root of limits of projects",
                 remedy=("Run it as root:", f"{COMMAND}sudo jupyter sandbox quota DIR"),
             )
-        path = os.path.realpath(self.extra_args[0] if self.extra_args else ".")
+        # Not its real path: whoever owns a directory on the way would say what is limited.
+        path = os.path.join(os.getcwd(), *self.extra_args)
         with ExitStack() as opened:
             place = Place.open(path, Asker.of(0, ()), opened, attempt=f"look at {path}")
             if place.shows_host() or not place.is_directory:
@@ -84,9 +85,9 @@ class QuotaApp(SandboxCommand):
     def _show(self, place: Place) -> None:
         held = quotas.look(place.fd, place.path)
         if self.json_output:
-            print(json.dumps(as_json(place.path, held)))
+            print(json.dumps(as_json(place.source, held)))
         else:
-            print(as_text(place.path, held))
+            print(as_text(place.source, held))
 
 
 def as_json(path: str, held: quotas.Held | None) -> dict[str, object]:

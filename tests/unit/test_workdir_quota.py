@@ -13,6 +13,7 @@ import pytest
 from made_up_projects import CALLS, Projects
 
 from sandbox_provisioner import ledger
+from sandbox_provisioner.app.quota import QuotaApp
 from sandbox_provisioner.errors import HostError, SpecError
 from sandbox_provisioner.facilities.storage import facts, projects, quotas, tell
 from sandbox_provisioner.facilities.storage.facts import WorkdirQuota
@@ -32,10 +33,10 @@ class Files(Projects):
 
     marks: dict[int, bytes] = field(default_factory=dict)
 
-    def getxattr(self, fd, name):
-        if os.fstat(fd).st_ino not in self.marks:
+    def getxattr(self, file, name):
+        if os.stat(file).st_ino not in self.marks:
             raise OSError(errno.ENODATA, "none")
-        return self.marks[os.fstat(fd).st_ino]
+        return self.marks[os.stat(file).st_ino]
 
     def setxattr(self, fd, name, value):
         self.marks[os.fstat(fd).st_ino] = value
@@ -74,6 +75,13 @@ def hold(path, size=GIB, inodes=None, **more):
         quotas.hold(fd, quota, **more)
     finally:
         os.close(fd)
+
+
+def quota_of(*words):
+    """What the command does."""
+    command = QuotaApp()
+    command.initialize(list(words))
+    command.start()
 
 
 def look(path):
@@ -384,3 +392,21 @@ def test_an_administrator_reads_the_commands_for_the_very_file_system(mount, com
     steps = "\n".join(tell._remedy(found))
     for command in commands:
         assert command in steps
+
+
+@pytest.mark.requires("root")
+def test_no_link_of_a_directorys_owner_says_what_is_limited(files, tmp_path, monkeypatch, capsys):
+    """Root types a user's path, and that user's link leads to another one's directory."""
+    theirs, other = tmp_path / "theirs", tmp_path / "other"
+    for path in (theirs, other):
+        path.mkdir()
+        os.chown(path, 4711, 4711)
+    (theirs / "work").symlink_to(other)
+    monkeypatch.chdir(theirs)
+    for path in (str(theirs / "work"), "work", "work/../work"):
+        with pytest.raises(SpecError, match="is a symbolic link to"):
+            quota_of(path, "--limit", "1G")
+    assert files.limits == {}
+    for path in (str(other), "../other"):
+        quota_of(path)
+        assert capsys.readouterr().out == f"{other} has no limit of ours.\n"
