@@ -101,7 +101,8 @@ class Disk:
     @classmethod
     def of(cls, record: Record) -> Disk | None:
         """As its /run tells, which is always there; None where nothing is limited, where it has
-        ended, or where we may not look."""
+        ended, or where we may not look. Not for another user's record, who says which process it
+        is: one whose file system never answers would keep us for ever, a thread of ours, too."""
         if not record.storage or not record.init_pid:
             return None
         try:
@@ -178,7 +179,7 @@ def look_at_others(uid: int, runtime: Path) -> list[Sandbox]:
     for folder, record in all_records(runtime):
         if can_be_meant(record):
             with contextlib.suppress(SandboxError, OSError, ValueError, ArithmeticError):
-                found.append(replace(_seen(folder, record), owner=uid))
+                found.append(_seen(folder, record, owner=uid))
     return found
 
 
@@ -194,7 +195,7 @@ def can_be_meant(record: Record) -> bool:
     )
 
 
-def _seen(folder: RecordFolder, record: Record) -> Sandbox:
+def _seen(folder: RecordFolder, record: Record, owner: int | None = None) -> Sandbox:
     tree = open_existing(cgroup_facts(record), record.tree)
     pids, usage = tree.pids(), tree.usage()
     state = _state(folder, record)
@@ -205,6 +206,7 @@ def _seen(folder: RecordFolder, record: Record) -> Sandbox:
         usage = counted(pids, pages)
     if state == "running":
         state = "asleep" if tree.is_frozen() else folder.read_activity() or state
+    has_disk = owner is None and state not in {"left", "ended", "starting"}
     return Sandbox(
         record=record,
         folder=folder.path,
@@ -212,7 +214,8 @@ def _seen(folder: RecordFolder, record: Record) -> Sandbox:
         usage=usage,
         pages=pages,
         traffic=folder.read_counts(),
-        disk=Disk.of(record) if state not in {"left", "ended", "starting"} else None,
+        disk=Disk.of(record) if has_disk else None,
+        owner=owner,
     )
 
 

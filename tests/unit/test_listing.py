@@ -22,11 +22,12 @@ from sandbox_provisioner.app import listing, running
 from sandbox_provisioner.app.running import Disk, Pages, Sandbox, look_at_others
 from sandbox_provisioner.facilities.caps.cgroup import Usage
 from sandbox_provisioner.inside.printable import one_line
-from sandbox_provisioner.records import BUSY, Record, RecordFolder
+from sandbox_provisioner.records import BUSY, Record, RecordFolder, start_time
 
 PAGE = Path(__file__).parents[2] / "docs/list.md"
 EVIL = "\x1b]0;title\x07\x9b31m\u202e[bold red]n\n字"
 MIB = 1 << 20
+STATVFS = os.statvfs("/")
 
 
 def sandbox(name: str = "Python 3", *, used: int | None = 64 * MIB, **more: Any) -> Sandbox:
@@ -207,6 +208,20 @@ def test_a_record_of_others_that_cannot_be_meant_is_not_shown(
     with recorded(tmp_path / "run", name="R"):
         (found,) = look_at_others(1001, tmp_path / "run")
     assert (found.record.name, found.owner) == ("R", 1001)
+
+
+def test_root_asks_no_file_system_that_a_record_of_others_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may never answer, and then this process would not even end."""
+    asked: list[str] = []
+    monkeypatch.setattr(os, "statvfs", lambda path: asked.append(path) or STATVFS)
+    record = {"init_pid": os.getpid(), "init_start": start_time(os.getpid()), "storage": "tmpfs"}
+    with recorded(tmp_path / "run", **record):
+        (own,) = running.look(tmp_path / "run")
+        assert own.disk and len(asked) == 1
+        (found,) = look_at_others(1001, tmp_path / "run")
+    assert (found.state, found.disk, len(asked)) == (own.state, None, 1)
 
 
 def test_only_two_words_are_an_activity(tmp_path: Path) -> None:
