@@ -29,6 +29,10 @@ class Refused(ValueError):
     """The image has something in it that no honest one has."""
 
 
+class TooMuch(Refused):
+    """It has more of something than `Bounds`."""
+
+
 class Kind(Enum):
     """What a name can be; anything else is left out."""
 
@@ -45,6 +49,7 @@ class Bounds:
     size_bytes: int = 64 << 30
     entries: int = 600_000
     path_bytes: int = 256 << 20  # of all paths: links make long ones of few bytes
+    steps: int = 20_000_000  # from name to name, on the way to all of them: links make long ways
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +93,7 @@ class Tree:
 
     def __init__(self, bounds: Bounds) -> None:
         self.root = _new_folder()
-        self.size_bytes = self.entries = 0
+        self.size_bytes = self.entries = self._steps = 0
         self._bounds = bounds
 
     # -- adding
@@ -114,16 +119,22 @@ class Tree:
         folder.born[names[-1]] = layer
 
     def count(self, entry: Entry | None = None) -> None:
-        """Of whatever stands in a layer, also where nothing comes of it: Refused above `Bounds`."""
+        """Of whatever stands in a layer, also where nothing comes of it: TooMuch above `Bounds`."""
         self.entries += 1
         if entry is not None:
             if entry.size_bytes < 0:
                 raise Refused(f"{entry.name!r} has a size below zero")
             self.size_bytes += entry.size_bytes
         if self.entries > self._bounds.entries:
-            raise Refused(f"it has more than {self._bounds.entries} entries")
+            raise TooMuch(f"it has more than {self._bounds.entries} entries")
         if self.size_bytes > self._bounds.size_bytes:
-            raise Refused(f"its files have more than {self._bounds.size_bytes >> 20} MiB")
+            raise TooMuch(f"its files have more than {self._bounds.size_bytes >> 20} MiB")
+
+    def _go(self, steps: int) -> None:
+        """TooMuch where all ways together are longer than `Bounds`."""
+        self._steps += steps
+        if self._steps > self._bounds.steps:
+            raise TooMuch(f"to its files it is more than {self._bounds.steps} steps")
 
     def _folder(self, names: Names, layer: int) -> Node:
         """The folder *names*, through the image's own links; what is missing of it is made."""
@@ -132,6 +143,7 @@ class Tree:
     def _walk(self, names: Names, layer: int | None) -> list[Node]:
         """The folders from the root to *names*. Without a *layer* nothing is made: Refused."""
         way, rest, links = [self.root], list(reversed(names)), 0
+        self._go(len(rest))
         while rest:
             name = rest.pop()
             if name == "..":  # of a link of the image's: above the root is the root
@@ -146,7 +158,9 @@ class Tree:
                     raise Refused(f"{'/'.join(names)!r} goes through too many links")
                 if node.target.startswith("/"):
                     del way[1:]
-                rest += reversed([part for part in node.target.split("/") if part not in ("", ".")])
+                parts = node.target.split("/")
+                self._go(len(parts))
+                rest += reversed([part for part in parts if part not in ("", ".")])
             elif node.kind is Kind.FOLDER:
                 if layer is not None:  # it is of this layer, too
                     way[-1].born[name] = layer
@@ -179,6 +193,8 @@ class Tree:
         *names, last = names_of(name)
         try:
             folder = self._walk(tuple(names), None)[-1]
+        except TooMuch:
+            raise
         except Refused:
             return  # nothing is there
         if last in folder.children:
@@ -200,6 +216,8 @@ class Tree:
         for _ in range(_MOST_LINKS):
             try:
                 way = self._walk(names[:-1], None)
+            except TooMuch:
+                raise
             except Refused:
                 return None
             node = way[-1].children.get(names[-1]) if names else self.root
@@ -222,7 +240,7 @@ class Tree:
                 left -= len(below)
                 if left < 0:
                     most = self._bounds.path_bytes >> 20
-                    raise Refused(f"the paths of its files come to more than {most} MiB")
+                    raise TooMuch(f"the paths of its files come to more than {most} MiB")
                 waiting.append((below, node.children[name]))
 
 

@@ -292,6 +292,18 @@ def test_paths_that_links_make_longer_than_an_image_is_are_refused(layout):
             oci.tree_of(source, bounds)[0].latest()
 
 
+@pytest.mark.parametrize("last", ["x", ".wh.x"])
+def test_ways_that_links_make_longer_than_any_honest_ones_are_refused(layout, last):
+    """Each entry is found by 40 links of 4096 bytes, also one that takes something away."""
+    around = "d/../" * 800
+    links = [link(f"l{n}", f"{around}l{n + 1}") for n in range(30)]
+    many = [member(f"l0/{last}{number}", b"") for number in range(10)]
+    hostile = layout.fill(layer(folder("d"), link("l30", "d"), *links, *many))
+    assert layout.largest.stat().st_size < 1 << 16
+    assert names(tree_of(hostile)) > {"d", "l0"}
+    assert "more than 200000 steps" in refused(hostile, Bounds(steps=200_000))
+
+
 def test_devices_and_whiteouts_count_as_entries(layout):
     for entry in (member("p", kind=tarfile.FIFOTYPE), member(".wh.x"), member(".wh..wh..opq")):
         path = Layout(layout.path.with_name(entry[0].name)).fill(layer(*[entry] * 101))
