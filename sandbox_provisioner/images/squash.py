@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -23,6 +24,7 @@ _CHUNK = 1 << 20
 # Fast to write and to read: a kernel that starts waits for it.
 _COMPRESSION = "lz4"
 _TRIES = 3
+_MOST_TOLD = 1 << 16
 _TYPES = {Kind.FOLDER: tarfile.DIRTYPE, Kind.FILE: tarfile.REGTYPE, Kind.SYMLINK: tarfile.SYMTYPE}
 Progress = Callable[[int, int], None]
 
@@ -137,11 +139,13 @@ def _sqfstar(file: Path, time: int) -> Iterator[IO[bytes]]:
     if os.geteuid() != 0:
         words = ["unshare", "--user", "--map-root-user", *words]
     variables = {**os.environ, "SOURCE_DATE_EPOCH": str(time)}
-    output = subprocess.PIPE
-    with subprocess.Popen(
-        words, stdin=output, stdout=subprocess.DEVNULL, stderr=output, env=variables
-    ) as process:
-        assert process.stdin and process.stderr
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, env=variables
+        ) as process,
+    ):
+        assert process.stdin
         try:
             yield process.stdin
             process.stdin.close()
@@ -153,9 +157,14 @@ def _sqfstar(file: Path, time: int) -> Iterator[IO[bytes]]:
         except BaseException:
             process.kill()
             raise
-        told = process.stderr.read().decode(errors="backslashreplace")
         if process.wait() != 0 or broken:
-            raise _failed(file, told)
+            raise _failed(file, _end_of(said))
+
+
+def _end_of(said: IO[bytes]) -> str:
+    """What it has told at last. Nobody reads it before, as a pipe would have to be."""
+    said.seek(max(0, said.seek(0, os.SEEK_END) - _MOST_TOLD))
+    return said.read().decode(errors="backslashreplace")
 
 
 def _failed(file: Path, told: str) -> HostError:

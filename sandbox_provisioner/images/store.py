@@ -323,11 +323,10 @@ class Store:
     def making_layer(self, key: str, tell: Callable[[str], None]) -> Iterator[None]:
         """Be the only one who makes it; *tell* is told whom we wait for."""
         path = self.path / "locks" / f"layer-{key}"
-        try:
-            fd = lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tell(_WAITING)
-            fd = lock(path, fcntl.LOCK_EX)
+        fd = _lock_telling(path, tell)
+        while not os.fstat(fd).st_nlink:  # whoever had it has removed it: others lock a new one
+            unlock(fd)
+            fd = _lock_telling(path, tell)
         try:
             yield
         finally:
@@ -457,6 +456,14 @@ def _read(name: str, told: Mapping[str, Any]) -> Image:
     if not _BLOB.fullmatch(image.blob) or not 0 <= image.made_at < _LATEST:
         raise ValueError(told)
     return image
+
+
+def _lock_telling(path: Path, tell: Callable[[str], None]) -> int:
+    try:
+        return lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        tell(_WAITING)
+        return lock(path, fcntl.LOCK_EX)
 
 
 def _is_building(name: str, path: Path) -> HostError:

@@ -267,6 +267,25 @@ def test_a_program_that_ends_without_a_word_is_asked_once_more(tmp_path, base, m
     assert (store.file(image).exists(), len(count.read_text())) == (True, 2)
 
 
+def test_a_program_may_tell_any_amount_before_it_reads_and_its_last_words_are_told(
+    tmp_path, base, monkeypatch
+):
+    """More than a pipe holds, of which nobody would read while both wait."""
+    (tmp_path / "large").write_bytes(os.urandom(1 << 20))
+    recipe = read(tmp_path, '[files]\n"/large" = "large"')
+    real = squash.shutil.which("sqfstar") or "/usr/bin/sqfstar"
+    program, talks = tmp_path / "sqfstar", "head -c 1000000 /dev/zero | tr '\\0' '\\n' >&2"
+    monkeypatch.setattr(squash.shutil, "which", lambda name: str(program))
+    store = Store(tmp_path / "store", os.geteuid())
+    program.write_text(f'#!/bin/sh\n{talks}\nexec {real} "$@"\n')
+    program.chmod(0o755)
+    image = build("x", recipe, store, pytest.fail, Silent())
+    assert store.file(image).exists()
+    program.write_text(f"#!/bin/sh\n{talks}\necho it is too warm >&2\nexit 1\n")
+    with pytest.raises(HostError, match="it is too warm"):
+        build("x", recipe, store, pytest.fail, Silent())
+
+
 def test_a_build_whose_pip_failed_goes_on_from_its_base(tmp_path, base):
     store = Store(tmp_path / "store", os.geteuid())
     recipe = read(tmp_path, 'pip = ["numpy"]')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -281,6 +282,31 @@ def test_that_folder_is_not_used_where_others_may_write_to_it(tmp_path):
     with pytest.raises(PermissionError, match="others than root can write"):
         make_state(state)
     assert state.stat().st_mode & 0o777 == 0o702
+
+
+def test_who_waited_for_a_layers_lock_that_was_removed_keeps_others_out_all_the_same(
+    store, monkeypatch
+):
+    real, told = module.lock, []
+    first = store.making_layer("key", pytest.fail)
+    first.__enter__()
+
+    def lock(path, operation):
+        """Who waits has opened it before the first one has left."""
+        if operation & fcntl.LOCK_NB:
+            return real(path, operation)
+        fd = os.open(path, os.O_RDWR)
+        first.__exit__(None, None, None)
+        fcntl.flock(fd, operation)
+        return fd
+
+    monkeypatch.setattr(module, "lock", lock)
+    path = store.path / "locks/layer-key"
+    with store.making_layer("key", told.append):
+        assert told
+        with pytest.raises(BlockingIOError):
+            real(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not path.exists()
 
 
 def test_a_truncated_image_is_told(store):
