@@ -22,6 +22,7 @@ from sandbox_provisioner.records import Record, RecordFolder
 from sandbox_provisioner.spec import Limits
 
 MIB, GIB = 1 << 20, 1 << 30
+NAME = "a" * 12
 
 
 @pytest.fixture
@@ -329,3 +330,17 @@ def test_what_a_new_image_has_is_kept_in_memory_a_piece_at_a_time(tmp_path, monk
     assert os.pread(device, 8 << 20, 1 << 20) == content
     os.close(image)
     os.close(device)
+
+
+def test_an_image_without_a_byte_is_one_that_cannot_be_mounted(tmp_path):
+    """Who made it was killed before it had its size."""
+    (tmp_path / NAME).touch()
+    assert images.used_of(NAME, tmp_path) == (0, 0)
+    image = images.open_image(NAME, tmp_path)
+    assert image is not None
+    try:
+        assert images.inodes_of(image, GIB) == 0
+        with pytest.raises(OSError, match="no file system in it"):
+            mounting.mount_image(image, 1, lasts=True)
+    finally:
+        os.close(image)

@@ -191,7 +191,7 @@ def used_of(name: str, directory: Path = STORAGE) -> tuple[int, int]:
     if fd is None:
         return 0, 0
     try:
-        total, *_, free = struct.unpack("<5I", os.pread(fd, 20, 1024))
+        total, *_, free = _numbers(fd, 5, 1024)
         return os.fstat(fd).st_blocks * 512, max(0, total - free - _OWN_INODES)
     finally:
         os.close(fd)
@@ -231,7 +231,7 @@ def inodes_of(fd: int, size_bytes: int) -> int:
     """How many inodes the file system of the image that is open as *fd* has, or would have with
     *size_bytes*: as many in each group (super.rst, s_blocks_per_group, s_inodes_per_group); 0 where
     it is damaged."""
-    blocks, _, inodes = map(int, struct.unpack("<3I", os.pread(fd, 12, 1024 + 0x20)))
+    blocks, _, inodes = _numbers(fd, 3, 1024 + 0x20)
     return -(-size_bytes // (BLOCK_BYTES * blocks)) * inodes if blocks else 0
 
 
@@ -239,6 +239,11 @@ def is_half_grown(fd: int) -> bool:
     """Whether `grow` was killed: meanwhile an image has one byte more than its file system is to
     have, which is in whole blocks."""
     return os.fstat(fd).st_size % BLOCK_BYTES != 0
+
+
+def _numbers(fd: int, count: int, offset: int) -> tuple[int, ...]:
+    """So many of its superblock, 0 where the file ends before: who made it was killed."""
+    return struct.unpack(f"<{count}I", os.pread(fd, 4 * count, offset).ljust(4 * count, b"\0"))
 
 
 def _superblock(fd: int) -> bytes:

@@ -31,7 +31,10 @@ _STATE_AT, _HAS_ERRORS = 1024 + 0x3A, 2
 def mount_image(image: int, count: int, *, lasts: bool, is_new: bool = False) -> tuple[int, ...]:
     """So many mounts of the one file system in the file *image*, none of which is attached;
     *lasts* if it is to outlive a crash of this machine. OSError."""
-    if os.pread(image, 1, _STATE_AT)[0] & _HAS_ERRORS:
+    state = os.pread(image, 1, _STATE_AT)
+    if not state:
+        raise OSError(errno.EUCLEAN, "there is no file system in it")
+    if state[0] & _HAS_ERRORS:
         raise OSError(errno.EUCLEAN, "Linux has found errors in its file system")
     device, path = _loop_device(image)
     try:
