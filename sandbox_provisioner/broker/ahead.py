@@ -19,6 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
+from weakref import WeakValueDictionary
 
 from sandbox_provisioner.broker.burials import Burials
 from sandbox_provisioner.contract import WarmUnavailable
@@ -74,7 +75,7 @@ class Prepared:
         self._has = has
         self._log = log
         self._gate = asyncio.Semaphore(_TOGETHER)
-        self._turns: dict[int, asyncio.Lock] = {}
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._next: dict[int, Job] = {}
         self._failed: dict[int, dict[Name, _Failure]] = {}

@@ -226,3 +226,17 @@ def test_a_nursery_is_removed_also_where_nobody_waits_for_it_any_more(tmp_path: 
         assert handle.closed.is_set()
 
     asyncio.run(check())
+
+
+def test_of_a_user_whose_turn_is_over_nothing_is_kept() -> None:
+    async def check() -> None:
+        made, held = prepared(), []
+
+        async def make() -> int:
+            held.extend(made._turns)
+            return 1
+
+        assert await made.now(Job(of=7, name=("a", "b"), make=make, drop=lambda: None)) == 1
+        assert (held, list(made._turns)) == ([7], [])
+
+    asyncio.run(check())
