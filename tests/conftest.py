@@ -36,9 +36,11 @@ from sandbox_provisioner.warm.make_nursery import make_nursery
 # Where Linux was built with such quotas: in the lane of the virtual machine.
 _OF_QUOTAS = [
     "broker/test_limited_work_directory.py",
+    "hub/test_limited_home.py",
     "inside/test_folder_limit.py",
     "inside/test_workdir_limit.py",
     "kernels/test_full_work_directory.py",
+    "kernels/test_warm_folders.py",
 ]
 collect_ignore = _OF_QUOTAS if missing("project-quotas") else []
 collect_ignore += ["inside/test_btrfs_groups.py"] if missing("btrfs") else []

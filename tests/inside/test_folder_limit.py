@@ -12,8 +12,9 @@ import disks
 import pytest
 import roots
 from boxes import request_for
-from probes import answer_of
-from writing import WAYS, in_attributes, map_more_than_there_is, try_a_way, write_all
+from limited import INODES, MIB, MOST, SIZE, files_when_stopped, opened, sweep_folders
+from probes import answer_of, change_projects
+from writing import WAYS, in_attributes, map_more_than_there_is, write_all
 
 from sandbox_provisioner.app.leftovers import remove_left_folders
 from sandbox_provisioner.app.running import look
@@ -28,13 +29,7 @@ from sandbox_provisioner.told import EndKind
 
 pytestmark = pytest.mark.requires("userns", "root", "project-quotas")
 
-MIB = 1 << 20
-SIZE = 16 * MIB
-INODES = 512
-# What tells where the pieces of a file are, XFS counts late: see test_workdir_limit.py.
-MOST = SIZE * 1.005
 COUNTED_SECONDS = 60
-FULL = {errno.ENOSPC, errno.EDQUOT}  # XFS, ext4
 FOLDERS = STORAGE / projects.FOLDERS
 
 
@@ -54,7 +49,7 @@ def disk(request):
 @pytest.fixture(autouse=True)
 def nothing_is_left(disk):
     yield
-    folders.sweep()
+    sweep_folders()
     assert not FOLDERS.exists() or os.listdir(FOLDERS) == []
     # XFS takes an inode from its count a moment after it has gone, and tells nobody.
     until = time.monotonic() + COUNTED_SECONDS
@@ -65,14 +60,12 @@ def nothing_is_left(disk):
 
 def projects_of(disk):
     """Those of boxes that have a limit or a file there."""
-    fd, found, number = os.open(disk, os.O_RDONLY), [], projects.OF_BOXES[0] - 1
-    try:
+    found, number = [], projects.OF_BOXES[0] - 1
+    with opened(disk) as fd:
         while (number := kernel_calls.next_project(fd, number + 1)) in projects.OF_BOXES:
             if any(kernel_calls.project_quota(fd, number)):
                 found.append(number)
-        return found
-    finally:
-        os.close(fd)
+    return found
 
 
 def limits(size=SIZE, **more):
@@ -92,9 +85,7 @@ def test_no_way_leads_past_the_limits(sandbox, disk):
     for way in WAYS:
         inodes = None if way is in_attributes else INODES  # these would be met first
         with sandbox(limits=limits(inodes=inodes)) as box:
-            number, used, files = box.call(try_a_way, way.__name__, SIZE, "/tmp", using=(way,))
-            assert number in FULL, way
-            assert used <= MOST, way
+            files = files_when_stopped(box, way, "/tmp")
             size, most, has, has_files = held(box)
             assert (size, most) == (SIZE, inodes or SIZE // 8192)
             assert has <= MOST, way
@@ -103,31 +94,9 @@ def test_no_way_leads_past_the_limits(sandbox, disk):
             assert has > SIZE * 0.8 or has_files > most * 0.9, way
 
 
-def change_projects(place, number):
-    import ctypes
-    import fcntl
-    import os
-    import struct
-
-    file = os.open(f"{place}/own", os.O_RDWR | os.O_CREAT)
-    folder = os.open(place, os.O_RDONLY)
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def by_ioctl(fd):
-        fcntl.ioctl(fd, 0x401C5820, struct.pack("=IIIII8x", 0, 0, 0, 0, 0))
-
-    def by_call(fd):
-        attributes = ctypes.create_string_buffer(24)
-        if libc.syscall(number, fd, b"", attributes, 24, 0x1000) < 0:
-            raise OSError(ctypes.get_errno(), "file_setattr")
-
-    calls = [(call, fd) for call in (by_ioctl, by_call) for fd in (file, folder)]
-    return [answer_of(lambda call=call, fd=fd: call(fd)) for call, fd in calls]
-
-
 def test_no_kernel_changes_the_project_of_what_it_writes(sandbox, disk):
     with sandbox(limits=limits()) as box:
-        found = box.call(change_projects, "/tmp", 469, using=(answer_of,))
+        found = box.call(change_projects, "/tmp", using=(answer_of,))
         assert set(found) <= {"EPERM", "ENOSYS"}, found
 
 
@@ -270,8 +239,7 @@ def test_without_loop_devices_it_is_what_auto_takes(sandbox, disk, launcher, wor
 def test_where_limits_were_switched_off_there_are_no_folders(disk):
     linux, (off, on) = (6, 1), (0x800003, 0x800002)  # linux/quota.h: Q_QUOTAOFF, Q_QUOTAON
     assert facts.project_obstacle(STORAGE, linux, privileged=True) == ""
-    fd = os.open(disk, os.O_RDONLY)
-    try:
+    with opened(disk) as fd:
         kernel_calls._quotactl(off, "Q_QUOTAOFF", fd, 0, b"")
         try:
             assert "switched off" in facts.not_enforced(fd)
@@ -279,8 +247,6 @@ def test_where_limits_were_switched_off_there_are_no_folders(disk):
         finally:
             kernel_calls._quotactl(on, "Q_QUOTAON", fd, 0, b"")
         assert facts.not_enforced(fd) == ""
-    finally:
-        os.close(fd)
 
 
 def make_many(place):
@@ -308,11 +274,8 @@ def test_what_a_full_folder_has_left_goes_with_its_limit_though_it_may_hold_no_m
     assert folder.exists()
     folders.end(folder.name, -1.0)
     (left,) = os.listdir(FOLDERS)
-    fd = os.open(disk, os.O_RDONLY)
-    try:
+    with opened(disk) as fd:
         (number,) = projects_of(disk)
         assert kernel_calls.project_quota(fd, number)[:2] == (4096, 1)
-    finally:
-        os.close(fd)
     folders.sweep()
     assert not (FOLDERS / left).exists()

@@ -14,15 +14,18 @@ import uuid
 
 import disks
 import pytest
-from probes import answer_of
-from writing import (
-    WAYS,
-    close_all,
-    in_every_place,
-    map_more_than_there_is,
-    try_a_way,
-    write_all,
+from limited import (
+    INODES,
+    MIB,
+    MOST,
+    SIZE,
+    files_when_stopped,
+    held,
+    opened,
+    project_of,
 )
+from probes import answer_of, change_projects
+from writing import WAYS, close_all, in_every_place, map_more_than_there_is, write_all
 
 from sandbox_provisioner.app.quota import QuotaApp
 from sandbox_provisioner.errors import HostError
@@ -33,14 +36,6 @@ from sandbox_provisioner.spec import Limits
 from sandbox_provisioner.told import EndKind
 
 pytestmark = pytest.mark.requires("userns", "root", "project-quotas")
-
-MIB = 1 << 20
-SIZE = 16 * MIB
-INODES = 512
-# XFS does not count what tells where the pieces of a file are before they are on the disk: 16 bytes
-# for each piece, which has a block at least.
-MOST = SIZE * 1.005
-FULL = {errno.ENOSPC, errno.EDQUOT}  # XFS, ext4
 
 
 @pytest.fixture(scope="module", params=disks.KINDS)
@@ -63,29 +58,9 @@ def limits(size=SIZE, inodes=None):
     return Limits(workdir_bytes=size, workdir_inodes=inodes)
 
 
-def held(folder):
-    fd = os.open(folder, os.O_PATH)
-    try:
-        return quotas.look(fd, str(folder))
-    finally:
-        os.close(fd)
-
-
 def hold(folder, size=SIZE):
-    fd = os.open(folder, os.O_PATH)
-    try:
-        quota = WorkdirQuota(path=str(folder), filesystem="", size_bytes=size)
-        quotas.hold(fd, quota)
-    finally:
-        os.close(fd)
-
-
-def project_of(path):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return kernel_calls.project_of(fd)[0]
-    finally:
-        os.close(fd)
+    with opened(folder, os.O_PATH) as fd:
+        quotas.hold(fd, WorkdirQuota(path=str(folder), filesystem="", size_bytes=size))
 
 
 def empty(folder):
@@ -108,11 +83,7 @@ def test_no_way_leads_past_the_limits_and_what_was_removed_is_room_again(sandbox
         for way in WAYS:
             if way is in_every_place:
                 continue
-            words = way.__name__, SIZE, str(workdir)
-            number, used, files = box.call(try_a_way, *words, using=(way,))
-            assert number in FULL, way
-            assert used <= MOST, way
-            assert files <= INODES, way
+            assert files_when_stopped(box, way, str(workdir)) <= INODES, way
             found = held(workdir)
             assert found.used_bytes <= MOST, way
             assert found.used_inodes <= INODES, way
@@ -123,35 +94,9 @@ def test_no_way_leads_past_the_limits_and_what_was_removed_is_room_again(sandbox
     assert held(workdir).size_bytes == SIZE  # it stays
 
 
-def change_projects(place, number):
-    import ctypes
-    import fcntl
-    import os
-    import struct
-
-    file = os.open(f"{place}/own", os.O_RDWR | os.O_CREAT)
-    folder = os.open(place, os.O_RDONLY)
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def by_ioctl(fd):
-        fcntl.ioctl(fd, 0x401C5820, struct.pack("=IIIII8x", 0, 0, 0, 0, 0))
-
-    def by_call(fd):
-        attributes = ctypes.create_string_buffer(24)
-        if libc.syscall(number, fd, b"", attributes, 24, 0x1000) < 0:
-            raise OSError(ctypes.get_errno(), "file_setattr")
-
-    def by_attribute():
-        os.setxattr(place, "trusted.sandbox_provisioner", b"")
-
-    calls = [(call, fd) for call in (by_ioctl, by_call) for fd in (file, folder)]
-    tried = [answer_of(lambda call=call, fd=fd: call(fd)) for call, fd in calls]
-    return [*tried, answer_of(by_attribute)]
-
-
 def test_no_kernel_changes_the_project_of_what_it_writes(sandbox, workdir):
     with sandbox(limits=limits()) as box:
-        found = box.call(change_projects, str(workdir), 469, using=(answer_of,))
+        found = box.call(change_projects, str(workdir), using=(answer_of,))
         assert set(found) <= {"EPERM", "ENOSYS"}, found
         assert project_of(workdir / "own") == held(workdir).project
 

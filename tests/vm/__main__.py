@@ -73,6 +73,7 @@ QUOTAS = (
     "tests/inside/test_workdir_limit.py",
     "tests/kernels/test_full_work_directory.py",
     "tests/broker/test_limited_work_directory.py",
+    "tests/hub/test_limited_home.py",
 )
 # The broker as the service that an administrator installs, and ends in every way.
 UNITS = ("tests/broker/test_units.py",)
