@@ -20,6 +20,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -342,6 +343,16 @@ def running(hub: Hub, name: str) -> str:
     return name
 
 
+def person(name: str) -> Any:
+    """A fixture: *name*, whose server runs."""
+
+    @pytest.fixture(name=name)
+    def one(hub: Hub) -> str:
+        return running(hub, name)
+
+    return one
+
+
 def groups_of(record: Record) -> list[Path]:
     """Of the person, in each hierarchy."""
     name = os.path.dirname(os.path.dirname(record.tree))
@@ -461,6 +472,18 @@ def held_at_its_end(record: Record) -> Iterator[int]:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
             parent.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def while_it_ends(hub: Hub, name: str) -> Iterator[Future[None]]:
+    """The server of *name* is stopped, which is not over as long as this lasts: what was ready for
+    it does not end."""
+    record = hub.record(name)
+    with ThreadPoolExecutor(1) as apart, held_at_its_end(ready_for(hub, name)) as killed:
+        stopped = apart.submit(hub.stop, name)
+        await_end(record)
+        assert is_readable(killed, PATIENCE_SECONDS)
+        yield stopped
 
 
 def environment_of(record: Record, name: str) -> str:

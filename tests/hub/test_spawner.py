@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attacks
@@ -33,19 +32,18 @@ from hub_server import (
     check_a_stop_leaves_nothing,
     environment_of,
     groups_of,
-    held_at_its_end,
     is_gone,
     is_same,
     marks_of_hub,
     names_of_nurseries,
     nurseries_of,
+    person,
     ready_for,
-    running,
     serving,
     type_at,
+    while_it_ends,
 )
 
-from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.facilities.ids.facts import FIRST_PERSONS_ID, IDS
 
 pytestmark = marks_of_hub("cgroup-memory")
@@ -87,14 +85,7 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def ann(hub: Hub) -> str:
-    return running(hub, "ann")
-
-
-@pytest.fixture
-def bob(hub: Hub) -> str:
-    return running(hub, "bob")
+ann, bob = map(person, PEOPLE[:2])
 
 
 # -- what works
@@ -487,10 +478,7 @@ def test_a_hub_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_next(
     hub: Hub, ann: str
 ) -> None:
     record = hub.record(ann)
-    with ThreadPoolExecutor(1) as apart, held_at_its_end(ready_for(hub, ann)) as killed:
-        stopped = apart.submit(hub.stop, ann)
-        await_end(record)
-        assert is_readable(killed, PATIENCE_SECONDS)
+    with while_it_ends(hub, ann) as stopped:
         hub.end(signal.SIGKILL)
         assert isinstance(stopped.exception(), requests.ConnectionError)
         hub.start()

@@ -13,7 +13,6 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,12 @@ from hub_server import (
     is_gone,
     is_same,
     marks_of_hub,
+    person,
     ready_for,
-    running,
     serving,
+    while_it_ends,
 )
 
-from sandbox_provisioner.descriptors import is_readable
 from sandbox_provisioner.records import open_init
 
 pytestmark = marks_of_hub("cgroup-memory", "ordinary-user")
@@ -76,14 +75,7 @@ def hub() -> Iterator[HubOfAccount]:
         yield hub
 
 
-@pytest.fixture
-def una(hub: HubOfAccount) -> str:
-    return running(hub, "una")
-
-
-@pytest.fixture
-def ben(hub: HubOfAccount) -> str:
-    return running(hub, "ben")
+una, ben = map(person, PEOPLE[:2])
 
 
 # -- what works
@@ -228,9 +220,9 @@ def test_a_server_that_is_stopped_while_there_is_no_broker_leaves_nothing_when_t
     hub: HubOfAccount, una: str
 ) -> None:
     record = hub.record(una)
-    ready_for(hub, una)
-    hub.broker.close()
-    hub.stop(una)
+    with hub.kernel(una):
+        hub.broker.close()
+        hub.stop(una)
     end = open_init(record)
     assert end is not None  # it runs
     os.close(end)
@@ -243,10 +235,7 @@ def test_a_broker_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_ne
     hub: HubOfAccount, una: str
 ) -> None:
     record = hub.record(una)
-    with ThreadPoolExecutor(1) as apart, held_at_its_end(ready_for(hub, una)) as killed:
-        stopped = apart.submit(hub.stop, una)
-        await_end(record)
-        assert is_readable(killed, PATIENCE_SECONDS)
+    with while_it_ends(hub, una) as stopped:
         hub.broker.kill()
         hub.broker.start()
         assert not is_gone(hub, record)
