@@ -57,6 +57,7 @@ c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{ports[2]}"
 c.JupyterHub.authenticator_class = "dummy"
 c.Authenticator.allow_all = True
 c.JupyterHub.cleanup_servers = False
+c.JupyterHub.init_spawners_timeout = {patience}  # it runs when it has looked after all servers
 c.JupyterHub.services = [{{"name": "tests", "api_token": "{token}"}}]
 c.JupyterHub.load_roles = [{{"name": "tests", "services": ["tests"], "scopes": [
     "admin:users", "admin:servers", "access:servers", "list:users", "read:users:activity"]}}]

@@ -481,8 +481,8 @@ def test_a_hub_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_next(
     with while_it_ends(hub, ann) as stopped:
         hub.end(signal.SIGKILL)
         assert isinstance(stopped.exception(), requests.ConnectionError)
-        hub.start()
         assert not is_gone(hub, record)
+    hub.start()
     while ann in hub.people() or not is_gone(hub, record):
         pass
 
