@@ -220,7 +220,10 @@ class Daemon:
         fds: tuple[int, ...] = ()
         early = Early()
         is_one_of_few = self._of_user[first_of_range(uid)] <= self._kernels.desk.together
-        starts = is_one_of_few and connection.is_quiet()
+
+        def starts() -> bool:
+            return is_one_of_few and connection.is_quiet()
+
         who = partial(self._kernels.desk.peer, uid, gid)
         looked = asyncio.ensure_future(off_loop(early.look, who, starts))
         try:

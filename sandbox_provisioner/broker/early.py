@@ -2,7 +2,7 @@
 
 Who asks is looked up while the question is on its way. A server calls before it has made its wish
 (`launcher.py`), which takes it some milliseconds; what is no wish comes with the connection. So
-where nothing has come when the connection is accepted, a start is on its way, and the host is
+where nothing has come when it is known who asks, a start is on its way, and the host is
 looked at meanwhile.
 """
 
@@ -31,15 +31,16 @@ class Early:
         self._eyes: Eyes | None = None
         self._since = 0.0
 
-    def look(self, who: Callable[[], Peer], starts: bool) -> None:
-        """In a thread: look up *who* asks, and, if a start is on its way, all the rest. What cannot
-        be had now the start itself looks for, and tells."""
+    def look(self, who: Callable[[], Peer], starts: Callable[[], bool]) -> None:
+        """In a thread: look up *who* asks, and, if a start is on its way then, all the rest: beside
+        one that has come it would only take the interpreter from it. What cannot be had now the
+        start itself looks for, and tells."""
         try:
             self._peer.set_result(peer := who())
         except BaseException as error:
             self._peer.set_exception(error)
             return
-        if starts:
+        if starts():
             self._look_on(peer)
 
     def _look_on(self, peer: Peer) -> None:

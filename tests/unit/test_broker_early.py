@@ -111,7 +111,7 @@ def test_what_was_seen_long_ago_is_looked_at_anew(
     looks: list[Ground], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     early = Early()
-    early.look(lambda: SOMEBODY, starts=True)
+    early.look(lambda: SOMEBODY, lambda: True)
     assert early.ground() is looks[0] and len(looks) == 1
     monkeypatch.setattr(early, "_since", time.monotonic() - 60)
     assert early.ground() is looks[1]
@@ -124,7 +124,7 @@ def test_a_look_that_fails_is_the_starts_to_tell(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Ground, "probe", fail)
     early = Early()
-    early.look(lambda: SOMEBODY, starts=True)
+    early.look(lambda: SOMEBODY, lambda: True)
     assert asyncio.run(early.peer()) is SOMEBODY
     with pytest.raises(OSError, match="the disk is broken"):
         early.ground()
@@ -135,7 +135,7 @@ def test_who_may_not_ask_has_nothing_looked_at(looks: list[Ground]) -> None:
         raise SpecError(attempt="ask", answer="no", remedy="Go.")
 
     early = Early()
-    early.look(refuse, starts=True)
+    early.look(refuse, lambda: True)
     with pytest.raises(SpecError, match="no"):
         asyncio.run(early.peer())
     assert not looks
@@ -148,7 +148,7 @@ def test_eyes_that_were_opened_early_end_with_the_start(are_taken: bool) -> None
         return sum(thread.name == "sandbox-eyes" for thread in threading.enumerate())
 
     before, early = looking(), Early()
-    early.look(lambda: SOMEBODY, starts=True)
+    early.look(lambda: SOMEBODY, lambda: True)
     assert looking() == before + 1
     if are_taken:
         eyes = early.eyes(SOMEBODY)
