@@ -29,7 +29,9 @@ SECTIONS = {
     "systemd": "SystemdSpawner",
     "subgroup": "SystemdSpawner",
     "ours": "Our spawner",
+    "account": "A hub that is not root",
 }
+BIN = f"{sys.prefix}/bin"
 FOLDER = Path("/srv/hub")
 TOKEN = "a-token-of-the-tests-0123456789"
 SECRET = "0123456789abcdef"
@@ -45,6 +47,8 @@ c.JupyterHub.services = [{{"name": "tests", "api_token": "{TOKEN}"}}]
 c.JupyterHub.load_roles = [{{"name": "tests", "services": ["tests"], "scopes": [
     "admin:users", "admin:servers", "access:servers", "list:users"]}}]
 c.Spawner.start_timeout = c.Spawner.http_timeout = {PATIENCE_SECONDS}
+"""
+PROXY_APART = f"""
 c.ConfigurableHTTPProxy.should_start = False
 c.ConfigurableHTTPProxy.auth_token = "{SECRET}"
 """
@@ -58,12 +62,18 @@ Environment=CONFIGPROXY_AUTH_TOKEN={SECRET}
 ExecStart=/opt/proxy/node /opt/proxy/node_modules/.bin/configurable-http-proxy --ip 127.0.0.1 \
     --port 8000 --api-ip 127.0.0.1 --api-port 8001 --error-target http://127.0.0.1:8081/hub/error
 """
-HUB = """[Service]
-ExecStart=/opt/jupyter/bin/python -m jupyterhub -f /srv/hub/jupyterhub_config.py
+# As `npm install -g` has it.
+INSTALLED_PROXY = """#!/bin/sh
+exec /opt/proxy/node /opt/proxy/node_modules/.bin/configurable-http-proxy "$@"
+"""
+HUB = f"""[Service]
+ExecStart={BIN}/python -m jupyterhub -f /srv/hub/jupyterhub_config.py
 WorkingDirectory=/srv/hub
-Environment=PATH=/opt/jupyter/bin:/usr/bin:/bin
+Environment=PATH={BIN}:/usr/bin:/bin
 KillMode=process
 """
+ACCOUNT, GROUP = "jupyterhub", "jupyter-users"
+RECORDS = Path("/run/sandbox-provisioner")
 LOOK = """
 import json, os
 status = open("/proc/self/status").read()
@@ -90,7 +100,11 @@ def main(name: str) -> None:
         assert owner(f"/home/{person}/by-kernel") == owner(f"/home/{person}")
         kernels[person].run("x = 41")
     shell("jupyter-sandbox list")
-    shell("jupyter-sandbox doctor --hub --user alice")
+    if name == "account":
+        check_account()
+        shell("systemctl restart sandbox-broker")
+    else:
+        shell("jupyter-sandbox doctor --hub --user alice")
     shell("systemctl restart jupyterhub")
     await_hub()
     for person, kernel in kernels.items():
@@ -100,17 +114,80 @@ def main(name: str) -> None:
             time.sleep(1)
     left = shell("jupyter-sandbox list --json")
     assert json.loads(left) == [], left
-    shell("systemctl stop jupyterhub proxy")
+    if name == "account":
+        shell("systemctl stop jupyterhub sandbox-broker.socket sandbox-broker.service")
+        check_nothing_is_left()
+    else:
+        shell("systemctl stop jupyterhub proxy")
     print(f"{name}: all as its page says")
 
 
 def code_of(section: str, kind: str) -> list[str]:
     """The pieces of code of *kind* in a section of the page."""
     text = PAGE.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+    pieces = (piece.partition("\n") for piece in text.split("```")[1::2])
+    return [code for told, _, code in pieces if told == kind]
 
 
 def set_up(name: str) -> None:
+    if name == "account":
+        set_up_account()
+    else:
+        set_up_root(name)
+    await_hub()
+
+
+def set_up_account() -> None:
+    """Word for word, but for the environment, which is there, and how people log in."""
+    section = SECTIONS["account"]
+    _, install, enable, _ = code_of(section, "")
+    (policy,), (configuration,), (unit,) = (
+        code_of(section, kind) for kind in ("toml", "python", "ini")
+    )
+    assert f'account = "{ACCOUNT}"' in policy and f'groups = ["{GROUP}"]' in policy
+    write_script(Path("/usr/local/bin/configurable-http-proxy"), INSTALLED_PROXY)
+    shell(f"groupadd {GROUP}")
+    for person in PEOPLE:
+        shell(f"usermod --append --groups {GROUP} {person}")
+    for line in install.splitlines():
+        if "venv" not in line and "pip install" not in line:
+            shell(line)
+    make_volumes("/srv/shared")
+    for folder in ("/etc/jupyter", "/etc/jupyterhub"):
+        shutil.rmtree(folder, ignore_errors=True)
+        Path(folder).mkdir()
+    Path("/etc/jupyter/sandbox.toml").write_text(policy)
+    config = Path("/etc/jupyterhub/jupyterhub_config.py")
+    config.write_text(configuration + CONFIG + NO_NETWORK)
+    Path("/etc/systemd/system/jupyterhub.service").write_text(unit)
+    for line in enable.splitlines():
+        shell(line)
+
+
+def check_account() -> None:
+    """What the page has people check, while two have a server and a kernel."""
+    *_, check = code_of(SECTIONS["account"], "")
+    for line in check.splitlines():
+        shell(line)
+    main_pid = shell("systemctl show --value --property=MainPID jupyterhub").strip()
+    status = Path(f"/proc/{main_pid}/status").read_text()
+    uid = pwd.getpwnam(ACCOUNT).pw_uid
+    assert re.search(rf"^Uid:\t{uid}\t{uid}\t", status, re.MULTILINE), status
+    assert "CapBnd:\t0000000000000000" in status and "NoNewPrivs:\t1" in status, status
+
+
+def check_nothing_is_left() -> None:
+    """Of servers and kernels, when all have stopped, and with them their hub and the broker."""
+    assert not list(RECORDS.glob("*/record.json")), list(RECORDS.iterdir())
+    groups = [str(path) for path in Path("/sys/fs/cgroup").glob("**/sandbox-provisioner/*")
+              if path.is_dir()]  # fmt: skip
+    assert not groups, groups
+    for name in (*PEOPLE, ACCOUNT):
+        found = subprocess.run(["pgrep", "--uid", name], stdout=subprocess.PIPE, check=False)
+        assert not found.stdout, (name, found.stdout)
+
+
+def set_up_root(name: str) -> None:
     shell("systemctl stop jupyterhub proxy 2>&1 || true")
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
@@ -119,12 +196,13 @@ def set_up(name: str) -> None:
         configuration += more[0]
     # A gateway has 10 s to answer, and here its Python may take longer.
     without = NO_NETWORK if name == "ours" else ""
-    (FOLDER / "jupyterhub_config.py").write_text(configuration + CONFIG + without)
-    write_script(Path("/opt/jupyter/bin/delegated"), *code_of("SystemdSpawner", "sh"))
+    config = configuration + CONFIG + PROXY_APART + without
+    (FOLDER / "jupyterhub_config.py").write_text(config)
+    write_script(Path(f"{BIN}/delegated"), *code_of("SystemdSpawner", "sh"))
     jupyter = Path("/etc/jupyter")
     shutil.rmtree(jupyter, ignore_errors=True)
     if name == "ours":  # whose kernels are in a box already
-        make_volumes()
+        make_volumes("/srv/data")
     else:
         jupyter.mkdir()
         servers, lab, *_ = code_of("What every server needs", "python")
@@ -138,7 +216,6 @@ def set_up(name: str) -> None:
         shell("jupyter-sandbox broker --install")
         shell("systemctl daemon-reload; systemctl start sandbox-broker.socket")
     shell("systemctl daemon-reload; systemctl start proxy jupyterhub")
-    await_hub()
 
 
 def write_script(path: Path, text: str) -> None:
@@ -146,12 +223,12 @@ def write_script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def make_volumes() -> None:
+def make_volumes(shared: str) -> None:
     """Those that the page has."""
     Path("/srv/course").mkdir(exist_ok=True)
     for person in PEOPLE:
         account = pwd.getpwnam(person)
-        folder = Path("/srv/data", person)
+        folder = Path(shared, person)
         folder.mkdir(parents=True, exist_ok=True)
         os.chown(folder, account.pw_uid, account.pw_gid)
 
@@ -159,7 +236,7 @@ def make_volumes() -> None:
 def shell(command: str) -> str:
     """What it prints, which is told; `jupyter sandbox` is that of the environment."""
     done = subprocess.run(
-        ["sh", "-c", f"PATH=/opt/jupyter/bin:$PATH; {command}"],
+        ["sh", "-c", f"PATH={BIN}:$PATH; {command}"],
         cwd="/", check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     print(done.stdout, end="")
@@ -202,7 +279,8 @@ def ask(method: str, path: str, body: Any = None) -> Any:
 
 def begin(person: str) -> None:
     """Start the server of *person*, and return when it is there."""
-    ask("POST", f"/hub/api/users/{person}")
+    if person not in [user["name"] for user in ask("GET", "/hub/api/users")]:
+        ask("POST", f"/hub/api/users/{person}")
     ask("POST", f"/hub/api/users/{person}/server")
     while True:
         server = ask("GET", f"/hub/api/users/{person}")["servers"].get("", {})
