@@ -35,7 +35,6 @@ from sandbox_provisioner.warm.make_nursery import make_nursery
 
 # Where Linux was built with such quotas: in the lane of the virtual machine.
 _OF_QUOTAS = [
-    "broker/test_limited_work_directory.py",
     "hub/test_limited_home.py",
     "inside/test_folder_limit.py",
     "inside/test_workdir_limit.py",

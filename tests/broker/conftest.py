@@ -14,6 +14,8 @@ from facilities import missing
 
 # As a service it runs where systemd does: in the lane of the virtual machine.
 collect_ignore = ["test_units.py"] if missing("systemd-booted") else []
+# Where there are such quotas; pytest asks the nearest conftest alone.
+collect_ignore += ["test_limited_work_directory.py"] if missing("project-quotas") else []
 
 
 @pytest.fixture(scope="module")
