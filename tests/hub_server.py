@@ -234,8 +234,9 @@ class Hub:
         path = f"api/kernels/{kernel_id}/channels"
         with contextlib.closing(self.connect(name, path)) as connection:
             yield Kernel(kernel_id, connection)
-        if is_new:  # or its server has ended meanwhile
-            self.ask(name, "DELETE", f"/kernels/{kernel_id}")
+        # jupyter_client fails where it is just being restarted; its server may have ended, too.
+        while is_new and self.ask(name, "DELETE", f"/kernels/{kernel_id}").status_code == 500:
+            pass
 
     def in_server(self, name: str, code: str, *words: str) -> str:
         """What the Python program *code*, with *words*, shows in the box of *name*'s server."""
