@@ -190,6 +190,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         self._tap: LastWords | None = None
         self._place = contextlib.AsyncExitStack()  # among those that start cold now
         self._ending = False
+        self._starts = False  # or is about to, in a restart
+        self._given_up = False  # it was shut down since
         self._busy: bool | None = None  # as it was noted down
         self._restart_limit: int | None = None  # what it is where somebody has stopped the kernel
         self._ends_file: EndsFile | None = None
@@ -389,12 +391,16 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Called by the manager before every start and restart: options, transport, command."""
+        self._starts = True
         try:
             with self._told():
                 async with one_after_another():
                     return await self._prepared(kwargs)
         except SandboxError as error:
             raise await self._refuse(error) from error
+        except BaseException:
+            self._starts = self._given_up = False
+            raise
 
     async def _prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         self._refuse_unknown_keys()
@@ -412,14 +418,18 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Called by the manager after `pre_launch`: returns when the kernel's sockets are there."""
+        self._starts = True
         try:
             with self._told():
                 handle = await self._launched(cmd, kwargs)
+                self._check_wanted()
         except SandboxError as error:
             raise await self._refuse(error) from error
         except BaseException:
             await self._close()
             raise
+        finally:
+            self._starts = self._given_up = False
         self.pid = self.pgid = handle.pid
         return self.connection_info
 
@@ -428,6 +438,17 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         jupyter_client and its callers have an error of their own for."""
         attempt = f"start the kernel {self.kernel_spec.display_name!r}"
         return told_as_internal_error(attempt, but=(HTTPError, TraitError))
+
+    def _check_wanted(self) -> None:
+        """Whoever shuts a kernel down while it restarts knows nothing of the start: the kernel
+        would be nobody's, and live on for as long as the server does."""
+        if self._given_up:
+            raise LaunchError(
+                attempt=f"start the kernel {self.kernel_spec.display_name!r}",
+                answer="it was shut down meanwhile",
+                remedy="Start it again if you want it.",
+                step="wait-for-kernel",
+            )
 
     async def _launched(self, cmd: list[str], kwargs: dict[str, Any]) -> Handle:
         await self._close()  # of a manager that starts again without a shutdown
@@ -653,6 +674,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
 
     async def _refuse(self, error: SandboxError) -> StartRefused:
         """Undo the start: nobody calls `cleanup` after a failed one."""
+        self._starts = self._given_up = False
         is_ours = isinstance(error, InternalError)
         self.log.error("%s", error, exc_info=error.__cause__ if is_ours else None)
         person = self.terms.person.name if self.terms else user_name()
@@ -727,7 +749,10 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         self._ending = True
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Called last, but twice by nbclient, or alone while the kernel is still there."""
+        """Called last, but twice by nbclient, or alone while the kernel is still there, or while
+        it restarts."""
+        self._given_up = self._starts and not restart
+        self._starts = self._starts or restart
         await self._close()
         if not restart and self._launcher:
             await off_loop(self._launcher.forget, self.sandbox_id)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from fnmatch import translate
 from weakref import WeakValueDictionary
 
-from sandbox_provisioner.broker.burials import Burials
+from sandbox_provisioner.broker.burials import Burials, broken_off
 from sandbox_provisioner.contract import WarmUnavailable
 from sandbox_provisioner.errors import SandboxError, told_as_internal_error
 from sandbox_provisioner.facilities.environment.plan.variables import HARMLESS
@@ -218,7 +218,9 @@ class Prepared:
 
     def let_go(self) -> None:
         """Make nothing more, and leave what is there to whoever comes after us."""
-        self._drop_all()
+        self._drop_next()
+        for task in self._tasks.values():
+            task.cancel()
         for _, handle, burial in self._nurseries.values():
             burial.cancel()
             handle.let_go()
@@ -226,13 +228,10 @@ class Prepared:
 
     async def stop(self) -> None:
         """Let what is half made be undone."""
-        tasks = list(self._tasks.values())
-        self._drop_all()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._drop_next()
+        await broken_off(list(self._tasks.values()))
 
-    def _drop_all(self) -> None:
-        for task in self._tasks.values():
-            task.cancel()
+    def _drop_next(self) -> None:
         while self._next:
             self._next.popitem()[1].drop()
 

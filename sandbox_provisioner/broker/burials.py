@@ -7,7 +7,7 @@ whoever was ending its kernels. Who removes something is not: nobody else would 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any
 
 
@@ -28,3 +28,13 @@ class Burials:
         """Return when all are, also those that others have begun."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+
+async def broken_off(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Have *tasks* undo what they are at, and wait for it; by whoever comes here first, since a
+    second cancellation, which `asyncio.gather` hands on as well, would break off the undoing."""
+    for task in tasks:
+        if not task.cancelling():
+            task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

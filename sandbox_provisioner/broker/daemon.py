@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from sandbox_provisioner.broker.burials import broken_off
 from sandbox_provisioner.broker.early import Early
 from sandbox_provisioner.broker.frames import (
     MOST_BYTES,
@@ -143,9 +144,7 @@ class Daemon:
     async def close(self) -> None:
         """Listen no more, and answer nobody any more."""
         apart(self._listener.close)  # who was not accepted may have sent descriptors
-        for task in (tasks := list(self._tasks)):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await broken_off(list(self._tasks))
         for parked in self._parked.values():
             for connection in parked:
                 apart(connection.close)

@@ -251,6 +251,32 @@ def test_cleanup_alone_ends_a_living_kernel(kernel: Any, runtime_dir: Path) -> N
         assert not k.provisioner.has_process
 
 
+@pytest.mark.parametrize("moment", ["pre_launch", "launch_kernel"])
+def test_a_kernel_that_is_shut_down_while_it_restarts_is_gone(
+    kernelspec: Any, runtime_dir: Path, moment: str
+) -> None:
+    async def race() -> None:
+        manager = AsyncKernelManager(kernel_name=kernelspec(), transport="ipc")
+        await manager.start_kernel()
+        assert manager.provisioner
+        begun, called = asyncio.Event(), getattr(manager.provisioner, moment)
+
+        async def told(*args: Any, **options: Any) -> Any:
+            begun.set()
+            return await called(*args, **options)
+
+        setattr(manager.provisioner, moment, told)
+        restart = asyncio.ensure_future(manager.restart_kernel(now=True))
+        await begun.wait()
+        with contextlib.suppress(asyncio.InvalidStateError):  # both tell the same future
+            await manager.shutdown_kernel(now=True)
+        with pytest.raises((StartRefused, asyncio.InvalidStateError)):
+            await restart
+
+    asyncio.run(race())
+    assert not kernels_of(runtime_dir)
+
+
 def test_a_signal_after_death_hits_nobody(kernel: Any) -> None:
     with kernel() as k:
         k.provisioner.handle.kill()

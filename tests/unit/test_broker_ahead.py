@@ -157,6 +157,48 @@ def test_what_is_not_made_is_dropped_once(
     assert dropped == [7]
 
 
+@pytest.mark.parametrize("gives_up", [True, False], ids=["the-first-gives-up", "two-wait"])
+def test_what_is_half_made_is_undone_however_often_it_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, gives_up: bool
+) -> None:
+    """A server's end is seen, and its hub asks for it: both end what is made for it."""
+
+    async def idle(_: float) -> None:
+        """It is."""
+
+    async def check() -> None:
+        made, begun, undoing, go_on = prepared(), *(asyncio.Event() for _ in range(3))
+        undone = False
+
+        async def make() -> int:
+            nonlocal undone
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                undoing.set()
+                await go_on.wait()
+                undone = True
+            return 1
+
+        made.want(Job(of=7, name=("a", "b"), make=make, drop=lambda: None))
+        await begun.wait()
+        first = asyncio.ensure_future(made.end())
+        await undoing.wait()
+        if gives_up:
+            first.cancel()
+            await asyncio.wait([first])
+        second = asyncio.ensure_future(made.end())
+        await asyncio.wait([second], timeout=0.01)
+        assert not second.done()
+        go_on.set()
+        await second
+        assert undone
+
+    monkeypatch.setattr(ahead, "idle", idle)
+    asyncio.run(check())
+
+
 def test_a_nursery_that_has_ended_takes_no_place_of_a_new_one(tmp_path: Path) -> None:
     """However many kernels of it there are."""
 
