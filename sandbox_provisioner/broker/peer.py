@@ -162,8 +162,8 @@ class Connection:
             await loop.sock_sendall(self.socket, text[sent:])
 
     def is_quiet(self) -> bool:
-        """Whether nothing has come so far."""
-        return not self.heard_bytes and not self._waiting_bytes()
+        """Whether nothing has come so far; from any thread, while another one may be reading."""
+        return not self._waiting_bytes() and not self.heard_bytes
 
     def _waiting_bytes(self) -> int:
         waiting = fcntl.ioctl(self.socket, termios.FIONREAD, bytes(4))

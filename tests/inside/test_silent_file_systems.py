@@ -112,7 +112,7 @@ def test_a_kernel_beside_a_server_is_refused_in_time_and_some_take_no_thread_mor
     def granted() -> list[str]:
         with ExitStack() as opened:
             peer = Peer("ann", uid, uid, frozenset({uid}), "/")
-            asked = desk.judged(peer, wish, [], opened)
+            asked = desk.judged(peer, wish, [], eyes.Eyes.of(peer), opened)
             return [place.source for place in asked.caller.granted.values()]
 
     for _ in range(4):

@@ -19,7 +19,7 @@ from sandbox_provisioner.broker import daemon
 from sandbox_provisioner.broker.daemon import Daemon
 from sandbox_provisioner.broker.early import Early
 from sandbox_provisioner.broker.frames import frame
-from sandbox_provisioner.broker.peer import Peer
+from sandbox_provisioner.broker.peer import Connection, Peer
 from sandbox_provisioner.broker.wishes import written
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.host import Ground
@@ -73,20 +73,19 @@ def test_the_host_is_looked_at_while_the_wish_is_thought_of(
     serve(tmp_path / "socket", kernels, scene)
 
 
-def test_for_what_comes_with_its_connection_nobody_looks_at_the_host(
-    tmp_path: Path, looks: list[Ground]
-) -> None:
-    """It is no start."""
+def test_where_something_has_come_no_start_is_on_its_way() -> None:
+    """Then nobody looks at the host: it is there with the connection, or was read by now."""
 
-    async def scene(_: Daemon) -> None:
-        for _ in range(8):
-            with connected(tmp_path / "socket") as asks:
-                asks.sendall(QUESTION)  # nothing is accepted before somebody waits
-                asks.setblocking(False)
-                assert await read(asks)
-        assert not looks
+    async def scene(connection: Connection, asks: socket.socket) -> None:
+        assert connection.is_quiet()
+        asks.sendall(QUESTION)
+        assert not connection.is_quiet()
+        await connection.message()
+        assert not connection.is_quiet()
 
-    serve(tmp_path / "socket", Kernels({"kernels": []}), scene)
+    asks, answers = socket.socketpair()
+    with asks, contextlib.closing(Connection(answers)) as connection:
+        asyncio.run(scene(connection, asks))
 
 
 def test_who_calls_very_often_and_says_nothing_has_the_host_looked_at_for_a_few_alone(
