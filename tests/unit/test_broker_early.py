@@ -143,19 +143,17 @@ def test_who_may_not_ask_has_nothing_looked_at(looks: list[Ground]) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes a user")
 @pytest.mark.parametrize("are_taken", [False, True])
 def test_eyes_that_were_opened_early_end_with_the_start(are_taken: bool) -> None:
-    def looking() -> int:
-        return sum(thread.name == "sandbox-eyes" for thread in threading.enumerate())
+    def looking() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "sandbox-eyes"}
 
-    before, early = looking(), Early()
+    before, early = looking(), Early()  # those of tests before may still be ending
     early.look(lambda: SOMEBODY, lambda: True)
-    assert looking() == before + 1
+    [ours] = looking() - before
     if are_taken:
         eyes = early.eyes(SOMEBODY)
         with eyes.open():
-            assert eyes(threading.current_thread).name == "sandbox-eyes"
-            assert looking() == before + 1  # it is that one
+            assert eyes(threading.current_thread) is ours
+            assert looking() - before == {ours}
     early.close()
-    deadline = time.monotonic() + 10
-    while looking() > before:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    ours.join(10)
+    assert not ours.is_alive()
