@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -129,6 +130,9 @@ class Broker:
             self.command(), env=self.environment(),
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        assert self.process.stderr
+        # Who asks for thousands of things hears only later what it tells of them, and it would wait.
+        fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, 1 << 20)
         self.heard("listen")
 
     def heard(self, event: str, sandbox_id: str = "") -> dict[str, Any]:
