@@ -131,7 +131,7 @@ class Broker:
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stderr
-        # Who asks for thousands of things hears only later what it tells of them, and it would wait.
+        # Who asks for thousands of things listens only later, and it would wait.
         fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, 1 << 20)
         self.heard("listen")
 
