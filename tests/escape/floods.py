@@ -28,7 +28,9 @@ from sandbox_provisioner.provisioner import StartRefused
 MEBIBYTE = 1 << 20
 A_GO = last_words._A_GO
 STATUS = "crafted status messages, read on the event loop"
-# As fast as it can, to whoever listens, from the thread that has the socket.
+# As fast as it can, to whoever listens, from the thread that has the socket. Nobody may stop
+# listening meanwhile: where one of its subscribers goes while libzmq 4.3.5 changes a socket's high
+# water mark, its I/O thread ends the process now and then by SIGSEGV.
 FLOOD = """
 import threading
 thread, done = get_ipython().kernel.iopub_thread, threading.Event()
@@ -82,10 +84,18 @@ def plain(stage):
         manager.shutdown_kernel(now=True)
 
 
+def await_heard(kernel, tap):
+    """Until what the kernel publishes arrives: a connection is made aside, and a publisher drops
+    what nobody has subscribed to."""
+    while not tap._last:
+        answered(kernel, "1")
+        tap.drain()
+
+
 def most_at_once(found):
     """How much of a flood is read while nobody else has a turn."""
     kernel, tap = found
-    kernel.client.iopub_channel.stop()
+    await_heard(kernel, tap)
     noted, most, sent, seen, note = 0, 0, set(), set(), tap._note
 
     def count(frames):
@@ -134,7 +144,7 @@ def kept(found):
     """Whether big messages wait in this process until somebody reads them, or end the connection
     that they come by."""
     kernel, tap = found
-    kernel.client.iopub_channel.stop()
+    await_heard(kernel, tap)
     amount, receive = 0, tap._receive
 
     def measure():
