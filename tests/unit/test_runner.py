@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.vm import __main__ as vm
+
 TESTS = Path(__file__).parents[1]
 # Our own name is "tests.__main__" only for `python -m tests`.
 _spec = importlib.util.spec_from_file_location("runner", TESTS / "__main__.py")
@@ -219,6 +221,52 @@ def test_what_may_not_be_unsteady_fails_the_run_at_once(project, capfd, told, op
     assert "UNSTEADY" not in out
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        FLAKY.replace("test_flaky", "test_it_works_without_the_box"),
+        FLAKY.replace('assert there, "a hiccup"', "if not there: raise TimeoutError"),
+    ],
+    ids=["a control", "an attempt without an answer"],
+)
+def test_what_tells_nothing_of_a_wall_may_be_unsteady(project, capfd, text):
+    assert project(main="escape", test_it=text) == 0
+    assert "UNSTEADY: tests/escape/test_it.py::test_" in capfd.readouterr().out
+
+
+FAILS = '<testcase classname="tests.{}.test_it" name="{}"><failure message="assert 0"/></testcase>'
+PASSES = '<testcase classname="tests.{}.test_it" name="{}"/>'
+
+
+@pytest.mark.parametrize(
+    ("room", "stays", "status"),
+    [("room", "", 0), ("room", "user", 1), ("escape", "", 1)],
+    ids=["it passes alone", "it fails again in one set-up", "a wall"],
+)
+def test_what_fails_in_the_guest_runs_again_where_it_failed(
+    tmp_path, monkeypatch, room, stays, status
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SANDBOX_ARTEFACTS", "artefacts")
+    Path("tests", room).mkdir(parents=True)
+    Path("tests", room, "test_it.py").touch()
+    runs = []
+
+    def run(setup, chosen, results):
+        fails = setup.name == stays if chosen != ["all"] else setup.name != "units"
+        runs.append((setup.name, *chosen))
+        results.write_text(
+            f"<testsuite>{(FAILS if fails else PASSES).format(room, 'test_x')}</testsuite>"
+        )
+        return int(fails)
+
+    monkeypatch.setattr(vm, "run", run)
+    setups = [setup for setup in vm.SETUPS if setup.name in {"root", "user", "units"}]
+    assert vm.run_all(setups, ["all"]) == status
+    again = [(name, "tests/room/test_it.py::test_x") for name in ("root", "user")]
+    assert runs[3:] == (again if room == "room" else [])
+
+
 def test_a_linter_that_finds_fault_ends_the_other_lanes_and_begins_no_test(project, capfd):
     waits = "import os\ndef test_waits(): os.read(os.pipe()[0], 1)"
     linters = [("pytest", "--version"), ("nowhere-to-be-found",)]
@@ -230,9 +278,9 @@ def test_a_linter_that_finds_fault_ends_the_other_lanes_and_begins_no_test(proje
 
 def test_four_tests_that_have_failed_are_too_many_to_be_unsteady():
     failures = {runner.unsteady.Case("tests.room.test_it", f"test_{n}"): "" for n in range(4)}
-    assert "at most 3" in runner.unsteady.why_not_again(failures, [], [0])
+    assert "at most 3" in runner.unsteady.why_not_again(failures, [], [], [0])
     failures.popitem()
-    assert runner.unsteady.why_not_again(failures, [], [0]) == ""
+    assert runner.unsteady.why_not_again(failures, [], [], [0]) == ""
 
 
 def test_a_test_of_an_inner_pytest_is_run_again_by_the_test_that_runs_it(project, capfd):

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
+from tests import unsteady
 from tests.vm.environments import PYTHON, REPOSITORY, environment
 
 VM = Path(__file__).with_name("vm")
@@ -125,11 +126,28 @@ def main() -> int:
         try:
             if vm("start", *shares):
                 return 1
-            failed = [setup.name for setup in setups if run(setup, chosen)]
+            status = run_all(setups, chosen)
         finally:
             vm("stop")
-    say(f"{', '.join(failed) or 'nothing'} failed, {time.monotonic() - begin:.0f} s in all")
-    return 1 if failed else 0
+    told = "something" if status else "nothing"
+    say(f"{told} failed, {time.monotonic() - begin:.0f} s in all")
+    return status
+
+
+def run_all(setups: Sequence[Setup], chosen: Sequence[str]) -> int:
+    """0 if all of *setups* went well; what fails there may be unsteady as elsewhere."""
+    statuses = {results(setup.name): run(setup, chosen, results(setup.name)) for setup in setups}
+
+    def again(case: unsteady.Case, report: Path) -> list[Path]:
+        """In each set-up in which it has failed."""
+        found = []
+        for setup in setups:
+            if case in unsteady.failures_of([results(setup.name)]):
+                found.append(report.with_stem(f"{report.stem}-{setup.name}"))
+                run(setup, [str(case)], found[-1])
+        return found
+
+    return unsteady.settle(statuses, [], results("all").parent, again)
 
 
 def say(text: str) -> None:
@@ -180,16 +198,17 @@ def vm(*words: str) -> int:
     return subprocess.run([str(VM), *words], check=False).returncode
 
 
-def run(setup: Setup, chosen: Sequence[str]) -> int:
-    """pytest's exit status for one set-up; 5, no test was chosen, is fine if somebody chose."""
-    report = f"/tmp/junit-{setup.name}.xml"
+def run(setup: Setup, chosen: Sequence[str], results: Path) -> int:
+    """pytest's exit status for one set-up; 5, no test was chosen, is fine if somebody chose. Its
+    report goes to *results*."""
+    report = f"/tmp/{results.name}"
     say(f"{setup.name} ({setup.user})")
     status = vm(
         "run", "--user", setup.user, "--cwd", SOURCES, "--timeout", str(setup.limit_seconds),
         "--", *setup.within, f"{VENV}/bin/python", *PYTEST,
         f"--junit-xml={report}", *(chosen or setup.tests),
     )  # fmt: skip
-    with results(setup.name).open("wb") as file:
+    with results.open("wb") as file:
         copy = [str(VM), "run", "--", "cat", report]
         subprocess.run(copy, check=False, stdout=file, stderr=subprocess.DEVNULL)
     return 0 if chosen and status == 5 else status
