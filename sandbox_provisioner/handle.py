@@ -574,7 +574,10 @@ def _new_repositories(record: Record) -> tuple[str, ...]:
 
 
 def _subject(record: Record) -> Subject:
-    return Subject(name=short_id(record), memory_limit_bytes=record.memory_limit_bytes or 0)
+    limit = record.memory_limit_bytes or 0
+    if record.kind == SERVER:
+        return Subject(name=record.user, memory_limit_bytes=limit, what="The server of")
+    return Subject(name=short_id(record), memory_limit_bytes=limit)
 
 
 def story_of(record: Record, folder: RecordFolder, tree: CgroupTree) -> ExitStory:
@@ -594,9 +597,8 @@ def story_of(record: Record, folder: RecordFolder, tree: CgroupTree) -> ExitStor
 
 def told_of(record: Record, story: ExitStory) -> ExitStory:
     """*story* with its sentence for people, of what *record* is."""
-    if record.kind == SERVER:
-        return with_reason(story, record.user, "The server of")
-    return with_reason(story, short_id(record))
+    of = _subject(record)
+    return with_reason(story, of.name, of.what)
 
 
 def short_id(record: Record) -> str:

@@ -55,12 +55,23 @@ class EndCause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """The kernel that is spoken of: its *name* as people see it, and its cap, 0 for none;
-    *full_above* is what around it was full, in place of that cap, a clause."""
+    """The kernel that is spoken of: *what* it is and its *name* as people see it, and its cap, 0
+    for none; *full_above* is what around it was full, in place of that cap, a clause."""
 
     name: str
     memory_limit_bytes: int
     full_above: str = ""
+    what: str = "Kernel"  # or whose server it is
+
+    @property
+    def who(self) -> str:
+        """Such as "Kernel 7f3a0123", where a sentence begins."""
+        return f"{self.what} {self.name}"
+
+    @property
+    def whom(self) -> str:
+        """The same within one."""
+        return self.who[:1].lower() + self.who[1:]
 
 
 # From what stands behind a word of PID 1's to a sentence for a log; "" if it cannot be meant.

@@ -39,6 +39,7 @@ from hub_server import (
     nurseries_of,
     person,
     ready_for,
+    running,
     serving,
     type_at,
     while_it_ends,
@@ -48,7 +49,7 @@ from sandbox_provisioner.facilities.ids.facts import FIRST_PERSONS_ID, IDS
 
 pytestmark = marks_of_hub("cgroup-memory")
 
-PEOPLE = ("ann", "bob", "eve", "mallory")
+PEOPLE = ("ann", "bob", "eve", "mallory", "dora")
 MORE = """
 c.SandboxSpawner.mem_limit = "768M"
 c.SandboxSpawner.pids_limit = 150
@@ -60,6 +61,9 @@ def before(spawner):
     if spawner.user.name == "eve":
         spawner.cmd = ["sh", "-c", "echo this is the end >&2; exit 3"]
     spawner.volumes = {} if spawner.user.name == "eve" else spawner.volumes
+    if spawner.user.name == "dora":
+        spawner.disk_limit, spawner.inode_limit, spawner.shm_limit = "16M", 1024, "2M"
+        spawner.read_only_volumes = {"FOLDER/shared": "/all"}
 
 c.Spawner.pre_spawn_hook = before
 
@@ -300,6 +304,63 @@ def test_doctor_tells_that_all_of_a_persons_server_is_in_a_box(hub: Hub, ann: st
     rows = {row["facility"]: row for row in json.loads(done.stdout)}
     assert hub.record(ann).sandbox_id in rows["server"]["found"]
     assert rows["the server's token"]["state"] == "note"
+
+
+# -- how much a server can write
+
+FILL = """
+import errno, json, os
+
+def fill(path):
+    written = 0
+    try:
+        with open(path, "wb", buffering=0) as file:
+            while written < 32 << 20:
+                written += file.write(bytes(1 << 16))
+    except OSError as error:
+        return errno.errorcode[error.errno], written
+    return "all", written
+
+places = ("/tmp", "/run", "/var/tmp", "/dev/shm", "/all", os.path.expanduser("~"))
+print(json.dumps({place: fill(f"{place}/much") for place in places}))
+"""
+MAKE_FILES = """
+import errno, os
+os.unlink("/tmp/much")
+try:
+    for number in range(1 << 14):
+        open(f"/tmp/{number}", "x").close()
+except OSError as error:
+    print(errno.errorcode[error.errno], number)
+"""
+
+
+def test_a_server_writes_no_more_than_its_limits_and_goes_on_and_the_hub_tells_of_which(
+    hub: Hub, ann: str
+) -> None:
+    running(hub, "dora")
+    kept, says = hub.record("dora"), "dora: {} of the server of dora is full: it holds all that {}"
+    told = json.loads(hub.in_server("dora", FILL))
+    assert told["/tmp"][0] == "ENOSPC" and 12 << 20 < told["/tmp"][1] <= 16 << 20, told
+    assert told["/run"] == told["/var/tmp"] == ["ENOSPC", 0]  # it is one limit
+    assert told["/dev/shm"] == ["ENOSPC", 2 << 20]
+    assert told["/all"] == ["EROFS", 0]
+    assert told[str(hub.home("dora"))] == ["all", 32 << 20]  # which workdir_limit is for
+    for place, option in (("/tmp", "disk_limit"), ("/dev/shm", "shm_limit")):
+        while says.format(place, option) not in hub.log.read_text():
+            pass
+    why, made = hub.in_server("dora", MAKE_FILES).split()
+    assert why == "ENOSPC" and 900 < int(made) <= 1024
+    while says.format("/tmp", "inode_limit") not in hub.log.read_text():
+        pass
+    with hub.kernel("dora") as kernel:
+        assert kernel.run("print(6 * 7)") == "42\n"
+    assert is_same(hub.record("dora"), kept)
+    # The control: whose server has no such limit.
+    told = json.loads(hub.in_server(ann, FILL))
+    assert all(told[place] == ["all", 32 << 20] for place in ("/tmp", "/run", "/dev/shm")), told
+    hub.stop("dora")
+    assert is_gone(hub, kept)
 
 
 # -- one against the other

@@ -44,7 +44,7 @@ def machine(monkeypatch):
 
 def test_a_folder_is_told_of_once_when_it_is_full_and_again_when_it_had_room(machine):
     watched = Folders()
-    assert watched.look() == []
+    assert not watched.look()
     for _ in range(2):
         machine.now += 10
         machine.free["/dev/shm"] = 0
@@ -54,10 +54,10 @@ def test_a_folder_is_told_of_once_when_it_is_full_and_again_when_it_had_room(mac
         assert all(len(line) <= 80 for line in told.split("\n"))
         machine.now += 10
         machine.free["/dev/shm"] = 1  # a page
-        assert watched.look() == []
+        assert not watched.look()
         machine.now += 10
         machine.free["/dev/shm"] = BLOCKS
-        assert watched.look() == []
+        assert not watched.look()
 
 
 def test_it_looks_seldom_and_more_often_while_shared_memory_is_used(machine):
@@ -66,7 +66,7 @@ def test_it_looks_seldom_and_more_often_while_shared_memory_is_used(machine):
     assert watched.patience() == 5000
     machine.free["/tmp"] = 0
     machine.now += 1
-    assert watched.look() == []  # not yet
+    assert not watched.look()  # not yet
     machine.now += 4
     machine.free["/dev/shm"] -= 1
     (told,) = watched.look()
@@ -115,10 +115,10 @@ def test_what_has_room_for_no_more_files_is_told_of_once_with_their_number(machi
     assert "there are 1000" in told
     assert "raise inode_limit" in told
     machine.now += 10
-    assert watched.look() == []
+    assert not watched.look()
     machine.free_inodes = INODES
     machine.now += 10
-    assert watched.look() == []
+    assert not watched.look()
     machine.free_inodes = 0
     machine.now += 10
     assert len(watched.look()) == 1
@@ -140,7 +140,7 @@ def test_a_work_directory_with_a_limit_is_told_of_by_its_whole_path(machine):
     machine.free["/srv/my work"] = 0
     init = SimpleNamespace(tell=lambda *words: told.append(words), say=said.append)
     watched.serve(init, {})
-    assert told == [(FULL, "/srv/my work")]
+    assert told == [(FULL, "workdir_limit", "/srv/my work")]
     assert said[0].startswith("/srv/my work is full; it holds 64 MiB.\nWhat needs")
     assert "raise workdir_limit" in said[0]
     assert watched.why(-signal.SIGBUS) == f"{WORKDIR_FULL} 67108864"

@@ -17,6 +17,7 @@ from sandbox_provisioner.broker.server_wish import ServerWish
 from sandbox_provisioner.broker.talk import Silent
 from sandbox_provisioner.contract import Stdio
 from sandbox_provisioner.errors import HostError, SpecError
+from sandbox_provisioner.facilities.storage.wish import DiskBackend
 from sandbox_provisioner.hub import for_hub, relay, through_broker
 from sandbox_provisioner.hub.doors import Doors, sweep
 from sandbox_provisioner.hub.for_hub import Had, ServersOfHub
@@ -96,6 +97,17 @@ def test_a_home_holds_what_the_administrator_says(monkeypatch: pytest.MonkeyPatc
     asked = wish(spawner(workdir_limit="10G", workdir_inode_limit=100_000), monkeypatch).box
     assert (asked.workdir_bytes, asked.workdir_inodes) == (10 << 30, 100_000)
     assert not wish(spawner(), monkeypatch).box.limits_workdir
+
+
+def test_a_box_has_the_sizes_that_the_administrator_says_and_else_halves_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = {"shm_limit": "64M", "tmp_limit": 1 << 27, "disk_limit": "10G", "inode_limit": 9000}
+    asked = wish(spawner(**sizes, disk_backend="image", mem_limit="1G"), monkeypatch).box
+    assert (asked.shm_bytes, asked.tmp_bytes, asked.disk_bytes) == (64 << 20, 128 << 20, 10 << 30)
+    assert (asked.inodes, asked.disk_backend) == (9000, DiskBackend.IMAGE)
+    asked = wish(spawner(mem_limit="1G"), monkeypatch).box
+    assert (asked.shm_bytes, asked.tmp_bytes, asked.disk_bytes) == (512 << 20, 512 << 20, None)
 
 
 def test_a_server_has_its_way_to_the_hub_and_a_wish_that_cannot_be_meant_is_refused(

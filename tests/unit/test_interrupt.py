@@ -28,7 +28,7 @@ from sandbox_provisioner.handle import LocalHandle
 from sandbox_provisioner.inside import wire
 from sandbox_provisioner.inside.say import say_to_person
 from sandbox_provisioner.launcher import init
-from sandbox_provisioner.records import Record, RecordFolder
+from sandbox_provisioner.records import SERVER, Record, RecordFolder
 
 MIB = 1 << 20
 CAP = 512 * MIB
@@ -431,8 +431,31 @@ def test_the_handle_makes_sentences_of_what_init_tells(tmp_path):
         theirs.send(b"killed 1")
         (third,) = handle.notices()
         assert third.startswith("A child process of kernel 7f3a0123 was killed")
+        theirs.send(b"full disk_limit /tmp/with words")
+        assert handle.notices() == [
+            "/tmp/with words of kernel 7f3a0123 is full: it holds all that disk_limit allows."
+        ]
         theirs.close()
         assert handle.notices() == []
+
+
+def test_a_hubs_server_is_called_by_whose_it_is(tmp_path):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    handle = LocalHandle(
+        pidfd=-1,
+        tree=NullTree(CgroupFacts(version=0, bases={}, missing={}), "x"),
+        folder=RecordFolder(tmp_path),
+        record=Record(sandbox_id="box", kind=SERVER, user="ann"),
+        control=ours.fileno(),
+    )
+    with ours, theirs:
+        theirs.send(b"full tmp_limit /tmp")
+        theirs.send(b"killed 1")
+        theirs.send(b"network-lost ")
+        full, killed, lost = handle.notices()
+    assert full == "/tmp of the server of ann is full: it holds all that tmp_limit allows."
+    assert killed.startswith("A child process of the server of ann was killed")
+    assert lost.startswith("The server of ann has lost its network")
 
 
 def test_a_sentence_that_was_cut_within_a_letter_ends_nobody():

@@ -60,7 +60,7 @@ def _interrupted(used: str, of: Subject) -> str:
         return ""
     limit = format_bytes(of.memory_limit_bytes)
     return (
-        f"Kernel {of.name} was interrupted: it uses {format_bytes(int(used))} of its "
+        f"{of.who} was interrupted: it uses {format_bytes(int(used))} of its "
         f"memory limit of {limit}."
     )
 
@@ -70,7 +70,7 @@ def _child_killed(count: str, of: Subject) -> str:
         return ""
     limit = format_bytes(of.memory_limit_bytes)
     why = f"together they reached the memory limit of {limit}"
-    return f"A child process of kernel {of.name} was killed: {of.full_above or why}."
+    return f"A child process of {of.whom} was killed: {of.full_above or why}."
 
 
 NOTICES = {wire.MEMORY: _interrupted, wire.KILLED: _child_killed}

@@ -37,8 +37,11 @@ ENDS = (
 )
 
 
-def _full(path: str, of: Subject) -> str:
-    return f"{path} of kernel {of.name} is full." if path.startswith("/") else ""
+def _full(words: str, of: Subject) -> str:
+    option, _, path = words.partition(" ")
+    if not (option.isidentifier() and path.startswith("/")):
+        return ""
+    return f"{path} of {of.whom} is full: it holds all that {option} allows."
 
 
 NOTICES = {wire.FULL: _full}

@@ -28,8 +28,8 @@ ENDS = (
 
 def _covered(path: str, of: Subject) -> str:
     return (
-        f"A program outside has replaced {one_line(path)} in the work directory of kernel "
-        f"{of.name}, which must not reach it; it is covered again."
+        f"A program outside has replaced {one_line(path)} in the work directory of "
+        f"{of.whom}, which must not reach it; it is covered again."
     )
 
 
@@ -48,7 +48,7 @@ def moved(workdir: str) -> str:
 def new_repository(path: str, workdir: str, of: Subject) -> str:
     """There is one at *path* that the kernel may have made."""
     return (
-        f"While kernel {of.name} ran, the repository {one_line(path)} was made in "
+        f"While {of.whom} ran, the repository {one_line(path)} was made in "
         f"{one_line(workdir)}. git runs programs that its configuration and hooks name: "
         "look at them before you use git there outside of a sandbox."
     )
@@ -56,10 +56,7 @@ def new_repository(path: str, workdir: str, of: Subject) -> str:
 
 def repositories_unknown(why: str, workdir: str, of: Subject) -> str:
     """Nobody could look for them."""
-    return (
-        f"Whether kernel {of.name} made repositories in {one_line(workdir)} "
-        f"was not found out: {why}."
-    )
+    return f"Whether {of.whom} made repositories in {one_line(workdir)} was not found out: {why}."
 
 
 # Which words of a step are places, where these are relative to the work directory.

@@ -13,8 +13,8 @@ _MOST_TOLD = 50  # names, of one kernel; it can make up any number
 
 def _lost(_rest: str, of: Subject) -> str:
     return (
-        f"Kernel {of.name} has lost its network: the gateway that served it has ended. A kernel "
-        "that is started now gets a new one."
+        f"{of.who} has lost its network: the gateway that served it has ended. What is started "
+        "now gets a new one."
     )
 
 
@@ -43,8 +43,8 @@ class Refusals:
             names = [name for name in refused(traffic.names) if name not in self._told][:room]
             self._told.update(names)
             if names:
-                told.append(f"Kernel {of.name} was refused {', '.join(map(one_line, names))}.")
+                told.append(f"{of.who} was refused {', '.join(map(one_line, names))}.")
         if traffic.quota_used_up and not self._was_told_of_quota:
             self._was_told_of_quota = True
-            told.append(f"Kernel {of.name} has used up its network_quota: it has no network more.")
+            told.append(f"{of.who} has used up its network_quota: it has no network more.")
         return told

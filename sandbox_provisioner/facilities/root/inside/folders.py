@@ -70,9 +70,10 @@ class Folders(Watcher):
         """In how many milliseconds to look again."""
         return max(0, round(1000 * (self._next - time.monotonic())))
 
-    def look(self) -> list[str]:
-        """A sentence for each that is full now and was not before; none if it is not time yet."""
-        said: list[str] = []
+    def look(self) -> dict[str, tuple[str, str]]:
+        """A sentence for each that is full now and was not before, and which path that is by which
+        option; none if it is not time yet."""
+        said: dict[str, tuple[str, str]] = {}
         now, used = time.monotonic(), False
         if now < self._next:
             return said
@@ -80,9 +81,9 @@ class Folders(Watcher):
             used = used or (path == _SHM and found.f_bfree < found.f_blocks)
             used = used or self._free.get(path, found.f_bfree) != found.f_bfree
             self._free[path] = found.f_bfree
-            said += self._news(path, option, found, _free(option, found), found.f_blocks)
+            said |= self._news(path, option, found, _free(option, found), found.f_blocks)
             if option in _INODES:
-                said += self._news(path, _INODES[option], found, found.f_favail, found.f_files)
+                said |= self._news(path, _INODES[option], found, found.f_favail, found.f_files)
         self._next = now + (_USED_SECONDS if used else _EMPTY_SECONDS)
         return said
 
@@ -98,22 +99,21 @@ class Folders(Watcher):
 
     def _news(
         self, path: str, option: str, found: os.statvfs_result, free: int, total: int
-    ) -> list[str]:
+    ) -> dict[str, tuple[str, str]]:
         """A sentence where nothing is *free* since this look. Of what a file system does not count
         it has none in *total*."""
         is_new = (path, option) not in self._full
         if not free and total:
             self._full[path, option] = time.monotonic()
-            return [_sentence(path, option, found)] if is_new else []
+            return {_sentence(path, option, found): (path, option)} if is_new else {}
         if free > total // _CLEARED_PART:
             self._full.pop((path, option), None)
-        return []
+        return {}
 
     def serve(self, init: Init, ready: dict[int, int]) -> None:
         """Tell of each that is full."""
-        for sentence in self.look():
-            begin = [path for path in self._folders if sentence.startswith(f"{path} ")]
-            init.tell(wire.FULL, max(begin, key=len))
+        for sentence, (path, option) in self.look().items():
+            init.tell(wire.FULL, option, path)
             init.say(sentence)
 
     def why(self, code: int) -> str:
