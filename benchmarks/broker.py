@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common
+from benchmarks import common, nurseries
 from sandbox_provisioner.broker.launcher import BrokeredHandle, BrokerLauncher
 from sandbox_provisioner.broker.talk import ask
 from sandbox_provisioner.broker.wishes import Question, written
@@ -83,13 +83,13 @@ def _measured(root: Path, rounds: int) -> dict[str, list[tuple[Sample, Sample]]]
     root.chmod(0o755)
     local = WarmLauncher(runtime_dir=str(root / "local"))
     samples: dict[str, list[tuple[Sample, Sample]]] = {kind: [] for kind in _WARMTH}
-    with _broker(root) as pid, _as_user(entry, root, pid) as timed:
+    with _broker(root) as pid, _as_user(entry, root, pid) as timed, contextlib.ExitStack() as stack:
+        stack.callback(ahead.end_own)
         for number in range(rounds + 2):
             for kind in _WARMTH:
                 pair = asyncio.run(_timed(local, str(root / "own"), kind, 0)), timed(kind)
                 if number > 1:  # the first ones find nothing ready
                     samples[kind].append(pair)
-        ahead.end_own()
     return samples
 
 
@@ -157,8 +157,10 @@ def _broker(root: Path) -> Iterator[int]:
         assert "listen" in process.stderr.readline()
         yield process.pid
     finally:
+        is_over = nurseries.end_all(root / "broker")  # or it leaves them to the next broker
         process.send_signal(signal.SIGTERM)
         process.communicate()
+        assert is_over
 
 
 @contextlib.contextmanager

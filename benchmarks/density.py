@@ -21,11 +21,10 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from traitlets.config import Application
 
-from benchmarks import common, start
+from benchmarks import common, nurseries, start
 from sandbox_provisioner.records import all_records, runtime_directory
 from sandbox_provisioner.stem import stem
 from sandbox_provisioner.warm import ahead
-from sandbox_provisioner.warm.found import SOCKET, call
 
 _TIMEOUT_SECONDS = 60
 _AT_ONCE = 4
@@ -134,10 +133,8 @@ async def few(crowd: Crowd, counts: Sequence[int]) -> list[list[float]]:
 def _retire_nurseries(name: str) -> None:
     """Ours, as they do it by themselves when nobody has come for long enough."""
     for folder, record in all_records(runtime_directory("")):
-        ours = record.kind == "nursery" and record.name == name
-        if ours and (channel := call(folder.path / SOCKET)):
-            with channel:
-                channel.send(b"retire")
+        if record.kind == "nursery" and record.name == name:
+            nurseries.retire(folder.path)
 
 
 async def many(crowd: Crowd, alive: int) -> dict[str, Any]:

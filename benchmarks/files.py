@@ -130,7 +130,8 @@ _READY, _FIRST = ", layer made ahead", ", first"
 
 def _starts(rounds: int, site: Site) -> list[Sample]:
     """Of a kernel, until its first reply, and its memory then, in each root."""
-    with start.place() as found:
+    with start.place() as found, contextlib.ExitStack() as stack:
+        stack.callback(ahead.end_own)
         options = _options(site).items()
         listed = [_variant(found, name, more) for name, more in options]
         specs = start.write_kernels(found, listed)
@@ -139,7 +140,6 @@ def _starts(rounds: int, site: Site) -> list[Sample]:
             for variant in order:
                 measured = _start(variant, found, specs)
                 samples += measured if number else []
-        ahead.end_own()
     return samples
 
 
