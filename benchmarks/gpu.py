@@ -72,14 +72,8 @@ def _running(variant: start.Variant, found: start.Place, specs: Any) -> Iterator
     manager = start.new_manager(variant, found, specs)
     begin = time.perf_counter()
     start.start_quietly(manager, found)
-    client = manager.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=_TIMEOUT_SECONDS)
+    with start.client_of(manager, _TIMEOUT_SECONDS) as client:
         yield client, begin
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
 
 
 def _value(client: Any, code: str, expression: str) -> Any:

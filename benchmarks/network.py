@@ -158,15 +158,9 @@ def in_kernel(one: Variant, found: Place, specs: Any, run: Callable[[Any], str])
     """In a kernel with the gateway."""
     manager = start.new_manager(one, found, specs)
     start.start_quietly(manager, found)
-    client = manager.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=_PATIENCE_SECONDS)
+    with start.client_of(manager, _PATIENCE_SECONDS) as client:
         line = run(client)
         gateway = gateway_memory()
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
     return flow_of("gateway", line, server_mib=gateway)
 
 

@@ -55,14 +55,8 @@ def _kernel(variant: start.Variant, found: start.Place, specs: KernelSpecManager
 def _running(variant: start.Variant, found: start.Place, specs: KernelSpecManager) -> Iterator[Any]:
     manager = start.new_manager(variant, found, specs)
     start.start_quietly(manager, found)
-    client = manager.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=_TIMEOUT_SECONDS)
+    with start.client_of(manager, _TIMEOUT_SECONDS) as client:
         yield client
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
 
 
 def _await_reply(client: Any, message: str) -> dict[str, Any]:

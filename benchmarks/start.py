@@ -205,6 +205,20 @@ def start_quietly(manager: KernelManager, found: Place) -> None:
     manager.start_kernel(cwd=str(found.work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@contextlib.contextmanager
+def client_of(manager: KernelManager, seconds: float) -> Iterator[Any]:
+    """One of *manager*'s kernel, which has been started, when that has answered within so many
+    *seconds*; both end with this."""
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=seconds)
+        yield client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
 def await_reply(client: Any) -> None:
     """Ask for kernel_info once, and wait for the answer."""
     client.kernel_info()

@@ -26,6 +26,7 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
+from benchmarks import start
 from sandbox_provisioner.warm import ahead
 from tests.clients import run, text_of
 from tests.gpu import driver
@@ -119,14 +120,8 @@ def kernel(**options: Any) -> Iterator[tuple[KernelManager, Any]]:
         manager = KernelManager(kernel_name="gpu", transport="ipc")
         manager.kernel_spec_manager = KernelSpecManager(kernel_dirs=[str(folder.parent)])
         manager.start_kernel(cwd=f"{place}/work")
-        client = manager.client()
-        client.start_channels()
-        try:
-            client.wait_for_ready(timeout=PATIENCE_SECONDS)
+        with start.client_of(manager, PATIENCE_SECONDS) as client:
             yield manager, client
-        finally:
-            client.stop_channels()
-            manager.shutdown_kernel(now=True)
 
 
 def answer(code: str, **options: Any) -> str:
