@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -131,8 +130,6 @@ class Broker:
             stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stderr
-        # Who asks for thousands of things listens only later, and it would wait.
-        fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, 1 << 20)
         self.heard("listen")
 
     def heard(self, event: str, sandbox_id: str = "") -> dict[str, Any]:

@@ -35,6 +35,7 @@ from sandbox_provisioner.broker.frames import (
 )
 from sandbox_provisioner.broker.kept import Kept
 from sandbox_provisioner.broker.kernels import Kernels
+from sandbox_provisioner.broker.patient import patient_stderr
 from sandbox_provisioner.broker.peer import Connection, Peer, credentials, watched
 from sandbox_provisioner.broker.server_wish import ServerWish
 from sandbox_provisioner.broker.values import BadValue
@@ -86,9 +87,13 @@ def short(value: Any) -> Any:
 
 def log(event: str, **told: object) -> None:
     """One line of JSON, which journald keeps."""
-    told = {name: short(value) for name, value in told.items()}
-    sys.stderr.write(json.dumps({"event": event, "time": round(time.time(), 3), **told}) + "\n")
+    sys.stderr.write(_line(event, **told))
     sys.stderr.flush()
+
+
+def _line(event: str, **told: object) -> str:
+    told = {name: short(value) for name, value in told.items()}
+    return json.dumps({"event": event, "time": round(time.time(), 3), **told}) + "\n"
 
 
 class Servers(Protocol):
@@ -488,6 +493,7 @@ async def run(
     widen(_THREADS)
     follow(policy)  # where lines of the audit go stands there as well
     with contextlib.ExitStack() as ended:
+        ended.enter_context(patient_stderr(lambda count: _line("unread", left_out=count)))
         listening = listener(path)
         # Linux closes it when we end: who was not accepted may have sent what does not close.
         ended.callback(listening.detach)

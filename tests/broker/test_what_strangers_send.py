@@ -16,11 +16,9 @@ from sandbox_provisioner.broker.wishes import QUESTIONS
 
 pytestmark = pytest.mark.requires("userns", "root", "cgroup-memory", "setpriv", "public-python")
 
-MINE = "start([*streams(), directory()]"
-
-
 # What a start has besides, and as many connections as a user may have; much more came than that.
 FEW = 64
+PIPE_BYTES = 1 << 16  # pipe(7)
 
 
 def refusal(told: dict[str, Any]) -> str:
@@ -331,6 +329,16 @@ socket.setdefaulttimeout(60)
 answer = send(dict(ask="list"), [])
 socket.setdefaulttimeout(None)
 """
+
+
+def test_a_broker_whose_words_nobody_reads_keeps_nobody_waiting(broker: Broker, user: User) -> None:
+    ask = "answer = [start([*streams(), directory()], argv=[]) for _ in range(many)]"
+    answers = [told["error"]["answer"] for told in user(ask, many=1500)]
+    assert sum(map(len, answers)) > PIPE_BYTES
+    assert user("kernel = Kernel(); answer = kernel('print(6 * 7)'); kernel.end()") == "42"
+    heard = 0
+    while heard < len(answers):  # others have been refused before
+        heard += answers[0] in broker.heard("refusal")["text"]
 
 
 def test_a_descriptor_that_does_not_close_keeps_no_other_user_waiting(
