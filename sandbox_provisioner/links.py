@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 
+# path_resolution(7).
+_MOST_LINKS = 40
+
 
 def real_path(path: str) -> str:
-    """os.path.realpath, also where there are more symbolic links in a row than Python can follow.
+    """os.path.realpath, but where a link leads on to more links than Linux follows, it is the end,
+    as one is that leads to itself: nobody gets anywhere by those.
 
-    Linux follows 40 (path_resolution(7)), so nobody gets anywhere by those: *path* is the end then,
-    as it is for a link that leads to itself.
+    A kernel may have made a million of them. Python up to 3.12 calls itself for each, and fails;
+    since 3.13 it follows all of them, and others wait meanwhile.
 
-    Linux is asked first, which knows by one call what Python finds out by one for each name; of
+    Linux is asked first, which knows by one call what is found out here by one for each name; of
     what does not exist, or goes meanwhile, it knows nothing.
     """
     return _known_to_linux(path) or _found_out(path)
@@ -33,7 +37,34 @@ def _known_to_linux(path: str) -> str:
 
 
 def _found_out(path: str) -> str:
+    """Name by name; those still to come are a stack."""
+    real = "/" if path.startswith("/") else os.getcwd()
+    names = path.split("/")[::-1]
+    links, first, behind = 0, "", 0  # in a row, from the *first* one, with so many names behind it
+    while names:
+        if len(names) <= behind:
+            links = 0  # it led somewhere
+        name = names.pop()
+        here = os.path.normpath(os.path.join(real, name))  # no link is left before a ".."
+        target = "" if name in ("", ".", "..") else _target(here)
+        if not target:
+            real = here
+            continue
+        if not links:
+            first, behind = here, len(names)
+        links += 1
+        if links > _MOST_LINKS:
+            real = first
+            del names[behind:]
+            continue
+        real = "/" if target.startswith("/") else real
+        names += target.split("/")[::-1]
+    return real
+
+
+def _target(path: str) -> str:
+    """Where a link leads; "" of what is none, or cannot be looked at."""
     try:
-        return os.path.realpath(path)
-    except RecursionError:
-        return os.path.abspath(path)
+        return os.readlink(path)
+    except OSError:
+        return ""

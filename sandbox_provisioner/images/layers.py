@@ -30,6 +30,8 @@ _CHUNK = 1 << 20
 # What stands before an entry, such as its long name, `tarfile` reads as a whole, and keeps.
 _LONGEST_HEAD, _MOST_HEADS = 1 << 16, 1 << 20
 _NOBODY = 65534
+# os.fwalk has a descriptor of each folder on the way, and up to Python 3.12 a call.
+_DEEPEST = 512
 _ZSTD_MEMORY = "128MB"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _NOT_TAR = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, RecursionError,
@@ -98,8 +100,6 @@ class FolderLayer:
         top = self.opened(self.folder)
         try:
             yield from self._below(top)
-        except RecursionError:
-            raise Refused(f"folders in {self.folder} are too deep in one another") from None
         finally:
             os.close(top)
 
@@ -107,6 +107,8 @@ class FolderLayer:
         for place, folders, files, fd in os.fwalk(".", follow_symlinks=False, dir_fd=top):
             folders.sort()
             below = os.path.normpath(place)
+            if below.count("/") >= _DEEPEST:
+                raise Refused(f"folders in {self.folder} are too deep in one another")
             for name in sorted((*folders, *files)):
                 path = name if below == "." else f"{below}/{name}"
                 yield from self._one(path, name, fd)

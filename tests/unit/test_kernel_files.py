@@ -33,6 +33,12 @@ def make_program(path, text="#!/bin/sh\n"):
     return str(path)
 
 
+def make_library(prefix):
+    library = prefix / f"lib/python3.{sys.version_info.minor}"
+    library.mkdir(parents=True)
+    (library / "os.py").touch()
+
+
 def shows(found, path):
     return any(relative(str(path), folder) is not None for folder in found.readonly)
 
@@ -289,8 +295,7 @@ def test_no_other_way_to_name_it_helps(facts, tmp_path, what):
         (packages / "x").symlink_to(bob / "archive-v0/x")
     else:
         if what != "home":
-            (bob / "lib/python3.11").mkdir(parents=True)
-            (bob / "lib/python3.11/os.py").touch()
+            make_library(bob)
             bob.chmod(0o700)
             os.chown(bob, 4321, 4321) if os.getuid() == 0 else bob.chmod(0)
         (bob / "bin").mkdir(exist_ok=True) if os.access(bob, os.W_OK) else None
@@ -300,8 +305,7 @@ def test_no_other_way_to_name_it_helps(facts, tmp_path, what):
 
 def test_an_installation_that_the_owner_may_read_is_shown(facts, tmp_path):
     base = tmp_path / "python"
-    (base / "lib/python3.11").mkdir(parents=True)
-    (base / "lib/python3.11/os.py").touch()
+    make_library(base)
     (base / "bin").mkdir()
     _, _, look = project(tmp_path, home=f"{base}/bin")
     assert shows(look(facts), base)
