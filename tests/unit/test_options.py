@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Int, TraitType
@@ -15,7 +12,6 @@ from sandbox_provisioner.options import every_option
 from sandbox_provisioner.provisioner import SandboxProvisioner
 from tests.readme import README, written
 
-DOCUMENTS = [*README.parent.glob("*.md"), *README.parent.glob("docs/*.md")]
 LISTS = {"covered_directories", "covered_files", "home_visible"}
 OPTIONS = """\
 broker_socket: Unicode = '/run/sandbox-broker/socket'
@@ -112,12 +108,6 @@ def test_every_option_of_the_provisioner_stands_in_the_table() -> None:
 def test_the_readme_tells_every_option_as_the_table_of_options_does() -> None:
     text = README.read_text()
     assert written(text) == text, "write it anew: python -m tests.readme"
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_what_the_documents_link_to_is_there(path: Path) -> None:
-    found = re.findall(r"\]\(([\w./-]+)(?:#[\w-]*)?\)", path.read_text())
-    assert [link for link in found if not (path.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("name", sorted(every_option()))
