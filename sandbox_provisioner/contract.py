@@ -105,11 +105,13 @@ class MeetingPlace(Protocol):
 class Handle(Protocol):
     """A running sandbox, wherever it runs.
 
-    *unseen* are paths that the kernel's command names and that are not in its box; *left_behind*
-    are sentences, once it is closed, of what the host should be careful with.
+    *narrowed* is what its person shall read of a policy that counts where it was started, "" where
+    that is nothing. *unseen* are paths that the kernel's command names and that are not in its box;
+    *left_behind* are sentences, once it is closed, of what the host should be careful with.
     """
 
     left_behind: tuple[str, ...]
+    narrowed: str
     unseen: tuple[str, ...]
 
     @property
@@ -150,6 +152,11 @@ class Handle(Protocol):
 
     def note_activity(self, *, busy: bool) -> None:
         """Let `list` show what the kernel's messages say."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show *text* under the cell that runs. Takes a while; SandboxError where nobody passes it
+        on."""
         ...
 
     def signal(self, number: int) -> None:

@@ -61,6 +61,7 @@ _OF_A_STOP = {
 _FULL = {EndKind.SHM_FULL, EndKind.TMP_FULL, EndKind.DISK_FULL, EndKind.WORKDIR_FULL}
 _MOST_WORDS = 64  # of init's, at a time
 _MESSAGE_BYTES = 8192
+_MOST_SAID_BYTES = 3000  # of `wire.LONGEST`, which PID 1 reads
 _REAPER = "sandbox-reaper"
 
 
@@ -105,6 +106,7 @@ class LocalHandle:
         self._was_told_of_refusals = self._was_told_of_place = False
         self._origins: frozenset[str] | None = None  # of the mounts at the work directory
         self.left_behind: tuple[str, ...] = ()
+        self.narrowed = ""  # whoever has us has read the policy
         self.unseen: tuple[str, ...] = ()
         # Who launches for others looks at what they have laid aside with their rights.
         self.settle: Callable[[str], None] = settle
@@ -344,6 +346,12 @@ class LocalHandle:
     def note_activity(self, *, busy: bool) -> None:
         """Let `list` show what the kernel's messages say."""
         self.folder.note_activity(busy=busy)
+
+    def say(self, text: str) -> None:
+        """Show *text*, which may be a stranger's, under the cell that runs."""
+        said = in_lines(printable(text)).encode()[:_MOST_SAID_BYTES]
+        if not self._has_ended():
+            self._tell_init(wire.SAY, said.decode(errors="ignore"))
 
     def seen(self) -> tuple[str, Usage]:
         """What it does now, in the words of `jupyter sandbox list`, and what it uses."""

@@ -35,6 +35,8 @@ from typing import Any
 import zmq
 from jupyter_client.session import Session
 
+from sandbox_provisioner.handle import readable
+
 # ZeroMQ tries to connect again every 100 to 200 ms, by chance; this is how long after the first of
 # them the others may come, and how long we wait for the first.
 _STRAGGLERS_MS = 250
@@ -45,6 +47,9 @@ _DATA = b"display_data"
 # The topics of status messages: ipykernel's, and those of kernels built on xeus.
 _STATUS_TOPICS = (b"kernel.", b"kernel_core.")
 _DELIMITER = b"<IDS|MSG>"
+# Of the message that a kernel sends for each cell that front ends show: those that they run for
+# themselves are silent, and have none.
+_INPUT = b".execute_input"
 # A status message of ipykernel's has seven frames, the largest of some 400 bytes. These limits are
 # of what ZeroMQ keeps for us; it ends the connection of who exceeds them, and makes no other one
 # (libzmq's session_base.cpp: a protocol_error): then no cell that runs is heard of any more.
@@ -58,6 +63,10 @@ _VALUE_LENGTH = 256
 # What is read at a time, some 2 ms' worth, and how often before somebody asks again.
 _A_GO = 128
 _GOES = 8
+# How often we look for the first cell as soon as something has come, and how long not after more
+# than was read at a time.
+_LOOKS = 1000
+_REST_SECONDS = 0.1
 _PARENT_FIELDS = ("msg_id", "session", "username", "date", "msg_type", "version", "subshell_id")
 
 
@@ -72,6 +81,7 @@ class LastWords:
         self._running: dict[str, str] = {}
         self._last: dict[str, str] = {}  # that ran, whether it still does or not
         self._lock = threading.Lock()  # `speak` has a thread of its own, a socket only one user
+        self._shows = False  # a cell has begun that people see
         self._in_message = False  # whether the next frame goes on with one that we do not want
         self._speech: _Speech | None = None
         self._context: zmq.Context[Any] = zmq.Context.instance()
@@ -105,6 +115,18 @@ class LastWords:
             await asyncio.sleep(0)
         self._running = self._last = {}  # of a while ago, if ever
 
+    async def shows_a_cell(self) -> bool:
+        """Wait for the first cell that people see; False where the kernel says too much else."""
+        for _ in range(_LOOKS):
+            is_more = self.drain()
+            if self._shows:
+                return True
+            if is_more:
+                await asyncio.sleep(_REST_SECONDS)
+            else:
+                await readable(self._socket.FD)
+        return False
+
     def drain(self) -> bool:
         """Take in some of what has come; whether there may be more."""
         with self._lock:
@@ -134,6 +156,7 @@ class LastWords:
 
         The signature tells nothing here: nobody but the kernel has this socket, and it has the key.
         """
+        self._shows |= bool(frames) and frames[0].endswith(_INPUT)
         with contextlib.suppress(ValueError, RecursionError):  # a kernel may send what it likes
             at = frames.index(_DELIMITER)
             _, _, parent_text, _, content_text = frames[at + 1 : at + 6]

@@ -118,9 +118,9 @@ class LaunchRequest:
     hub/NAME/KIND, in which the sandbox's own is made, for a person's; *sums* are the limits of some
     of these, by their names, for all that is in one together. *terms* are a policy's, to which
     *spec* has been narrowed: they are asked whether there is room for one more; *asked* is the spec
-    as it was before. *first_id* is the first of a range of ids that is the person's for ever; 0:
-    any range that is free. *box* is the sandbox of the server that asked for it, where that one is
-    in one: of a kernel beside it.
+    as it was before, and *narrowed* what the person shall read of that. *first_id* is the first of
+    a range of ids that is the person's for ever; 0: any range that is free. *box* is the sandbox of
+    the server that asked for it, where that one is in one: of a kernel beside it.
     """
 
     sandbox_id: str
@@ -141,6 +141,7 @@ class LaunchRequest:
     sums: Mapping[str, Limits] = field(default_factory=dict)
     terms: Terms | None = None
     asked: SandboxSpec | None = None
+    narrowed: str = ""
     first_id: int = 0
     box: str = ""
 

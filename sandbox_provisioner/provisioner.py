@@ -81,7 +81,7 @@ from sandbox_provisioner.options import (
 )
 from sandbox_provisioner.plan import LaunchRequest, start_directory
 from sandbox_provisioner.policy.current import terms_of_this_process
-from sandbox_provisioner.policy.narrow import narrow
+from sandbox_provisioner.policy.narrow import for_person, narrow
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.policy.terms import Terms
 from sandbox_provisioner.spec import (
@@ -178,6 +178,8 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
     terms: Terms | None = None
     #: What was asked for before that narrowed it; None where nothing does.
     asked: SandboxSpec | None = None
+    #: What the person at the notebook is told of that.
+    narrowed = ""
 
     def __init__(self, **kwargs: Any) -> None:
         self._launcher: Launcher | None = None
@@ -188,6 +190,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             raise OptionRefused(bad_value(error, self.traits(config=True), given)) from error
         self.sandbox_id = uuid.uuid4().hex[:12]
         self._tap: LastWords | None = None
+        self._telling: asyncio.Task[None] | None = None  # under the first cell
         self._place = contextlib.AsyncExitStack()  # among those that start cold now
         self._ending = False
         self._starts = False  # or is about to, in a restart
@@ -273,10 +276,12 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         """*spec* as the administrator's policy lets us have it, where there is one; SpecError."""
         # Who asks a hub does not know for whom the policy takes it, and may not read that.
         self.terms = None if self._asks_hub else terms_of_this_process()
+        self.narrowed = ""
         if self.terms is None:
             return spec
         self.asked = spec
         spec, notices = narrow(spec, self.terms)
+        self.narrowed = for_person(notices, self.terms.ask)
         for notice in notices:
             if notice not in self._told_of_policy:
                 self._told_of_policy.add(notice)
@@ -479,6 +484,19 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             self._tap = LastWords(self.parent)
         except zmq.ZMQError as error:
             self.log.warning("The cell in which the kernel ends will not be known: %s", error)
+            return
+        told = "\n".join(filter(None, (self.narrowed, self.handle.narrowed)))
+        if told and self._is_of_a_server:
+            speech = self._tell_narrowed(self._tap, self.handle, told)
+            self._telling = asyncio.create_task(speech)
+
+    async def _tell_narrowed(self, tap: LastWords, handle: Handle, told: str) -> None:
+        """Under the first cell: before it there is none that front ends could show it under."""
+        try:
+            if await tap.shows_a_cell():
+                await off_loop(handle.say, told)
+        except (OSError, zmq.ZMQError, SandboxError) as error:  # the log has it
+            self.log.info("Could not tell the notebook what it has less: %s", error)
 
     def _open_ends_file(self) -> None:
         volumes = [volume.source for volume in self.spec.volumes if not volume.readonly]
@@ -548,13 +566,17 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         lonely = min(self.warm_idle_timeout, _LONELY_SECONDS)
         return replace(self._wishes(), lonely_seconds=lonely, owner=this_process())
 
-    def _lives_on(self, starts: int) -> bool:
-        """Whether a start to come is worth preparing: who asks for kernels is a server, which has a
-        manager of many of them, or this is not the first of *starts*. A program that runs one
-        notebook has a manager of one, and no server above it."""
+    @property
+    def _is_of_a_server(self) -> bool:
+        """Whether who asks for kernels is a server, which has a manager of many of them. A program
+        that runs one notebook has a manager of one, and no server above it."""
         many = getattr(self.parent, "parent", None)
-        serves = isinstance(many, MultiKernelManager) and many.parent is not None
-        return self.warm != AUTO or serves or starts > 1
+        return isinstance(many, MultiKernelManager) and many.parent is not None
+
+    def _lives_on(self, starts: int) -> bool:
+        """Whether a start to come is worth preparing: we are of a server, or this is not the first
+        of *starts*."""
+        return self.warm != AUTO or self._is_of_a_server or starts > 1
 
     def _labels(self, environment: Mapping[str, str]) -> Labels:
         return Labels(
@@ -760,6 +782,9 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
     async def _close(self) -> None:
         handle, self.handle = self.handle, None
         tap, self._tap = self._tap, None
+        telling, self._telling = self._telling, None
+        if telling:
+            telling.cancel()
         if tap:
             tap.close()
         if handle:

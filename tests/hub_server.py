@@ -225,10 +225,10 @@ class Hub:
         return _ask(method, url, **options)
 
     @contextlib.contextmanager
-    def kernel(self, name: str, kernel_id: str = "") -> Iterator[Kernel]:
+    def kernel(self, name: str, kernel_id: str = "", spec: str = "python3") -> Iterator[Kernel]:
         """A new kernel of *name*'s, which ends with this, or the one with that id."""
         if is_new := not kernel_id:
-            answer = self.ask(name, "POST", "/kernels", json={"name": "python3"})
+            answer = self.ask(name, "POST", "/kernels", json={"name": spec})
             assert answer.status_code == 201, answer.text
             kernel_id = answer.json()["id"]
         path = f"api/kernels/{kernel_id}/channels"

@@ -48,7 +48,7 @@ from sandbox_provisioner.layers.folders import REVIEW_DAYS
 from sandbox_provisioner.off_loop import apart, off_loop
 from sandbox_provisioner.plan import LaunchRequest, Site
 from sandbox_provisioner.policy.current import PolicyKeeper
-from sandbox_provisioner.policy.narrow import narrow
+from sandbox_provisioner.policy.narrow import for_person, narrow
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.records import (
     OF_NOBODY,
@@ -331,15 +331,15 @@ class Kernels:
     async def _start(
         self, peer: Peer, wish: Wish, fds: Sequence[int], watched: int, early: Early
     ) -> tuple[Answer, int, Kernel | None]:
-        server, keeps, told = -1, False, list[str]()
+        server, keeps, narrowed, told = -1, False, "", list[str]()
         with ExitStack() as opened, ExitStack() as kept_open:
             warmth = self.desk.warmth(peer, wish.ahead, watched, opened) if wish.ahead else None
             prepare = partial(self._prepared, peer, wish, fds[STREAMS:], watched, opened, early)
 
             def begin() -> tuple[LocalLauncher, LaunchRequest]:
-                nonlocal server, keeps, told
+                nonlocal server, keeps, narrowed, told
                 launcher, request, told = prepare(warmth)
-                keeps = request.spec.layer is Layer.KERNEL
+                keeps, narrowed = request.spec.layer is Layer.KERNEL, request.narrowed
                 if request.watched >= 0:  # before: what runs has to be had by somebody
                     server = os.dup(watched)
                     kept_open.callback(os.close, server)
@@ -361,7 +361,7 @@ class Kernels:
         note = partial(self._log, "start", of=peer.uid, **told_later)
         asyncio.get_running_loop().call_soon(note)  # nothing waits until the answer has gone
         told += self._ahead.told(peer.uid)
-        more = {"warnings": told, "keeps": keeps}
+        more = {"warnings": told, "keeps": keeps, "narrowed": narrowed}
         try:
             return self._told_of(handle) | more, handle.end_descriptor(), kernel
         except OSError:
@@ -405,7 +405,10 @@ class Kernels:
         self._kept.check(peer.uid, wish.sandbox_id, spec)
         request = self.desk.request(wish.request(spec, watched, terms), peer, watched)
         request = launcher.settled(request)
-        return launcher, replace(request, asked=wish.spec if terms else None), told
+        less = (*asked.told, *notices)
+        narrowed = for_person(less, terms.ask) if terms else for_person(less)
+        request = replace(request, asked=wish.spec if terms else None, narrowed=narrowed)
+        return launcher, request, told
 
     # -- what is made before somebody asks for it
 
@@ -615,6 +618,8 @@ def _act(handle: LocalHandle, question: Question) -> None:
             handle.kill()
         case "note":
             handle.note_activity(busy=question.busy)
+        case "say":
+            handle.say(question.text)
 
 
 def _note_server(handle: LocalHandle, watched: int) -> None:

@@ -25,6 +25,7 @@ from sandbox_provisioner.broker.talk import Answer, Call, ask, ask_now
 from sandbox_provisioner.broker.values import of_json
 from sandbox_provisioner.broker.wishes import (
     FILL,
+    MOST_SAID,
     PREPARE,
     START_READY,
     Ahead,
@@ -370,6 +371,7 @@ class BrokeredHandle:
         self._since = 0.0  # we ask how it has ended, and nobody answers
         self.labels = of_json(Labels, told["labels"], "labels")
         self.meeting = _meeting(Path(told["folder"]), Confinement.NAMESPACES)
+        self.narrowed = str(told.get("narrowed", ""))
         self.unseen = tuple(told["unseen"])
         self.left_behind: tuple[str, ...] = ()
 
@@ -445,6 +447,10 @@ class BrokeredHandle:
         """Let `list` show what the kernel's messages say."""
         with contextlib.suppress(HostError, LaunchError):
             self._ask_now("note", busy=busy)
+
+    def say(self, text: str) -> None:
+        """Show *text* under the cell that runs; SandboxError where the broker does not."""
+        self._ask_now("say", text=text[:MOST_SAID])
 
     def signal(self, number: int) -> None:
         """Send *number* to the kernel and its process group; nothing if it has ended."""

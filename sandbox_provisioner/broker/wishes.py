@@ -27,6 +27,7 @@ STREAMS = 3
 MOST_DESCRIPTORS = STREAMS + 2 + MOST_VOLUMES
 _MOST_WORDS = 1024
 _MOST_LABEL = 4096
+MOST_SAID = 4096  # letters, which is more than is shown
 _ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
 _FILE_NAME = re.compile(r"[\w.+@=:-]{1,200}", re.ASCII)
 _MOST_SIGNAL = 64
@@ -164,7 +165,7 @@ class Question:
     """What is asked of a kernel that runs, or, to "list" them, of all; or of what one has left that
     is reviewed (`REVIEWS`), or installed (`LAYERS`, one of them by its *name*); or, by a hub, of a
     person's server (`SERVERS`). *init* is the pid and the start time of its PID 1, by which `find`
-    knows whether it is still the same."""
+    knows whether it is still the same. *text* is what to "say" to the person at the notebook."""
 
     ask: str
     sandbox_id: str = ""
@@ -172,9 +173,11 @@ class Question:
     busy: bool = False
     init: tuple[int, int] = field(default=(0, 0))
     name: str = ""
+    text: str = ""
 
     def __post_init__(self) -> None:
         _require(len(self.name) <= _MOST_LABEL, "name is none")
+        _require(len(self.text) <= MOST_SAID, "text is too long")
         if self.ask not in _OF_ALL:
             check_id(self.sandbox_id)
         _require(self.ask in QUESTIONS, "that is no question")
@@ -192,8 +195,8 @@ SERVERS = (
     "server-close",
 )  # fmt: skip
 QUESTIONS = (
-    "ready", "look", "signal", "kill", "note", "find", "listen", "stop", "close", "list", "forget",
-    *REVIEWS, *LAYERS, *SERVERS,
+    "ready", "look", "signal", "kill", "note", "say", "find", "listen", "stop", "close", "list",
+    "forget", *REVIEWS, *LAYERS, *SERVERS,
 )  # fmt: skip
 _OF_ALL = {"list", "reviews", *LAYERS}
 

@@ -18,6 +18,7 @@ from sandbox_provisioner.facilities.devices.wish import covers as covers_device
 from sandbox_provisioner.facilities.network.wish.network import Network, NetworkWish
 from sandbox_provisioner.facilities.network.wish.rules import Rule, place
 from sandbox_provisioner.facilities.network.wish.rules import parse as parse_rule
+from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.policy.meaning import (
     choices_of,
     fields_of,
@@ -29,7 +30,7 @@ from sandbox_provisioner.policy.meaning import (
     parse,
     reach,
 )
-from sandbox_provisioner.policy.terms import Kind, NotAllowed, OnExcess, Term, Terms
+from sandbox_provisioner.policy.terms import ADMINISTRATOR, Kind, NotAllowed, OnExcess, Term, Terms
 from sandbox_provisioner.spec import (
     SHM_BYTES,
     TMP_BYTES,
@@ -47,6 +48,9 @@ _MEMORY = "mem_limit"
 _NETWORK = "network"
 _MODE = "network.mode"
 _ON_MISSING = "on_missing"
+# Of what stands under a cell: a list that was asked for may have any length.
+_MOST_SENTENCES = 8
+_MOST_LETTERS = 300
 # What is the machine's, and no part of what all of a person's has together.
 _OF_ROOT = ("devices", "disk_limit", "inode_limit", "workdir_limit", "workdir_inode_limit")
 
@@ -320,6 +324,24 @@ def _notice(one: _Judged, terms: Terms) -> str:
     given, asked = described(one.values), described(one.asked)
     where = one.term.where(terms.file)
     return f"{one.option} is {given} in place of {asked}, by the policy: {where}."
+
+
+def for_person(notices: Sequence[str], ask: str = ADMINISTRATOR) -> str:
+    """What stands under a cell of a kernel of which `narrow` has told these *notices*: in lines, no
+    more of them than somebody reads, and whom to *ask* for more. "" without any."""
+    if not notices:
+        return ""
+    shown = [_cut(notice) for notice in notices[:_MOST_SENTENCES]]
+    if more := len(notices) - len(shown):
+        shown.append(f"The server's log has {more} more of these.")
+    begin, end = "This kernel does not have all that was asked for:", f"Ask {_cut(ask)} for more."
+    return "\n".join((begin, *shown, end))
+
+
+def _cut(text: str) -> str:
+    shown = one_line(text)
+    is_short = len(shown) <= _MOST_LETTERS
+    return shown if is_short else f"{shown[: _MOST_LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _refused(one: _Judged, terms: Terms) -> NotAllowed:

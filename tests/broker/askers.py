@@ -12,7 +12,9 @@ import uuid
 from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
+from jupyter_client.multikernelmanager import AsyncMultiKernelManager
+from traitlets.config import LoggingConfigurable
 
 from sandbox_provisioner.broker.frames import frame
 from sandbox_provisioner.broker.wishes import Wish, written
@@ -27,12 +29,12 @@ def begin(path: str, runtime: str, home: str) -> None:
     place.update(socket=path, runtime=runtime, home=home, work=f"{home}/work")
 
 
-def manager(**options: Any) -> KernelManager:
+def manager(kind: type[KernelManager] = KernelManager, **options: Any) -> Any:
     """Of a kernel that is not started."""
     config = {"launcher": "broker", "broker_socket": place["socket"],
               "runtime_dir": place["runtime"], "mem_limit": "256M", **options}  # fmt: skip
     stanza = {"provisioner_name": "sandbox-provisioner", "config": config}
-    made = KernelManager(shutdown_wait_time=200.0)  # on a busy machine too nobody is terminated
+    made = kind(shutdown_wait_time=200.0)  # on a busy machine too nobody is terminated
     made._kernel_spec = KernelSpec(
         argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         display_name="boxed", language="python", metadata={"kernel_provisioner": stanza},
@@ -88,6 +90,31 @@ class Kernel:
         self.client.stop_channels()
         self.manager.shutdown_kernel()
         return str(self.manager.provisioner.end.kind)
+
+
+async def said_in_a_server(*cells: str, **options: Any) -> list[str]:
+    """What stands under each of *cells* of a kernel that a server has started; the first one
+    is over when anything is said."""
+    made = manager(AsyncKernelManager, **options)
+    made.parent = AsyncMultiKernelManager(parent=LoggingConfigurable())
+    await made.start_kernel(cwd=place["work"])
+    client = made.client()
+    client.start_channels()
+    try:
+        await client.wait_for_ready(timeout=60)
+        said = []
+        for cell in cells:
+            asked, said_here, state = client.execute(cell), "", "busy"
+            while state != "idle" or not (said or said_here):
+                message = await client.get_iopub_msg(timeout=60)
+                if message["parent_header"].get("msg_id") == asked:
+                    state = message["content"].get("execution_state", state)
+                    said_here += message["content"].get("text", "")
+            said.append(said_here)
+        return said
+    finally:
+        client.stop_channels()
+        await made.shutdown_kernel()
 
 
 def prepare(cwd: str = "", *, own: bool = True, **options: Any) -> int:

@@ -290,6 +290,14 @@ answer = [message["start"]["sandbox_id"], send(message, fds)]
     assert "policy.toml, line 3" in str(more["error"])
 
 
+@pytest.mark.usefixtures("policy")
+def test_what_the_policy_has_taken_stands_under_the_first_cell(user: User) -> None:
+    first, second = user("answer = asyncio.run(said_in_a_server('', '6 * 7', mem_limit='1G'))")
+    told = " ".join(first.split())
+    assert "mem_limit is 200 MiB in place of 1 GiB, by the policy" in told
+    assert second == ""
+
+
 def test_auto_asks_the_broker_for_what_the_server_has_no_rights_to_do(
     broker: Broker, user: User
 ) -> None:

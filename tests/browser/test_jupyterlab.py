@@ -22,6 +22,12 @@ pytestmark = [
 ]
 
 SENTENCE = "was killed: it reached its memory limit of 200 MiB"
+POLICY = '[everyone.ceilings]\nmem_limit = "1G"'
+UNDER_A_POLICY = """
+import os
+from sandbox_provisioner.policy import current
+current._keeper = current.PolicyKeeper("{path}", os.geteuid())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,10 @@ def home() -> Iterator[Home]:
         )
         home.add_kernel("patient", mem_limit="512M", display_name="Python 3 (512 MiB)")
         home.add_kernel("bad", mem_limit="2 GB", display_name="Python 3 (misspelt)")
+        home.add_kernel("greedy", mem_limit="2G", display_name="Python 3 (2 GiB)")
+        policy = home.path / "sandbox.toml"
+        policy.write_text(POLICY)
+        (home.config / "jupyter_server_config.py").write_text(UNDER_A_POLICY.format(path=policy))
         yield home
 
 
@@ -111,6 +121,20 @@ def test_a_cell_shows_its_output(notebook: Open, shoot: Shoot) -> None:
     book.run(0)
     expect(book.output(0)).to_have_text("42 sandbox", timeout=PATIENCE_MS)
     shoot("output")
+
+
+@pytest.mark.requires("cgroup-memory")
+def test_what_a_policy_has_taken_stands_under_the_first_cell_also_when_that_is_over(
+    notebook: Open, shoot: Shoot
+) -> None:
+    book = notebook("greedy", "1 + 1", "2 + 2")
+    book.await_idle()
+    book.run(0)
+    told = "mem_limit is 1 GiB in place of 2 GiB, by the policy"
+    expect(book.output(0).filter(has_text=told)).to_be_visible(timeout=PATIENCE_MS)
+    book.run(1)
+    expect(book.output(1)).to_have_text("4", timeout=PATIENCE_MS)
+    shoot("narrowed")
 
 
 def test_an_endless_cell_is_interrupted(notebook: Open, shoot: Shoot) -> None:

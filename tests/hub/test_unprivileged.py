@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import requests
 from brokers import User
+from facilities import public_python
 from hub_account import ACCOUNT, ACCOUNT_UID, HubOfAccount
 from hub_server import (
     PATIENCE_SECONDS,
@@ -145,6 +146,30 @@ def test_a_kernel_over_its_cap_is_told_under_its_cell_and_ends_alone(
     hub: HubOfAccount, una: str
 ) -> None:
     check_a_kernel_over_its_cap_ends_alone(hub, una)
+
+
+def test_what_a_kernel_of_the_hubs_cannot_have_stands_under_its_first_cell(
+    hub: HubOfAccount, una: str
+) -> None:
+    folder = hub.home(una) / ".local/share/jupyter/kernels/greedy"
+    folder.mkdir(parents=True)
+    config = {"devices": ["nvidia.com/gpu=all"]}
+    spec = {
+        "argv": [public_python(), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Greedy", "language": "python",
+        "metadata": {"kernel_provisioner": {
+            "provisioner_name": "sandbox-provisioner", "config": config,
+        }},
+    }  # fmt: skip
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    with hub.kernel(una, spec="greedy") as kernel:
+        cell = kernel.send("6 * 7")
+        while (told := kernel.receive())["content"].get("name") != "stderr":
+            pass
+        assert told["parent_header"]["msg_id"] == cell
+        said = " ".join(told["content"]["text"].split())
+        assert "devices cannot be had by a server in a box of a hub's" in said
+        assert kernel.run("print(6 * 7)") == "42\n"
 
 
 def test_a_server_reaches_the_hubs_api_and_nothing_else_of_the_machine(

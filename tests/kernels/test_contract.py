@@ -590,6 +590,19 @@ def test_a_kernel_that_is_refused_a_thread_and_lives_on_says_which_option_raises
         k.manager.interrupt_kernel()
 
 
+def test_what_is_said_to_a_person_is_text_and_short(kernel: Any) -> None:
+    """It may come from a stranger, through the broker."""
+    with kernel() as k:
+        request = k.start("import threading; threading.Event().wait()")
+        k.provisioner.handle.say("\x1b[2J" + "\N{DIGIT ONE}\N{EURO SIGN}" * 2000)
+        told = k.until(lambda message: message["content"].get("name") == "stderr", request)
+        text = told["content"]["text"]
+        assert "\\x1b[2J1" in text
+        assert "\x1b" not in text
+        assert len(text.encode()) < 3100
+        k.manager.interrupt_kernel()
+
+
 @pytest.mark.parametrize("change", ["moved", "replaced", "removed"])
 def test_a_kernel_whose_work_directory_was_changed_outside_says_so(
     kernel: Any, workdir: Path, change: str

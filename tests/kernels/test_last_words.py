@@ -196,6 +196,34 @@ def test_only_short_strings_of_a_parent_go_on_to_front_ends(publisher: Publisher
     }  # fmt: skip
 
 
+SHOWN = {"topic": b"kernel.1.execute_input", "content": b'{"code": "%s"}' % (b"1;" * 2000)}
+
+
+def test_the_first_cell_that_people_see_is_waited_for(publisher: Publisher) -> None:
+    async def first() -> None:
+        waited = asyncio.ensure_future(publisher.tap.shows_a_cell())
+        for cell in ("kernel_info_request", "execute_request"):  # what is silent has no input
+            publisher.send(status("busy", {"msg_type": cell, "msg_id": cell}))
+        while publisher.noted < 2:
+            await asyncio.sleep(0)
+        assert not waited.done()
+        publisher.send(status("busy", **SHOWN))
+        assert await waited
+
+    asyncio.run(first())
+
+
+def test_a_kernel_that_says_very_much_is_not_waited_for(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(MANY):
+        publisher.send(status("busy"))
+    assert publisher.arrived()
+    monkeypatch.setattr(last_words, "_LOOKS", 5)
+    assert not asyncio.run(publisher.tap.shows_a_cell())
+    assert 0 < publisher.noted <= 5 * last_words._A_GO
+
+
 def resident_bytes() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("VmRSS:"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from traitlets.config import Config
 
 from sandbox_provisioner import provisioner
 from sandbox_provisioner.ends import ends_in
+from sandbox_provisioner.policy import current
 from sandbox_provisioner.provisioner import SandboxProvisioner, StartRefused
 from sandbox_provisioner.templates import keep_templates_out
 
@@ -65,6 +67,22 @@ def test_nbclient_runs_a_notebook_in_the_box_by_the_name_of_its_kernel(home: Hom
     client_of(book).execute()
     assert [shown(cell) for cell in book.cells] == ["sandbox\n", "", "21\n"]
     assert home.records() == []
+
+
+@needs_memory_cap
+def test_what_a_policy_has_taken_is_in_the_log_of_a_program_and_not_in_its_notebook(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """nbgrader, for one, gives no marks for a test with anything on standard error."""
+    policy = home.path / "sandbox.toml"
+    policy.write_text('[everyone.ceilings]\nmem_limit = "300M"')
+    monkeypatch.setattr(current, "_keeper", current.PolicyKeeper(str(policy), os.geteuid()))
+    # While a cell waits for an answer the loop runs, and would have told.
+    book = notebook("import threading; threading.Event().wait(1)", "print(6 * 7)")
+    with caplog.at_level(logging.WARNING):
+        client_of(book).execute()
+    assert "mem_limit is 300 MiB in place of 512 MiB, by the policy" in caplog.text
+    assert [shown(cell) for cell in book.cells] == ["", "42\n"]
 
 
 def test_nbclient_runs_a_plain_kernel_in_the_box_where_the_environment_says_so(

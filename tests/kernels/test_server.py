@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGINT, SIGTERM
@@ -27,6 +28,7 @@ from jupyter_programs import (
 )
 from leaks import Watch
 
+from benchmarks.common import wait_until
 from sandbox_provisioner.app.running import Sandbox, look
 from sandbox_provisioner.ends import MIME
 from sandbox_provisioner.inside.kernel_calls import watch_changes
@@ -543,3 +545,96 @@ def test_the_next_kernel_sweeps_what_a_killed_server_left(watch: Watch) -> None:
                 assert record.sandbox_id != left.sandbox_id
         finally:
             second.end()
+
+
+# -- what a policy has narrowed
+
+NARROWED = """
+import os
+from sandbox_provisioner.policy import current
+current._keeper = current.PolicyKeeper("{policy}", os.geteuid())
+"""
+POLICY = """
+ask = "the help desk"
+[everyone.ceilings]
+mem_limit = "300M"
+network = "none"
+devices = []
+"""
+TOLD = [
+    "mem_limit is 300 MiB in place of 1 GiB, by the policy",
+    "network is none in place of gateway, by the policy",
+    "devices is empty in place of nvidia.com/gpu=all, by the policy",
+    "Ask the help desk for more.",
+]
+WAIT = "import threading; threading.Event().wait()"
+
+
+@pytest.fixture(scope="module")
+def narrowing() -> Iterator[Server]:
+    """A server under a policy, and kernels that ask for more than that has."""
+    with Home() as home:
+        policy = home.path / "sandbox.toml"
+        policy.write_text(POLICY)
+        (home.config / "jupyter_server_config.py").write_text(NARROWED.format(policy=policy))
+        wish = {"mem_limit": "1G", "network": "gateway", "devices": ["nvidia.com/gpu=all"]}
+        home.add_kernel("greedy", **wish)
+        home.add_kernel("ready", warm=True, **wish)
+        home.add_kernel("spare", warm=True, spares=1, **wish)
+        server = Server(home)
+        yield server
+        server.end()
+        home.end_nurseries()
+
+
+def is_told_of_narrowing(client: KernelSocket, cell: str) -> None:
+    """All of it, in one message, under *cell*."""
+    (*_, message) = client.until(lambda message: bool(streams([message], "stderr")))
+    assert parent_of(message) == cell
+    text = " ".join(message["content"]["text"].split())
+    assert all(sentence in text for sentence in TOLD), text
+
+
+@needs_memory_cap
+def test_a_kernel_that_was_given_less_says_so_under_its_first_cell_and_once(
+    narrowing: Server,
+) -> None:
+    with narrowing.session("greedy") as client:
+        client.send("kernel_info_request")
+        silent = client.send("execute_request", code="6 * 7", silent=True)
+        client.until_idle(silent)
+        cell = client.execute(WAIT)
+        is_told_of_narrowing(client, cell)
+        narrowing.ask("POST", f"kernels/{client.kernel_id}/interrupt")
+        client.until_idle(cell)
+        assert client.run("print(6 * 7)") == "42\n"
+        assert narrowing.ask("POST", f"kernels/{client.kernel_id}/restart").status_code == 200
+        client.await_kernel()
+        is_told_of_narrowing(client, client.execute("6 * 7"))  # also when that is over
+        assert client.run("print(6 * 7)") == "42\n"
+
+
+@needs_memory_cap
+@pytest.mark.slow("a nursery and a spare are made")
+@pytest.mark.parametrize(("name", "kind"), [("ready", "nursery"), ("spare", "spare")])
+def test_a_kernel_that_was_ready_says_so_as_well(narrowing: Server, name: str, kind: str) -> None:
+    home, made = narrowing.home, set[str]()
+
+    def is_made() -> bool:
+        made.update(record.sandbox_id for record in home.records() if record.kind == kind)
+        return bool(made)
+
+    def is_told() -> bool:
+        """Of a kernel that comes from there: what has just been made may not be ready yet."""
+        with narrowing.session(name) as client:
+            assert wait_until(is_made, PATIENCE_SECONDS, time.sleep)
+            ours = (one for one in home.records() if one.kernel_id == client.kernel_id)
+            (of,) = (record for record in ours if record.kind == "kernel")
+            if not made & {of.nursery, of.group}:
+                return False
+            client.await_kernel()
+            is_told_of_narrowing(client, client.execute("6 * 7"))
+            assert client.run("print(6 * 7)") == "42\n"
+            return True
+
+    assert wait_until(is_told, PATIENCE_SECONDS, time.sleep)

@@ -647,7 +647,7 @@ def test_no_kernel_runs_of_a_start_for_which_descriptors_are_wanting(
         return Running()
 
     async def check() -> None:
-        request = SimpleNamespace(watched=0, spec=WISH.spec)
+        request = SimpleNamespace(watched=0, spec=WISH.spec, narrowed="")
         monkeypatch.setattr(kernels_, "start_cold", start)
         monkeypatch.setattr(kernels, "_prepared", lambda *_: (None, request, []))
         monkeypatch.setattr(kernels, "_told_of", lambda _: {})

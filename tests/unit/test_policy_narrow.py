@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sandbox_provisioner.errors import SpecError
 from sandbox_provisioner.facilities.network.wish.rules import Rules
 from sandbox_provisioner.policy import read
-from sandbox_provisioner.policy.narrow import narrow, narrow_network, narrower_sum
+from sandbox_provisioner.policy.narrow import for_person, narrow, narrow_network, narrower_sum
 from sandbox_provisioner.policy.person import Person
 from sandbox_provisioner.policy.terms import Terms
 from sandbox_provisioner.spec import (
@@ -55,6 +55,20 @@ def test_a_ceiling_leaves_less_and_says_so_with_its_line():
         f"mem_limit is 4 GiB in place of 8 GiB, by the policy: {FILE}, line 2, "
         "[everyone.ceilings].",
     )
+
+
+def test_what_a_person_reads_is_text_and_has_a_bound():
+    policy = terms('ask = "the help desk"\n[everyone.ceilings]\nmem_limit = "4G"\nvolumes = []')
+    assert for_person((), policy.ask) == ""
+    volumes = tuple(Volume.parse(f"/data/{'x' * 200}{n}:/{n}\x1b[2J") for n in range(30))
+    _, notices = narrow(spec(limits=Limits(memory_bytes=8 * GIB), volumes=volumes), policy)
+    begin, memory, long, end = for_person(notices, policy.ask).split("\n")
+    assert (begin[-1], memory, end) == (":", notices[0], "Ask the help desk for more.")
+    assert long.startswith("volumes is empty in place of /data/xxx")
+    assert len(long) == 300
+    many = for_person(["\x1b]0;\n" * 900] * 50, "\x07" * 900).split("\n")
+    assert many[-2] == "The server's log has 42 more of these."
+    assert all(len(line) <= 320 and line.isprintable() for line in many)
 
 
 def test_a_ceiling_holds_for_who_wished_no_limit_at_all():
