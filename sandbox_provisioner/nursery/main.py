@@ -191,13 +191,7 @@ def _rehearse() -> Rehearsal:
     words = ["-f", connection, "--IPKernelApp.log_level=50"]
     kernel = _forked(lambda: initialized(words).start())
     client = _forked(lambda: _visit(connection, listed))
-    deadline = time.monotonic() + _REHEARSAL_SECONDS
-    for pid in (client, kernel):
-        pidfd = os.pidfd_open(pid)
-        if not select.select([pidfd], [], [], max(0, deadline - time.monotonic()))[0]:
-            os.kill(pid, 9)
-        os.close(pidfd)
-        os.waitpid(pid, 0)
+    _end_both(kernel, client)
     try:
         with open(listed) as file:
             modules, variables, config = json.load(file)
@@ -208,6 +202,17 @@ def _rehearse() -> Rehearsal:
     known = [n for n in modules if not n.startswith(("sandbox_provisioner", "__main__"))]
     new = {name: value for name, value in variables.items() if os.environ.get(name) != value}
     return Rehearsal(known, new, is_unusual(config))
+
+
+def _end_both(*pids: int) -> None:
+    """Wait until one of them has ended, and then for no other: whom it spoke with would wait for
+    ever."""
+    pidfds = [os.pidfd_open(pid) for pid in pids]
+    select.select(pidfds, [], [], _REHEARSAL_SECONDS)
+    for pid, pidfd in zip(pids, pidfds, strict=True):
+        os.kill(pid, 9)  # the dead whom nobody has waited for too
+        os.close(pidfd)
+        os.waitpid(pid, 0)
 
 
 def _forked(call: Callable[[], object]) -> int:
@@ -228,7 +233,9 @@ def _visit(connection: str, listed: str) -> None:
 
     client = BlockingKernelClient(connection_file=connection)
     client.load_connection_file()
-    client.start_channels()
+    # Without a heart, after a beat of which that is missed `wait_for_ready` gives up: on a busy
+    # machine the kernel takes longer than that second to bind its sockets.
+    client.start_channels(hb=False)
     client.wait_for_ready(timeout=_REHEARSAL_SECONDS)
     for code in ("1 + 1", "print('a'); 1/0", "%pwd", "display(1)"):
         client.execute_interactive(code, output_hook=lambda message: None)

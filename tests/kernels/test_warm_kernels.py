@@ -7,6 +7,8 @@ import contextlib
 import os
 import select
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +214,33 @@ def test_a_nursery_that_fails_is_told_with_its_words_and_not_tried_after_every_s
     with warm():
         ahead.wait()
         assert caplog.text.count(told) == 1
+
+
+REHEARSE = """
+import select
+from sandbox_provisioner.nursery import main
+init = main.initialized
+{change}
+print(bool(main._rehearse().modules))
+"""
+
+
+def rehearsed(change: str) -> str:
+    """Whether a rehearsal has found what a kernel imports, after a *change* of our code."""
+    words = [sys.executable, "-c", REHEARSE.format(change=change)]
+    found = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    return found.stdout.strip()
+
+
+def test_a_rehearsal_waits_for_a_kernel_on_a_busy_machine() -> None:
+    """Longer than a heart may miss a beat."""
+    late = "main.initialized = lambda words: select.poll().poll(2500) or init(words)"
+    assert rehearsed(late) == "True"
+
+
+@pytest.mark.parametrize("who", ["initialized", "_visit"])
+def test_a_rehearsal_ends_with_who_of_it_ends_first(who: str) -> None:
+    assert rehearsed(f"main.{who} = lambda *words: exit()") == "False"
 
 
 def test_an_idle_nursery_ends_and_leaves_its_kernels(warm: Any, runtime_dir: Path) -> None:
