@@ -210,6 +210,8 @@ import os
 for _ in range(1500):
     os.mkdir("d"); os.chdir("d")
 """
+# Since Python 3.13 shutil.rmtree calls itself no more.
+TOO_DEEP = "RecursionError|done"
 CLOSED = "import os; os.mkdir('closed'); open('closed/file', 'w'); os.chmod('closed', 0)"
 MANY = "for n in range(5000): open(f'file-{n}', 'w').close()"
 
@@ -222,7 +224,7 @@ def remove_plainly(stage, code):
 
 
 for number, title, code, control in (
-    (340, "leave directories in directories beside the sockets, 1500 deep", DEEP, "RecursionError"),
+    (340, "leave directories in directories beside the sockets, 1500 deep", DEEP, TOO_DEEP),
     (341, "leave a directory that cannot be entered", CLOSED, "done"),
     (342, "leave 5000 files", MANY, "done"),
 ):
