@@ -103,7 +103,8 @@ MAY = {**_MADE_IN_ITS_LAYER, **_OF_ITS_OWN_IDS, **_OTHER_ERRORS, **_OTHER_USERS}
 
 # What only somebody who is root would try.
 _AS_ROOT = """
-import ctypes, errno, os, signal, socket
+import ctypes, errno, os, signal, socket, warnings
+warnings.simplefilter("ignore")  # of forks beside threads, since Python 3.12
 def outcome(act):
     try:
         return act()
