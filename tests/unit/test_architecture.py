@@ -724,3 +724,9 @@ def test_the_start_of_the_package_costs_no_other_import():
     )
     loaded = json.loads(answer.stdout)
     assert [name for name in loaded if name.startswith(f"{NAME}.")] == []
+
+
+def test_a_number_is_one_decisions() -> None:
+    numbers = re.findall(r"^(\d+)\. \*\*", DESIGN.read_text(), re.MULTILINE)
+    assert len(numbers) > 200
+    assert len({*numbers}) == len(numbers)
