@@ -29,8 +29,8 @@ from sandbox_provisioner.spec import WRITTEN_THROUGH
 from sandbox_provisioner.stem import stem
 
 # ZeroMQ closes sockets in a thread of its own, and the Linux kernel network namespaces in a queue
-# of its own; neither tells when it is done.
-SETTLE_SECONDS = 3.0
+# of its own; neither tells when it is done, nor how long it takes on a machine with other work.
+SETTLE_SECONDS = 30.0
 _LOOK_AGAIN_MS = 10
 _NETWORK_NAMES = ("/run/netns", "/sys/class/net")
 

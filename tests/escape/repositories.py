@@ -10,6 +10,7 @@ import subprocess
 from types import SimpleNamespace
 
 from frame import Kind, between
+from stage import PATIENCE
 
 USED = """
 git status; git diff; git log -1; git add -A; git commit -m work; git checkout -b other; git fetch
@@ -82,7 +83,7 @@ def git(stage, command):
     environment = {"PATH": os.environ["PATH"], "HOME": str(stage.place), "GIT_TERMINAL_PROMPT": "0"}
     subprocess.run(
         [words[0], *identity, *words[1:]], cwd=stage.workdir, env=environment,
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=20,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE,
     )  # fmt: skip
 
 

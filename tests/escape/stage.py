@@ -31,6 +31,8 @@ from sandbox_provisioner.unboxed import guarded_command
 from sandbox_provisioner.warm import ahead
 
 PATIENCE = 60
+# For a cell in which hundreds of attempts are made, each in a process of its own: some seconds.
+_MANY_SECONDS = 240
 MARKER = "a-process-of-the-host"
 _MACHINE = 0 if os.uname().machine == "x86_64" else 1
 _ROOM_KEY, _IPC_CREAT, _IPC_RMID = 0x5B0C5, 0o1000, 0
@@ -277,14 +279,15 @@ class Kernel:
         self.manager.restart_kernel(now=True)
         self.client.wait_for_ready(timeout=PATIENCE)
 
-    def run(self, code: str) -> str:
+    def run(self, code: str, **options: Any) -> str:
         """What *code* printed or answered, with the text of an error."""
-        return clients.run(self.client, code)
+        return clients.run(self.client, code, **options)
 
     def answers(self, attempts: Iterable[Attempt], facts: Mapping[str, Any]) -> dict[int, str]:
         """Let it make these *attempts*, all in one cell."""
         self.run(f"exec(compile({prelude()!r}, 'tools', 'exec'))")
-        said = self.run(f"print(run_jobs({jobs_of(attempts)!r}, {dict(facts)!r}))")
+        code = f"print(run_jobs({jobs_of(attempts)!r}, {dict(facts)!r}))"
+        said = self.run(code, timeout=_MANY_SECONDS)
         # What the gateway has to say stands beside it.
         found = next(line for line in said.splitlines() if line.startswith("{"))
         return {int(number): answer for number, answer in json.loads(found).items()}

@@ -26,7 +26,7 @@ from types import SimpleNamespace
 
 NUMBERS: dict[str, int] = {}
 SECRET = "s3cret"
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 

@@ -18,7 +18,7 @@ from sandbox_provisioner.told import EndKind
 
 pytestmark = pytest.mark.requires("userns", "cgroup-memory")
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 MEMORY = "160M"
 GROW = "while True: kept.append(bytearray(b'x' * (1 << 20)))"
 CHILD = f"kept = []; exec({GROW!r})"

@@ -32,7 +32,7 @@ KINDS = ("cold", "nursery", "spare")
 # A start may wait for somebody who does not answer; and this machine may be busy.
 ANSWER_SECONDS = 100
 _LATEST_SECONDS = 0.6
-_GONE_SECONDS = 10
+_GONE_SECONDS = 60
 _STEM = b"launcher.enter"
 
 STRANGER = """

@@ -39,7 +39,7 @@ PRIVATE, METADATA, NAMESERVER = "10.7.7.7", "169.254.169.254", "127.0.0.53"
 HTTP, TLS, ECHO, FLOOD, UNHEARD = 80, 443, 7000, 7001, 7002
 PORTS = (53, HTTP, TLS, ECHO, FLOOD, UNHEARD)
 UID = 54321
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 _CLONE_NEWNET = kernel_calls.CLONE_NEWNET
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _WORLD = """
@@ -103,7 +103,11 @@ class Place:
     def ip(self, commands: str) -> None:
         """ip(8)."""
         run = ["ip", "-batch", "-"]
-        self.call(lambda: subprocess.run(run, input=commands, text=True, check=True, timeout=20))
+        self.call(
+            lambda: subprocess.run(
+                run, input=commands, text=True, check=True, timeout=PATIENCE_SECONDS
+            )
+        )
 
     def close(self) -> None:
         """The namespace goes with its last socket."""
