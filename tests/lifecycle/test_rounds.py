@@ -11,7 +11,7 @@ from rounds import Place, Server, finish, play_all
 
 pytestmark = [
     pytest.mark.requires("userns"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),  # three minutes of it where others want the CPU too
     pytest.mark.slow("servers start and are killed, round by round"),
 ]
 
