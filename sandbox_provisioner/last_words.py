@@ -16,9 +16,10 @@ is cleaned up.
 The data is in the metadata of both. A notebook keeps those of display_data only, and front ends
 show nothing for one without a MIME type (an unknown one is drawn as a tree, or complained of).
 
-What comes from the kernel is bytes of a stranger's. So few messages wait to be read, each frame of
-them is small, only so many are read at a time, and sizes are looked at before anything else. Who
-sends more makes us lose the cell that runs: the sentence has no parent then, and the log has it.
+What comes from the kernel is bytes of a stranger's. So none of it waits here to be read, frames
+that are kept are small (`subscriber.py`), only so many are read at a time, and sizes are looked at
+before anything else. Who sends more makes us lose the cell that runs: the sentence has no parent
+then, and the log has it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import zmq
 from jupyter_client.session import Session
 
 from sandbox_provisioner.handle import readable
+from sandbox_provisioner.subscriber import subscriber
 
 # ZeroMQ tries to connect again every 100 to 200 ms, by chance; this is how long after the first of
 # them the others may come, and how long we wait for the first.
@@ -50,19 +52,17 @@ _DELIMITER = b"<IDS|MSG>"
 # Of the message that a kernel sends for each cell that front ends show: those that they run for
 # themselves are silent, and have none.
 _INPUT = b".execute_input"
-# A status message of ipykernel's has seven frames, the largest of some 400 bytes. These limits are
-# of what ZeroMQ keeps for us; it ends the connection of who exceeds them, and makes no other one
-# (libzmq's session_base.cpp: a protocol_error): then no cell that runs is heard of any more.
-_WAITING = 128
-_FRAME_BYTES = 1 << 14
-# Of what we take apart: a topic, a few identities, the signature and four dictionaries.
-_MOST_FRAMES = 16
+_STATUS = b".status"
+# Of what we take apart.
+_TOPIC_BYTES = 1 << 7
 _HEADER_BYTES = 1 << 12
 _CONTENT_BYTES = 1 << 10
 _VALUE_LENGTH = 256
 # What is read at a time, some 2 ms' worth, and how often before somebody asks again.
 _A_GO = 128
 _GOES = 8
+# What comes until a kernel is told what we listen for comes in two or three pieces.
+_WORDS = 16
 # How often we look for the first cell as soon as something has come, and how long not after more
 # than was read at a time.
 _LOOKS = 1000
@@ -82,24 +82,18 @@ class LastWords:
         self._last: dict[str, str] = {}  # that ran, whether it still does or not
         self._lock = threading.Lock()  # `speak` has a thread of its own, a socket only one user
         self._shows = False  # a cell has begun that people see
-        self._in_message = False  # whether the next frame goes on with one that we do not want
+        # Until we know the kernel's own name for them.
+        self._wide: tuple[bytes, ...] = _STATUS_TOPICS
         self._speech: _Speech | None = None
         self._context: zmq.Context[Any] = zmq.Context.instance()
-        # Not SUB: that one throws away, within one call, as much as there is of other topics.
-        self._socket = self._context.socket(zmq.XSUB)
-        self._socket.linger = 0
-        self._socket.rcvhwm = _WAITING
-        self._socket.maxmsgsize = _FRAME_BYTES
-        if manager.curve_publickey is not None:
-            self._socket.curve_secretkey = manager.curve_secretkey
-            self._socket.curve_publickey = manager.curve_publickey
-            self._socket.curve_serverkey = manager.curve_publickey
-        self._socket.connect(self._address())
-        for topic in _STATUS_TOPICS:
-            self._socket.send(b"\1" + topic)
+        self._source = subscriber(self._path, manager)
+        for topic in self._wide:
+            self._source.subscribe(topic)
 
-    def _address(self) -> str:
-        return f"ipc://{self._manager.ip}-{self._manager.iopub_port}"
+    @property
+    def _path(self) -> str:
+        """Of the kernel's iopub socket."""
+        return f"{self._manager.ip}-{self._manager.iopub_port}"
 
     @property
     def busy(self) -> bool:
@@ -115,6 +109,15 @@ class LastWords:
             await asyncio.sleep(0)
         self._running = self._last = {}  # of a while ago, if ever
 
+    async def begin(self) -> None:
+        """Hear from now on; called when the kernel runs. It answers before it can be told what we
+        want to hear."""
+        for _ in range(_WORDS):
+            if self._source.closed or self._source.is_subscribed:
+                return
+            await readable(self._source.fileno())
+            self.drain()
+
     async def shows_a_cell(self) -> bool:
         """Wait for the first cell that people see; False where the kernel says too much else."""
         for _ in range(_LOOKS):
@@ -124,39 +127,31 @@ class LastWords:
             if is_more:
                 await asyncio.sleep(_REST_SECONDS)
             else:
-                await readable(self._socket.FD)
+                await readable(self._source.fileno())
         return False
 
     def drain(self) -> bool:
         """Take in some of what has come; whether there may be more."""
         with self._lock:
             for _ in range(_A_GO):
-                if self._socket.closed:
+                if self._source.closed:
                     return False
                 try:
-                    self._note(self._receive())
-                except zmq.Again:
+                    if frames := self._source.receive():
+                        self._note(frames)
+                except BlockingIOError:
                     return False
         return True
-
-    def _receive(self) -> list[bytes]:
-        """The next message; none of it if it has too many frames, and then the rest of them goes
-        with the next calls."""
-        frames: list[bytes] = []
-        while len(frames) < _MOST_FRAMES:
-            frames.append(self._socket.recv(zmq.NOBLOCK))
-            if not self._socket.rcvmore:
-                skipped, self._in_message = self._in_message, False
-                return [] if skipped else frames
-        self._in_message = True
-        return []
 
     def _note(self, frames: list[bytes]) -> None:
         """Frames: identities, delimiter, signature, header, parent header, metadata, content.
 
         The signature tells nothing here: nobody but the kernel has this socket, and it has the key.
         """
-        self._shows |= bool(frames) and frames[0].endswith(_INPUT)
+        topic = frames[0]
+        self._shows |= topic.endswith(_INPUT)
+        if self._wide and topic.endswith(_STATUS) and len(topic) < _TOPIC_BYTES:
+            self._narrow(topic.removesuffix(_STATUS))
         with contextlib.suppress(ValueError, RecursionError):  # a kernel may send what it likes
             at = frames.index(_DELIMITER)
             _, _, parent_text, _, content_text = frames[at + 1 : at + 6]
@@ -165,6 +160,15 @@ class LastWords:
             parent, content = json.loads(parent_text), json.loads(content_text)
             if isinstance(parent, dict) and isinstance(content, dict):
                 self._see(_parent_of(parent), content.get("execution_state"))
+
+    def _narrow(self, kernel: bytes) -> None:
+        """Be sent no more of its results, which may be large: *kernel* is how its topics begin."""
+        # A letter less: ipykernel says welcome under the very name of what was subscribed to.
+        for topic in (kernel + _STATUS[:-1], kernel + _INPUT[:-1]):
+            self._source.subscribe(topic)
+        for topic in self._wide:
+            self._source.unsubscribe(topic)
+        self._wide = ()
 
     def _see(self, parent: dict[str, str], state: Any) -> None:
         if parent.get("msg_type") != "execute_request":
@@ -203,7 +207,7 @@ class LastWords:
 
     def _stop_listening(self) -> None:
         with self._lock:
-            self._socket.close()
+            self._source.close()
 
     def _bind(self, listener: int) -> zmq.Socket[bytes]:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.XPUB)
@@ -217,8 +221,8 @@ class LastWords:
             if listener >= 0:
                 socket.setsockopt(zmq.USE_FD, listener)
             else:  # the path may be a link to the kernel's socket; bind(2) does not follow one
-                Path(f"{self._manager.ip}-{self._manager.iopub_port}").unlink(missing_ok=True)
-            socket.bind(self._address())
+                Path(self._path).unlink(missing_ok=True)
+            socket.bind(f"ipc://{self._path}")
         except BaseException:  # somebody who found the record may have removed the folder
             socket.close()
             raise

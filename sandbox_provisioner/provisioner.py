@@ -190,7 +190,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             raise OptionRefused(bad_value(error, self.traits(config=True), given)) from error
         self.sandbox_id = uuid.uuid4().hex[:12]
         self._tap: LastWords | None = None
-        self._telling: asyncio.Task[None] | None = None  # under the first cell
+        self._telling: asyncio.Task[None] | None = None  # begins to listen, and tells
         self._place = contextlib.AsyncExitStack()  # among those that start cold now
         self._ending = False
         self._starts = False  # or is about to, in a restart
@@ -482,18 +482,18 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             return
         try:
             self._tap = LastWords(self.parent)
-        except zmq.ZMQError as error:
+        except (OSError, zmq.ZMQError) as error:
             self.log.warning("The cell in which the kernel ends will not be known: %s", error)
             return
-        told = "\n".join(filter(None, (self.narrowed, self.handle.narrowed)))
-        if told and self._is_of_a_server:
-            speech = self._tell_narrowed(self._tap, self.handle, told)
-            self._telling = asyncio.create_task(speech)
+        self._telling = asyncio.create_task(self._begin_to_listen(self._tap, self.handle))
 
-    async def _tell_narrowed(self, tap: LastWords, handle: Handle, told: str) -> None:
-        """Under the first cell: before it there is none that front ends could show it under."""
+    async def _begin_to_listen(self, tap: LastWords, handle: Handle) -> None:
+        """And tell what was narrowed under the first cell: before it there is none that front ends
+        could show it under."""
+        told = "\n".join(filter(None, (self.narrowed, handle.narrowed)))
         try:
-            if await tap.shows_a_cell():
+            await tap.begin()
+            if told and self._is_of_a_server and await tap.shows_a_cell():
                 await off_loop(handle.say, told)
         except (OSError, zmq.ZMQError, SandboxError) as error:  # the log has it
             self.log.info("Could not tell the notebook what it has less: %s", error)

@@ -612,8 +612,8 @@ def test_only_a_servers_configuration_loads_the_contents_manager():
 
 def test_jupyter_is_known_to_the_server_side_alone():
     known = {
-        "provisioner", "last_words", "app", "contents", "hub", "nursery", "broker", "unboxed",
-        "templates", "grade",
+        "provisioner", "last_words", "subscriber", "app", "contents", "hub", "nursery", "broker",
+        "unboxed", "templates", "grade",
     }  # fmt: skip
     for path in FILES:
         if _top_names(path) & {"jupyter_client", "jupyter_core", "zmq", "tornado", "ipykernel"}:
