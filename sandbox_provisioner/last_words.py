@@ -63,6 +63,7 @@ _A_GO = 128
 _GOES = 8
 # What comes until a kernel is told what we listen for comes in two or three pieces.
 _WORDS = 16
+_ANSWER_SECONDS = 60
 # How often we look for the first cell as soon as something has come, and how long not after more
 # than was read at a time.
 _LOOKS = 1000
@@ -109,14 +110,17 @@ class LastWords:
             await asyncio.sleep(0)
         self._running = self._last = {}  # of a while ago, if ever
 
-    async def begin(self) -> None:
-        """Hear from now on; called when the kernel runs. It answers before it can be told what we
-        want to hear."""
+    def begin(self) -> None:
+        """Hear from now on; called when the kernel runs, in a thread: it answers before it can be
+        told what we want to hear, and nobody may run a loop until it ends."""
         for _ in range(_WORDS):
-            if self._source.closed or self._source.is_subscribed:
+            if self._is_set_up() or not self._source.wait(_ANSWER_SECONDS):
                 return
-            await readable(self._source.fileno())
             self.drain()
+
+    def _is_set_up(self) -> bool:
+        with self._lock:
+            return self._source.closed or self._source.is_subscribed
 
     async def shows_a_cell(self) -> bool:
         """Wait for the first cell that people see; False where the kernel says too much else."""

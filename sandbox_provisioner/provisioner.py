@@ -68,7 +68,7 @@ from sandbox_provisioner.host import memory_bytes
 from sandbox_provisioner.inside.printable import one_line
 from sandbox_provisioner.last_words import LastWords
 from sandbox_provisioner.meeting import PORTS
-from sandbox_provisioner.off_loop import Gate, off_loop, one_after_another
+from sandbox_provisioner.off_loop import Gate, apart, off_loop, one_after_another
 from sandbox_provisioner.option_errors import bad_value, unknown_option
 from sandbox_provisioner.options import (
     AUTO,
@@ -190,7 +190,7 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
             raise OptionRefused(bad_value(error, self.traits(config=True), given)) from error
         self.sandbox_id = uuid.uuid4().hex[:12]
         self._tap: LastWords | None = None
-        self._telling: asyncio.Task[None] | None = None  # begins to listen, and tells
+        self._telling: asyncio.Task[None] | None = None  # under the first cell
         self._place = contextlib.AsyncExitStack()  # among those that start cold now
         self._ending = False
         self._starts = False  # or is about to, in a restart
@@ -485,15 +485,16 @@ class SandboxProvisioner(SandboxOptions, LocalProvisioner):  # type: ignore[meta
         except (OSError, zmq.ZMQError) as error:
             self.log.warning("The cell in which the kernel ends will not be known: %s", error)
             return
-        self._telling = asyncio.create_task(self._begin_to_listen(self._tap, self.handle))
+        apart(self._tap.begin)
+        told = "\n".join(filter(None, (self.narrowed, self.handle.narrowed)))
+        if told and self._is_of_a_server:
+            speech = self._tell_narrowed(self._tap, self.handle, told)
+            self._telling = asyncio.create_task(speech)
 
-    async def _begin_to_listen(self, tap: LastWords, handle: Handle) -> None:
-        """And tell what was narrowed under the first cell: before it there is none that front ends
-        could show it under."""
-        told = "\n".join(filter(None, (self.narrowed, handle.narrowed)))
+    async def _tell_narrowed(self, tap: LastWords, handle: Handle, told: str) -> None:
+        """Under the first cell: before it there is none that front ends could show it under."""
         try:
-            await tap.begin()
-            if told and self._is_of_a_server and await tap.shows_a_cell():
+            if await tap.shows_a_cell():
                 await off_loop(handle.say, told)
         except (OSError, zmq.ZMQError, SandboxError) as error:  # the log has it
             self.log.info("Could not tell the notebook what it has less: %s", error)

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import zmq
 
+from sandbox_provisioner.descriptors import is_readable
+
 # A status message of ipykernel's has seven frames, the largest of some 400 bytes: a topic, a few
 # identities, the signature and four dictionaries.
 MOST_FRAMES = 16
@@ -61,6 +63,10 @@ class Source(Protocol):
 
     def fileno(self) -> int:
         """Of a descriptor that can be read when something has come."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something comes, or an end, before so long. In any thread."""
         ...
 
     def close(self) -> None:
@@ -119,9 +125,20 @@ class Subscriber:
         """As `Source`."""
         return self._socket.fileno()
 
+    def wait(self, seconds: float) -> bool:
+        """As `Source`."""
+        try:
+            own = self._socket.dup()  # whose number nobody else gets meanwhile
+        except OSError:
+            return False
+        with own:
+            return is_readable(own.fileno(), seconds)
+
     def close(self) -> None:
         """As `Source`."""
         self.closed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # whoever waits hears of it
         self._socket.close()
 
     def receive(self) -> list[bytes]:
@@ -246,6 +263,10 @@ class _Encrypted:
     def fileno(self) -> int:
         """As `Source`."""
         return int(self._socket.FD)
+
+    def wait(self, seconds: float) -> bool:
+        """As `Source`; needed by nobody, since it is subscribed from the beginning."""
+        return bool(self._socket.poll(round(seconds * 1000)))
 
     def close(self) -> None:
         """As `Source`."""

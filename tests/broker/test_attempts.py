@@ -33,7 +33,7 @@ class _Through:
     """`stage.Kernel` as far as `answers` asks for it."""
 
     def __init__(self, user: User) -> None:
-        self.run = lambda code: user("answer = kernel(code)", code=code)
+        self.run = lambda code, **_: user("answer = kernel(code)", code=code)
 
 
 def test_no_attempt_gets_further_than_in_a_kernel_of_roots(broker: Broker, user: User) -> None:

@@ -68,7 +68,7 @@ def boxed(stage):
 
 def last_words_of(manager):
     tap = last_words.LastWords(manager)
-    asyncio.run(tap.begin())
+    tap.begin()
     return tap
 
 

@@ -63,7 +63,7 @@ class Publisher:
             session=Session(key=b"k"), ip=f"{folder}/s", iopub_port=2, curve_publickey=None
         )
         self.tap = LastWords(manager)
-        asyncio.run(self.tap.begin())
+        self.tap.begin()
         for _ in range(2):  # both topics
             assert self.socket.poll(ARRIVES_MS)
             self.socket.recv()
