@@ -364,13 +364,18 @@ def groups_of(record: Record) -> list[Path]:
 
 def is_gone(hub: Hub, record: Record) -> bool:
     """Whether nothing is left of a server: groups, record, and the ways in and out."""
+    return not left_of(hub, record)
+
+
+def left_of(hub: Hub, record: Record) -> list[Path]:
+    """What there still is of those."""
     places = [
         hub.runtime / record.sandbox_id,
         Path(f"{hub.runtime}-hub", record.sandbox_id),
         Path(f"{hub.runtime}-ways", record.sandbox_id),
         *groups_of(record),
     ]
-    return not any(path.exists() for path in places)
+    return [path for path in places if path.exists()]
 
 
 def check_a_kernel_over_its_cap_ends_alone(hub: Hub, name: str, *others: str) -> None:
@@ -410,7 +415,7 @@ def check_a_stop_leaves_nothing(hub: Hub, name: str) -> None:
         kernel.run("import subprocess; subprocess.Popen(['setsid', 'sleep', '1000'])")
         assert any(group.exists() for group in groups_of(record))
         hub.stop(name)
-    assert is_gone(hub, record)
+    assert left_of(hub, record) == []
     assert hub.home(name).exists()
 
 
