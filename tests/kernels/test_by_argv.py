@@ -63,11 +63,13 @@ class FrontEnd:
         return [word.replace("{connection_file}", path) for word in argv]
 
     def await_kernel(self) -> None:
-        """wait_for_ready gives up when no heart beats after a second."""
+        """wait_for_ready gives up when no heart beats after a second, and returns before what the
+        kernel publishes arrives: of a cell that is run then nobody would hear that it is done."""
         while self.process.poll() is None:
             self.client.kernel_info()
             with contextlib.suppress(queue.Empty):
                 self.client.get_shell_msg(timeout=5)
+                self.client.get_iopub_msg(timeout=1)
                 return
         raise AssertionError(self.end())
 
