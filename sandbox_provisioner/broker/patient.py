@@ -41,7 +41,7 @@ class PatientStream(io.TextIOBase):
         """As `io.TextIOBase`, at once if somebody reads; a write is kept whole or left out."""
         data = text.encode(errors="backslashreplace")
         with self._changed:
-            if self._thread is None and self._takes():
+            if not self._kept and self._takes():
                 data = data[self._written(data) :]
             if data:
                 self._keep(data)
@@ -64,12 +64,14 @@ class PatientStream(io.TextIOBase):
     def _keep(self, data: bytes) -> None:
         if len(self._kept) + len(data) > _MOST_BYTES:
             self._lost += 1
-            return
-        self._kept += data
+        else:
+            self._kept += data
         if self._thread is None:
             # A daemon's: it may never come back from its write.
-            self._thread = threading.Thread(target=self._pass_on, name="stderr", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._pass_on, name="stderr", daemon=True)
+            with contextlib.suppress(RuntimeError):  # there is none to be had: with the next write
+                thread.start()
+                self._thread = thread
 
     def _pass_on(self) -> None:
         while data := self._next():

@@ -148,6 +148,16 @@ def test_who_sends_more_than_is_read_makes_us_forget_the_cell(publisher: Publish
     assert publisher.tap._running == publisher.tap._last == {}
 
 
+def test_a_kernel_that_has_said_its_name_sends_no_results(publisher: Publisher) -> None:
+    publisher.take_all()
+    told = []
+    while b"\x00kernel_core." not in told:
+        assert publisher.socket.poll(ARRIVES_MS)
+        told.append(publisher.socket.recv())
+    assert told[:2] == [b"\x01kernel.1.statu", b"\x01kernel.1.execute_inpu"]
+    assert set(told[2:]) == {b"\x00kernel.", b"\x00kernel_core."}
+
+
 DEEP = b"[" * last_words._HEADER_BYTES
 CRAFTED = {
     "a big parent": {"parent": b'{"msg_type": "execute_request", "x": "%s"}' % (b"x" * 5000)},

@@ -82,3 +82,18 @@ def test_the_end_does_not_wait_for_long(
     stream.write(LINE * 2000)
     stream.finish()
     assert everything(reads, stream, "\n").startswith("x")
+
+
+def test_what_no_thread_could_pass_on_goes_on_with_the_next_line_and_before_it(
+    pipe: tuple[int, PatientStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, stream = pipe
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        stream.write(LINE * 2000)
+    stream.write("the end\n")
+    assert everything(reads, stream, "the end\n") == LINE * 2000 + "the end\n"

@@ -409,16 +409,27 @@ def test_a_process_hears_what_it_has_a_handler_for():
         signal.signal(signal.SIGINT, before)
 
 
-def test_the_handle_makes_sentences_of_what_init_tells(tmp_path):
+@contextlib.contextmanager
+def told_by_init(folder, record):
+    """A handle of what *record* is, and where its PID 1 speaks."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    handle = LocalHandle(
-        pidfd=-1,
-        tree=NullTree(CgroupFacts(version=0, bases={}, missing={}), "x"),
-        folder=RecordFolder(tmp_path),
-        record=Record(sandbox_id="box", kernel_id="7f3a0123-4567", memory_limit_bytes=CAP),
-        control=ours.fileno(),
-    )
+    tree = NullTree(CgroupFacts(version=0, bases={}, missing={}), "x")
     with ours, theirs:
+        yield (
+            LocalHandle(
+                pidfd=-1,
+                tree=tree,
+                folder=RecordFolder(folder),
+                record=record,
+                control=ours.fileno(),
+            ),
+            theirs,
+        )
+
+
+def test_the_handle_makes_sentences_of_what_init_tells(tmp_path):
+    record = Record(sandbox_id="box", kernel_id="7f3a0123-4567", memory_limit_bytes=CAP)
+    with told_by_init(tmp_path, record) as (handle, theirs):
         assert handle.notices() == []
         theirs.send(b"memory 493878272")
         theirs.send(b"memory 503316480")
@@ -440,15 +451,8 @@ def test_the_handle_makes_sentences_of_what_init_tells(tmp_path):
 
 
 def test_a_hubs_server_is_called_by_whose_it_is(tmp_path):
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    handle = LocalHandle(
-        pidfd=-1,
-        tree=NullTree(CgroupFacts(version=0, bases={}, missing={}), "x"),
-        folder=RecordFolder(tmp_path),
-        record=Record(sandbox_id="box", kind=SERVER, user="ann"),
-        control=ours.fileno(),
-    )
-    with ours, theirs:
+    record = Record(sandbox_id="box", kind=SERVER, user="ann")
+    with told_by_init(tmp_path, record) as (handle, theirs):
         theirs.send(b"full tmp_limit /tmp")
         theirs.send(b"killed 1")
         theirs.send(b"network-lost ")
