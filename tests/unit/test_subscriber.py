@@ -61,7 +61,9 @@ def source(publisher: Any, tmp_path: Path) -> Iterator[Any]:
     while not made.is_subscribed:
         with contextlib.suppress(BlockingIOError):
             made.receive()
-    while publisher.type == zmq.PUB:  # it does not tell when it has heard of us
+    if publisher.type == zmq.XPUB:  # what is sent before it has heard of us, it drops
+        assert publisher.recv() == b"\x01kern"
+    while publisher.type == zmq.PUB:  # it does not tell when it has
         publisher.send(b"kern?")
         with contextlib.suppress(BlockingIOError):
             if made.receive():
@@ -76,8 +78,6 @@ def until(source: Any, message: list[bytes]) -> None:
 
 
 def test_messages_come_whole_and_only_those_of_the_topics(publisher: Any, source: Any) -> None:
-    if publisher.type == zmq.XPUB:
-        assert publisher.recv() == b"\x01kern"
     for message in ([b"other", b"1"], [b"kernel", b"", b"x" * 200], [b"kern", b"y" * FRAME_BYTES]):
         publisher.send_multipart(message)
     until(source, [b"kernel", b"", b"x" * 200])
