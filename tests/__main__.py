@@ -48,7 +48,7 @@ LINTERS = (
 # A lane sees no mount of another one's, and none of its own is seen there.
 _OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 # It keeps one CPU busy all the time, and cannot use a second one when all others have ended.
-_VM = ("nice", "-n", "-3", "timeout", "--kill-after=60", "2400", sys.executable, "-m", "tests.vm")
+_VM = ("nice", "-n", "-3", "timeout", "--kill-after=60", "4200", sys.executable, "-m", "tests.vm")
 SLOW_SECONDS = 5
 _TELL_SECONDS = 20
 

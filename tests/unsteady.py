@@ -4,8 +4,10 @@ alone.
 An unsteady test is a bug, of the test or of what it tests, and is to be mended. One of thousands
 that hiccups on a busy machine does not make the other results worthless, though: what failed is run
 once more, alone, when everything else has ended. If it passes then, it is told loudly, with the
-text of its first failure, and the run goes on. Not more than `MOST` of them, so that nobody gets
-used to it; and no hole in a wall (`holes_of`), which is one also if it comes and goes.
+text of its first failure, and the run goes on. Not more than `MOST` of them, one test in a
+thousand, so that nobody gets used to it; and no hole in a wall (`holes_of`), which is one also if
+it comes and goes. Where the run fails all the same, the last thing that it says is what has failed,
+and why, in few lines: of a long output often only the end is kept.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-MOST = 3
+MOST = 10
 WALLS = "tests.escape."
+# Of a failure, where the run fails; all of it is further up, and in junit.xml.
+SHORT_LINES, SHORT_WIDTH = 12, 300
 # How those tests there are named that have no wall before them, and so cannot find a hole in one.
 CONTROLS = "without_the_box"
 
@@ -65,13 +69,16 @@ def settle(
         return 0
     failures = failures_of(statuses)
     if why := why_not_again(failures, holes_of(statuses), unfinished(statuses), others):
+        tell_shortly(failures)
         print(f"\nNothing is run again: {why}", flush=True)
         return 1
     passed = set(run_again(failures, next(iter(statuses)), again))
-    for case in failures.keys() - passed:
-        print(f"\nIt fails alone too: {case}", flush=True)
     tell({case: text for case, text in failures.items() if case in passed}, folder)
-    return 0 if passed >= failures.keys() else 1
+    stays = {case: text for case, text in failures.items() if case not in passed}
+    tell_shortly(stays)
+    for case in stays:
+        print(f"\nIt fails alone too: {case}", flush=True)
+    return 1 if stays else 0
 
 
 def unfinished(statuses: Mapping[Path, int]) -> list[str]:
@@ -154,3 +161,10 @@ def tell(unsteady: Mapping[Case, str], folder: Path) -> None:
         print(f"\n{told}", flush=True)
         with (folder / "unsteady.txt").open("a") as file:
             file.write(told)
+
+
+def tell_shortly(failures: Mapping[Case, str]) -> None:
+    """The lines of each that say where it was and what was wrong, the last ones of many."""
+    for case, text in failures.items():
+        lines = [line[:SHORT_WIDTH] for line in text.splitlines() if line.startswith((">", "E "))]
+        print(f"\nFAILED {case}", *lines[-SHORT_LINES:], sep="\n", flush=True)

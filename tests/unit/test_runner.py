@@ -197,6 +197,16 @@ def test_a_test_that_fails_again_fails_the_run_and_what_was_unsteady_is_told_too
     assert "UNSTEADY: tests/room/test_it.py::test_flaky\n" in told
 
 
+@pytest.mark.parametrize("more", [{}, {"vm": 1}], ids=["it fails alone too", "nothing runs again"])
+def test_the_last_thing_that_a_failed_run_says_is_why_in_few_lines(project, capfd, more):
+    long = "def test_long():\n    print('x' * 10000)\n    assert 6 * 9 == 42, 'y' * 10000\n"
+    assert project(test_it=long, **more) == 1
+    told = capfd.readouterr().out[-2000:]
+    last = told[told.index("FAILED tests/room/test_it.py::test_long\n>") :]
+    assert "assert 6 * 9 == 42" in last
+    assert len(last) < 1500
+
+
 def test_a_test_that_is_skipped_when_it_runs_again_has_not_passed(project, capfd):
     assert project(test_it=SKIPS) == 1
     assert "It fails alone too: tests/room/test_it.py::test_flaky\n" in capfd.readouterr().out
@@ -276,9 +286,9 @@ def test_a_linter_that_finds_fault_ends_the_other_lanes_and_begins_no_test(proje
     assert "test_broken" not in told.out
 
 
-def test_four_tests_that_have_failed_are_too_many_to_be_unsteady():
-    failures = {runner.unsteady.Case("tests.room.test_it", f"test_{n}"): "" for n in range(4)}
-    assert "at most 3" in runner.unsteady.why_not_again(failures, [], [], [0])
+def test_eleven_tests_that_have_failed_are_too_many_to_be_unsteady():
+    failures = {runner.unsteady.Case("tests.room.test_it", f"test_{n}"): "" for n in range(11)}
+    assert "at most 10" in runner.unsteady.why_not_again(failures, [], [], [0])
     failures.popitem()
     assert runner.unsteady.why_not_again(failures, [], [], [0]) == ""
 
