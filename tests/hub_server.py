@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ from sandbox_provisioner.warm.found import leads_to
 
 TOKEN = "a-token-of-the-tests-0123456789"
 PATIENCE_SECONDS = 200
+_PAUSE_MS = 50
 UID = 61234  # of the first one
 # It does not heed the interrupt that comes just before its cap.
 GREEDY = """
@@ -201,8 +202,7 @@ class Hub:
         """Return when it has ended: 202 is "not yet"."""
         answer = self.api("DELETE", f"/users/{name}/server")
         assert answer.status_code in {202, 204}, answer.text
-        while self.api("GET", f"/users/{name}").json()["servers"]:
-            pass
+        until(lambda: not self.api("GET", f"/users/{name}").json()["servers"])
 
     def record(self, name: str) -> Record:
         """Of the box of *name*'s server."""
@@ -235,8 +235,8 @@ class Hub:
         with contextlib.closing(self.connect(name, path)) as connection:
             yield Kernel(kernel_id, connection)
         # jupyter_client fails where it is just being restarted; its server may have ended, too.
-        while is_new and self.ask(name, "DELETE", f"/kernels/{kernel_id}").status_code == 500:
-            pass
+        if is_new:
+            until(lambda: self.ask(name, "DELETE", f"/kernels/{kernel_id}").status_code != 500)
 
     def in_server(self, name: str, code: str, *words: str) -> str:
         """What the Python program *code*, with *words*, shows in the box of *name*'s server."""
@@ -378,6 +378,25 @@ def left_of(hub: Hub, record: Record) -> list[Path]:
     return [path for path in places if path.exists()]
 
 
+def until(is_so: Callable[[], object], else_told: Callable[[], object] = str) -> None:
+    """Return when *is_so*, of which nothing tells; where it never is, with what *else_told*. Who
+    asks without a pause takes the CPU that it waits for."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < end, else_told()
+        select.poll().poll(_PAUSE_MS)
+
+
+def until_gone(hub: Hub, record: Record) -> None:
+    """Return when nothing is left of a server: groups, record, and the ways in and out."""
+    until(lambda: is_gone(hub, record), lambda: left_of(hub, record))
+
+
+def until_logged(hub: Hub, text: str, times: int = 1) -> None:
+    """Return when the hub's log has *text* so often."""
+    until(lambda: hub.log.read_text().count(text) >= times, hub.log.read_text)
+
+
 def check_a_kernel_over_its_cap_ends_alone(hub: Hub, name: str, *others: str) -> None:
     """And is told why under its cell, while kernels of *name* and of *others* go on."""
     server = hub.record(name)
@@ -403,9 +422,8 @@ def check_a_killed_server_is_noticed_and_leaves_nothing(hub: Hub, name: str) -> 
     record = hub.record(name)
     os.kill(record.init_pid, signal.SIGKILL)
     await_end(record)
-    while name in hub.people():
-        pass
-    assert is_gone(hub, record)
+    until(lambda: name not in hub.people())
+    until_gone(hub, record)
 
 
 def check_a_stop_leaves_nothing(hub: Hub, name: str) -> None:
@@ -434,14 +452,14 @@ def await_end(record: Record) -> None:
 
 def nurseries_of(hub: Hub, server: Record) -> dict[str, Record]:
     """Those of the box of *server*, once kernels can come from one."""
-    until = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < until:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
         ready = leads_to(hub.runtime)
         records = [r for _, r in all_records(hub.runtime) if r.kind == "nursery"]
         records = [r for r in records if r.box == server.sandbox_id and r.sandbox_id in ready]
         if records:
             return {record.sandbox_id: record for record in records}
-        select.poll().poll(50)
+        select.poll().poll(_PAUSE_MS)
     raise AssertionError(hub.log.read_text())
 
 
@@ -451,6 +469,12 @@ def names_of_nurseries(hub: Hub) -> set[str]:
     folder = os.path.realpath(hub.runtime)
     led = {name: os.path.realpath(f"{folder}/{name}") for name in os.listdir(folder)}
     return {name for name, path in led.items() if path.split("/")[folder.count("/") + 1] in ids}
+
+
+def until_ready(hub: Hub, name: str) -> None:
+    """Return when nothing is being made ready for *name*, of whose kernels one has started."""
+    if not roots_python():
+        nurseries_of(hub, hub.record(name))
 
 
 def ready_for(hub: Hub, name: str) -> Record:

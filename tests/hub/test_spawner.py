@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import attacks
@@ -34,6 +35,7 @@ from hub_server import (
     groups_of,
     is_gone,
     is_same,
+    left_of,
     marks_of_hub,
     names_of_nurseries,
     nurseries_of,
@@ -42,6 +44,10 @@ from hub_server import (
     running,
     serving,
     type_at,
+    until,
+    until_gone,
+    until_logged,
+    until_ready,
     while_it_ends,
 )
 
@@ -347,12 +353,10 @@ def test_a_server_writes_no_more_than_its_limits_and_goes_on_and_the_hub_tells_o
     assert told["/all"] == ["EROFS", 0]
     assert told[str(hub.home("dora"))] == ["all", 32 << 20]  # which workdir_limit is for
     for place, option in (("/tmp", "disk_limit"), ("/dev/shm", "shm_limit")):
-        while says.format(place, option) not in hub.log.read_text():
-            pass
+        until_logged(hub, says.format(place, option))
     why, made = hub.in_server("dora", MAKE_FILES).split()
     assert why == "ENOSPC" and 900 < int(made) <= 1024
-    while says.format("/tmp", "inode_limit") not in hub.log.read_text():
-        pass
+    until_logged(hub, says.format("/tmp", "inode_limit"))
     with hub.kernel("dora") as kernel:
         assert kernel.run("print(6 * 7)") == "42\n"
     assert is_same(hub.record("dora"), kept)
@@ -360,7 +364,7 @@ def test_a_server_writes_no_more_than_its_limits_and_goes_on_and_the_hub_tells_o
     told = json.loads(hub.in_server(ann, FILL))
     assert all(told[place] == ["all", 32 << 20] for place in ("/tmp", "/run", "/dev/shm")), told
     hub.stop("dora")
-    assert is_gone(hub, kept)
+    assert left_of(hub, kept) == []
 
 
 # -- one against the other
@@ -498,12 +502,11 @@ def test_a_killed_hub_loses_no_server_and_what_ended_meanwhile_leaves_nothing(
         subprocess.run([*stop, f"--runtime-dir={hub.runtime}"], check=True)
         hub.start()
         assert hub.people() == [ann]
-        assert is_gone(hub, killed)
+        until_gone(hub, killed)
         how = f"The server of {bob} ended: The server of {bob} was killed from outside"
         assert how in hub.log.read_text()
         how = f"Kernel {stopped.id[:8]} was stopped by the administrator"
-        while how not in hub.log.read_text():  # once its server has polled, and was listened for
-            pass
+        until_logged(hub, how)  # once its server has polled, and was listened for
         with hub.kernel(ann, kernel.id) as again:
             assert again.run("print(x)").strip() == "43"
             hub.ask(ann, "POST", f"/kernels/{kernel.id}/interrupt").raise_for_status()
@@ -519,6 +522,8 @@ def test_a_killed_hub_loses_no_server_and_what_ended_meanwhile_leaves_nothing(
 def test_a_hub_that_is_killed_while_it_starts_a_kernel_leaves_nothing_of_it(
     hub: Hub, ann: str
 ) -> None:
+    with hub.kernel(ann):
+        until_ready(hub, ann)  # or the making of a nursery comes to the stage before a kernel does
     kept, known = hub.record(ann), set(os.listdir(hub.runtime))
     for stage in ("create-cgroup", "write-record"):
         (hub.folder / "killed-at").write_text(stage)
@@ -528,12 +533,16 @@ def test_a_hub_that_is_killed_while_it_starts_a_kernel_leaves_nothing_of_it(
         assert started, stage
         hub.start()
         assert hub.kernels(ann) == {}, stage
-        left = set(os.listdir(hub.runtime)) - names_of_nurseries(hub)
-        assert not started & left, stage
+        left = partial(_still_there, hub, started)
+        until(lambda left=left: not left(), left)
         assert hub.tree_of(kept).usage().processes
         with hub.kernel(ann) as kernel:
             assert kernel.run("print(6 * 7)").strip() == "42"
     assert is_same(hub.record(ann), kept)
+
+
+def _still_there(hub: Hub, names: set[str]) -> set[str]:
+    return names & set(os.listdir(hub.runtime)) - names_of_nurseries(hub)
 
 
 def test_a_hub_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_next(
@@ -545,8 +554,8 @@ def test_a_hub_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_next(
         assert isinstance(stopped.exception(), requests.ConnectionError)
         assert not is_gone(hub, record)
     hub.start()
-    while ann in hub.people() or not is_gone(hub, record):
-        pass
+    until(lambda: ann not in hub.people())
+    until_gone(hub, record)
 
 
 def test_a_server_that_was_killed_is_noticed_and_leaves_nothing(hub: Hub, ann: str) -> None:
@@ -569,12 +578,11 @@ def test_an_idle_server_is_culled_and_leaves_nothing(hub: Hub, ann: str) -> None
     )  # fmt: skip
     try:
         await_end(record)
-        while ann in hub.people():
-            pass
+        until(lambda: ann not in hub.people())
     finally:
         culler.kill()
         culler.wait()
-    assert is_gone(hub, record)
+    assert left_of(hub, record) == []
 
 
 # -- what cannot be

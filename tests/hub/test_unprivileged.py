@@ -32,10 +32,14 @@ from hub_server import (
     held_at_its_end,
     is_gone,
     is_same,
+    left_of,
     marks_of_hub,
     person,
     ready_for,
     serving,
+    until,
+    until_gone,
+    until_logged,
     while_it_ends,
 )
 
@@ -204,8 +208,7 @@ def test_hub_and_broker_are_killed_and_servers_and_kernels_go_on(
         hub.broker.start()
         hub.start()
         assert hub.people() == [una]
-        while not is_gone(hub, killed):
-            pass
+        until_gone(hub, killed)
         assert is_same(hub.record(una), kept)
         with hub.kernel(una, kernel.id) as again:
             assert again.run("print(x)").strip() == "43"
@@ -221,7 +224,7 @@ def test_a_broker_alone_that_begins_again_is_found_by_the_hub(hub: HubOfAccount,
         assert kernel.run("print(1 + 1)").strip() == "2"
     assert is_same(hub.record(una), kept)
     hub.stop(una)
-    assert is_gone(hub, kept)
+    assert left_of(hub, kept) == []
 
 
 def test_what_is_ready_for_a_server_is_removed_also_where_its_end_is_asked_for_meanwhile(
@@ -233,12 +236,10 @@ def test_what_is_ready_for_a_server_is_removed_also_where_its_end_is_asked_for_m
     with held_at_its_end(ready_for(hub, una)):
         os.kill(record.init_pid, signal.SIGKILL)
         await_end(record)
-        while hub.log.read_text().count(how) == told:
-            pass
+        until_logged(hub, how, told + 1)
         assert all(una in hub.people() for _ in range(20))  # it waits
-    while una in hub.people():
-        pass
-    assert is_gone(hub, record)
+    until(lambda: una not in hub.people())
+    until_gone(hub, record)
 
 
 def test_a_server_that_is_stopped_while_there_is_no_broker_leaves_nothing_when_there_is_one(
@@ -252,8 +253,7 @@ def test_a_server_that_is_stopped_while_there_is_no_broker_leaves_nothing_when_t
     assert end is not None  # it runs
     os.close(end)
     hub.broker.start()
-    while not is_gone(hub, record):
-        pass
+    until_gone(hub, record)
 
 
 def test_a_broker_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_next(
@@ -265,8 +265,7 @@ def test_a_broker_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_ne
         hub.broker.start()
         assert not is_gone(hub, record)
     stopped.result()
-    while not is_gone(hub, record):
-        pass
+    until_gone(hub, record)
 
 
 def test_a_server_that_was_killed_is_noticed_and_leaves_nothing(

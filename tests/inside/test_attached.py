@@ -229,7 +229,7 @@ def test_a_quota_that_is_used_up_ends_connections_and_the_log_tells_of_it(
         assert box.call(send_much, NAME, peer.port) == "ended"
         assert box.call(is_refused, NAME, peer.port) != "not refused"
         while not (told := told_of(box)):  # what is counted stands in the file a moment later
-            pass
+            select.poll().poll(10)
         assert "has used up its network_quota" in " ".join(told)
         story = box.finish()
     assert story.network and story.network.quota_used_up
