@@ -329,7 +329,7 @@ _AnyHub = TypeVar("_AnyHub", bound=Hub)
 def serving(hub: _AnyHub, config: str) -> Iterator[_AnyHub]:
     """*hub* meanwhile, with the lines *config*, in which FOLDER is its own."""
     with (hub.folder / "jupyterhub_config.py").open("a") as file:
-        file.write(config.replace("FOLDER", str(hub.folder)))
+        file.write(re.sub(r"\bFOLDER\b", str(hub.folder), config))
     try:
         hub.start()
         yield hub

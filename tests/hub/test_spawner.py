@@ -11,8 +11,10 @@ import os
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -50,12 +52,13 @@ from hub_server import (
     until_ready,
     while_it_ends,
 )
+from peer import NAME, Peer
 
 from sandbox_provisioner.facilities.ids.facts import FIRST_PERSONS_ID, IDS
 
 pytestmark = marks_of_hub("cgroup-memory")
 
-PEOPLE = ("ann", "bob", "eve", "mallory", "dora")
+PEOPLE = ("ann", "bob", "eve", "mallory", "dora", "nora")
 MORE = """
 c.SandboxSpawner.mem_limit = "768M"
 c.SandboxSpawner.pids_limit = 150
@@ -70,6 +73,16 @@ def before(spawner):
     if spawner.user.name == "dora":
         spawner.disk_limit, spawner.inode_limit, spawner.shm_limit = "16M", 1024, "2M"
         spawner.read_only_volumes = {"FOLDER/shared": "/all"}
+    if spawner.user.name == "nora":
+        spawner.network, spawner.network_allow = "gateway", ALLOWED
+        spawner.devices = ["example.org/gpu=0"]
+        spawner.tmp_limit, spawner.disk_limit, spawner.disk_backend = "4M", "8M", "tmpfs"
+        spawner.term_timeout = 60.0
+        ends = 'trap "sleep 2; touch ended; exit" TERM; "$@" & wait'
+        spawner.cmd = ["sh", "-c", ends, "sh", "jupyterhub-singleuser"]
+
+from sandbox_provisioner.facilities.devices.facts import cdi
+cdi.FOLDERS = ("DEVICES",)
 
 c.Spawner.pre_spawn_hook = before
 
@@ -87,11 +100,33 @@ stages.fail_here = begins
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
+def peer() -> Iterator[Peer]:
+    made = Peer()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def devices() -> Iterator[Path]:
+    """A folder of root's alone with a device of the host, /dev/full by another name."""
+    made = Path(tempfile.mkdtemp(prefix="sbx-", dir="/run"))
+    made.chmod(0o755)
+    os.mknod(made / "real", stat.S_IFCHR | 0o600, os.makedev(1, 7))
+    node = {"path": "/dev/gpu0", "hostPath": f"{made}/real", "major": 1, "minor": 7}
+    device = {"name": "0", "containerEdits": {"deviceNodes": [node]}}
+    told = {"cdiVersion": "0.6.0", "kind": "example.org/gpu", "devices": [device]}
+    (made / "gpu.json").write_text(json.dumps(told))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def hub(peer: Peer, devices: Path) -> Iterator[Hub]:
     hub = Hub(PEOPLE)
     for name in PEOPLE:
         (hub.folder / "shared" / name).mkdir(parents=True)
-    with serving(hub, MORE):
+    allowed = repr(list(peer.rules))
+    with serving(hub, MORE.replace("ALLOWED", allowed).replace("DEVICES", str(devices))):
         yield hub
 
 
@@ -364,6 +399,52 @@ def test_a_server_writes_no_more_than_its_limits_and_goes_on_and_the_hub_tells_o
     told = json.loads(hub.in_server(ann, FILL))
     assert all(told[place] == ["all", 32 << 20] for place in ("/tmp", "/run", "/dev/shm")), told
     hub.stop("dora")
+    assert left_of(hub, kept) == []
+
+
+# -- a network, devices, and how much time it has to end
+
+USE = """
+import errno, json, os, socket, sys
+
+def told_of(call):
+    try:
+        return call()
+    except OSError as error:
+        return errno.errorcode.get(error.errno, "no name")
+
+def speak(host, port):
+    with socket.create_connection((host, port), 20) as connection:
+        connection.sendall(b"\\0hello")  # no request of HTTP's, which would have to name its host
+        return connection.recv(100)[1:].decode()
+
+def write():
+    with open("/dev/gpu0", "wb", buffering=0) as file:
+        file.write(b"x")
+
+name, port, closed = sys.argv[1], *map(int, sys.argv[2:])
+size = os.statvfs("/tmp")
+told = [told_of(lambda: speak(name, port)), told_of(lambda: speak(name, closed)), told_of(write)]
+print(json.dumps([*told, size.f_blocks * size.f_frsize]))
+"""
+
+
+def test_a_server_has_the_network_the_device_and_the_time_that_its_administrator_names(
+    hub: Hub, ann: str, peer: Peer
+) -> None:
+    running(hub, "nora")
+    kept, words = hub.record("nora"), (NAME, str(peer.port), str(hub.ports[0]))
+    said, closed, device, size = json.loads(hub.in_server("nora", USE, *words))
+    assert (said, device, size) == ("hello", "ENOSPC", 4 << 20)  # as /dev/full answers
+    assert closed in {"ECONNREFUSED", "ECONNRESET"}
+    with hub.kernel("nora") as kernel:  # its device and network are those of its server
+        told = json.loads(kernel.run(f"import sys; sys.argv = {['', *words]}\n{USE}"))
+        assert (told[0], told[2]) == (said, device)
+    # The control: whose server has none of it.
+    said, _, device, size = json.loads(hub.in_server(ann, USE, *words))
+    assert said != "hello" and device == "EROFS" and size > 4 << 20  # no node can be made
+    hub.stop("nora")
+    assert (hub.home("nora") / "ended").exists()  # 2 s after it was asked to
     assert left_of(hub, kept) == []
 
 
