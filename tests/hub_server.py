@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import select
 import shutil
@@ -39,6 +40,7 @@ from sandbox_provisioner.warm.found import leads_to
 TOKEN = "a-token-of-the-tests-0123456789"
 PATIENCE_SECONDS = 200
 _PAUSE_MS = 50
+_PORTS = 20000, 32000
 UID = 61234  # of the first one
 # It does not heed the interrupt that comes just before its cap.
 GREEDY = """
@@ -545,5 +547,9 @@ def _ask(method: str, url: str, **options: Any) -> requests.Response:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Below those that Linux gives to who connects (ip(7), ip_local_port_range): a hub that is
+    started again finds it free."""
+    for port in random.sample(range(*_PORTS), len(range(*_PORTS))):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError(f"no port of {_PORTS} is free")

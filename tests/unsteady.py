@@ -12,6 +12,7 @@ and why, in few lines: of a long output often only the end is kept.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ MOST = 10
 WALLS = "tests.escape."
 # Of a failure, where the run fails; all of it is further up, and in junit.xml.
 SHORT_LINES, SHORT_WIDTH = 12, 300
+# The one file there that judges attempts, and how pytest ends what it tells of any file there.
+JUDGES = "test_escape"
+PLACE = re.compile(r"^tests/escape/(\w+)\.py:\d+: \w+\s*\Z", re.MULTILINE)
 # How those tests there are named that have no wall before them, and so cannot find a hole in one.
 CONTROLS = "without_the_box"
 
@@ -93,15 +97,21 @@ def unfinished(statuses: Mapping[Path, int]) -> list[str]:
 
 def holes_of(reports: Iterable[Path]) -> list[Case]:
     """The tests of the walls that have asserted in vain: an attempt has answered what it may not,
-    or something is left behind. An attempt without an answer (its kernel did not start in time,
-    say) is none of them: it is made again."""
+    or something is left behind. An attempt without an answer (its kernel did not start in time, or
+    was not prepared, say) is none of them: it is made again."""
     return [
         case
         for element, case in _cases(reports)
         if case.module.startswith(WALLS) and CONTROLS not in case.name
         for told in (*element.iter("failure"), *element.iter("error"))
-        if "assert" in told.get("message", "").lower()
+        if "assert" in told.get("message", "").lower() and not _is_preparation(told.text or "")
     ]
+
+
+def _is_preparation(failure: str) -> bool:
+    """Whether it was asserted by what prepares an attempt: a failure ends with its place."""
+    places = PLACE.findall(failure)
+    return bool(places) and places[-1] != JUDGES
 
 
 def why_not_again(

@@ -171,6 +171,13 @@ def project(tmp_path, monkeypatch):
     return run
 
 
+# Its assertion is that of another file, which prepares.
+PREPARED = """
+import stage
+def test_prepared(): stage.test_flaky()
+"""
+
+
 def test_a_test_that_passes_alone_is_told_loudly_and_the_run_goes_on(project, capfd):
     assert project(test_it=FLAKY, aside={"test_its": LEAVES}) == 0
     told, kept = capfd.readouterr().out, Path("artefacts/unsteady.txt").read_text()
@@ -216,7 +223,7 @@ def test_a_test_that_is_skipped_when_it_runs_again_has_not_passed(project, capfd
     ("told", "options"),
     [
         ("the virtual machine", {"test_it": FLAKY, "vm": 1}),
-        ("a wall that holds at the second attempt", {"main": "escape", "test_it": FLAKY}),
+        ("a wall that holds at the second attempt", {"main": "escape", "test_escape": FLAKY}),
         (
             NO_END,
             {"test_it": "def test_x(): __import__('os')._exit(1)", "aside": {"test_f": FLAKY}},
@@ -236,12 +243,13 @@ def test_what_may_not_be_unsteady_fails_the_run_at_once(project, capfd, told, op
     [
         FLAKY.replace("test_flaky", "test_it_works_without_the_box"),
         FLAKY.replace('assert there, "a hiccup"', "if not there: raise TimeoutError"),
+        PREPARED,
     ],
-    ids=["a control", "an attempt without an answer"],
+    ids=["a control", "an attempt without an answer", "one that was not prepared"],
 )
 def test_what_tells_nothing_of_a_wall_may_be_unsteady(project, capfd, text):
-    assert project(main="escape", test_it=text) == 0
-    assert "UNSTEADY: tests/escape/test_it.py::test_" in capfd.readouterr().out
+    assert project(main="escape", test_escape=text, stage=FLAKY) == 0
+    assert "UNSTEADY: tests/escape/test_escape.py::test_" in capfd.readouterr().out
 
 
 FAILS = '<testcase classname="tests.{}.test_it" name="{}"><failure message="assert 0"/></testcase>'
