@@ -162,10 +162,13 @@ class Broker:
         self.process.stderr.close()
 
     def records(self) -> list[Path]:
-        """Those of its kernels; links to them lie beside."""
-        found = [path for path in self.runtime.glob("*/record.json")]
-        kinds = {path: json.loads(path.read_text())["kind"] for path in found}
-        return [path for path in found if kinds[path] == "kernel" and not path.parent.is_symlink()]
+        """Those of its kernels; links to them lie beside. Nurseries come and go meanwhile."""
+        kinds = {}
+        for path in self.runtime.glob("*/record.json"):
+            with contextlib.suppress(FileNotFoundError):
+                kinds[path] = json.loads(path.read_text())["kind"]
+        kernels = [path for path, kind in kinds.items() if kind == "kernel"]
+        return [path for path in kernels if not path.parent.is_symlink()]
 
     def nothing_is_left(self, *, retire: bool = True) -> bool:
         """Whether all sandboxes are gone before long, when nurseries that are for all servers of a
