@@ -129,10 +129,13 @@ class Kernel:
         fifo.unlink()
         return request
 
-    def until(self, wanted: Callable[[dict[str, Any]], bool], request: str) -> dict[str, Any]:
-        """The first iopub message of *request* that is *wanted*."""
+    def until(
+        self, wanted: Callable[[dict[str, Any]], bool], request: str, seconds: float = PATIENCE
+    ) -> dict[str, Any]:
+        """The first iopub message of *request* that is *wanted*; Empty where none comes for so
+        long."""
         while True:
-            message: dict[str, Any] = self.client.get_iopub_msg(timeout=PATIENCE)
+            message: dict[str, Any] = self.client.get_iopub_msg(timeout=seconds)
             if message["parent_header"].get("msg_id") == request and wanted(message):
                 return message
 
