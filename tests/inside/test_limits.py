@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -414,21 +415,32 @@ def test_a_group_above_that_was_full_is_named_and_not_the_sandboxs_own_limit(
         assert "its memory limit of" not in story.reason
 
 
+def person(name):
+    """Somebody whom no other run knows: groups are named after people, for all of the machine."""
+    return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def of_person(name, mib):
+    """How a box of theirs is started, who may have so much memory together."""
+    group = f"hub/{name}"
+    return {"below": f"{group}/kernels", "sums": {group: Limits(memory_bytes=mib * MIB)}}
+
+
 @pytest.mark.requires("root", "cgroup-v1", "cgroup-memory")
 def test_all_boxes_of_a_person_share_what_the_person_has(sandbox):
     """The other one, and a box of somebody else, live on."""
-    of_ann = {"below": "hub/ann/kernels", "sums": {"hub/ann": Limits(memory_bytes=96 * MIB)}}
-    of_bob = {"below": "hub/bob/kernels", "sums": {"hub/bob": Limits(memory_bytes=96 * MIB)}}
+    ann, bob = person("ann"), person("bob")
+    of_ann, of_bob = of_person(ann, 96), of_person(bob, 96)
     with sandbox(**of_ann) as one, sandbox(**of_ann) as other, sandbox(**of_bob) as third:
         told = [record for _, record in all_records(sandbox.launcher.runtime())]
         assert [record.tree for record in told if record.kind != "nursery"] == [
             f"hub/{name}/kernels/{box.handle.record.sandbox_id}"
-            for name, box in (("ann", one), ("ann", other), ("bob", third))
+            for name, box in ((ann, one), (ann, other), (bob, third))
         ]
         one.send(fill_memory)
         story = one.wait()
         assert story.kind is EndKind.SURROUNDINGS_MEMORY
-        whose = "the memory of all that ann runs here together, for which a limit of 96 MiB is set"
+        whose = f"the memory of all that {ann} runs here together, for which a limit of 96 MiB is"
         assert whose in story.reason
         assert "its memory limit of" not in story.reason
         assert other.call(add, 1, 2) == third.call(add, 1, 2) == 3
@@ -436,19 +448,17 @@ def test_all_boxes_of_a_person_share_what_the_person_has(sandbox):
 
 @pytest.mark.requires("root", "cgroup-v1", "cgroup-memory")
 def test_a_sum_grows_and_shrinks_with_the_next_start(sandbox):
-    def of_ann(mib):
-        return {"below": "hub/ann/kernels", "sums": {"hub/ann": Limits(memory_bytes=mib * MIB)}}
-
-    with sandbox(**of_ann(96)) as box:
-        group = Path(box.handle.record.cgroup_bases["memory"], "sandbox-provisioner/hub/ann")
+    ann = person("ann")
+    with sandbox(**of_person(ann, 96)) as box:
+        group = Path(box.handle.record.cgroup_bases["memory"], "sandbox-provisioner/hub", ann)
         for mib in (192, 128):
-            with sandbox(**of_ann(mib)):
+            with sandbox(**of_person(ann, mib)):
                 found = int((group / "memory.limit_in_bytes").read_text())
                 swap = group / "memory.memsw.limit_in_bytes"
                 assert found == mib * MIB
                 assert not swap.exists() or 0 <= int(swap.read_text()) - found < MIB
     close_nurseries()  # they are below it as well
-    assert not group.parent.exists()
+    assert not group.exists()
 
 
 def test_who_was_killed_beside_it_is_not_why_a_sandbox_without_a_group_ended(
