@@ -42,6 +42,7 @@ def examine(found: Findings) -> list[Check]:
         root.images(found),
         _runtime(found),
         *caps.caps(found),
+        *caps.joining(found),
         devices.devices(found),
         storage.disk(found),
         _entry_point(found),

@@ -684,6 +684,25 @@ def test_doctor_names_plain_and_unguarded_kernels() -> None:
     assert check("sandboxed kernels", kernels=()).remedy == "  jupyter sandbox install"
 
 
+@pytest.mark.parametrize(
+    ("facts", "kernel", "is_told"),
+    [
+        ({"version": 2, "favors_moves": False}, (6, 0), True),
+        ({"version": 2, "favors_moves": True}, (6, 0), False),
+        ({"version": 2, "favors_moves": False}, (5, 19), False),
+        ({"version": 1, "favors_moves": False}, (6, 0), False),
+    ],
+)
+def test_doctor_tells_where_starts_wait_for_their_group(
+    facts: dict[str, Any], kernel: tuple[int, int], is_told: bool
+) -> None:
+    cgroups = CgroupFacts(bases=MappingProxyType({}), missing={}, **facts)
+    found = dataclasses.replace(HEALTHY, host=host_facts(cgroups=cgroups, kernel=kernel))
+    told = [one for one in doctor.examine(found) if one.facility == "joining a group"]
+    assert bool(told) == is_told
+    assert not told or "remount,favordynmods" in told[0].remedy
+
+
 def test_doctor_names_what_receives_core_dumps_and_what_is_left() -> None:
     pattern = {"kernel.core_pattern": "|/usr/share/apport/apport %p"}
     assert "apport" in check("core dumps", sysctls=pattern).found

@@ -1028,6 +1028,14 @@ def test_the_group_that_we_are_charged_to_is_the_nearest_with_the_controller(
     assert proc.survey().surroundings == (2, str(service))
 
 
+@pytest.mark.parametrize("options", ["", ",nsdelegate,favordynmods"])
+def test_where_moves_into_groups_wait_is_told(proc: Proc, kernel: FakeKernel, options: str) -> None:
+    kernel.group("/", controllers=ALL)
+    proc.mount("cgroup2", kernel.top, options)
+    proc.groups = ["0::/"]
+    assert proc.survey().favors_moves == bool(options)
+
+
 def test_on_v1_it_is_the_one_of_that_hierarchy(proc: Proc, tmp_path: Path) -> None:
     proc.mount("cgroup", tmp_path, ",memory")
     proc.groups = ["4:memory:/job_7"]

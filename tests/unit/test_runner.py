@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from sandbox_provisioner.launcher.verbs import VERBS
+from sandbox_provisioner.stages import SERVER_STEPS
 from tests.vm import __main__ as vm
 
 TESTS = Path(__file__).parents[1]
@@ -63,6 +66,13 @@ def test_a_skip_is_refused_whose_reason_is_not_listed():
     assert refused("no Rscript on this machine") == []
     assert refused("a whim") == ["tests.inside.test_x.test_y: a whim"]
     assert refused("# a comment") != []
+
+
+def test_every_step_that_some_starts_may_lack_is_one():
+    text = (TESTS / "allowed_skips.txt").read_text()
+    listed = set(re.findall(r"has no step (\S+) - ", text))
+    assert listed
+    assert listed <= {*VERBS, *SERVER_STEPS}
 
 
 def test_a_skip_that_is_listed_for_a_variant_is_refused_elsewhere():

@@ -28,6 +28,11 @@ DELEGATE: Steps = (
     "or in a service with Delegate=yes and DelegateSubgroup=server, or in a container with "
     "writable control groups of its own.",
 )
+FAVOR_MOVES: Steps = (
+    "As administrator, if starts matter more than the speed of every fork on this machine:",
+    "  sudo mount -o remount,favordynmods /sys/fs/cgroup",
+    "From Linux 6.7 on cgroup_favordynmods=true on the kernel's command line does it for good.",
+)
 # What helps where a manager of systemd is to make our groups and cannot be reached.
 MANAGER_REMEDIES: dict[str, Steps] = {
     "user": (

@@ -58,6 +58,8 @@ class CgroupFacts:
     bases are then the directory of a slice. *missing* leads from the facility of a cap (memory,
     cpu, ...) to the reason why it cannot be enforced here. *surroundings* are the version
     and the directory of the group whose memory we are charged to ourselves; 0 where none is shown.
+    *favors_moves* is False where v2 is mounted without that option (favordynmods): then Linux takes
+    a grace period of RCU to move a process into a group (cgroup-v2.rst, since Linux 6.0).
     """
 
     version: int
@@ -66,6 +68,7 @@ class CgroupFacts:
     manager: str = ""
     remedies: Mapping[str, Steps] = field(default_factory=lambda: MappingProxyType({}))
     surroundings: tuple[int, str] = (0, "")
+    favors_moves: bool = True
 
     def remedy(self, facility: str) -> Steps:
         """What a person can do so that *facility* works; for the errors of `open_tree`, doctor."""
@@ -111,7 +114,11 @@ def survey(*, proc: str = "/proc", pid: str = "self", run: str = "/run") -> Cgro
     # max() takes the first of equals, so v2 where both do the same.
     forms = [*_survey_v2(mounts, own, run), _survey_v1(mounts, own)]
     facts = max(forms, key=lambda form: form.rank).facts
-    return replace(facts, surroundings=_surroundings(mounts, own))
+    return replace(
+        facts,
+        surroundings=_surroundings(mounts, own),
+        favors_moves=all("favordynmods" in m.options for m in mounts if m.kind == "cgroup2"),
+    )
 
 
 def own_directories(pid: str) -> tuple[str, ...]:
