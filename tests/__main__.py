@@ -93,7 +93,9 @@ def run_lanes(folder: Path, *, with_vm: bool) -> int:
             print(f"\nThe lane {name}:", flush=True)
             ended[name] = follow(lane, folder / f"{name}.log")
     statuses = {report: ended.pop(name) for name, report in reports.items()}
-    return unsteady.settle(statuses, [*ended.values()], folder) or judge([*statuses], folder)
+    # Both: what was skipped is to be told also where something has failed.
+    judged = judge([*filter(Path.exists, statuses)], folder)
+    return unsteady.settle(statuses, [*ended.values()], folder) or judged
 
 
 def rooms(names: Sequence[str]) -> list[str]:

@@ -214,6 +214,14 @@ def test_a_test_that_fails_again_fails_the_run_and_what_was_unsteady_is_told_too
     assert "UNSTEADY: tests/room/test_it.py::test_flaky\n" in told
 
 
+def test_a_skip_is_refused_also_where_something_has_failed(project, capfd):
+    skips = "import pytest\ndef test_skips(): pytest.skip('a whim')\n"
+    assert project(test_it=BROKEN, test_other=skips) == 1
+    told = capfd.readouterr().out
+    assert "not allowed to skip: tests.room.test_other.test_skips: a whim\n" in told
+    assert "It fails alone too: tests/room/test_it.py::test_broken\n" in told
+
+
 @pytest.mark.parametrize("more", [{}, {"vm": 1}], ids=["it fails alone too", "nothing runs again"])
 def test_the_last_thing_that_a_failed_run_says_is_why_in_few_lines(project, capfd, more):
     long = "def test_long():\n    print('x' * 10000)\n    assert 6 * 9 == 42, 'y' * 10000\n"
