@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import attacks
@@ -583,7 +582,7 @@ def test_a_killed_hub_loses_no_server_and_what_ended_meanwhile_leaves_nothing(
         subprocess.run([*stop, f"--runtime-dir={hub.runtime}"], check=True)
         hub.start()
         assert hub.people() == [ann]
-        until_gone(hub, killed)
+        assert left_of(hub, killed) == []
         how = f"The server of {bob} ended: The server of {bob} was killed from outside"
         assert how in hub.log.read_text()
         how = f"Kernel {stopped.id[:8]} was stopped by the administrator"
@@ -614,16 +613,12 @@ def test_a_hub_that_is_killed_while_it_starts_a_kernel_leaves_nothing_of_it(
         assert started, stage
         hub.start()
         assert hub.kernels(ann) == {}, stage
-        left = partial(_still_there, hub, started)
-        until(lambda left=left: not left(), left)
+        left = set(os.listdir(hub.runtime)) - names_of_nurseries(hub)
+        assert not started & left, stage
         assert hub.tree_of(kept).usage().processes
         with hub.kernel(ann) as kernel:
             assert kernel.run("print(6 * 7)").strip() == "42"
     assert is_same(hub.record(ann), kept)
-
-
-def _still_there(hub: Hub, names: set[str]) -> set[str]:
-    return names & set(os.listdir(hub.runtime)) - names_of_nurseries(hub)
 
 
 def test_a_hub_that_is_killed_while_it_ends_a_server_leaves_nothing_to_the_next(

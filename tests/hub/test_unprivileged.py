@@ -239,7 +239,7 @@ def test_what_is_ready_for_a_server_is_removed_also_where_its_end_is_asked_for_m
         until_logged(hub, how, told + 1)
         assert all(una in hub.people() for _ in range(20))  # it waits
     until(lambda: una not in hub.people())
-    until_gone(hub, record)
+    assert left_of(hub, record) == []
 
 
 def test_a_server_that_is_stopped_while_there_is_no_broker_leaves_nothing_when_there_is_one(
