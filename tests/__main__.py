@@ -48,7 +48,7 @@ LINTERS = (
 # A lane sees no mount of another one's, and none of its own is seen there.
 _OWN_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 # It keeps one CPU busy all the time, and cannot use a second one when all others have ended.
-_VM = ("nice", "-n", "-3", "timeout", "--kill-after=60", "4200", sys.executable, "-m", "tests.vm")
+_VM = ("nice", "-n", "-3", "timeout", "--kill-after=60", "2400", sys.executable, "-m", "tests.vm")
 SLOW_SECONDS = 5
 _TELL_SECONDS = 20
 
@@ -93,8 +93,9 @@ def run_lanes(folder: Path, *, with_vm: bool) -> int:
             print(f"\nThe lane {name}:", flush=True)
             ended[name] = follow(lane, folder / f"{name}.log")
     statuses = {report: ended.pop(name) for name, report in reports.items()}
-    # Both: what was skipped is to be told also where something has failed.
-    judged = judge([*filter(Path.exists, statuses)], folder)
+    # Both: what was skipped is to be told also where something has failed, or has been killed.
+    told = [report for report, status in statuses.items() if not status or report.exists()]
+    judged = judge(told, folder)
     return unsteady.settle(statuses, [*ended.values()], folder) or judged
 
 

@@ -4,15 +4,14 @@ alone.
 An unsteady test is a bug, of the test or of what it tests, and is to be mended. One of thousands
 that hiccups on a busy machine does not make the other results worthless, though: what failed is run
 once more, alone, when everything else has ended. If it passes then, it is told loudly, with the
-text of its first failure, and the run goes on. Not more than `MOST` of them, one test in a
-thousand, so that nobody gets used to it; and no hole in a wall (`holes_of`), which is one also if
-it comes and goes. Where the run fails all the same, the last thing that it says is what has failed,
-and why, in few lines: of a long output often only the end is kept.
+text of its first failure, and the run goes on. Not more than `MOST` of them, so that nobody gets
+used to it; and no hole in a wall (`holes_of`), which is one also if it comes and goes. Where the
+run fails all the same, the last thing that it says is what has failed, and why, in few lines: of a
+long output often only the end is kept.
 """
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,13 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-MOST = 10
+MOST = 3
 WALLS = "tests.escape."
 # Of a failure, where the run fails; all of it is further up, and in junit.xml.
 SHORT_LINES, SHORT_WIDTH = 12, 300
-# The one file there that judges attempts, and how pytest ends what it tells of any file there.
-JUDGES = "test_escape"
-PLACE = re.compile(r"^tests/escape/(\w+)\.py:\d+: \w+\s*\Z", re.MULTILINE)
 # How those tests there are named that have no wall before them, and so cannot find a hole in one.
 CONTROLS = "without_the_box"
 
@@ -97,21 +93,15 @@ def unfinished(statuses: Mapping[Path, int]) -> list[str]:
 
 def holes_of(reports: Iterable[Path]) -> list[Case]:
     """The tests of the walls that have asserted in vain: an attempt has answered what it may not,
-    or something is left behind. An attempt without an answer (its kernel did not start in time, or
-    was not prepared, say) is none of them: it is made again."""
+    or something is left behind. An attempt without an answer (its kernel did not start in time,
+    say) is none of them: it is made again."""
     return [
         case
         for element, case in _cases(reports)
         if case.module.startswith(WALLS) and CONTROLS not in case.name
         for told in (*element.iter("failure"), *element.iter("error"))
-        if "assert" in told.get("message", "").lower() and not _is_preparation(told.text or "")
+        if "assert" in told.get("message", "").lower()
     ]
-
-
-def _is_preparation(failure: str) -> bool:
-    """Whether it was asserted by what prepares an attempt: a failure ends with its place."""
-    places = PLACE.findall(failure)
-    return bool(places) and places[-1] != JUDGES
 
 
 def why_not_again(

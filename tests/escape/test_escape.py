@@ -7,7 +7,6 @@ answer pays for it.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -50,35 +49,24 @@ def answers_of(variant: Variant, options: Mapping[str, Any]) -> dict[int, str]:
 
 @cache
 def _outcome_of(variant: Variant, options_text: str) -> dict[int, str] | Exception:
-    """They are made once, also if that fails; where nothing has answered, once more: hundreds of
-    tests ask for it."""
+    """They are made once, also if that fails."""
     options = json.loads(options_text)
-    for is_last in (False, True):
-        try:
-            return _made(variant, options)
-        except AssertionError as error:
-            return error
-        except Exception as error:
-            if is_last:
-                return error
-            warnings.warn(f"{variant.name}: made once more after {error!r}", stacklevel=1)
-    raise AssertionError  # one of the two has returned
-
-
-def _made(variant: Variant, options: dict[str, Any]) -> dict[int, str]:
     shared = [
         a
         for a in table.values()
         if a.inside and not a.alone and a.answer(variant) is not None and a.options == options
     ]
-    with stage_for(variant) as stage:
-        stage.fill()
-        with stage.kernel(**options) as kernel:
-            found = kernel.answers(shared, stage.facts_inside(kernel))
-            # A sentence about what was refused may come meanwhile, and nothing else.
-            said = filter(None, kernel.run("6 * 7").splitlines())
-            assert [line for line in said if " was refused: " not in line] == ["42"]
-        return found | {a.number: a.after(host_of(stage)) for a in shared if a.after}
+    try:
+        with stage_for(variant) as stage:
+            stage.fill()
+            with stage.kernel(**options) as kernel:
+                found = kernel.answers(shared, stage.facts_inside(kernel))
+                # A sentence about what was refused may come meanwhile, and nothing else.
+                said = filter(None, kernel.run("6 * 7").splitlines())
+                assert [line for line in said if " was refused: " not in line] == ["42"]
+            return found | {a.number: a.after(host_of(stage)) for a in shared if a.after}
+    except Exception as error:
+        return error
 
 
 @pytest.mark.parametrize(("attempt", "variant"), [*cases(alone=False, inside=True)])

@@ -420,6 +420,10 @@ def person(name):
     return f"{name}-{uuid.uuid4().hex[:8]}"
 
 
+def groups_in(directory):
+    return [path for path in directory.iterdir() if path.is_dir()]
+
+
 def of_person(name, mib):
     """How a box of theirs is started, who may have so much memory together."""
     group = f"hub/{name}"
@@ -440,7 +444,9 @@ def test_all_boxes_of_a_person_share_what_the_person_has(sandbox):
         one.send(fill_memory)
         story = one.wait()
         assert story.kind is EndKind.SURROUNDINGS_MEMORY
-        whose = f"the memory of all that {ann} runs here together, for which a limit of 96 MiB is"
+        whose = (
+            f"the memory of all that {ann} runs here together, for which a limit of 96 MiB is set"
+        )
         assert whose in story.reason
         assert "its memory limit of" not in story.reason
         assert other.call(add, 1, 2) == third.call(add, 1, 2) == 3
@@ -458,7 +464,8 @@ def test_a_sum_grows_and_shrinks_with_the_next_start(sandbox):
                 assert found == mib * MIB
                 assert not swap.exists() or 0 <= int(swap.read_text()) - found < MIB
     close_nurseries()  # they are below it as well
-    assert not group.exists()
+    # Where no other lane has people here, what has them is gone as well.
+    assert not group.exists() and (not group.parent.exists() or groups_in(group.parent))
 
 
 def test_who_was_killed_beside_it_is_not_why_a_sandbox_without_a_group_ended(

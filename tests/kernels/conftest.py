@@ -129,13 +129,10 @@ class Kernel:
         fifo.unlink()
         return request
 
-    def until(
-        self, wanted: Callable[[dict[str, Any]], bool], request: str, seconds: float = PATIENCE
-    ) -> dict[str, Any]:
-        """The first iopub message of *request* that is *wanted*; Empty where none comes for so
-        long."""
+    def until(self, wanted: Callable[[dict[str, Any]], bool], request: str) -> dict[str, Any]:
+        """The first iopub message of *request* that is *wanted*."""
         while True:
-            message: dict[str, Any] = self.client.get_iopub_msg(timeout=seconds)
+            message: dict[str, Any] = self.client.get_iopub_msg(timeout=PATIENCE)
             if message["parent_header"].get("msg_id") == request and wanted(message):
                 return message
 

@@ -20,11 +20,7 @@ from sandbox_provisioner.told import EndKind
 pytestmark = pytest.mark.requires("userns", "cgroup-memory")
 
 ROUNDS = 20
-# It leaves PID 1 the CPU for a moment: where others want it too, a loop that does not may be killed
-# before it is interrupted (test_ways_to_the_cap.py has those).
-STEP_BY_STEP = (
-    "while True:\n    kept.append(bytearray(b'x' * (10 << 20))); __import__('time').sleep(0.002)"
-)
+STEP_BY_STEP = "while True:\n    kept.append(bytearray(b'x' * (10 << 20)))"
 
 
 def outputs(kernel: Any, code: str) -> list[tuple[str, str]]:

@@ -181,13 +181,6 @@ def project(tmp_path, monkeypatch):
     return run
 
 
-# Its assertion is that of another file, which prepares.
-PREPARED = """
-import stage
-def test_prepared(): stage.test_flaky()
-"""
-
-
 def test_a_test_that_passes_alone_is_told_loudly_and_the_run_goes_on(project, capfd):
     assert project(test_it=FLAKY, aside={"test_its": LEAVES}) == 0
     told, kept = capfd.readouterr().out, Path("artefacts/unsteady.txt").read_text()
@@ -241,7 +234,7 @@ def test_a_test_that_is_skipped_when_it_runs_again_has_not_passed(project, capfd
     ("told", "options"),
     [
         ("the virtual machine", {"test_it": FLAKY, "vm": 1}),
-        ("a wall that holds at the second attempt", {"main": "escape", "test_escape": FLAKY}),
+        ("a wall that holds at the second attempt", {"main": "escape", "test_it": FLAKY}),
         (
             NO_END,
             {"test_it": "def test_x(): __import__('os')._exit(1)", "aside": {"test_f": FLAKY}},
@@ -261,13 +254,12 @@ def test_what_may_not_be_unsteady_fails_the_run_at_once(project, capfd, told, op
     [
         FLAKY.replace("test_flaky", "test_it_works_without_the_box"),
         FLAKY.replace('assert there, "a hiccup"', "if not there: raise TimeoutError"),
-        PREPARED,
     ],
-    ids=["a control", "an attempt without an answer", "one that was not prepared"],
+    ids=["a control", "an attempt without an answer"],
 )
 def test_what_tells_nothing_of_a_wall_may_be_unsteady(project, capfd, text):
-    assert project(main="escape", test_escape=text, stage=FLAKY) == 0
-    assert "UNSTEADY: tests/escape/test_escape.py::test_" in capfd.readouterr().out
+    assert project(main="escape", test_it=text) == 0
+    assert "UNSTEADY: tests/escape/test_it.py::test_" in capfd.readouterr().out
 
 
 FAILS = '<testcase classname="tests.{}.test_it" name="{}"><failure message="assert 0"/></testcase>'
@@ -312,9 +304,9 @@ def test_a_linter_that_finds_fault_ends_the_other_lanes_and_begins_no_test(proje
     assert "test_broken" not in told.out
 
 
-def test_eleven_tests_that_have_failed_are_too_many_to_be_unsteady():
-    failures = {runner.unsteady.Case("tests.room.test_it", f"test_{n}"): "" for n in range(11)}
-    assert "at most 10" in runner.unsteady.why_not_again(failures, [], [], [0])
+def test_four_tests_that_have_failed_are_too_many_to_be_unsteady():
+    failures = {runner.unsteady.Case("tests.room.test_it", f"test_{n}"): "" for n in range(4)}
+    assert "at most 3" in runner.unsteady.why_not_again(failures, [], [], [0])
     failures.popitem()
     assert runner.unsteady.why_not_again(failures, [], [], [0]) == ""
 

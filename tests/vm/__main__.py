@@ -30,7 +30,7 @@ VM = Path(__file__).with_name("vm")
 PACKAGES = ("pytest", "pytest-timeout", "psutil", "nbclient", "hypothesis", "prometheus_client")
 # Where they lie in the guest; every user may read them.
 VENV, SOURCES = "/opt/suite/venv", "/opt/suite/sources"
-GUEST_LIFE_SECONDS = 4500
+GUEST_LIFE_SECONDS = 2700
 
 # Calls of fork and exec take 30 times as long in a guest without KVM, Python 6 times.
 PYTEST = (
@@ -47,7 +47,7 @@ class Setup:
     user: str
     tests: Sequence[str]
     within: Sequence[str] = ()
-    limit_seconds: int = 2000
+    limit_seconds: int = 1200
 
 
 CGROUPS = ("tests/inside/test_cgroup_for_real.py",)
